@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Makes the golden backing directory of the current format version, with a real mount.
+
+    .venv/bin/python scripts/make-golden.py tests/golden/v1
+
+This was run once for each format version, before its release. What it made stays in the tests for ever: that a
+later tdefs reads it is the promise that nobody's files become unreadable. It never overwrites: a new version gets
+a new directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TDEFS = Path(sys.executable).with_name("tdefs")
+
+# In the tests' repository on purpose: it protects nothing but these files.
+KEY = "600d" * 16
+
+POLICY = """\
+version: 1
+default: dk_1
+relations:
+  - {database: 16384, relfilenodes: [16390], key: dk_2}
+kinds:
+  version: plain
+"""
+
+LENGTHS = (0, 1, 15, 16, 17, 8191, 8192, 8193)
+
+
+def pattern(name: str, size: int) -> bytes:
+    """Return *size* bytes that differ from page to page and from file to file, and can be recognised."""
+    lines = (f"{name}: line {number}\n".encode() for number in range(size))
+    out = bytearray()
+    while len(out) < size:
+        out += next(lines)
+    return bytes(out[:size])
+
+
+def fill(root: Path) -> None:
+    """Write the files through the mount at *root*."""
+    for directory in ("base/16384", "pg_wal", "pg_xact", "lengths"):
+        (root / directory).mkdir(parents=True)
+    (root / "PG_VERSION").write_text("15\n")
+    (root / "postgresql.conf").write_text("shared_buffers = 128MB  # canary in a comment\n" * 3)
+    for name, pages in (("16385", 2), ("16385.1", 1), ("16390", 1)):
+        (root / "base/16384" / name).write_bytes(pattern(name, 8192 * pages))
+
+    # a zero page between two that are not, as relation extension leaves it
+    free_space = root / "base/16384/16385_fsm"
+    free_space.write_bytes(pattern("16385_fsm", 8192) + bytes(8192) + pattern("16385_fsm, page 2", 8192))
+
+    # two names under two identities: the file is bound to none any more
+    (root / "base/16384/16391").write_bytes(pattern("16391", 1000))
+    os.link(root / "base/16384/16391", root / "base/16384/16392")
+
+    # renamed, so that its identity was written twice; and a segment written piece by piece, zeros behind
+    (root / "base/16384/16400").write_bytes(pattern("16400", 100))
+    (root / "base/16384/16400").rename(root / "base/16384/16401")
+    with (root / "pg_wal/000000010000000000000001").open("xb", buffering=0) as segment:
+        segment.truncate(2 * 8192)
+        for offset in range(0, 9000, 1000):
+            os.pwrite(segment.fileno(), pattern(f"record at {offset}", 1000), offset)
+            os.fsync(segment.fileno())
+
+    # a hole of a page, and one that begins in the middle of a sector: made longer after it was written
+    with (root / "pg_xact/0000").open("xb", buffering=0) as holey:
+        for offset in (100, 600, 17000):
+            os.pwrite(holey.fileno(), f"island at {offset}".encode(), offset)
+        os.fsync(holey.fileno())
+        holey.truncate(20001)
+
+    for length in LENGTHS:
+        (root / "lengths" / str(length)).write_bytes(pattern(str(length), length))
+
+
+def listing(root: Path) -> dict[str, dict[str, int | str]]:
+    """Return length and SHA-256 of the content of every file below *root*."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            found[str(path.relative_to(root))] = {"length": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return found
+
+
+def main() -> int:
+    """Make the directory that the command line names."""
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    golden = Path(sys.argv[1]).absolute()
+    if golden.exists():
+        print(f'make-golden: "{golden}" exists, and a golden directory is never made anew', file=sys.stderr)
+        return 1
+    golden.mkdir(parents=True)
+    (golden / "key.txt").write_text(KEY + "\n")
+    (golden / "policy.yaml").write_text(POLICY)
+    backing = golden / "backing"
+    unlock = ["--key-command", f"cat {shlex.quote(str(golden / 'key.txt'))}"]
+
+    def tdefs(*words: str | Path) -> None:
+        subprocess.run([TDEFS, *words], check=True)
+
+    tdefs("init", backing, "--policy", golden / "policy.yaml", *unlock)
+    with tempfile.TemporaryDirectory() as mountpoint, tempfile.TemporaryDirectory() as plain:
+        fill(Path(plain))
+        files = listing(Path(plain))
+        tdefs("mount", backing, mountpoint, *unlock)
+        try:
+            fill(Path(mountpoint))
+        finally:
+            tdefs("umount", mountpoint)
+        # anew, so that what is compared has been on the disk
+        tdefs("mount", backing, mountpoint, *unlock)
+        try:
+            if listing(Path(mountpoint)) != files:
+                print("make-golden: the mount and a plain directory with the same files differ", file=sys.stderr)
+                return 1
+        finally:
+            tdefs("umount", mountpoint)
+    for name in ("lock", "session.json", "log", "control"):
+        (backing / ".tdefs" / name).unlink(missing_ok=True)
+
+    description = backing / ".tdefs/volume.json"
+    fields = json.loads(description.read_text())
+    # the places on the machine where it was made; who uses the directory puts in its own
+    fields["keystore"], fields["policy"] = "/golden/v1/backing/.tdefs/keystore", "/golden/v1/policy.yaml"
+    description.write_text(json.dumps(fields, indent=2) + "\n")
+    (golden / "expected.json").write_text(json.dumps(files, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

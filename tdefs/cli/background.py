@@ -1,0 +1,91 @@
+"""Going to the background: the parent returns when the daemon serves, or says why it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+from tdefs.errors import Exit, TdefsError
+
+_READY = {"ready": True}
+
+
+def run_in_background(work: Callable[[Callable[[], None]], None], *, keep: int) -> None:
+    """Fork; the child runs *work*, which is given a function to call once it serves; the parent waits for that.
+
+    Of the descriptors that were open the child keeps *keep* and the standard ones.
+
+    :raises TdefsError: what *work* raised before it served, or MOUNT_FAILED if the child died.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _run_child(work, writing, keep)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    if not said:
+        raise TdefsError(Exit.MOUNT_FAILED, "the daemon died before it served", hint="see its log")
+    report = json.loads(said)
+    if report != _READY:
+        raise TdefsError(
+            Exit(report["exit_code"]), report["message"], detail=report["detail"], hint=report["hint"]
+        )
+
+
+def _run_child(work: Callable[[Callable[[], None]], None], writing: int, keep: int) -> None:
+    """Detach from the terminal, run *work*, and never return."""
+    code = Exit.OK
+    reported = False
+
+    def report(what: dict[str, object]) -> None:
+        nonlocal reported
+        if not reported:
+            reported = True
+            os.write(writing, json.dumps(what).encode())
+            os.close(writing)
+
+    def ready() -> None:
+        # until now errors of libfuse went to the user's terminal
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (1, 2):
+            os.dup2(null, standard)
+        os.close(null)
+        report(dict(_READY))
+
+    try:
+        _close_all_but({writing, keep})
+        os.setsid()
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        work(ready)
+    except TdefsError as error:
+        code = error.exit_code
+        report({"exit_code": code, "message": error.message, "detail": error.detail, "hint": error.hint})
+    except OSError as error:
+        code = Exit.OS_ERROR
+        place = f' "{os.fsdecode(error.filename)}"' if error.filename is not None else ""
+        report({"exit_code": code, "message": f"{error.strerror or error}{place}", "detail": "", "hint": ""})
+    except BaseException as error:
+        code = Exit.UNEXPECTED
+        text = f"unexpected error: {type(error).__name__}"
+        report({"exit_code": code, "message": text, "detail": "", "hint": "see the daemon's log"})
+    finally:
+        os._exit(code)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    """Close what the caller's shell left open: it would hold foreign files, and pipes, as long as the mount."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in keep:
+            with suppress(OSError):
+                os.close(fd)

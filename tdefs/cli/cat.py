@@ -1,0 +1,61 @@
+"""``tdefs cat``: decrypt one file of a volume to standard output, without a mount."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from errno import EISDIR, ELOOP, ENOENT, ENOTDIR
+from pathlib import Path
+
+from tdefs.cli.output import printable
+from tdefs.cli.unlock import add_keystore_arguments, unlock
+from tdefs.errors import Exit, TdefsError
+from tdefs.format.errors import FormatError
+from tdefs.fs.offline import OfflineReader, volume_at
+
+_NOT_THERE = {
+    ENOENT: "there is no such file",
+    ENOTDIR: "a directory in its path is none, or is a symbolic link, which tdefs does not follow",
+    ELOOP: "it is a symbolic link, which tdefs does not follow",
+    EISDIR: "it is not a regular file",
+}
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``cat``."""
+    parser = subparsers.add_parser(
+        "cat",
+        help="decrypt one file to standard output, without a mount",
+        description="Writes the content of one file to standard output, decrypted if it is encrypted. While the "
+        "volume is mounted, what the kernel has not passed on yet is missing.",
+    )
+    parser.add_argument("backing", metavar="BACKING", type=Path)
+    parser.add_argument("path", metavar="RELPATH", help="relative to the mount point, such as base/5/16384")
+    add_keystore_arguments(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    volume = volume_at(args.backing)
+    reader = OfflineReader(volume, unlock(args, volume))
+    try:
+        with reader.open(args.path) as file:
+            for chunk in file.chunks():
+                sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+    except FormatError as error:
+        raise TdefsError(
+            Exit.FILE_DAMAGED,
+            f'"{printable(args.path)}" cannot be decrypted: {error}',
+            hint=error.hint,
+        ) from None
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
+        raise TdefsError(
+            Exit.FILE_NOT_FOUND,
+            f'there is no file "{printable(args.path)}" in volume "{volume.backing}"',
+            detail=_NOT_THERE[error.errno],
+            hint=f"'tdefs ls {volume.backing}' lists its files",
+        ) from None
+    return Exit.OK

@@ -1,0 +1,49 @@
+"""``tdefs init``: create a volume and its keystore."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tdefs.errors import Exit
+from tdefs.keys.keystore import FIRST_DATA_KEY, create_keystore
+from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
+from tdefs.policy.parse import load_policy
+from tdefs.volume import abandon_volume, create_volume, save_volume
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``init``."""
+    parser = subparsers.add_parser(
+        "init",
+        help="create a volume and its keystore",
+        description="Creates a volume in an empty directory, and a keystore with a master key and the data keys "
+        "that the policy names (dk_1 without one). The places of both files are remembered by the volume.",
+    )
+    parser.add_argument("backing", metavar="BACKING", type=Path, help="the directory that will hold ciphertext")
+    parser.add_argument("--keystore", metavar="FILE", type=Path, help="default: BACKING/.tdefs/keystore")
+    parser.add_argument("--policy", metavar="FILE", type=Path, help="default: everything is encrypted")
+    add_unlock_arguments(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    names = {FIRST_DATA_KEY}
+    if args.policy:
+        names |= load_policy(args.policy).key_names()
+    protector = secret_from_arguments(args, confirm=True)
+    volume = create_volume(args.backing, args.keystore, args.policy)
+    try:
+        # the first name becomes the default data key
+        ordered = [FIRST_DATA_KEY, *sorted(names - {FIRST_DATA_KEY})]
+        ring = create_keystore(volume.keystore, volume.volume_id, protector, data_key_names=ordered)
+        save_volume(volume)
+    except BaseException:
+        abandon_volume(volume)
+        raise
+    print(f"volume    {volume.backing} ({volume.volume_id.hex()})")
+    print(f"keystore  {volume.keystore} (data keys {', '.join(ring.names())})")
+    print(f"policy    {volume.policy or 'none: everything is encrypted'}")
+    print("\nKeep a copy of the keystore elsewhere: without it nobody can read the volume, not even you.")
+    print(f"Mount it with: tdefs mount {volume.backing} MOUNTPOINT")
+    return Exit.OK

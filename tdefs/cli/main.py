@@ -1,0 +1,58 @@
+"""The ``tdefs`` command: parsing, hardening, and turning what goes wrong into a message and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from tdefs import __version__
+from tdefs.cli import cat, init, ls, mount, policy, status, umount, verify
+from tdefs.errors import Exit, TdefsError
+from tdefs.host import harden_process
+
+_COMMANDS = (init, mount, umount, status, ls, cat, verify, policy)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="tdefs",
+        description="Encrypts a PostgreSQL data directory: an unmodified PostgreSQL runs on the mount, "
+        "the disk holds only ciphertext.",
+        epilog="Each kind of failure has its own exit code: see docs/EXIT-CODES.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"tdefs {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.register(subparsers)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = build_parser().parse_args(arguments)
+    try:
+        harden_process()
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except TdefsError as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # who read our output (head, grep -q) has seen enough; keep the interpreter from saying so at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    except OSError as error:
+        place = f' "{os.fsdecode(error.filename)}"' if error.filename is not None else ""
+        print(f"tdefs: {error.strerror or error}{place}", file=sys.stderr)
+        return Exit.OS_ERROR
+    except KeyboardInterrupt:
+        print("tdefs: interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+def run() -> None:
+    """Entry point of the installed script."""
+    sys.exit(main())

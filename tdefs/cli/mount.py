@@ -1,0 +1,184 @@
+"""``tdefs mount``: unlock a volume and serve it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from tdefs.cli.background import run_in_background
+from tdefs.cli.unlock import add_keystore_arguments, unlock
+from tdefs.config import load_config
+from tdefs.errors import Exit, TdefsError
+from tdefs.fs.calls import SystemCalls
+from tdefs.fs.mounts import detach, is_dead, tdefs_mounts
+from tdefs.fs.recovery import empty_unfinished_files
+from tdefs.fs.session import MountRequest, run_session
+from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit
+from tdefs.keys.hierarchy import KeyRing
+from tdefs.policy.model import Policy
+from tdefs.policy.parse import load_policy
+from tdefs.volume import Volume, VolumeLock, allow_plain_files, read_volume
+
+log = logging.getLogger(__name__)
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_LOG_BYTES = 10 << 20
+_LOG_FILES = 3
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``mount``."""
+    parser = subparsers.add_parser(
+        "mount",
+        help="unlock a volume and serve it; returns when the mount serves",
+        description="Mounts a volume. The daemon runs as the user who calls this: as the cluster's own user, or "
+        "as root, in which case every user's access is checked against the files' owners and modes.",
+    )
+    parser.add_argument("backing", metavar="BACKING", type=Path, help="the directory that holds ciphertext")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="PGDATA, or a directory above it")
+    add_keystore_arguments(parser)
+    parser.add_argument("--policy", metavar="FILE", type=Path, help="instead of the one the volume remembers")
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
+    parser.add_argument(
+        "-o",
+        dest="options",
+        metavar="OPTIONS",
+        action="append",
+        default=[],
+        help="mount options, separated by commas",
+    )
+    parser.add_argument("--log-file", metavar="FILE", type=Path, help="default: BACKING/.tdefs/log")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = load_config(args.config)
+    settings = config.for_backing(args.backing)
+    volume = read_volume(args.backing)
+    mountpoint = _prepare_mountpoint(args.mountpoint, volume)
+    policy_file = _given(args.policy, settings.policy) or volume.policy
+    policy = load_policy(policy_file) if policy_file else Policy.everything()
+    lock = VolumeLock(volume)
+    lock.acquire()
+    try:
+        ring = unlock(args, volume)
+        _check_key_names(policy, ring, policy_file)
+        log_file = None if args.foreground else _given(args.log_file, settings.log_file) or volume.log_file
+        raise_file_limit()
+        keep_freed_memory()
+
+        def work(ready: Callable[[], None]) -> None:
+            _log_to(log_file, config.log_level)
+            for warning in policy.warnings:
+                log.warning("%s", warning)
+            request = MountRequest(
+                volume=_recovered(volume, policy),
+                mountpoint=mountpoint,
+                options=(*_options(args.options), *settings.options),
+                memory_locked=lock_memory(),
+                log_file=log_file,
+            )
+            try:
+                run_session(request, ring, policy, SystemCalls(), ready)
+            except TdefsError:
+                raise
+            except BaseException:
+                log.exception("the mount ended unexpectedly")
+                raise
+
+        if args.foreground:
+            work(lambda: None)
+        else:
+            run_in_background(work, keep=lock.descriptor)
+    finally:
+        lock.release()
+    return Exit.OK
+
+
+def _recovered(volume: Volume, policy: Policy) -> Volume:
+    """Put right what the last session left, by the rules that held for it; then the policy's own hold."""
+    empty_unfinished_files(volume)
+    return allow_plain_files(volume) if policy.leaves_anything_plain() else volume
+
+
+def _given(argument: Path | None, setting: Path | None) -> Path | None:
+    """Return what the command line says, else what the configuration says."""
+    chosen = argument or setting
+    return chosen.absolute() if chosen else None
+
+
+def _check_key_names(policy: Policy, ring: KeyRing, policy_file: Path | None) -> None:
+    missing = sorted(policy.key_names() - set(ring.names()))
+    if missing:
+        raise TdefsError(
+            Exit.DATA_KEY_UNKNOWN,
+            f"the policy uses data keys that the keystore does not hold: {', '.join(missing)}",
+            detail=f'policy "{policy_file}"; the keystore holds {", ".join(ring.names())}',
+            hint="use one of the keystore's data keys in the policy",
+        )
+
+
+def _prepare_mountpoint(mountpoint: Path, volume: Volume) -> Path:
+    """Check the mount point; clean up what a daemon that died left there."""
+    if is_dead(mountpoint):
+        absolute = Path(os.path.realpath(mountpoint))
+        if all(mount.mountpoint != absolute for mount in tdefs_mounts()):
+            raise TdefsError(
+                Exit.MOUNTPOINT_INVALID,
+                f'"{mountpoint}" is a dead mount of another file system',
+                hint=f'take it away with "umount -l {mountpoint}"',
+            )
+        detach(absolute)
+    try:
+        resolved = mountpoint.resolve(strict=True)
+    except FileNotFoundError:
+        raise TdefsError(
+            Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" does not exist', hint="create the directory"
+        ) from None
+    if not resolved.is_dir():
+        raise TdefsError(Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" is not a directory')
+    if resolved == volume.backing or resolved in volume.backing.parents or volume.backing in resolved.parents:
+        raise TdefsError(
+            Exit.MOUNTPOINT_INVALID,
+            f'mount point "{resolved}" and backing directory "{volume.backing}" contain one another',
+            hint="choose two directories side by side",
+        )
+    return resolved
+
+
+def _options(given: list[str]) -> list[str]:
+    """Split ``-o a,b -o c`` into single options; a backslash keeps a comma."""
+    return [
+        option
+        for text in given
+        for option in text.replace("\\,", "\0").split(",")
+        if option
+        for option in [option.replace("\0", "\\,")]
+    ]
+
+
+class _LogFile(RotatingFileHandler):
+    """The daemon's log: readable by its owner alone, and never failing on a name."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1, encoding="utf-8", errors="backslashreplace"
+        )
+
+    def _open(self) -> TextIOWrapper:
+        def private(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)  # type: ignore[return-value]
+
+
+def _log_to(log_file: Path | None, level: str) -> None:
+    handler: logging.Handler = logging.StreamHandler(sys.stderr) if log_file is None else _LogFile(log_file)
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

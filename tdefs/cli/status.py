@@ -1,0 +1,114 @@
+"""``tdefs status``: what is mounted, with which keys, how many files are encrypted, and what was requested."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tdefs.cli.output import print_fields, print_json, print_line, print_table
+from tdefs.errors import Exit, TdefsError
+from tdefs.fs.control import ask
+from tdefs.fs.mounts import find_mount, is_dead
+from tdefs.fs.offline import STATES, describe_all
+from tdefs.volume import Volume, is_in_use, read_session, read_volume
+
+_FIELDS = (
+    *("mountpoint", "backing", "volume_id", "pid", "since", "keystore", "policy", "log_file", "memory_locked"),
+    *("known_inodes", "open_handles"),
+)
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``status``."""
+    parser = subparsers.add_parser(
+        "status",
+        help="what is mounted: keys (no secrets), counts of encrypted and plain files, requests and failures",
+        description="Says what is mounted at MOUNTPOINT. Files are counted as they are on the disk.",
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    mount = find_mount(args.mountpoint)
+    volume = None if is_dead(mount.mountpoint) else read_volume(mount.backing)
+    # the kernel may answer a stat() of a dead mount from its cache; the lock that a daemon holds tells for certain
+    if volume is None or not is_in_use(volume):
+        raise TdefsError(
+            Exit.NOT_MOUNTED,
+            f'the mount at "{mount.mountpoint}" is dead: its daemon is gone',
+            hint="'tdefs mount' replaces it, 'tdefs umount' takes it away; the log says why the daemon ended",
+        )
+    status = gather(volume, mount.mountpoint)
+    if args.json:
+        print_json(status)
+    else:
+        _print(status)
+    return Exit.OK
+
+
+def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
+    """Return the JSON object that describes a mount; its keys are part of the interface.
+
+    What only the daemon knows is ``None``, or empty, if it does not answer.
+    """
+    answer = ask(volume, "status")
+    daemon = answer or {}
+    session = read_session(volume)
+    states: Counter[str] = Counter()
+    rounds: Counter[tuple[str, int, str]] = Counter()
+    for found in describe_all(volume):
+        states[found.state] += 1
+        if found.data_key is not None and found.round is not None and found.algorithm is not None:
+            rounds[found.data_key, found.round, found.algorithm] += 1
+    for key in daemon.get("data_keys", ()):
+        rounds[key["name"], key["round"], key["algorithm"]] += 0
+    started = daemon.get("started")
+    return {
+        "mountpoint": str(mountpoint),
+        "backing": str(volume.backing),
+        "volume_id": volume.volume_id.hex(),
+        "daemon_answers": answer is not None,
+        "pid": daemon.get("pid", session.pid if session else None),
+        "since": None
+        if started is None
+        else datetime.fromtimestamp(started, UTC).astimezone().isoformat("T", "seconds"),
+        "keystore": daemon.get("keystore", str(volume.keystore)),
+        "policy": daemon.get("policy", str(volume.policy) if volume.policy else None),
+        "log_file": daemon.get("log_file"),
+        "memory_locked": daemon.get("memory_locked"),
+        "known_inodes": daemon.get("known_inodes"),
+        "open_handles": daemon.get("open_handles"),
+        "data_keys": [
+            {"name": name, "round": number, "algorithm": algorithm, "files": files}
+            for (name, number, algorithm), files in sorted(rounds.items())
+        ],
+        "files": {state: states[state] for state in STATES},
+        "requests": daemon.get("requests", {}),
+        "failures": daemon.get("failures", {}),
+    }
+
+
+def _print(status: dict[str, Any]) -> None:
+    if not status["daemon_answers"]:
+        print_line("the daemon does not answer this user: what only it knows is missing")
+        print_line()
+    shown = {True: "yes", False: "no"}
+    print_fields(
+        (name.replace("_", " "), shown[value] if isinstance(value := status[name], bool) else value)
+        for name in _FIELDS
+    )
+    print_line()
+    keys = [(key["name"], key["round"], key["algorithm"], key["files"]) for key in status["data_keys"]]
+    print_table(("data key", "round", "algorithm", "files"), keys, numbers=("round", "files"))
+    print_line()
+    print_table(("files", "count"), list(status["files"].items()), numbers=("count",))
+    if status["requests"]:
+        failures = status["failures"]
+        rows = [(name, count, failures.get(name, 0)) for name, count in status["requests"].items()]
+        print_line()
+        print_table(("request", "count", "failures"), rows, numbers=("count", "failures"))

@@ -1,0 +1,59 @@
+"""Errors that reach the user, and the exit codes that are part of the command line's interface."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of the ``tdefs`` command; each kind of failure has its own (see docs/EXIT-CODES.md)."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    POLICY_INVALID = 3
+    CONFIG_INVALID = 4
+    NOT_A_VOLUME = 10
+    VOLUME_EXISTS = 11
+    VOLUME_IN_USE = 12
+    VOLUME_DAMAGED = 13
+    KEYSTORE_MISSING = 20
+    KEYSTORE_DAMAGED = 21
+    KEYSTORE_FOREIGN = 22
+    KEYSTORE_EXPOSED = 23
+    WRONG_SECRET = 24
+    NO_SECRET = 25
+    KEY_COMMAND_FAILED = 26
+    DATA_KEY_UNKNOWN = 27
+    MOUNT_FAILED = 30
+    MOUNT_BUSY = 31
+    NOT_MOUNTED = 32
+    MOUNTPOINT_INVALID = 33
+    FILE_NOT_FOUND = 40
+    FILE_DAMAGED = 41
+    VERIFY_FOUND_DAMAGE = 42
+    OS_ERROR = 50
+
+
+class TdefsError(Exception):
+    """A failure the user can act on.
+
+    ``message`` is lower case without a full stop, in the manner of PostgreSQL's messages; ``detail`` says
+    more about what happened and ``hint`` what to do. None of the three ever contains a secret.
+    """
+
+    def __init__(self, exit_code: Exit, message: str, *, detail: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.message = message
+        self.detail = detail
+        self.hint = hint
+
+    def render(self) -> str:
+        """Return the text for the terminal or the log: the message, then DETAIL and HINT lines."""
+        lines = [f"tdefs: {self.message}"]
+        if self.detail:
+            lines.append(f"DETAIL:  {self.detail}")
+        if self.hint:
+            lines.append(f"HINT:  {self.hint}")
+        return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""What can be wrong with a stored file, each kind told apart from the others."""
+
+from __future__ import annotations
+
+
+class FormatError(Exception):
+    """A stored file cannot be presented; the text says what is wrong with it, never what is in it."""
+
+    hint = "restore the file from a backup; 'tdefs verify' lists every damaged file of a volume"
+
+
+class DamagedHeader(FormatError):
+    """The header was once written by tdefs, and is no longer what was written."""
+
+
+class MissingHeader(FormatError):
+    """The header page is all zero: its creation never reached the disk, or it was wiped."""
+
+    hint = "restore the file from a backup; if it was stored in the clear, mount with a policy that leaves it so"
+
+
+class UnsupportedFormat(FormatError):
+    """An intact header of a format version, cipher suite or page size that this tdefs does not know."""
+
+    hint = "a newer tdefs wrote this file: read it with that version"
+
+
+class ForeignFile(FormatError):
+    """An intact header of another volume, or a file that is not one of this volume's at all."""
+
+    hint = "the file was copied into the backing directory from elsewhere; put this volume's own file back"
+
+
+class WrongKey(FormatError):
+    """An intact header made with another key of the same name and round, or forged without the key."""
+
+    hint = "mount with the keystore that was in use when the file was written"
+
+
+class UnknownDataKey(FormatError):
+    """An intact header that names a data key or round that the keystore does not hold."""
+
+    hint = "mount with the keystore that was in use when the file was written"
+
+
+class IdentityMismatch(FormatError):
+    """The header belongs to another relation file: the ciphertext was put in this one's place."""
+
+    hint = "the backing files of two relations were exchanged outside of tdefs; put them back"
+
+
+class DamagedLength(FormatError):
+    """The stored length is one that no file of this format can have."""

@@ -1,0 +1,215 @@
+"""The header record at the start of an encrypted file.
+
+All integers are little-endian. The record lies in the first 512-byte sector, so a torn write leaves the old
+record or the new one. The rest of the header page is zero (a hole).
+
+    offset size  field
+         0    8  magic 89 54 44 45 46 53 0d 0a
+         8    2  format version (1)
+        10    2  cipher suite (1 = AES-256-XTS)
+        12    4  page size (8192)
+        16   16  volume id
+        32   16  file id (random)
+        48   32  data key name (ASCII, zero padded)
+        80    4  data key round
+        84    8  data key fingerprint
+        92    4  zero
+        96   16  identity: what the file may be opened as
+       112   16  second identity, set only while a rename is under way
+       128   64  zero (reserved for later suites)
+       192   32  HMAC-SHA256 of bytes 0..191 under the data key's header MAC key
+       224   32  SHA-256 of bytes 0..223
+
+An identity is: binding (1 byte: 0 = slot unused, 1 = relation file, 2 = not a relation file, 3 = any place), fork
+number (1), zero (2), database OID (4), relfilenode (4), segment (4).
+
+The checksum tells damage from a wrong key without any key; the MAC tells a header of this key from a forgery.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, hmac
+
+from tdefs.format.errors import DamagedHeader, ForeignFile, MissingHeader, UnsupportedFormat, WrongKey
+from tdefs.format.layout import PAGE_SIZE
+
+MAGIC = b"\x89TDEFS\r\n"
+FORMAT_VERSION = 1
+SUITE_AES_256_XTS = 1
+SUITE_NAMES = {SUITE_AES_256_XTS: "aes-256-xts"}
+
+RECORD_SIZE = 256
+_FIXED = struct.Struct("<8sHHI16s16s32sI8s4x16s16s64x")
+_MAC_AT = 192
+_CHECKSUM_AT = 224
+_IDENTITY = struct.Struct("<BBHIII")
+
+assert _FIXED.size == _MAC_AT  # noqa: S101 - the layout above, checked once at import
+
+
+class Binding(IntEnum):
+    """How an identity binds a file to a place."""
+
+    UNUSED = 0
+    RELATION = 1
+    NOT_A_RELATION = 2
+    ANY_PLACE = 3
+
+
+class Identity(NamedTuple):
+    """What a file may be opened as: the numbers that PostgreSQL puts in a relation file's path, or none.
+
+    ``fork`` is PostgreSQL's ForkNumber: 0 main, 1 fsm, 2 vm, 3 init.
+    """
+
+    binding: Binding
+    database: int = 0
+    relfilenode: int = 0
+    fork: int = 0
+    segment: int = 0
+
+    def __str__(self) -> str:
+        if self.binding != Binding.RELATION:
+            return "no relation file" if self.binding == Binding.NOT_A_RELATION else "any file"
+        fork = ("", "_fsm", "_vm", "_init")[self.fork] if self.fork < 4 else f"_fork{self.fork}"
+        segment = f".{self.segment}" if self.segment else ""
+        return f"relation file {self.relfilenode}{fork}{segment} of database {self.database}"
+
+
+NOT_A_RELATION = Identity(Binding.NOT_A_RELATION)
+ANY_PLACE = Identity(Binding.ANY_PLACE)
+_UNUSED = Identity(Binding.UNUSED)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself: see the layout in the module's docstring."""
+
+    volume_id: bytes
+    file_id: bytes
+    key_name: str
+    key_round: int
+    key_fingerprint: bytes
+    identities: tuple[Identity, ...] = (NOT_A_RELATION,)
+    suite: int = SUITE_AES_256_XTS
+
+    def accepts(self, identity: Identity) -> bool:
+        """Tell whether the file may be opened as *identity*."""
+        return identity in self.identities or ANY_PLACE in self.identities
+
+    def bound_to(self, *identities: Identity) -> Header:
+        """Return the same header bound to *identities*, one or two."""
+        return replace(self, identities=tuple(dict.fromkeys(identities)))
+
+
+def encode_header(header: Header, mac_key: bytes) -> bytes:
+    """Return the header record, ``RECORD_SIZE`` bytes."""
+    first, second = (*header.identities, _UNUSED)[:2]
+    fixed = _FIXED.pack(
+        MAGIC,
+        FORMAT_VERSION,
+        header.suite,
+        PAGE_SIZE,
+        header.volume_id,
+        header.file_id,
+        header.key_name.encode("ascii"),
+        header.key_round,
+        header.key_fingerprint,
+        _encode_identity(first),
+        _encode_identity(second),
+    )
+    summed = fixed + _mac(mac_key, fixed).finalize()
+    return summed + _sha256(summed)
+
+
+def decode_header(record: bytes, volume_id: bytes | None) -> Header:
+    """Return what the header *record* says, with everything checked that needs no key.
+
+    :param volume_id: of the volume that the file lies in; ``None`` accepts any.
+    :raises MissingHeader: every byte is zero.
+    :raises DamagedHeader: the record is cut short, or its checksum does not match.
+    :raises UnsupportedFormat: a version, suite or page size that this module does not know.
+    :raises ForeignFile: the record belongs to another volume.
+    """
+    if not any(record[:RECORD_SIZE]):
+        raise MissingHeader("the header is all zero: the file was never synced before a crash, or was wiped")
+    if len(record) < RECORD_SIZE:
+        raise DamagedHeader(f"the header is cut short: {len(record)} of {RECORD_SIZE} bytes are left")
+    if _sha256(record[:_CHECKSUM_AT]) != record[_CHECKSUM_AT:RECORD_SIZE]:
+        raise DamagedHeader("the header is damaged: its checksum does not match")
+    magic, version, suite, page_size, volume, file_id, name, key_round, fingerprint, first, second = _FIXED.unpack(
+        record[:_MAC_AT]
+    )
+    if magic != MAGIC:
+        raise DamagedHeader("the header is damaged: its magic number is wrong")
+    if version != FORMAT_VERSION or suite not in SUITE_NAMES or page_size != PAGE_SIZE:
+        raise UnsupportedFormat(
+            f"the header is of format version {version}, cipher suite {suite}, page size {page_size}; "
+            f"known are version {FORMAT_VERSION}, suites {sorted(SUITE_NAMES)}, page size {PAGE_SIZE}"
+        )
+    if volume_id is not None and volume != volume_id:
+        raise ForeignFile(f"the file belongs to another volume ({volume.hex()})")
+    try:
+        key_name = name.rstrip(b"\0").decode("ascii")
+    except UnicodeDecodeError:
+        raise DamagedHeader("the header is damaged: its data key name is not text") from None
+    slots = (_decode_identity(first), _decode_identity(second))
+    identities = tuple(identity for identity in slots if identity.binding != Binding.UNUSED)
+    return Header(volume, file_id, key_name, key_round, fingerprint, identities, suite)
+
+
+def verify_header(record: bytes, header: Header, mac_key: bytes, fingerprint: bytes) -> None:
+    """Check that *record*, decoded as *header*, was made with the data key of *mac_key* and *fingerprint*.
+
+    :raises WrongKey: another key of the same name made it, or nobody who had the key did.
+    """
+    if header.key_fingerprint != fingerprint:
+        raise WrongKey(f"the header was made with another key called {header.key_name!r}")
+    try:
+        _mac(mac_key, record[:_MAC_AT]).verify(record[_MAC_AT:_CHECKSUM_AT])
+    except InvalidSignature:
+        raise WrongKey("the header's MAC does not match: it was altered by someone without the key") from None
+
+
+def resembles_header(record: bytes, volume_id: bytes) -> bool:
+    """Tell whether *record* starts an encrypted file, be it a damaged one.
+
+    A plain file is any file without a header, so a header with a flipped bit must not pass for one: the magic
+    and the volume id are two witnesses, and damage would have to hit both.
+    """
+    if len(record) < len(MAGIC):
+        # cut to a few bytes; fewer than these may well begin a plain file
+        return len(record) >= 4 and MAGIC.startswith(record)
+    return record[16:32] == volume_id or record[:8] == MAGIC or record[1:6] == MAGIC[1:6]
+
+
+def _encode_identity(identity: Identity) -> bytes:
+    return _IDENTITY.pack(
+        identity.binding, identity.fork, 0, identity.database, identity.relfilenode, identity.segment
+    )
+
+
+def _decode_identity(packed: bytes) -> Identity:
+    binding, fork, _, database, relfilenode, segment = _IDENTITY.unpack(packed)
+    try:
+        return Identity(Binding(binding), database, relfilenode, fork, segment)
+    except ValueError:
+        raise UnsupportedFormat(f"the header has an identity of unknown kind {binding}") from None
+
+
+def _sha256(data: bytes) -> bytes:
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(data)
+    return digest.finalize()
+
+
+def _mac(key: bytes, data: bytes) -> hmac.HMAC:
+    mac = hmac.HMAC(key, hashes.SHA256())
+    mac.update(data)
+    return mac

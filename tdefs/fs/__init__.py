@@ -1,0 +1,1 @@
+"""The mounted file system: inodes, open files, FUSE operations, the session loop."""

@@ -1,0 +1,96 @@
+"""Attributes of inodes: what a plain directory would show, with the plaintext's length."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from tdefs.fs.calls import SystemCalls
+from tdefs.fs.files import OpenFile
+from tdefs.fs.inodes import Inode, InodeTable
+from tdefs.fs.opening import Opener
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Which attributes to set; ``None`` leaves one as it is. Times are nanoseconds since 1970."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class Attributes:
+    """Reads and sets the attributes of one mount's inodes."""
+
+    def __init__(self, calls: SystemCalls, inodes: InodeTable, opener: Opener) -> None:
+        self._calls = calls
+        self._inodes = inodes
+        self._opener = opener
+
+    def status(self, inode: Inode) -> os.stat_result:
+        """Return the attributes of the backing file."""
+        if inode.open_file is not None:
+            return self._calls.fstat("getattr:open", inode.open_file.fd)
+        if inode.ghost is not None:
+            return inode.ghost.status
+        name, directory = self._inodes.place(inode)
+        return self._calls.stat("getattr", name, directory)
+
+    def change(self, inode: Inode, changes: Changes) -> os.stat_result:
+        """Set attributes and return those that hold then.
+
+        The kernel passes on times of written files late, also when the file has been removed by then; there is
+        nothing left to set, and an error would fail a syncfs(2).
+        """
+        if inode.ghost is not None and inode.open_file is None:
+            return inode.ghost.status
+        if changes.size is not None:
+            self._truncate(inode, changes.size)
+        file = inode.open_file
+        if file is not None:
+            return self._change_open(file, changes)
+        name, directory = self._inodes.place(inode)
+        if changes.uid is not None or changes.gid is not None:
+            uid, gid = _or_keep(changes.uid), _or_keep(changes.gid)
+            self._calls.chown("setattr:chown", name, uid, gid, directory)
+        if changes.mode is not None:
+            self._calls.chmod("setattr:chmod", name, stat.S_IMODE(changes.mode), directory)
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            status = self._calls.stat("setattr:stat", name, directory)
+            atime_ns, mtime_ns = _times(changes, status)
+            self._calls.utimens("setattr:times", name, atime_ns, mtime_ns, directory)
+        return self._calls.stat("setattr:stat", name, directory)
+
+    def _change_open(self, file: OpenFile, changes: Changes) -> os.stat_result:
+        """Set attributes through the descriptor: the file may have no name any more."""
+        if changes.uid is not None or changes.gid is not None:
+            uid, gid = _or_keep(changes.uid), _or_keep(changes.gid)
+            self._calls.fchown("setattr:chown", file.fd, uid, gid)
+        if changes.mode is not None:
+            self._calls.fchmod("setattr:chmod", file.fd, stat.S_IMODE(changes.mode))
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            atime_ns, mtime_ns = _times(changes, self._calls.fstat("setattr:stat", file.fd))
+            self._calls.futimens("setattr:times", file.fd, atime_ns, mtime_ns)
+        return self._calls.fstat("setattr:stat", file.fd)
+
+    def _truncate(self, inode: Inode, size: int) -> None:
+        file = self._opener.open(inode, writable=True)
+        try:
+            file.content.truncate(size)
+        finally:
+            self._opener.close_if_unused(file)
+
+
+def _or_keep(number: int | None) -> int:
+    return -1 if number is None else number
+
+
+def _times(changes: Changes, status: os.stat_result) -> tuple[int, int]:
+    atime_ns = status.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+    mtime_ns = status.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+    return atime_ns, mtime_ns

@@ -1,0 +1,153 @@
+"""The one object through which the mounted file system makes its system calls on the backing directory.
+
+Each call carries a label that names its place in the code, so that a test can make exactly one of them fail, stop
+or lie. Errors are ``OSError``. Names are bytes, relative to a directory descriptor; offsets and sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class SystemCalls:
+    """The real calls."""
+
+    def open(self, label: str, name: bytes, flags: int, mode: int, directory: int) -> int:
+        """Open *name* in *directory*; never follows a symbolic link, never leaks into a child process."""
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory)
+
+    def close(self, label: str, fd: int) -> None:
+        """Close *fd*."""
+        os.close(fd)
+
+    def pread(self, label: str, fd: int, size: int, offset: int) -> bytes:
+        """Return *size* bytes, fewer only at the end of the file."""
+        data = os.pread(fd, size, offset)
+        if len(data) == size or not data:
+            return data
+        pieces = [data]
+        got = len(data)
+        while got < size:
+            data = os.pread(fd, size - got, offset + got)
+            if not data:
+                break
+            pieces.append(data)
+            got += len(data)
+        return b"".join(pieces)
+
+    def pread_cached(self, label: str, fd: int, size: int, offset: int) -> bytes | None:
+        """Return *size* bytes if the kernel has all of them in memory, else ``None`` without waiting."""
+        buffer = bytearray(size)
+        try:
+            got = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError:
+            # EAGAIN: not in memory. EOPNOTSUPP: the file system below cannot tell. The waiting read says the rest.
+            return None
+        return bytes(buffer) if got == size else None
+
+    def pwrite(self, label: str, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write all of *data*, or raise."""
+        written = os.pwrite(fd, data, offset)
+        while written < len(data):
+            data = memoryview(data)[written:]
+            offset += written
+            written = os.pwrite(fd, data, offset)
+
+    def ftruncate(self, label: str, fd: int, size: int) -> None:
+        """Set the size of an open file."""
+        os.ftruncate(fd, size)
+
+    def fsync(self, label: str, fd: int) -> None:
+        """Make data and metadata of *fd* durable."""
+        os.fsync(fd)
+
+    def fdatasync(self, label: str, fd: int) -> None:
+        """Make data of *fd*, and what is needed to read it, durable."""
+        os.fdatasync(fd)
+
+    def stat(self, label: str, name: bytes, directory: int) -> os.stat_result:
+        """Return the attributes of *name* itself, not of what it points to."""
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+    def fstat(self, label: str, fd: int) -> os.stat_result:
+        """Return the attributes of an open file."""
+        return os.fstat(fd)
+
+    def fchmod(self, label: str, fd: int, mode: int) -> None:
+        """Set the mode of an open file."""
+        os.fchmod(fd, mode)
+
+    def chmod(self, label: str, name: bytes, mode: int, directory: int) -> None:
+        """Set the mode of *name*, which is no symbolic link."""
+        os.chmod(name, mode, dir_fd=directory)
+
+    def fchown(self, label: str, fd: int, uid: int, gid: int) -> None:
+        """Set the owner of an open file; -1 keeps one."""
+        os.fchown(fd, uid, gid)
+
+    def chown(self, label: str, name: bytes, uid: int, gid: int, directory: int) -> None:
+        """Set the owner of *name* itself; -1 keeps one."""
+        os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+
+    def futimens(self, label: str, fd: int, atime_ns: int, mtime_ns: int) -> None:
+        """Set the times of an open file, in nanoseconds since 1970."""
+        os.utime(fd, ns=(atime_ns, mtime_ns))
+
+    def utimens(self, label: str, name: bytes, atime_ns: int, mtime_ns: int, directory: int) -> None:
+        """Set the times of *name* itself, in nanoseconds since 1970."""
+        os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
+
+    def mkdir(self, label: str, name: bytes, mode: int, directory: int) -> None:
+        """Make a directory."""
+        os.mkdir(name, mode, dir_fd=directory)
+
+    def mknod(self, label: str, name: bytes, mode: int, device: int, directory: int) -> None:
+        """Make a socket, FIFO or device node."""
+        os.mknod(name, mode, device, dir_fd=directory)
+
+    def symlink(self, label: str, target: bytes, name: bytes, directory: int) -> None:
+        """Make *name* a symbolic link to *target*."""
+        os.symlink(target, name, dir_fd=directory)
+
+    def readlink(self, label: str, name: bytes, directory: int) -> bytes:
+        """Return where the symbolic link *name* points."""
+        return os.readlink(name, dir_fd=directory)
+
+    def link(self, label: str, name: bytes, directory: int, new_name: bytes, new_directory: int) -> None:
+        """Make a hard link."""
+        os.link(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory, follow_symlinks=False)
+
+    def unlink(self, label: str, name: bytes, directory: int) -> None:
+        """Remove a name that is no directory."""
+        os.unlink(name, dir_fd=directory)
+
+    def rmdir(self, label: str, name: bytes, directory: int) -> None:
+        """Remove an empty directory."""
+        os.rmdir(name, dir_fd=directory)
+
+    def rename(
+        self, label: str, name: bytes, directory: int, new_name: bytes, new_directory: int, flags: int
+    ) -> None:
+        """Rename with the *flags* of renameat2(2)."""
+        if flags == 0:
+            os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)
+        elif _libc.renameat2(directory, name, new_directory, new_name, flags) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), os.fsdecode(name))
+
+    def listdir(self, label: str, directory: int) -> list[bytes]:
+        """Return the names in an open directory, without ``.`` and ``..``."""
+        return [os.fsencode(name) for name in os.listdir(directory)]
+
+    def statvfs(self, label: str, fd: int) -> os.statvfs_result:
+        """Return the figures of the file system that *fd* lies on."""
+        return os.fstatvfs(fd)
+
+    def syncfs(self, label: str, fd: int) -> None:
+        """Write out everything of the file system that *fd* lies on."""
+        if _libc.syncfs(fd) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))

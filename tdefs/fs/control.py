@@ -1,0 +1,100 @@
+"""The daemon's control socket: one line of JSON asks, one line of JSON answers. No secret passes through it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import trio
+
+from tdefs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_MAX_REQUEST = 4096
+_TIMEOUT_SECONDS = 5
+_MAX_ANSWER = 1 << 20
+
+Answers = dict[str, Callable[[], dict[str, Any]]]
+
+
+async def serve_control(volume: Volume, answers: Answers) -> None:
+    """Answer requests ``{"request": NAME}`` until cancelled, by calling the function of that name."""
+    path = volume.control_socket
+    with suppress(FileNotFoundError):
+        path.unlink()
+    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # through the descriptor, since a socket's address is limited to 107 bytes
+        await listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+        path.chmod(0o600)
+        listener.listen(8)
+
+        async def answer(stream: trio.SocketStream) -> None:
+            async with stream:
+                with trio.move_on_after(_TIMEOUT_SECONDS):
+                    await _answer(stream, answers)
+
+        await trio.serve_listeners(answer, [trio.SocketListener(listener)])
+    finally:
+        listener.close()
+        os.close(directory)
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+async def _answer(stream: trio.SocketStream, answers: Answers) -> None:
+    """Serve one request; whatever comes in, the daemon lives."""
+    request = bytearray()
+    try:
+        while b"\n" not in request and len(request) <= _MAX_REQUEST:
+            received = await stream.receive_some(_MAX_REQUEST)
+            if not received:
+                break
+            request += received
+        reply = _reply_to(bytes(request), answers)
+        await stream.send_all(json.dumps(reply).encode() + b"\n")
+    except trio.BrokenResourceError:
+        log.debug("the control client went away")
+    except Exception:
+        log.exception("unexpected error in a control request")
+
+
+def _reply_to(request: bytes, answers: Answers) -> dict[str, Any]:
+    try:
+        name = json.loads(request)["request"]
+        answer = answers[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {"error": "unknown request"}
+    return answer()
+
+
+def ask(volume: Volume, name: str) -> dict[str, Any] | None:
+    """Ask the daemon of *volume*; ``None`` if there is none, or it does not answer this user in time."""
+    try:
+        directory = os.open(volume.private, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(_TIMEOUT_SECONDS)
+            client.connect(f"/proc/self/fd/{directory}/{volume.control_socket.name}")
+            client.sendall(json.dumps({"request": name}).encode() + b"\n")
+            reply = b""
+            while not reply.endswith(b"\n") and len(reply) < _MAX_ANSWER:
+                received = client.recv(65536)
+                if not received:
+                    break
+                reply += received
+        found = json.loads(reply)
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(directory)
+    return found if isinstance(found, dict) else None

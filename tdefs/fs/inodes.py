@@ -1,0 +1,244 @@
+"""The inodes that the kernel knows of, and where each lies in the backing directory.
+
+An inode's number is that of the backing file where this is possible, so that tools see what a plain directory
+would show. A number lives as long as the kernel may use it; a backing file that got the number of an inode which
+the kernel has not forgotten yet takes one from a range of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+from dataclasses import dataclass
+from errno import ENOENT, ENOTDIR, ESTALE
+from typing import TYPE_CHECKING
+
+from tdefs.fs.calls import SystemCalls
+
+if TYPE_CHECKING:
+    from tdefs.fs.files import OpenFile
+    from tdefs.fs.sealing import Form
+
+ROOT_NUMBER = 1
+_FIRST_PRIVATE_NUMBER = 1 << 62
+_DIRECTORY_FDS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Ghost:
+    """What was last known of a file that cannot be reached by a name: attributes, plaintext length, links left."""
+
+    status: os.stat_result
+    length: int
+    links: int
+
+
+class Inode:
+    """One file, directory or other node."""
+
+    __slots__ = ("entry_durable", "form", "ghost", "key", "lookups", "names", "number", "open_file", "type")
+
+    def __init__(self, number: int, key: tuple[int, int], file_type: int) -> None:
+        self.number = number
+        #: Device and inode number in the backing directory.
+        self.key = key
+        #: The file type bits of the mode (``stat.S_IFMT``).
+        self.type = file_type
+        #: Where it lies: parent and name, several for hard links, none when it is unlinked.
+        self.names: list[tuple[Inode, bytes]] = []
+        #: How often the kernel looked it up and did not forget it.
+        self.lookups = 0
+        #: What the file says of itself, once it was read.
+        self.form: Form | None = None
+        self.open_file: OpenFile | None = None
+        #: Set when no name is known any more, while the kernel still refers to it.
+        self.ghost: Ghost | None = None
+        #: False from the creation or a rename until the directory entry is known to be on disk.
+        self.entry_durable = True
+
+    @property
+    def is_file(self) -> bool:
+        """Tell whether this is a regular file."""
+        return self.type == stat.S_IFREG
+
+    @property
+    def is_directory(self) -> bool:
+        """Tell whether this is a directory."""
+        return self.type == stat.S_IFDIR
+
+    def path(self) -> bytes:
+        """Return the path relative to the mount point, for the classifier and the log."""
+        parts: list[bytes] = []
+        node = self
+        while node.number != ROOT_NUMBER:
+            if not node.names:
+                parts.append(b"(unlinked)")
+                break
+            node, name = node.names[0]
+            parts.append(name)
+        return b"/".join(reversed(parts))
+
+
+def printable(path: bytes) -> str:
+    """Return *path* for the log: one line, whatever its bytes are."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def path_of(parent: Inode, name: bytes) -> str:
+    """Return the path of *name* in *parent* as text; bytes that are not UTF-8 become surrogates."""
+    above = parent.path()
+    return os.fsdecode(above + b"/" + name if above else name)
+
+
+class InodeTable:
+    """All known inodes of one mount. Nothing here awaits, so each call is atomic for the event loop."""
+
+    def __init__(self, calls: SystemCalls, root_fd: int) -> None:
+        self._calls = calls
+        status = calls.fstat("inodes:root", root_fd)
+        self.root = Inode(ROOT_NUMBER, (status.st_dev, status.st_ino), stat.S_IFDIR)
+        self.root.lookups = 1
+        self.root.names.append((self.root, b"."))
+        self._root_fd = root_fd
+        self._by_number: dict[int, Inode] = {ROOT_NUMBER: self.root}
+        self._by_key: dict[tuple[int, int], Inode] = {self.root.key: self.root}
+        self._next_private = _FIRST_PRIVATE_NUMBER
+        self._directory_fds: OrderedDict[Inode, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __getitem__(self, number: int) -> Inode:
+        try:
+            return self._by_number[number]
+        except KeyError:
+            raise OSError(ESTALE, os.strerror(ESTALE)) from None
+
+    def enter(self, parent: Inode, name: bytes, status: os.stat_result) -> Inode:
+        """Return the inode of *name* in *parent*, which has just been seen with *status*."""
+        key = (status.st_dev, status.st_ino)
+        inode = self._by_key.get(key)
+        if inode is None:
+            inode = Inode(self._free_number(key), key, stat.S_IFMT(status.st_mode))
+            self._by_number[inode.number] = inode
+            self._by_key[key] = inode
+        inode.ghost = None
+        place = (parent, name)
+        if place not in inode.names:
+            if inode.is_directory:
+                inode.names.clear()
+            inode.names.append(place)
+        return inode
+
+    def removed(self, inode: Inode, parent: Inode, name: bytes, *, last: bool) -> None:
+        """Note that a name is gone. After the *last* one the backing inode number may be used again."""
+        place = (parent, name)
+        if place in inode.names:
+            inode.names.remove(place)
+        if last:
+            inode.names.clear()
+            self._by_key.pop(inode.key, None)
+            self._close_directory(inode)
+        self.drop_if_unused(inode)
+
+    def moved(self, inode: Inode, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes) -> None:
+        """Note that a name became another one."""
+        place = (parent, name)
+        if place in inode.names:
+            inode.names.remove(place)
+        inode.names.append((new_parent, new_name))
+        inode.entry_durable = False
+
+    def forget(self, number: int, lookups: int) -> None:
+        """Take back *lookups*; at zero, and when nothing holds the file open, the inode is dropped."""
+        inode = self._by_number.get(number)
+        if inode is None or inode is self.root:
+            return
+        inode.lookups -= lookups
+        self.drop_if_unused(inode)
+
+    def drop_if_unused(self, inode: Inode) -> None:
+        """Drop *inode* when neither the kernel nor an open file refers to it."""
+        if inode.lookups <= 0 and inode.open_file is None and inode is not self.root:
+            self._by_number.pop(inode.number, None)
+            if self._by_key.get(inode.key) is inode:
+                del self._by_key[inode.key]
+            self._close_directory(inode)
+
+    def place(self, inode: Inode) -> tuple[bytes, int]:
+        """Return a name and the descriptor of its directory through which *inode* can be reached.
+
+        :raises OSError: ENOENT when the file has no name any more.
+        """
+        if len(inode.names) == 1:
+            parent, name = inode.names[0]
+            return name, self.directory_fd(parent)
+        for parent, name in inode.names:
+            # a name in a directory that the kernel forgot may have moved with it
+            try:
+                directory = self.directory_fd(parent)
+                status = self._calls.stat("inodes:place", name, directory)
+            except FileNotFoundError:
+                continue
+            if (status.st_dev, status.st_ino) == inode.key:
+                return name, directory
+        raise OSError(ENOENT, os.strerror(ENOENT))
+
+    def directory_fd(self, inode: Inode) -> int:
+        """Return an ``O_PATH`` descriptor of a directory; it stays valid for hundreds of further calls."""
+        if inode is self.root:
+            return self._root_fd
+        fd = self._directory_fds.get(inode)
+        if fd is not None:
+            self._directory_fds.move_to_end(inode)
+            return fd
+        if not inode.is_directory:
+            raise OSError(ENOTDIR, os.strerror(ENOTDIR))
+        # from the nearest ancestor with a descriptor down, one component at a time, so that no path is too long
+        chain = [inode]
+        while True:
+            if not chain[-1].names:
+                raise OSError(ENOENT, os.strerror(ENOENT))
+            above = chain[-1].names[0][0]
+            if above is self.root or above in self._directory_fds:
+                break
+            chain.append(above)
+        above_fd = self._root_fd if above is self.root else self._directory_fds[above]
+        opened: int | None = None
+        for node in reversed(chain):
+            _, name = node.names[0]
+            try:
+                fd = self._calls.open("inodes:directory", name, os.O_PATH | os.O_DIRECTORY, 0, above_fd)
+            finally:
+                if opened is not None:
+                    self._calls.close("inodes:directory", opened)
+            opened = above_fd = fd
+        self._directory_fds[inode] = above_fd
+        if len(self._directory_fds) > _DIRECTORY_FDS:
+            _, oldest = self._directory_fds.popitem(last=False)
+            self._calls.close("inodes:directory", oldest)
+        return above_fd
+
+    def close(self) -> None:
+        """Close every cached descriptor."""
+        while self._directory_fds:
+            _, fd = self._directory_fds.popitem()
+            self._calls.close("inodes:close", fd)
+
+    def _close_directory(self, inode: Inode) -> None:
+        fd = self._directory_fds.pop(inode, None)
+        if fd is not None:
+            self._calls.close("inodes:directory", fd)
+
+    def _free_number(self, key: tuple[int, int]) -> int:
+        device, number = key
+        if (
+            device == self.root.key[0]
+            and ROOT_NUMBER < number < _FIRST_PRIVATE_NUMBER
+            and number not in self._by_number
+        ):
+            return number
+        self._next_private += 1
+        return self._next_private

@@ -1,0 +1,107 @@
+"""Waiting for FUSE requests without the detour over trio's scheduler: all that depends on pyfuse3's inside.
+
+pyfuse3 3.5 serves requests with a pool of tasks; before each read of the FUSE descriptor a task calls the module's
+function ``_wait_fuse_readable``, which costs more than a quick request itself. The one here polls the descriptor
+for a moment before it gives way to trio. Where pyfuse3 is another version, or looks otherwise, its own is left in
+place: slower, and as right.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import pyfuse3
+import trio
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+SUPPORTED_PYFUSE3 = "3.5.0"
+
+_POLL_MILLISECONDS = 1
+# At the latest after so many requests without a pause the other tasks (timers, signals, the control socket) run.
+_REQUESTS_BETWEEN_YIELDS = 64
+
+_threads_at_work = 0
+
+
+async def in_thread(work: Callable[[], R]) -> R:
+    """Run *work*, which waits for a disk, in a thread; the polling loop gives way while any is at work."""
+    global _threads_at_work
+    _threads_at_work += 1
+    try:
+        return await trio.to_thread.run_sync(work)
+    finally:
+        _threads_at_work -= 1
+
+
+class PollingWait:
+    """Replacement for ``pyfuse3._wait_fuse_readable`` on one FUSE descriptor.
+
+    One task at a time waits; the others are parked. Whoever was told that the descriptor is readable reads it
+    before anything else runs, so no two tasks ever see the same readiness, and none blocks in the read.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._waiting = False
+        self._parked = trio.lowlevel.ParkingLot()
+        self._standby = False
+        self._served = 0
+
+    async def __call__(self) -> bool:
+        """Return True when the descriptor can be read; also at the end of the mount, which the read then sees."""
+        while self._waiting:
+            await self._parked.park()
+            self._standby = False
+        self._waiting = True
+        try:
+            self._served += 1
+            if _threads_at_work or self._served >= _REQUESTS_BETWEEN_YIELDS:
+                self._served = 0
+                await trio.lowlevel.checkpoint()
+            while not self._poll.poll(0 if _threads_at_work else _POLL_MILLISECONDS):
+                self._served = 0
+                await trio.lowlevel.wait_readable(self._fd)
+        except trio.ClosedResourceError:
+            return False
+        finally:
+            self._waiting = False
+            # Runs as soon as this task pauses. If the request is answered without a pause, this task comes back
+            # first, and the other one finds it waiting.
+            if not self._standby and self._parked:
+                self._standby = True
+                self._parked.unpark()
+        return True
+
+
+def install_polling_wait() -> bool:
+    """Have the mounted session use :class:`PollingWait`; return whether this pyfuse3 is one where it can."""
+    if pyfuse3.__version__ != SUPPORTED_PYFUSE3 or not hasattr(pyfuse3, "_wait_fuse_readable"):
+        log.warning("pyfuse3 %s is not %s: using its own, slower loop", pyfuse3.__version__, SUPPORTED_PYFUSE3)
+        return False
+    fd = _fuse_descriptor()
+    if fd is None:
+        log.warning("the FUSE descriptor was not found: using pyfuse3's own, slower loop")
+        return False
+    pyfuse3._wait_fuse_readable = PollingWait(fd)
+    return True
+
+
+def _fuse_descriptor() -> int | None:
+    """Return the descriptor of /dev/fuse that libfuse opened; pyfuse3 does not tell it."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if os.readlink(entry) == "/dev/fuse":  # noqa: PTH115 - a link to a deleted file is no path
+                found.append(int(entry.name))
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,186 @@
+"""The host's mounts: which are tdefs's, who uses one, and how one is taken away."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import EBUSY, ECONNABORTED, ENOTCONN
+from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
+
+from tdefs.errors import Exit, TdefsError
+
+FUSE_TYPE = "fuse.tdefs"
+
+_MNT_DETACH = 2
+
+# one request of the largest size ahead of the reader; as much dirty memory as any disk
+_READ_AHEAD_KIB = 1024
+_DIRTY_PERCENT = 100
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of /proc/self/mountinfo, of a tdefs mount."""
+
+    mountpoint: Path
+    backing: Path
+    device: str
+    """``MAJOR:MINOR``."""
+
+
+def tdefs_mounts() -> list[Mount]:
+    """Return all tdefs mounts that this process can see, the topmost last."""
+    found = []
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
+        fields = line.split(" ")
+        kind, source = fields[fields.index("-") + 1 :][:2]
+        if kind == FUSE_TYPE:
+            found.append(Mount(Path(_unescape(fields[4])), backing_of(_unescape(source)), fields[2]))
+    return found
+
+
+def source_name(backing: Path) -> str:
+    """Return *backing* as the name of a mount's source, in characters that any option parser leaves alone."""
+    return quote(os.fsencode(backing))
+
+
+def backing_of(source: str) -> Path:
+    """Return the backing directory that :func:`source_name` has made *source* of."""
+    return Path(os.fsdecode(unquote_to_bytes(source)))
+
+
+def find_mount(mountpoint: Path) -> Mount:
+    """Return the tdefs mount at *mountpoint*.
+
+    :raises TdefsError: NOT_MOUNTED.
+    """
+    path = Path(os.path.realpath(mountpoint))
+    for mount in reversed(tdefs_mounts()):
+        if mount.mountpoint == path:
+            return mount
+    raise TdefsError(
+        Exit.NOT_MOUNTED,
+        f'no tdefs file system is mounted at "{mountpoint}"',
+        hint="'findmnt -t fuse.tdefs' lists those that are",
+    )
+
+
+def raise_kernel_limits(mountpoint: Path) -> bool:
+    """Let the kernel read ahead and collect dirty pages as for a disk; return whether that was permitted.
+
+    A FUSE mount starts with 128 KiB of read-ahead and 1 % of the dirty memory that a disk may have.
+    """
+    device = mountpoint.stat().st_dev
+    limits = Path("/sys/class/bdi") / f"{os.major(device)}:{os.minor(device)}"
+    try:
+        (limits / "read_ahead_kb").write_text(f"{_READ_AHEAD_KIB}\n", encoding="ascii")
+        (limits / "max_ratio").write_text(f"{_DIRTY_PERCENT}\n", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def is_dead(mountpoint: Path) -> bool:
+    """Tell whether *mountpoint* is a mount whose daemon is gone."""
+    try:
+        # unlike the answer to stat(2), the kernel never keeps this one
+        os.statvfs(mountpoint)
+    except OSError as error:
+        return error.errno in (ENOTCONN, ECONNABORTED)
+    return False
+
+
+def detach(mountpoint: Path) -> None:
+    """Take away a mount at once, whoever uses it; for dead mounts.
+
+    :raises TdefsError: MOUNT_FAILED.
+    """
+    if os.geteuid() == 0:
+        failed = _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH) != 0
+        reason = os.strerror(ctypes.get_errno()) if failed else ""
+    else:
+        result = _fusermount("-u", "-z", "-q", "--", os.fspath(mountpoint))
+        failed, reason = result.returncode != 0, result.stderr.strip()
+    if failed:
+        raise TdefsError(
+            Exit.MOUNT_FAILED,
+            f'could not clean up the dead mount at "{mountpoint}"',
+            detail=reason,
+        )
+
+
+def unmount(mountpoint: Path) -> None:
+    """Unmount; when this returns the kernel has passed on everything that was written.
+
+    :raises TdefsError: MOUNT_BUSY, saying who uses it; MOUNT_FAILED.
+    """
+    if os.geteuid() == 0:
+        if _libc.umount2(os.fsencode(mountpoint), 0) == 0:
+            return
+        error = ctypes.get_errno()
+        busy, reason = error == EBUSY, os.strerror(error)
+    else:
+        result = _fusermount("-u", "--", os.fspath(mountpoint))
+        if result.returncode == 0:
+            return
+        reason = result.stderr.strip()
+        busy = "busy" in reason
+    if not busy:
+        raise TdefsError(Exit.MOUNT_FAILED, f'could not unmount "{mountpoint}"', detail=reason)
+    holders = users_of(mountpoint)
+    raise TdefsError(
+        Exit.MOUNT_BUSY,
+        f'"{mountpoint}" is in use',
+        detail="in use by " + "; ".join(holders) if holders else "by a process that this user cannot see",
+        hint="stop PostgreSQL with 'pg_ctl stop', leave the directory, then try again",
+    )
+
+
+def users_of(mountpoint: Path) -> list[str]:
+    """Return the processes that use something below *mountpoint*, as far as this user can see them."""
+    found = []
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda entry: int(entry.name)):
+        used = _used_below(process, os.fspath(mountpoint))
+        if used:
+            with suppress(OSError):
+                name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                found.append(f"{name} (process {process.name}): {used}")
+    return found
+
+
+def _used_below(process: Path, mountpoint: str) -> str:
+    """Return the first path below *mountpoint* that a process has open, works in, or maps; else nothing."""
+    links = [process / "cwd", process / "root", process / "exe"]
+    with suppress(OSError):
+        links += list((process / "fd").iterdir())
+    for link in links:
+        with suppress(OSError):
+            # reading the link asks the kernel only, where a stat() would ask the mount
+            target = os.readlink(link)  # noqa: PTH115
+            if target == mountpoint or target.startswith(mountpoint + "/"):
+                return target
+    with suppress(OSError):
+        for line in os.fsdecode((process / "maps").read_bytes()).splitlines():
+            _, _, path = line.partition("/")
+            if ("/" + path).startswith(mountpoint + "/"):
+                return "/" + path
+    return ""
+
+
+def _fusermount(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = shutil.which("fusermount3") or "fusermount"
+    return subprocess.run([command, *arguments], capture_output=True, text=True, errors="replace", check=False)
+
+
+def _unescape(field: str) -> str:
+    """Undo the octal escapes of /proc/self/mountinfo."""
+    raw = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), os.fsencode(field))
+    return os.fsdecode(raw)

@@ -1,0 +1,273 @@
+"""Names in directories: looking up, making, removing, linking and renaming, with what each means for headers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from errno import EEXIST, EINVAL, ENOENT, EPERM
+
+from tdefs.format.header import ANY_PLACE, Identity
+from tdefs.fs.calls import SystemCalls
+from tdefs.fs.files import OpenFile
+from tdefs.fs.inodes import ROOT_NUMBER, Ghost, Inode, InodeTable, path_of, printable
+from tdefs.fs.opening import Opener
+from tdefs.fs.sealing import identity_at
+from tdefs.volume import PRIVATE_DIRECTORY
+
+# linux/fs.h
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+log = logging.getLogger(__name__)
+
+_PRIVATE_NAME = os.fsencode(PRIVATE_DIRECTORY)
+
+
+class Namespace:
+    """The directory tree of one mount."""
+
+    def __init__(self, calls: SystemCalls, inodes: InodeTable, opener: Opener) -> None:
+        self._calls = calls
+        self._inodes = inodes
+        self._opener = opener
+
+    def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
+        """Return the inode at a place and its attributes in the backing directory.
+
+        :raises OSError: ENOENT if there is none.
+        """
+        if _is_private(parent, name):
+            raise OSError(ENOENT, os.strerror(ENOENT))
+        status = self._calls.stat("lookup", name, self._inodes.directory_fd(parent))
+        return self._inodes.enter(parent, name, status), status
+
+    def names_in(self, directory: Inode) -> list[bytes]:
+        """Return the names in a directory, without ``.`` and ``..``."""
+        name, above = self._inodes.place(directory)
+        fd = self._calls.open("readdir:open", name, os.O_RDONLY | os.O_DIRECTORY, 0, above)
+        try:
+            names = self._calls.listdir("readdir", fd)
+        finally:
+            self._calls.close("readdir:close", fd)
+        return [name for name in names if not _is_private(directory, name)]
+
+    def adopt(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> tuple[Inode, os.stat_result]:
+        """Give a node that was just made to the caller, as the kernel would have done, and return it.
+
+        The daemon made it under its own identity. In a directory with the set-group-ID bit the group is the
+        directory's, which the backing file system has already seen to.
+        """
+        directory = self._inodes.directory_fd(parent)
+        status = self._calls.stat("adopt:stat", name, directory)
+        above = self._calls.stat("adopt:parent", b".", directory)
+        wanted_gid = status.st_gid if above.st_mode & stat.S_ISGID else gid
+        try:
+            if (uid, wanted_gid) != (status.st_uid, status.st_gid):
+                self._calls.chown("adopt:chown", name, uid, wanted_gid, directory)
+                if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(status.st_mode):
+                    # chown(2) takes these bits away
+                    self._calls.chmod("adopt:chmod", name, stat.S_IMODE(status.st_mode), directory)
+                status = self._calls.stat("adopt:stat", name, directory)
+        except OSError:
+            if stat.S_ISDIR(status.st_mode):
+                self._calls.rmdir("adopt:undo", name, directory)
+            else:
+                self._calls.unlink("adopt:undo", name, directory)
+            raise
+        inode = self._inodes.enter(parent, name, status)
+        inode.entry_durable = False
+        return inode, status
+
+    def create(self, parent: Inode, name: bytes, mode: int) -> OpenFile:
+        """Make a regular file, still the daemon's own, and open it."""
+        _refuse_private(parent, name)
+        return self._opener.create(parent, name, stat.S_IMODE(mode))
+
+    def mkdir(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> tuple[Inode, os.stat_result]:
+        """Make a directory."""
+        _refuse_private(parent, name)
+        self._calls.mkdir("mkdir", name, stat.S_IMODE(mode), self._inodes.directory_fd(parent))
+        return self.adopt(parent, name, mode, uid, gid)
+
+    def mknod(
+        self, parent: Inode, name: bytes, mode: int, device: int, uid: int, gid: int
+    ) -> tuple[Inode, os.stat_result]:
+        """Make a regular file, a socket, a FIFO or, where the daemon may, a device node."""
+        if stat.S_ISREG(mode) or stat.S_IFMT(mode) == 0:
+            self._opener.close_if_unused(self.create(parent, name, mode))
+        else:
+            _refuse_private(parent, name)
+            self._calls.mknod("mknod", name, mode, device, self._inodes.directory_fd(parent))
+        return self.adopt(parent, name, mode, uid, gid)
+
+    def symlink(
+        self, parent: Inode, name: bytes, target: bytes, uid: int, gid: int
+    ) -> tuple[Inode, os.stat_result]:
+        """Make a symbolic link."""
+        _refuse_private(parent, name)
+        self._calls.symlink("symlink", target, name, self._inodes.directory_fd(parent))
+        return self.adopt(parent, name, 0, uid, gid)
+
+    def readlink(self, inode: Inode) -> bytes:
+        """Return where a symbolic link points."""
+        name, directory = self._inodes.place(inode)
+        return self._calls.readlink("readlink", name, directory)
+
+    def unlink(self, parent: Inode, name: bytes) -> None:
+        """Remove a name; the file lives on while it is open or has other names."""
+        inode, status = self.lookup(parent, name)
+        length = self._length(inode, status)
+        self._calls.unlink("unlink", name, self._inodes.directory_fd(parent))
+        self._removed(inode, parent, name, status, length)
+
+    def rmdir(self, parent: Inode, name: bytes) -> None:
+        """Remove an empty directory."""
+        inode, status = self.lookup(parent, name)
+        self._calls.rmdir("rmdir", name, self._inodes.directory_fd(parent))
+        self._removed(inode, parent, name, status, status.st_size)
+
+    def link(self, inode: Inode, parent: Inode, name: bytes) -> os.stat_result:
+        """Give a file one more name. Under another identity it is bound to none from then on."""
+        _refuse_private(parent, name)
+        directory = self._inodes.directory_fd(parent)
+        given_up: tuple[Identity, ...] = ()
+        if inode.is_file:
+            if self._exists(parent, name):
+                raise OSError(EEXIST, os.strerror(EEXIST))
+            self._opener.check_may_lie_at(inode, path_of(parent, name))
+            given_up = self._opener.give_up_identity(inode, identity_at(path_of(parent, name)))
+        old_name, old_directory = self._inodes.place(inode)
+        try:
+            self._calls.link("link", old_name, old_directory, name, directory)
+        except OSError:
+            if given_up:
+                self._opener.bind(inode, *given_up)
+            raise
+        status = self._calls.stat("link:stat", name, directory)
+        self._inodes.enter(parent, name, status)
+        inode.entry_durable = False
+        return status
+
+    def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
+        """Rename, replace or exchange; a relation file's identity goes along.
+
+        A header that must change names both identities, durably, before the name changes, and only the new one
+        afterwards: whenever this stops, each file can be opened where it lies.
+        """
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise OSError(EINVAL, os.strerror(EINVAL))
+        _refuse_private(parent, name)
+        _refuse_private(new_parent, new_name)
+        inode, status = self.lookup(parent, name)
+        target: Inode | None = None
+        if self._exists(new_parent, new_name):
+            target, target_status = self.lookup(new_parent, new_name)
+            target_length = self._length(target, target_status)
+            if flags & RENAME_NOREPLACE:
+                raise OSError(EEXIST, os.strerror(EEXIST))
+        old_path, new_path = path_of(parent, name), path_of(new_parent, new_name)
+        rebound = self._bind_both(inode, status.st_nlink, old_path, new_path)
+        if target is not None and flags & RENAME_EXCHANGE:
+            rebound += self._bind_both(target, target_status.st_nlink, new_path, old_path)
+        try:
+            self._calls.rename(
+                "rename",
+                name,
+                self._inodes.directory_fd(parent),
+                new_name,
+                self._inodes.directory_fd(new_parent),
+                flags,
+            )
+        except OSError:
+            for node, old, _ in rebound:
+                self._opener.bind(node, old)
+            raise
+        if target is inode:
+            # two names of one file: rename(2) does nothing
+            return
+        if target is not None:
+            if flags & RENAME_EXCHANGE:
+                self._inodes.moved(target, new_parent, new_name, parent, name)
+            else:
+                self._removed(target, new_parent, new_name, target_status, target_length)
+        self._inodes.moved(inode, parent, name, new_parent, new_name)
+        if rebound:
+            # a header must not forget the old name while a crash could still bring it back
+            self._sync_directory(parent)
+            self._sync_directory(new_parent)
+        for node, _, new in rebound:
+            try:
+                self._opener.bind(node, new)
+            except OSError as error:
+                # the name has changed, and the header names both: this can be done when the file is next opened
+                log.warning("%s: the header still names the old place: %s", printable(node.path()), error)
+            self._inodes.drop_if_unused(node)
+
+    def _length(self, inode: Inode, status: os.stat_result) -> int:
+        """Return the length to remember of what is about to be removed; a file that cannot be read can go, too."""
+        if not inode.is_file:
+            return status.st_size
+        try:
+            return self._opener.length(inode, status)
+        except OSError:
+            return 0
+
+    def _removed(self, inode: Inode, parent: Inode, name: bytes, status: os.stat_result, length: int) -> None:
+        """Note that a name is gone, and what was known of a file that lost its last one."""
+        last = inode.is_directory or status.st_nlink == 1
+        self._inodes.removed(inode, parent, name, last=last)
+        try:
+            self._inodes.place(inode)
+        except OSError:
+            inode.ghost = Ghost(status, length, 0 if last else status.st_nlink - 1)
+
+    def _bind_both(
+        self, inode: Inode, links: int, old_path: str, new_path: str
+    ) -> list[tuple[Inode, Identity, Identity]]:
+        """Bind what is about to be renamed to its old and its new identity; return what changed, from and to.
+
+        A file with other names under the old identity gives it up.
+
+        :raises OSError: EXDEV where a plain file would come to lie in a place of encrypted ones.
+        """
+        changed: list[tuple[Inode, Identity, Identity]] = []
+        if inode.is_directory:
+            for name in self.names_in(inode):
+                child, status = self.lookup(inode, name)
+                tail = "/" + os.fsdecode(name)
+                changed += self._bind_both(child, status.st_nlink, old_path + tail, new_path + tail)
+                self._inodes.drop_if_unused(child)
+        elif inode.is_file:
+            self._opener.check_may_lie_at(inode, new_path)
+            old, new = identity_at(old_path), identity_at(new_path)
+            if old != new and old in self._opener.bound(inode):
+                becomes = new if links == 1 else ANY_PLACE
+                self._opener.bind(inode, old, becomes)
+                changed.append((inode, old, becomes))
+        return changed
+
+    def _sync_directory(self, directory: Inode) -> None:
+        name, above = self._inodes.place(directory)
+        fd = self._calls.open("rename:directory", name, os.O_RDONLY | os.O_DIRECTORY, 0, above)
+        try:
+            self._calls.fsync("rename:sync", fd)
+        finally:
+            self._calls.close("rename:directory", fd)
+
+    def _exists(self, parent: Inode, name: bytes) -> bool:
+        try:
+            self._calls.stat("exists", name, self._inodes.directory_fd(parent))
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def _is_private(parent: Inode, name: bytes) -> bool:
+    """Tell whether a name is tdefs's own directory, which the mount does not show."""
+    return parent.number == ROOT_NUMBER and name == _PRIVATE_NAME
+
+
+def _refuse_private(parent: Inode, name: bytes) -> None:
+    if _is_private(parent, name):
+        raise OSError(EPERM, os.strerror(EPERM))

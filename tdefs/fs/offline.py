@@ -1,0 +1,300 @@
+"""Reading a volume's backing directory without a mount, and without ever writing to it.
+
+Paths are relative to the backing directory; bytes in them that are no UTF-8 are surrogates, as os.fsdecode() makes
+them. Symbolic links are never followed: where one leads to another tablespace, that is another volume.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from errno import EBADF, EISDIR, ENOENT
+from functools import lru_cache
+from pathlib import Path
+from typing import NoReturn
+
+from tdefs.errors import TdefsError
+from tdefs.format.errors import FormatError
+from tdefs.format.header import RECORD_SIZE, SUITE_NAMES, Header
+from tdefs.format.layout import HEADER_SIZE, plaintext_length
+from tdefs.format.stored import StoredFile
+from tdefs.fs.mounts import find_mount
+from tdefs.fs.sealing import (
+    Broken,
+    Empty,
+    Expectations,
+    Form,
+    Plain,
+    Sealed,
+    Sealer,
+    check_identity,
+    identity_at,
+    look_at,
+)
+from tdefs.keys.hierarchy import KeyRing
+from tdefs.policy.model import Policy
+from tdefs.policy.parse import load_policy
+from tdefs.policy.paths import classify
+from tdefs.volume import PRIVATE_DIRECTORY, Volume, read_volume
+
+CHUNK_SIZE = 1 << 20
+
+ENCRYPTED = "encrypted"
+PLAIN = "plain"
+EMPTY = "empty"
+DAMAGED = "damaged"
+UNREADABLE = "unreadable"
+STATES = (ENCRYPTED, PLAIN, EMPTY, DAMAGED, UNREADABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a file says of itself, without any key.
+
+    ``state`` is one of :data:`STATES`; ``size`` is the plaintext length in bytes, ``None`` where it cannot be
+    told. ``data_key``, ``round`` and ``algorithm`` are there wherever the header could be read.
+    """
+
+    path: str
+    kind: str
+    state: str
+    stored_size: int
+    size: int | None = None
+    data_key: str | None = None
+    round: int | None = None
+    algorithm: str | None = None
+    error: str | None = None
+
+
+def volume_at(place: Path) -> Volume:
+    """Return the volume whose backing directory or mount point is *place*; the mount may be dead.
+
+    :raises TdefsError: NOT_A_VOLUME or VOLUME_DAMAGED.
+    """
+    try:
+        backing = find_mount(place).backing
+    except TdefsError:
+        backing = place
+    return read_volume(backing)
+
+
+def walk(
+    volume: Volume, on_error: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield path and attributes of every regular file, sorted within each directory, but tdefs's own.
+
+    :param on_error: called for a directory that cannot be read; without it the error is raised. What vanishes
+        meanwhile is skipped.
+    """
+    pending = [""]
+    while pending:
+        directory = pending.pop()
+        try:
+            with os.scandir(volume.backing / directory) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        below = []
+        for entry in found:
+            path = f"{directory}/{entry.name}" if directory else entry.name
+            if path == PRIVATE_DIRECTORY:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                below.append(path)
+            elif entry.is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):
+                    yield path, entry.stat(follow_symlinks=False)
+        pending += reversed(below)
+
+
+def describe_all(volume: Volume) -> Iterator[Description]:
+    """Describe every file of *volume*, in the order of :func:`walk`."""
+    for path, _ in walk(volume):
+        found = describe(volume, path)
+        if found is not None:
+            yield found
+
+
+def describe(volume: Volume, path: str) -> Description | None:
+    """Read what the file at *path* says of itself; ``None`` if it has vanished."""
+    kind = classify(path).kind.value
+    try:
+        with open_without_links(volume, path) as fd:
+            size = os.fstat(fd).st_size
+            page = first_bytes(fd)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        reason = f"could not be read: {error.strerror}"
+        return Description(path, kind, UNREADABLE, stored_size=0, error=reason)
+    return describe_content(volume, path, page, size)
+
+
+def describe_content(volume: Volume, path: str, page: bytes, size: int) -> Description:
+    """Tell what a stored file of *size* bytes says of itself, given its first bytes: all of *page*."""
+    kind = classify(path).kind.value
+    header: Header | None = None
+    try:
+        found = look_at(page, size, Expectations.of(volume), lambda: policy_encrypts(volume, path))
+        if isinstance(found, Plain):
+            return Description(path, kind, PLAIN, stored_size=size, size=size)
+        if isinstance(found, Empty):
+            return Description(path, kind, EMPTY, stored_size=size, size=0)
+        header = found
+        state, length, text = ENCRYPTED, plaintext_length(size), None
+    except FormatError as error:
+        state, length, text = DAMAGED, None, str(error)
+    return Description(
+        path,
+        kind,
+        state,
+        stored_size=size,
+        size=length,
+        data_key=header.key_name if header else None,
+        round=header.key_round if header else None,
+        algorithm=SUITE_NAMES[header.suite] if header else None,
+        error=text,
+    )
+
+
+def policy_encrypts(volume: Volume, path: str) -> bool:
+    """Tell whether the policy that the volume remembers would encrypt a file created at *path*.
+
+    A policy that cannot be read counts as one that encrypts: a wiped header must not pass for a plain file.
+    """
+    return _policy(volume.policy).decide(classify(path), path).encrypted
+
+
+@lru_cache(maxsize=1)
+def _policy(file: Path | None) -> Policy:
+    if file is None:
+        return Policy.everything()
+    try:
+        return load_policy(file)
+    except (TdefsError, OSError):
+        return Policy.everything()
+
+
+@dataclass(frozen=True, slots=True)
+class Plaintext:
+    """The content of one open file; ``form`` is what the file says of itself, ``length`` is in bytes."""
+
+    form: Form
+    length: int
+    _read: Callable[[int, int], bytes | memoryview]
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """Yield all of it in pieces of :data:`CHUNK_SIZE`, the last one shorter.
+
+        :raises FormatError: the file ends before its length.
+        :raises OSError: the disk fails.
+        """
+        for offset in range(0, self.length, CHUNK_SIZE):
+            yield self._read(offset, CHUNK_SIZE)
+
+
+class OfflineReader:
+    """Reads the files of one volume with its keys."""
+
+    def __init__(self, volume: Volume, ring: KeyRing) -> None:
+        self._volume = volume
+        self._sealer = Sealer(ring, Expectations.of(volume))
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[Plaintext]:
+        """Open the file at *path* for the time of a ``with`` block.
+
+        :raises FormatError: it is damaged, or not this place's.
+        :raises OSError: there is no such regular file, or it cannot be read.
+        """
+        with open_without_links(self._volume, path) as fd:
+            size = os.fstat(fd).st_size
+            page = first_bytes(fd)
+            form = self._sealer.recognise(page, size, lambda: policy_encrypts(self._volume, path))
+            store = _ReadOnlyStore(fd)
+            if isinstance(form, Broken):
+                raise form.error
+            if isinstance(form, Sealed):
+                check_identity(form.header, identity_at(path))
+                file = StoredFile(store, self._sealer.cipher(form.header), size)
+                yield Plaintext(form, file.length, file.read)
+            elif isinstance(form, Empty):
+                yield Plaintext(form, 0, store.read)
+            else:
+                yield Plaintext(form, size, store.read)
+
+
+class _ReadOnlyStore:
+    """An open backing file that can only be read."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Return *size* bytes, fewer only at the end of the file."""
+        data = os.pread(self._fd, size, offset)
+        while len(data) < size:
+            more = os.pread(self._fd, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return *size* bytes from *offset* on: the content of a plain file."""
+        return self.pread(size, offset)
+
+    def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> NoReturn:
+        """Refuse: nothing is ever written here."""
+        raise OSError(EBADF, os.strerror(EBADF))
+
+    def truncate(self, size: int) -> NoReturn:
+        """Refuse: nothing is ever written here."""
+        raise OSError(EBADF, os.strerror(EBADF))
+
+
+def first_bytes(fd: int) -> bytes:
+    """Return what tells the form of a file: its header record, or where that is zero the header page."""
+    page = os.pread(fd, RECORD_SIZE, 0)
+    return page if any(page) else os.pread(fd, HEADER_SIZE, 0)
+
+
+@contextmanager
+def open_without_links(volume: Volume, path: str, access: int = os.O_RDONLY) -> Iterator[int]:
+    """Open a regular file for the time of a ``with`` block.
+
+    One component is opened at a time, so that no symbolic link leads out of the volume.
+
+    :raises OSError: ENOENT for tdefs's own files and for ``..``, ELOOP or ENOTDIR for a symbolic link, EISDIR for
+        what is neither a regular file nor a link.
+    """
+    *directories, name = path.split("/")
+    parts = [*directories, name]
+    if parts[0] == PRIVATE_DIRECTORY or any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), path)
+    fd = os.open(volume.backing, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for directory in directories:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            inner = os.open(directory, flags, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        # nonblocking, so that a FIFO in its place is refused instead of waited on
+        flags = access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = os.open(name, flags, dir_fd=fd)
+    finally:
+        os.close(fd)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR), path)
+        yield file
+    finally:
+        os.close(file)

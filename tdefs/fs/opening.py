@@ -1,0 +1,297 @@
+"""Opening, creating and binding files: where inodes, headers, policy and descriptors meet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from errno import EACCES, EIO, EPERM, EROFS, EXDEV
+
+from tdefs.format.errors import DamagedLength, FormatError
+from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Header, Identity
+from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
+from tdefs.format.stored import StoredFile
+from tdefs.fs.calls import SystemCalls
+from tdefs.fs.files import BackingStore, Content, OpenFile, PlainContent
+from tdefs.fs.inodes import Ghost, Inode, InodeTable, path_of, printable
+from tdefs.fs.sealing import Broken, Empty, Form, Plain, Sealed, Sealer, check_identity, identity_at
+from tdefs.policy.model import Decision, Policy
+from tdefs.policy.paths import classify
+
+log = logging.getLogger(__name__)
+
+
+class Opener:
+    """Opens the files of one mount, once for each inode."""
+
+    def __init__(self, calls: SystemCalls, inodes: InodeTable, sealer: Sealer, policy: Policy) -> None:
+        self._calls = calls
+        self._inodes = inodes
+        self._sealer = sealer
+        self._policy = policy
+
+    def open(self, inode: Inode, *, writable: bool) -> OpenFile:
+        """Return the open file of *inode*, opened now if it is not.
+
+        :raises OSError: EIO for a file that cannot be presented; the log says why.
+        """
+        if inode.open_file is not None:
+            if writable and not inode.open_file.writable:
+                self._make_writable(inode.open_file)
+            return inode.open_file
+        name, directory = self._inodes.place(inode)
+        fd, can_write = self._open_backing(name, directory, writable=writable)
+        try:
+            form = self._read_form(inode, fd)
+            if isinstance(form, Empty) and can_write:
+                form = self._settle(inode, fd, form)
+            content = self._content(inode, fd, form, can_write=can_write)
+        except BaseException:
+            self._calls.close("open:undo", fd)
+            raise
+        inode.open_file = OpenFile(inode, fd, content, writable=can_write)
+        return inode.open_file
+
+    def create(self, parent: Inode, name: bytes, mode: int) -> OpenFile:
+        """Make a new file, encrypted or plain as the policy says, and open it.
+
+        :raises OSError: nothing is left of the file then.
+        """
+        path = path_of(parent, name)
+        directory = self._inodes.directory_fd(parent)
+        fd = self._calls.open("create:open", name, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode, directory)
+        inode: Inode | None = None
+        try:
+            status = self._calls.fstat("create:stat", fd)
+            inode = self._inodes.enter(parent, name, status)
+            decision = self._decide(path)
+            form: Form = Plain()
+            if decision.encrypted:
+                form = Sealed(self._sealer.new_header(decision.key_name, identity_at(path)))
+                self._write_new_header(fd, form.header)
+            content = self._content(inode, fd, form, can_write=True)
+        except BaseException:
+            self._calls.close("create:undo", fd)
+            self._calls.unlink("create:undo", name, directory)
+            if inode is not None:
+                self._inodes.removed(inode, parent, name, last=True)
+            raise
+        inode.form = form
+        inode.entry_durable = False
+        inode.open_file = OpenFile(inode, fd, content, writable=True)
+        return inode.open_file
+
+    def close_if_unused(self, file: OpenFile) -> None:
+        """Close the backing descriptor of a file without handles."""
+        if file.handles == 0 and file.inode.open_file is file:
+            if not file.inode.names and file.inode.lookups > 0:
+                status = self._calls.fstat("file:last", file.fd)
+                file.inode.ghost = Ghost(status, file.content.length, status.st_nlink)
+            file.inode.open_file = None
+            self._calls.close("file:close", file.fd)
+            self._inodes.drop_if_unused(file.inode)
+
+    def length(self, inode: Inode, status: os.stat_result) -> int:
+        """Return the plaintext length of a regular file whose backing file has *status*."""
+        if inode.open_file is not None:
+            return inode.open_file.content.length
+        if inode.ghost is not None:
+            return inode.ghost.length
+        if status.st_size == 0:
+            return 0
+        form = self.form(inode)
+        if isinstance(form, Plain):
+            return status.st_size
+        if isinstance(form, Empty):
+            return form.length
+        try:
+            return plaintext_length(status.st_size)
+        except DamagedLength:
+            return max(0, status.st_size - HEADER_SIZE)
+
+    def form(self, inode: Inode) -> Form:
+        """Return what the file says of itself."""
+        if inode.form is None:
+            name, directory = self._inodes.place(inode)
+            fd = self._open_closed("form:open", name, os.O_RDONLY, directory)
+            try:
+                self._read_form(inode, fd)
+            finally:
+                self._calls.close("form:close", fd)
+        assert inode.form is not None  # noqa: S101 - _read_form has set it
+        return inode.form
+
+    def bind(self, inode: Inode, *identities: Identity) -> None:
+        """Write a header that binds *inode* to *identities*, and make it durable; does nothing to plain files."""
+        form = self.form(inode)
+        if not isinstance(form, Sealed) or form.header.identities == identities:
+            return
+        header = form.header.bound_to(*identities)
+        # not by way of open(): what is wrong with the content is no reason to leave the header behind
+        fd = self._open_for_header(inode)
+        try:
+            self._calls.pwrite("bind:header", fd, self._sealer.encode(header), 0)
+            self._calls.fdatasync("bind:sync", fd)
+        finally:
+            if inode.open_file is None or fd != inode.open_file.fd:
+                self._calls.close("bind:close", fd)
+        inode.form = Sealed(header)
+
+    def _open_for_header(self, inode: Inode) -> int:
+        """Return a descriptor of *inode*'s backing file that can write: the open file's, or a new one."""
+        if inode.open_file is not None and inode.open_file.writable:
+            return inode.open_file.fd
+        name, directory = self._inodes.place(inode)
+        return self._open_closed("bind:open", name, os.O_RDWR, directory)
+
+    def bound(self, inode: Inode) -> tuple[Identity, ...]:
+        """Return what *inode* is bound to; nothing for a file that is not encrypted, or cannot be read."""
+        form = self.form(inode)
+        return form.header.identities if isinstance(form, Sealed) else ()
+
+    def check_may_lie_at(self, inode: Inode, path: str) -> None:
+        """Refuse to let a plain file get a name under which the policy encrypts.
+
+        :raises OSError: EXDEV, upon which mv(1) copies, and the copy is encrypted; PostgreSQL removes a WAL
+            segment that it cannot recycle.
+        """
+        if isinstance(self.form(inode), Plain) and self._decide(path).encrypted:
+            raise OSError(EXDEV, os.strerror(EXDEV))
+
+    def give_up_identity(self, inode: Inode, new_identity: Identity) -> tuple[Identity, ...]:
+        """Before a hard link under *new_identity*: a file with two identities is bound to none.
+
+        :returns: what it was bound to, to be restored if there will be no link; nothing if that did not change.
+        """
+        bound = self.bound(inode)
+        if not bound or new_identity in bound or ANY_PLACE in bound:
+            return ()
+        self.bind(inode, ANY_PLACE)
+        return bound
+
+    def _decide(self, path: str) -> Decision:
+        return self._policy.decide(classify(path), path)
+
+    def _open_backing(self, name: bytes, directory: int, *, writable: bool) -> tuple[int, bool]:
+        """Open for reading and writing: with write-back caching the kernel reads from files opened write-only."""
+        try:
+            return self._calls.open("open:rw", name, os.O_RDWR, 0, directory), True
+        except OSError as error:
+            if error.errno not in (EACCES, EPERM, EROFS) or (writable and error.errno != EACCES):
+                raise
+        if writable:
+            return self._open_closed("open:rw", name, os.O_RDWR, directory), True
+        return self._open_closed("open:ro", name, os.O_RDONLY, directory), False
+
+    def _open_closed(self, label: str, name: bytes, flags: int, directory: int) -> int:
+        """Open a file also where its mode keeps its own owner out, who is the daemon's user.
+
+        The kernel has checked who may do what; the daemon must read the header, and the rest of a page of which
+        a part is written, whatever the mode.
+        """
+        try:
+            return self._calls.open(label, name, flags, 0, directory)
+        except PermissionError:
+            status = self._calls.stat("open:closed", name, directory)
+            if status.st_uid != os.geteuid():
+                raise
+        mode = stat.S_IMODE(status.st_mode)
+        self._calls.chmod("open:unlock", name, mode | stat.S_IRUSR | stat.S_IWUSR, directory)
+        try:
+            return self._calls.open(label, name, flags, 0, directory)
+        finally:
+            self._calls.chmod("open:relock", name, mode, directory)
+
+    def _make_writable(self, file: OpenFile) -> None:
+        """Exchange a read-only descriptor for one that can write, under the same number."""
+        name, directory = self._inodes.place(file.inode)
+        fd = self._open_closed("open:rw", name, os.O_RDWR, directory)
+        try:
+            os.dup2(fd, file.fd, inheritable=False)
+        finally:
+            self._calls.close("open:upgrade", fd)
+        file.writable = True
+        if isinstance(file.inode.form, Empty):
+            form = self._settle(file.inode, file.fd, file.inode.form)
+            file.content = self._content(file.inode, file.fd, form, can_write=True)
+
+    def _read_form(self, inode: Inode, fd: int) -> Form:
+        """Read what the file says of itself, unless that is known; log what is wrong with it."""
+        if inode.form is None or isinstance(inode.form, Empty):
+            size = self._calls.fstat("form:stat", fd).st_size
+            page = self._calls.pread("form:read", fd, RECORD_SIZE, 0)
+            if not any(page):
+                page = self._calls.pread("form:read", fd, HEADER_SIZE, 0)
+            path = os.fsdecode(inode.path())
+            inode.form = self._sealer.recognise(page, size, lambda: self._decide(path).encrypted)
+        return inode.form
+
+    def _settle(self, inode: Inode, fd: int, empty: Empty) -> Form:
+        """Decide about a file that is neither encrypted nor plain as if it were created now."""
+        path = os.fsdecode(inode.path())
+        decision = self._decide(path)
+        form: Form = Plain()
+        if decision.encrypted:
+            form = Sealed(self._sealer.new_header(decision.key_name, identity_at(path)))
+            self._write_new_header(fd, form.header, empty.length)
+        inode.form = form
+        return form
+
+    def _write_new_header(self, fd: int, header: Header, length: int = 0) -> None:
+        """Write the header of a file of *length* zeros.
+
+        The size comes first: a file shorter than its header is damage. Where plain files may lie, too, a header
+        that a crash took away could not be told from a plain file's zeros, so it must not get lost.
+        """
+        self._calls.ftruncate("create:size", fd, stored_size(length))
+        try:
+            self._calls.pwrite("create:header", fd, self._sealer.encode(header), 0)
+            if self._sealer.plain_files:
+                self._calls.fdatasync("create:sync", fd)
+        except OSError:
+            # all zero again, of its old size
+            self._calls.ftruncate("create:undo", fd, 0)
+            self._calls.ftruncate("create:undo", fd, length)
+            raise
+
+    def _content(self, inode: Inode, fd: int, form: Form, *, can_write: bool) -> Content:
+        """Return the content of an open backing file, after the last checks.
+
+        :raises OSError: EIO for a file that cannot be presented; the log says why.
+        """
+        size = self._calls.fstat("open:stat", fd).st_size
+        store = BackingStore(self._calls, fd)
+        try:
+            if isinstance(form, Broken):
+                raise form.error
+            if isinstance(form, Sealed):
+                self._check_place(inode, form.header, fd, can_write=can_write)
+                return StoredFile(store, self._sealer.cipher(form.header), size)
+            return PlainContent(store, size, lambda head: self._refuse_header(inode, head))
+        except FormatError as error:
+            log.error("%s: %s (HINT: %s)", printable(inode.path()), error, error.hint)
+            raise OSError(EIO, os.strerror(EIO)) from error
+
+    def _refuse_header(self, inode: Inode, head: bytes) -> None:
+        """Refuse to write a plain file that would be taken for a damaged encrypted one.
+
+        :raises OSError: EPERM.
+        """
+        if self._sealer.resembles_sealed(head):
+            log.error(
+                "%s: a file stored in the clear may not start like an encrypted one "
+                "(HINT: put it in a place that the policy encrypts)",
+                printable(inode.path()),
+            )
+            raise OSError(EPERM, os.strerror(EPERM))
+
+    def _check_place(self, inode: Inode, header: Header, fd: int, *, can_write: bool) -> None:
+        """Check that the file lies where it belongs, and end a rename that a crash left half done."""
+        if not inode.names:
+            return
+        identity = identity_at(os.fsdecode(inode.path()))
+        check_identity(header, identity)
+        if len(header.identities) > 1 and can_write and inode.entry_durable:
+            settled = header.bound_to(identity)
+            self._calls.pwrite("bind:settle", fd, self._sealer.encode(settled), 0)
+            inode.form = Sealed(settled)

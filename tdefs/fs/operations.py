@@ -1,0 +1,504 @@
+"""The FUSE operations: each translates one request into calls on the file core, and the result into a reply.
+
+What happens between two ``await`` expressions is atomic, since all requests are served on one event loop; only
+waiting reads and syncs leave it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    XAttrNameT,
+)
+
+from tdefs.format.errors import FormatError
+from tdefs.fs.attributes import Attributes, Changes
+from tdefs.fs.calls import SystemCalls
+from tdefs.fs.durability import Durability
+from tdefs.fs.files import Handle
+from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable
+from tdefs.fs.loop import in_thread
+from tdefs.fs.namespace import Namespace
+from tdefs.fs.opening import Opener
+from tdefs.policy.paths import Kind, classify
+
+log = logging.getLogger(__name__)
+
+# tdefs is the only writer of the backing directory and all changes pass through the kernel that caches, so what
+# the kernel knows stays true.
+FOREVER_SECONDS = 1e9
+
+# What a plain directory answers every day, too; the rest counts as a failure in the status.
+_ORDINARY_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ENOTEMPTY,
+        errno.EPERM,
+        errno.ESTALE,
+        errno.EXDEV,
+    }
+)
+
+_LINKS_OF_EMPTY_DIRECTORY = 2
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _reply(
+    method: Callable[Concatenate[FuseOperations, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[FuseOperations, P], Coroutine[Any, Any, R]]:
+    """Turn whatever goes wrong in a request into an errno: any other exception would end the mount."""
+    name = method.__name__
+
+    @wraps(method)
+    async def translated(self: FuseOperations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.requests[name] += 1
+        try:
+            return await method(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except OSError as error:
+            if error.errno not in _ORDINARY_ERRORS:
+                self.failures[name] += 1
+            raise FUSEError(error.errno or errno.EIO) from None
+        except OverflowError:
+            # an offset or a length that, with the header before it, no file system has
+            raise FUSEError(errno.EFBIG) from None
+        except FormatError as error:
+            self.failures[name] += 1
+            log.error("%s failed: %s (HINT: %s)", name, error, error.hint)
+            raise FUSEError(errno.EIO) from None
+        except Exception:
+            self.failures[name] += 1
+            log.exception("unexpected error in %s", name)
+            raise FUSEError(errno.EIO) from None
+
+    return cast("Callable[Concatenate[FuseOperations, P], Coroutine[Any, Any, R]]", translated)
+
+
+class _Directory:
+    """An open directory: a descriptor to sync, and the names as they were when reading began."""
+
+    __slots__ = ("fd", "inode", "names")
+
+    def __init__(self, inode: Inode, fd: int) -> None:
+        self.inode = inode
+        self.fd = fd
+        self.names: list[bytes] = []
+
+
+class FuseOperations(pyfuse3.Operations):
+    """One mount, as pyfuse3 calls it."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = True
+    enable_acl = False
+
+    def __init__(
+        self,
+        calls: SystemCalls,
+        inodes: InodeTable,
+        opener: Opener,
+        root_fd: int,
+    ) -> None:
+        super().__init__()
+        self._calls = calls
+        self._inodes = inodes
+        self._opener = opener
+        self._namespace = Namespace(calls, inodes, opener)
+        self._attributes = Attributes(calls, inodes, opener)
+        self._durability = Durability(calls, inodes)
+        self._root_fd = root_fd
+        self._handles: dict[int, Handle] = {}
+        self._directories: dict[int, _Directory] = {}
+        self._last_handle = 0
+        #: How often each operation was requested, and how often it failed with an error of ours or the disk's.
+        self.requests: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+
+    @property
+    def open_handles(self) -> int:
+        """Return how many file handles the kernel holds."""
+        return len(self._handles)
+
+    def close(self) -> None:
+        """Close what the kernel left open, once no request comes any more."""
+        for handle in list(self._handles):
+            self._release(handle)
+        for directory in self._directories.values():
+            self._calls.close("close:directory", directory.fd)
+        self._directories.clear()
+        self._inodes.close()
+
+    # --- names ---------------------------------------------------------------------------------------------
+
+    @_reply
+    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        """Find a name; one that is not there is remembered by the kernel, too."""
+        try:
+            inode, status = self._namespace.lookup(self._inodes[parent_inode], name)
+        except FileNotFoundError:
+            missing = EntryAttributes()
+            missing.st_ino = 0
+            missing.entry_timeout = FOREVER_SECONDS
+            return missing
+        return self._entry(inode, status)
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Take back lookups. There is no reply, so nothing here may fail."""
+        for number, lookups in inode_list:
+            self._inodes.forget(number, lookups)
+
+    @_reply
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a directory."""
+        parent = self._inodes[parent_inode]
+        return self._entry(*self._namespace.mkdir(parent, name, mode, ctx.uid, ctx.gid))
+
+    @_reply
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a file, socket, FIFO or device node."""
+        parent = self._inodes[parent_inode]
+        return self._entry(*self._namespace.mknod(parent, name, mode, rdev, ctx.uid, ctx.gid))
+
+    @_reply
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a symbolic link."""
+        parent = self._inodes[parent_inode]
+        return self._entry(*self._namespace.symlink(parent, name, target, ctx.uid, ctx.gid))
+
+    @_reply
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        """Return where a symbolic link points."""
+        return self._namespace.readlink(self._inodes[inode])
+
+    @_reply
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a hard link."""
+        node = self._inodes[inode]
+        status = self._namespace.link(node, self._inodes[new_parent_inode], new_name)
+        return self._entry(node, status)
+
+    @_reply
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Remove a name."""
+        self._namespace.unlink(self._inodes[parent_inode], name)
+
+    @_reply
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Remove an empty directory."""
+        self._namespace.rmdir(self._inodes[parent_inode], name)
+
+    @_reply
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        """Rename, replace or exchange."""
+        old, new = self._inodes[parent_inode_old], self._inodes[parent_inode_new]
+        self._namespace.rename(old, name_old, new, name_new, flags)
+
+    # --- attributes ----------------------------------------------------------------------------------------
+
+    @_reply
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """Return attributes."""
+        node = self._inodes[inode]
+        return self._reply_attributes(node, self._attributes.status(node))
+
+    @_reply
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Set length, mode, owner and times. The change time is the backing file system's own."""
+        node = self._inodes[inode]
+        changes = Changes(
+            size=attr.st_size if fields.update_size else None,
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._reply_attributes(node, self._attributes.change(node, changes))
+
+    @_reply
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """Return the figures of the file system below."""
+        figures = self._calls.statvfs("statfs", self._root_fd)
+        reply = StatvfsData()
+        for name in (
+            "f_bsize",
+            "f_frsize",
+            "f_blocks",
+            "f_bfree",
+            "f_bavail",
+            "f_files",
+            "f_ffree",
+            "f_favail",
+            "f_namemax",
+        ):
+            setattr(reply, name, getattr(figures, name))
+        return reply
+
+    @_reply
+    async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
+        """Leave the answer to the kernel, which checks permissions itself on this mount and asks no more."""
+        raise FUSEError(errno.ENOSYS)
+
+    # There are no extended attributes. ENOSYS makes the kernel stop asking, where ENOTSUP would cost a request
+    # for security.capability before each write.
+
+    @_reply
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """Say once that there are none."""
+        raise FUSEError(errno.ENOSYS)
+
+    @_reply
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        """Say once that there are none."""
+        raise FUSEError(errno.ENOSYS)
+
+    @_reply
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """Say once that there are none."""
+        raise FUSEError(errno.ENOSYS)
+
+    @_reply
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Say once that there are none."""
+        raise FUSEError(errno.ENOSYS)
+
+    # --- directories ---------------------------------------------------------------------------------------
+
+    @_reply
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """Open a directory."""
+        node = self._inodes[inode]
+        name, above = self._inodes.place(node)
+        fd = self._calls.open("opendir", name, os.O_RDONLY | os.O_DIRECTORY, 0, above)
+        handle = self._new_handle()
+        self._directories[handle] = _Directory(node, fd)
+        return handle
+
+    @_reply
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        """List a directory from a position on.
+
+        Positions count in the list of names that was taken when reading began (or began again): names that come
+        later are not in it, and those that go are left out, so no position ever shifts.
+        """
+        directory = self._directories[fh]
+        if start_id == 0:
+            directory.names = [b".", b"..", *self._namespace.names_in(directory.inode)]
+        for position in range(start_id, len(directory.names)):
+            name = directory.names[position]
+            if name in (b".", b".."):
+                # the kernel takes number and type from here, and no lookup is counted
+                entry = EntryAttributes()
+                entry.st_ino = self._dot(directory.inode, name).number
+                entry.st_mode = stat.S_IFDIR
+                if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+                    return
+                continue
+            try:
+                inode, status = self._namespace.lookup(directory.inode, name)
+            except FileNotFoundError:
+                continue
+            entry = self._reply_attributes(inode, status)
+            if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+                self._inodes.drop_if_unused(inode)
+                return
+            inode.lookups += 1
+
+    @_reply
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """Close a directory."""
+        directory = self._directories.pop(fh)
+        self._calls.close("releasedir", directory.fd)
+
+    @_reply
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """Make a directory's entries durable."""
+        await self._durability.sync_directory(self._directories[fh].fd)
+
+    # --- files ---------------------------------------------------------------------------------------------
+
+    @_reply
+    async def create(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Make a file and open it."""
+        parent = self._inodes[parent_inode]
+        file = self._namespace.create(parent, name, mode)
+        try:
+            inode, status = self._namespace.adopt(parent, name, mode, ctx.uid, ctx.gid)
+        except OSError:
+            self._opener.close_if_unused(file)
+            raise
+        return self._open_reply(Handle(file, flags)), self._entry(inode, status)
+
+    @_reply
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """Open a file. The kernel sends O_TRUNC along, so opening may also cut."""
+        writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        file = self._opener.open(self._inodes[inode], writable=writable)
+        try:
+            if flags & os.O_TRUNC:
+                file.content.truncate(0)
+        except OSError:
+            self._opener.close_if_unused(file)
+            raise
+        return self._open_reply(Handle(file, flags))
+
+    @_reply
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """Read; what the kernel below has in memory is served at once, the rest is waited for beside the loop."""
+        file = self._handle(fh).file
+        content = file.content
+        at, count = content.extent(off, size)
+        if count == 0:
+            return b""
+        stored = self._calls.pread_cached("read:cached", file.fd, count, at)
+        if stored is None:
+            changes = content.changes
+            stored = await in_thread(partial(self._calls.pread, "read", file.fd, count, at))
+            if content.changes != changes:
+                # written to meanwhile: take a state that no write is halfway through
+                at, count = content.extent(off, size)
+                stored = self._calls.pread("read:again", file.fd, count, at)
+        return cast(bytes, content.decode(off, size, stored))
+
+    @_reply
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """Write. The kernel gives the offset also for O_APPEND, since it owns the length."""
+        handle = self._handle(fh)
+        file = handle.file
+        if not file.writable:
+            # a write-back of pages that were made dirty through a descriptor closed since
+            self._opener.open(file.inode, writable=True)
+        file.content.write(off, buf)
+        file.unsynced += len(buf)
+        if handle.durable_writes:
+            await self._durability.sync(file, datasync=True)
+        return len(buf)
+
+    @_reply
+    async def flush(self, fh: FileHandleT) -> None:
+        """Say once that closing needs no request of its own: every write has been passed on already."""
+        raise FUSEError(errno.ENOSYS)
+
+    @_reply
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        """Make a file durable."""
+        await self._durability.sync(self._handle(fh).file, datasync=datasync)
+
+    @_reply
+    async def release(self, fh: FileHandleT) -> None:
+        """Close a file handle."""
+        self._release(fh)
+
+    # --- helpers -------------------------------------------------------------------------------------------
+
+    def _handle(self, fh: int) -> Handle:
+        try:
+            return self._handles[fh]
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def _new_handle(self) -> int:
+        self._last_handle += 1
+        return self._last_handle
+
+    def _open_reply(self, handle: Handle) -> FileInfo:
+        number = self._new_handle()
+        self._handles[number] = handle
+        handle.file.handles += 1
+        # WAL is written once and flushed at each commit: past the kernel's cache a commit is one or two requests,
+        # through it three. All opens of such a file are alike, so there is no second view that could be stale.
+        direct = classify(os.fsdecode(handle.file.inode.path())).kind is Kind.WAL
+        return FileInfo(fh=number, keep_cache=True, direct_io=direct)
+
+    def _release(self, fh: int) -> None:
+        file = self._handles.pop(fh).file
+        file.handles -= 1
+        self._opener.close_if_unused(file)
+
+    def _dot(self, directory: Inode, name: bytes) -> Inode:
+        return directory.names[0][0] if name == b".." and directory.names else directory
+
+    def _entry(self, inode: Inode, status: os.stat_result) -> EntryAttributes:
+        """Return attributes for a reply that counts as a lookup."""
+        entry = self._reply_attributes(inode, status)
+        inode.lookups += 1
+        return entry
+
+    def _reply_attributes(self, inode: Inode, status: os.stat_result) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = inode.number
+        entry.entry_timeout = FOREVER_SECONDS
+        entry.attr_timeout = FOREVER_SECONDS
+        entry.st_mode = status.st_mode
+        entry.st_nlink = status.st_nlink
+        if inode.ghost is not None:
+            entry.st_nlink = inode.ghost.links
+        elif inode.number == ROOT_NUMBER and status.st_nlink > _LINKS_OF_EMPTY_DIRECTORY:
+            # where directories count the links of those in them, tdefs's own does not show
+            entry.st_nlink -= 1
+        entry.st_uid = status.st_uid
+        entry.st_gid = status.st_gid
+        entry.st_rdev = status.st_rdev
+        entry.st_size = self._opener.length(inode, status) if inode.is_file else status.st_size
+        entry.st_blksize = status.st_blksize
+        entry.st_blocks = status.st_blocks
+        entry.st_atime_ns = status.st_atime_ns
+        entry.st_mtime_ns = status.st_mtime_ns
+        entry.st_ctime_ns = status.st_ctime_ns
+        return entry

@@ -1,0 +1,45 @@
+"""After a session that did not end cleanly: files whose header never reached the disk.
+
+An encrypted file's header is made durable by the file's first fsync at the latest. Where a power cut came before,
+data may be on the disk and the header not; nobody was ever promised a byte of it, and PostgreSQL makes such a file
+anew from WAL. It must be empty then, as on a plain disk, and not an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from tdefs.fs.offline import first_bytes, open_without_links, walk
+from tdefs.fs.sealing import Empty, Expectations, look_at
+from tdefs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+
+def empty_unfinished_files(volume: Volume) -> list[str]:
+    """Empty each file of an unclean volume whose header is all zero; return their paths.
+
+    Afterwards such a file is damage. In a volume with plain files there is nothing to do, since headers are
+    made durable at creation there. The caller holds the volume's lock.
+
+    :raises OSError: the disk fails.
+    """
+    expected = Expectations.of(volume)
+    if volume.plain_files or not expected.lost_headers:
+        return []
+    emptied = []
+    for path, status in walk(volume):
+        if status.st_size == 0:
+            continue
+        with open_without_links(volume, path, os.O_RDWR) as fd:
+            page = first_bytes(fd)
+            if not any(page) and isinstance(look_at(page, status.st_size, expected, lambda: True), Empty):
+                os.ftruncate(fd, 0)
+                os.fsync(fd)
+                emptied.append(path)
+                log.warning(
+                    "%s: its header never reached the disk before a crash, so nothing in it was synced: emptied",
+                    path,
+                )
+    return emptied

@@ -1,0 +1,226 @@
+"""Making and recognising encrypted files: between a header on the disk and a cipher in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from tdefs.errors import TdefsError
+from tdefs.format.errors import (
+    DamagedHeader,
+    ForeignFile,
+    FormatError,
+    IdentityMismatch,
+    MissingHeader,
+    UnknownDataKey,
+)
+from tdefs.format.header import (
+    NOT_A_RELATION,
+    Binding,
+    Header,
+    Identity,
+    decode_header,
+    encode_header,
+    resembles_header,
+    verify_header,
+)
+from tdefs.format.layout import HEADER_SIZE
+from tdefs.format.pages import PageCipher
+from tdefs.keys.hierarchy import (
+    FILE_ID_BYTES,
+    DataKey,
+    KeyRing,
+    derive_file_key,
+    derive_header_mac_key,
+    key_fingerprint,
+)
+from tdefs.policy.paths import FileRole, classify
+from tdefs.volume import Volume, was_left_clean
+
+_FORKS = ("main", "fsm", "vm", "init")
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A file that is stored as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """A file without a header and without content but zeros: it is not yet encrypted or plain."""
+
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An encrypted file, its header checked."""
+
+    header: Header
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An encrypted file that cannot be presented."""
+
+    error: FormatError
+
+
+Form = Plain | Empty | Sealed | Broken
+
+
+def identity_of(role: FileRole) -> Identity:
+    """Return what a file with this role is bound to."""
+    relation = role.relation
+    if relation is None:
+        return NOT_A_RELATION
+    return Identity(
+        Binding.RELATION,
+        relation.database,
+        relation.relfilenode,
+        _FORKS.index(relation.fork),
+        relation.segment,
+    )
+
+
+def identity_at(path: str) -> Identity:
+    """Return what a file at *path*, relative to the mount point, must be bound to."""
+    return identity_of(classify(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What may be found in a volume.
+
+    ``plain_files``: whether files may lie in it that are not encrypted. Where no policy ever left one in the
+    clear, a file without a header was put there by somebody else, or lost its header.
+
+    ``lost_headers``: whether its last session ended without a clean unmount, so that files may exist whose header
+    never became durable. No byte of these was ever promised.
+    """
+
+    volume_id: bytes
+    plain_files: bool
+    lost_headers: bool
+
+    @classmethod
+    def of(cls, volume: Volume) -> Self:
+        """Return what may be found in *volume* before it is mounted again."""
+        return cls(volume.volume_id, volume.plain_files, not was_left_clean(volume))
+
+
+def look_at(
+    page: bytes, size: int, expected: Expectations, should_be_encrypted: Callable[[], bool]
+) -> Plain | Empty | Header:
+    """Tell what a stored file is, as far as that goes without a key: a header is decoded, but not verified.
+
+    :param page: the first bytes of the file: its header record, or where that is zero the header page.
+    :param size: the stored size in bytes.
+    :param should_be_encrypted: asked only where the file itself does not tell: whether the policy would encrypt
+        it today.
+    :raises FormatError: the file cannot be presented.
+    """
+    if size == 0:
+        return Empty()
+    if not any(page):
+        return _without_header(page, size, expected, should_be_encrypted)
+    if not resembles_header(page, expected.volume_id):
+        if expected.plain_files:
+            return Plain()
+        raise ForeignFile("the file has no header, and nothing in this volume is stored in the clear")
+    if size < HEADER_SIZE:
+        raise DamagedHeader(f"the file is cut inside its header page: {size} bytes are left")
+    return decode_header(page, expected.volume_id)
+
+
+def _without_header(
+    page: bytes, size: int, expected: Expectations, should_be_encrypted: Callable[[], bool]
+) -> Plain | Empty:
+    """Tell what a file is that starts with zeros; see :func:`look_at`."""
+    if expected.plain_files:
+        # Here the header of a new file is made durable before anything else is written to the file, so a crash
+        # leaves zeros alone.
+        if len(page) < min(size, HEADER_SIZE) or not should_be_encrypted():
+            return Plain()
+        if size <= HEADER_SIZE:
+            return Empty(size)
+        raise MissingHeader("the header is all zero, or the file is a plain one in a place of encrypted ones")
+    if expected.lost_headers:
+        return Empty()
+    raise MissingHeader("the header is all zero: it was wiped")
+
+
+class Sealer:
+    """Seals new files with a data key and recognises sealed ones. Knows keys, never paths or descriptors."""
+
+    def __init__(self, ring: KeyRing, expected: Expectations) -> None:
+        self._ring = ring
+        self._expected = expected
+        self._mac_keys: dict[tuple[str, int], tuple[bytes, bytes]] = {}
+
+    @property
+    def plain_files(self) -> bool:
+        """Whether the volume may hold files that are not encrypted."""
+        return self._expected.plain_files
+
+    def resembles_sealed(self, head: bytes) -> bool:
+        """Tell whether a file that starts with *head* would be taken for an encrypted one."""
+        return resembles_header(head, self._expected.volume_id)
+
+    def new_header(self, key_name: str | None, identity: Identity) -> Header:
+        """Return a header for a new file under the newest round of a data key (``None``: the default one)."""
+        key = self._ring.current(key_name or self._ring.default_name)
+        return Header(
+            volume_id=self._ring.volume_id,
+            file_id=os.urandom(FILE_ID_BYTES),
+            key_name=key.name,
+            key_round=key.round,
+            key_fingerprint=self._header_keys(key)[1],
+            identities=(identity,),
+        )
+
+    def encode(self, header: Header) -> bytes:
+        """Return the record to store for *header*."""
+        return encode_header(header, self._header_keys(self._key(header))[0])
+
+    def cipher(self, header: Header) -> PageCipher:
+        """Return the cipher of the one file that *header* belongs to."""
+        return PageCipher(derive_file_key(self._key(header), header.file_id))
+
+    def recognise(self, page: bytes, size: int, should_be_encrypted: Callable[[], bool]) -> Form:
+        """Tell what a stored file is, with its header verified; see :func:`look_at` for the parameters."""
+        try:
+            found = look_at(page, size, self._expected, should_be_encrypted)
+            if not isinstance(found, Header):
+                return found
+            mac_key, fingerprint = self._header_keys(self._key(found))
+            verify_header(page, found, mac_key, fingerprint)
+        except FormatError as error:
+            return Broken(error)
+        return Sealed(found)
+
+    def _key(self, header: Header) -> DataKey:
+        try:
+            return self._ring.get(header.key_name, header.key_round)
+        except TdefsError as error:
+            raise UnknownDataKey(error.message) from None
+
+    def _header_keys(self, key: DataKey) -> tuple[bytes, bytes]:
+        """Return the header MAC key and the fingerprint of a data key."""
+        known = self._mac_keys.get((key.name, key.round))
+        if known is None:
+            known = derive_header_mac_key(key), key_fingerprint(key)
+            self._mac_keys[key.name, key.round] = known
+        return known
+
+
+def check_identity(header: Header, identity: Identity) -> None:
+    """Check that a sealed file lies where it belongs.
+
+    :raises IdentityMismatch: it was put in another relation file's place.
+    """
+    if not header.accepts(identity):
+        bound = " or ".join(str(one) for one in header.identities)
+        raise IdentityMismatch(f"the header belongs to {bound}, but lies in the place of {identity}")

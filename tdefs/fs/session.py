@@ -1,0 +1,171 @@
+"""One mount from its beginning to its end: mounting, serving, signals, and writing everything out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import trio
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.fs.calls import SystemCalls
+from tdefs.fs.control import serve_control
+from tdefs.fs.inodes import InodeTable
+from tdefs.fs.loop import install_polling_wait
+from tdefs.fs.mounts import raise_kernel_limits, source_name, unmount
+from tdefs.fs.opening import Opener
+from tdefs.fs.operations import FuseOperations
+from tdefs.fs.sealing import Expectations, Sealer
+from tdefs.keys.hierarchy import KeyRing
+from tdefs.policy.model import Policy
+from tdefs.volume import Session, Volume, was_left_clean, write_session
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """What to mount where, and how."""
+
+    volume: Volume
+    mountpoint: Path
+    options: tuple[str, ...]
+    memory_locked: bool
+    log_file: Path | None
+
+
+def fuse_options(request: MountRequest) -> set[str]:
+    """Return the options for libfuse: what tdefs needs, and what the user asked for.
+
+    A daemon of root serves the cluster's own user, with the kernel checking permissions; a daemon of the
+    cluster's user serves nobody else, not even root.
+    """
+    source = source_name(request.volume.backing)
+    options = {"default_permissions", "subtype=tdefs", f"fsname={source}", *request.options}
+    if os.geteuid() == 0:
+        options.add("allow_other")
+    return options
+
+
+def run_session(
+    request: MountRequest,
+    ring: KeyRing,
+    policy: Policy,
+    calls: SystemCalls,
+    ready: Callable[[], None],
+) -> None:
+    """Mount, call *ready* once the mount serves, and return when it was unmounted and all is on disk.
+
+    The caller holds the volume's lock.
+
+    :raises TdefsError: MOUNT_FAILED, with nothing mounted.
+    """
+    volume = request.volume
+    os.umask(0)  # the kernel has applied the caller's umask already
+    root_fd = os.open(volume.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sealer = Sealer(ring, Expectations(volume.volume_id, volume.plain_files, lost_headers=False))
+    inodes = InodeTable(calls, root_fd)
+    opener = Opener(calls, inodes, sealer, policy)
+    operations = FuseOperations(calls, inodes, opener, root_fd)
+    left_clean = was_left_clean(volume)
+    if not left_clean:
+        # what is found now must be what a crash from now on would leave, names above all
+        calls.syncfs("session:recover", root_fd)
+    session = Session(os.getpid(), os.fspath(request.mountpoint), clean=False)
+    write_session(volume, session)
+    try:
+        pyfuse3.init(operations, os.fspath(request.mountpoint), fuse_options(request))
+    except RuntimeError as error:
+        write_session(volume, replace(session, clean=left_clean))
+        raise TdefsError(
+            Exit.MOUNT_FAILED,
+            f'could not mount at "{request.mountpoint}"',
+            detail=f"{error}; libfuse has said more on standard error",
+            hint="check the options, the permissions of the mount point, and that /dev/fuse can be opened",
+        ) from None
+    install_polling_wait()
+    log.info("mounted %s at %s", volume.backing, request.mountpoint)
+    try:
+        trio.run(_serve, request, ring, operations, inodes, ready)
+    finally:
+        pyfuse3.close(unmount=True)
+        operations.close()
+        calls.syncfs("session:sync", root_fd)
+        write_session(volume, replace(session, clean=True))
+        os.close(root_fd)
+        log.info("unmounted %s", request.mountpoint)
+
+
+async def _serve(
+    request: MountRequest,
+    ring: KeyRing,
+    operations: FuseOperations,
+    inodes: InodeTable,
+    ready: Callable[[], None],
+) -> None:
+    """Serve requests until the kernel says that the mount is gone."""
+    started = time.time()
+
+    def status() -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "mountpoint": os.fspath(request.mountpoint),
+            "backing": os.fspath(request.volume.backing),
+            "volume_id": request.volume.volume_id.hex(),
+            "keystore": os.fspath(request.volume.keystore),
+            "policy": os.fspath(request.volume.policy) if request.volume.policy else None,
+            "log_file": os.fspath(request.log_file) if request.log_file else None,
+            "started": started,
+            "memory_locked": request.memory_locked,
+            "data_keys": [{"name": key.name, "round": key.round, "algorithm": key.algorithm} for key in ring],
+            "known_inodes": len(inodes),
+            "open_handles": operations.open_handles,
+            "requests": dict(sorted(operations.requests.items())),
+            "failures": dict(sorted(operations.failures.items())),
+        }
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_announce, request.mountpoint, ready)
+        nursery.start_soon(_unmount_on_signal, request.mountpoint)
+        nursery.start_soon(serve_control, request.volume, {"status": status})
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
+    """Say that the mount serves, once a request has gone through it."""
+    await trio.to_thread.run_sync(mountpoint.stat)
+    if not await trio.to_thread.run_sync(raise_kernel_limits, mountpoint):
+        log.info("this user may not raise the kernel's read-ahead and dirty limits of the mount")
+    ready()
+
+
+async def _unmount_on_signal(mountpoint: Path) -> None:
+    """Unmount upon SIGTERM or SIGINT. While somebody uses the mount it goes on being served: taking it away
+    under a running PostgreSQL would lose what the kernel has not passed on yet.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("received %s: unmounting", signal.Signals(number).name)
+            while True:
+                try:
+                    await trio.to_thread.run_sync(unmount, mountpoint)
+                except TdefsError as error:
+                    log.warning(
+                        "cannot end yet: %s (%s); trying again every %d s",
+                        error.message,
+                        error.detail,
+                        _RETRY_SECONDS,
+                    )
+                    await trio.sleep(_RETRY_SECONDS)
+                else:
+                    break

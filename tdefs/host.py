@@ -1,0 +1,89 @@
+"""What the process asks of the host so that keys do not leave its memory, and files can be opened."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+from tdefs.errors import Exit, TdefsError
+
+# linux/prctl.h, linux/mman.h (asm-generic) and linux/capability.h
+_PR_SET_DUMPABLE = 4
+_MCL_CURRENT = 1
+_MCL_FUTURE = 2
+_MCL_ONFAULT = 4
+_CAP_IPC_LOCK = 14
+
+# malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
+_KEPT_BYTES = 32 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def harden_process() -> None:
+    """Keep this process's memory out of core dumps and away from debuggers of the same user.
+
+    To be called before any secret is read. A program started later (a key command) is dumpable again,
+    because exec resets it, but inherits the core size limit of zero. Raises TdefsError(OS_ERROR).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The size limit does not hold where core_pattern is a pipe (systemd-coredump); this flag does, and it
+    # denies ptrace and /proc/PID/mem to other processes of the same user.
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise TdefsError(Exit.OS_ERROR, "could not make the process undumpable", detail=reason)
+
+
+def lock_memory() -> bool:
+    """Keep this process's memory out of swap; return whether that was possible.
+
+    Without the right to lock all memory nothing is done: under a small RLIMIT_MEMLOCK (8 MB by default)
+    MCL_FUTURE makes every later allocation beyond the limit fail, so the daemon would die of a
+    MemoryError in the middle of serving a database. That is worse than pages in swap, which the
+    administrator can encrypt or turn off.
+    """
+    soft_limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft_limit != resource.RLIM_INFINITY and not _has_capability(_CAP_IPC_LOCK):
+        return False
+    # ONFAULT locks pages as they are touched; without it, every mapped but never used page of thread
+    # stacks and libraries would be read in and pinned.
+    locked: int = _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+    return locked == 0
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator keep what is freed, instead of giving it back to the kernel at once.
+
+    Requests of 1 MiB allocate and free buffers of that size. With glibc's defaults each one is mapped,
+    faulted in page by page and unmapped again, which costs more than encrypting it.
+    """
+    _libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    _libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    _libc.mallopt(_M_TOP_PAD, _KEPT_BYTES)
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard limit, and return the soft limit then in force.
+
+    Each file that PostgreSQL has open through the mount needs a descriptor in this process.
+    """
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Refused where the hard limit is above a since lowered fs.nr_open; the old limit then serves.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _has_capability(number: int) -> bool:
+    """Tell whether capability ``number`` is in this thread's effective set (proc(5), CapEff)."""
+    for line in Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) >> number & 1)
+    return False

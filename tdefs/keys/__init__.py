@@ -1,0 +1,1 @@
+"""Keystore, key hierarchy and the secrets that unlock it."""

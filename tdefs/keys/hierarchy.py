@@ -1,0 +1,156 @@
+"""The keys in memory: master key, data keys, the ring of a volume's data keys, and what derives from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.kdf import hkdf_sha256
+
+SECRET_BYTES = 32
+FILE_ID_BYTES = 16
+VOLUME_ID_BYTES = 16
+FILE_KEY_BYTES = 64
+HEADER_MAC_KEY_BYTES = 32
+FINGERPRINT_BYTES = 8
+MAX_ROUND = 2**32 - 1
+
+AES_256_XTS = "aes-256-xts"
+ALGORITHMS = frozenset({AES_256_XTS})
+
+# At most 31 bytes of ASCII, so that a name fits a fixed field of a file header.
+KEY_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}", re.ASCII)
+
+_FILE_KEY_PURPOSE = b"tdefs v1 file key aes-256-xts"
+_HEADER_MAC_PURPOSE = b"tdefs v1 header mac"
+_FINGERPRINT_PURPOSE = b"tdefs v1 key fingerprint"
+
+
+@dataclass(frozen=True)
+class MasterKey:
+    """A master key, unlocked: ``secret`` is 32 bytes and wraps data keys."""
+
+    name: str
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.secret)
+
+
+@dataclass(frozen=True)
+class DataKey:
+    """One round of a data key, unlocked: ``secret`` is 32 bytes; file keys derive from it.
+
+    ``round`` counts from 1; ``algorithm`` is what files under this key are encrypted with.
+    """
+
+    name: str
+    round: int
+    algorithm: str
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.secret)
+        if not 1 <= self.round <= MAX_ROUND:
+            raise ValueError(f"round of a data key is not in 1..{MAX_ROUND}")
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError("unknown algorithm of a data key")
+
+
+def _check(name: str, secret: bytes) -> None:
+    if not KEY_NAME.fullmatch(name):
+        raise ValueError("invalid key name")
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"a key secret has {SECRET_BYTES} bytes, not {len(secret)}")
+
+
+def derive_file_key(data_key: DataKey, file_id: bytes) -> bytes:
+    """Return the 64-byte AES-256-XTS key of the file with the 16-byte ``file_id``.
+
+    HKDF-SHA256, input the data key's 32 bytes, no salt, ``info`` of 45 bytes::
+
+        0   29  ASCII "tdefs v1 file key aes-256-xts", no terminator
+        29  16  the file id
+
+    Bytes 0..31 of the result are the XTS data key (K1), bytes 32..63 the tweak key (K2).
+    Raises ValueError if ``file_id`` is not 16 bytes.
+    """
+    if len(file_id) != FILE_ID_BYTES:
+        raise ValueError(f"a file id has {FILE_ID_BYTES} bytes, not {len(file_id)}")
+    return hkdf_sha256(data_key.secret, _FILE_KEY_PURPOSE + file_id, FILE_KEY_BYTES)
+
+
+def derive_header_mac_key(data_key: DataKey) -> bytes:
+    """Return the 32-byte key of the MAC over the headers of all files under ``data_key``.
+
+    HKDF-SHA256, input the data key's 32 bytes, no salt, ``info`` the 19 bytes of ASCII
+    "tdefs v1 header mac", no terminator.
+    """
+    return hkdf_sha256(data_key.secret, _HEADER_MAC_PURPOSE, HEADER_MAC_KEY_BYTES)
+
+
+def key_fingerprint(data_key: DataKey) -> bytes:
+    """Return 8 bytes that identify ``data_key`` and tell nothing about it; they may be shown.
+
+    HKDF-SHA256, input the data key's 32 bytes, no salt, ``info`` the 24 bytes of ASCII
+    "tdefs v1 key fingerprint", no terminator.
+    """
+    return hkdf_sha256(data_key.secret, _FINGERPRINT_PURPOSE, FINGERPRINT_BYTES)
+
+
+class KeyRing:
+    """The unlocked data keys of one volume, every round of each."""
+
+    def __init__(self, volume_id: bytes, default_name: str, keys: Iterable[DataKey]) -> None:
+        """Raise ValueError if the volume id is not 16 bytes, a round is double or the default is missing."""
+        if len(volume_id) != VOLUME_ID_BYTES:
+            raise ValueError(f"a volume id has {VOLUME_ID_BYTES} bytes, not {len(volume_id)}")
+        self.volume_id = volume_id
+        self.default_name = default_name
+        self._rounds: dict[str, dict[int, DataKey]] = {}
+        for key in keys:
+            if self._rounds.setdefault(key.name, {}).setdefault(key.round, key) is not key:
+                raise ValueError(f"round {key.round} of data key {key.name} is there twice")
+        if default_name not in self._rounds:
+            raise ValueError("the default data key is not in the key ring")
+
+    def __repr__(self) -> str:
+        return f"KeyRing(volume_id={self.volume_id.hex()}, names={self.names()})"
+
+    def __iter__(self) -> Iterator[DataKey]:
+        """Every round of every data key, by name and then by round."""
+        for name in self.names():
+            for number in sorted(self._rounds[name]):
+                yield self._rounds[name][number]
+
+    def names(self) -> list[str]:
+        """Return the names of the data keys, sorted."""
+        return sorted(self._rounds)
+
+    def current(self, name: str) -> DataKey:
+        """Return the newest round of ``name``: the key for new files. TdefsError(DATA_KEY_UNKNOWN)."""
+        rounds = self._rounds.get(name)
+        if rounds is None:
+            raise self._unknown(f"data key {_shown(name)} is not in the keystore")
+        return rounds[max(rounds)]
+
+    def get(self, name: str, round: int) -> DataKey:
+        """Return one round of ``name``: the key of an existing file. TdefsError(DATA_KEY_UNKNOWN)."""
+        key = self._rounds.get(name, {}).get(round)
+        if key is None:
+            raise self._unknown(f"round {round} of data key {_shown(name)} is not in the keystore")
+        return key
+
+    def _unknown(self, message: str) -> TdefsError:
+        return TdefsError(
+            Exit.DATA_KEY_UNKNOWN,
+            message,
+            detail=f"the keystore has the data keys {', '.join(self.names())}",
+        )
+
+
+def _shown(name: str) -> str:
+    """Return ``name`` as it may stand in a message; it can come from a damaged header."""
+    return name if KEY_NAME.fullmatch(name) else ascii(name)

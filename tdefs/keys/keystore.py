@@ -1,0 +1,173 @@
+"""The keystore file: creating it, loading it without a secret, and unlocking the keys in it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdefs.durable import write_durably
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.document import MAX_BYTES, Document, damaged, parse, serialise
+from tdefs.keys.hierarchy import KeyRing, MasterKey
+from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
+from tdefs.keys.seal import master_key_context, new_document, open_keys
+
+FIRST_DATA_KEY = "dk_1"
+
+
+@dataclass(frozen=True)
+class Keystore:
+    """A keystore that was read and found undamaged, still locked. ``document`` holds no open secret."""
+
+    path: Path
+    document: Document
+
+    @property
+    def volume_id(self) -> bytes:
+        """The 16-byte id of the volume whose keys these are."""
+        return self.document.volume_id
+
+    def kinds(self) -> list[str]:
+        """Return the kinds of protectors that the keystore has, sorted, each once."""
+        return sorted({entry.kind for entry in self.document.protectors})
+
+    def check_volume(self, volume_id: bytes) -> None:
+        """Raise TdefsError(KEYSTORE_FOREIGN) unless the keys are those of the volume ``volume_id``."""
+        if volume_id != self.volume_id:
+            raise TdefsError(
+                Exit.KEYSTORE_FOREIGN,
+                f'the keystore "{self.path}" belongs to another volume',
+                detail=f"the keystore is for volume {self.volume_id.hex()}, this is volume {volume_id.hex()}",
+                hint="name this volume's own keystore with --keystore",
+            )
+
+    def unlock(self, protector: Protector) -> KeyRing:
+        """Return the data keys, unlocked with ``protector``.
+
+        Raises TdefsError: NO_SECRET if the keystore has no protector of this kind (before the secret is
+        asked for), WRONG_SECRET if none of them opens, KEYSTORE_DAMAGED if the keystore was altered by
+        someone without the master key, and what fetching the secret raises.
+        """
+        if protector.kind not in self.kinds():
+            raise TdefsError(
+                Exit.NO_SECRET,
+                f"the keystore cannot be unlocked with a {protector.kind}",
+                detail=f'the keystore "{self.path}" has protectors of kind: {", ".join(self.kinds())}',
+                hint="use --passphrase-file, --passphrase-fd or the prompt for a passphrase,"
+                " --key-command for a command",
+            )
+        return open_keys(self.document, self._master_keys(protector))
+
+    def _master_keys(self, protector: Protector) -> dict[str, MasterKey]:
+        """Return by name every master key that ``protector`` opens, the current one among them."""
+        opened: dict[str, MasterKey] = {}
+        refusal: WrongSecretError | None = None
+        for entry in self.document.protectors:
+            if entry.master_key in opened:
+                continue
+            context = master_key_context(self.volume_id, entry.master_key, entry.kind, entry.id)
+            try:
+                opened[entry.master_key] = MasterKey(entry.master_key, protector.unwrap(entry, context))
+            except NotMineError:
+                continue
+            except WrongSecretError as error:
+                refusal = refusal or error
+        current = self.document.current_master_key().name
+        if current not in opened:
+            raise refusal or WrongSecretError(f"the {protector.kind} does not unlock the master key {current}")
+        return opened
+
+
+def create_keystore(
+    path: Path,
+    volume_id: bytes,
+    protector: Protector,
+    *,
+    data_key_names: Sequence[str] = (FIRST_DATA_KEY,),
+) -> KeyRing:
+    """Create the keystore of a new volume at ``path`` (mode 0600), durably, and return its data keys.
+
+    It gets a master key, round 1 of each of ``data_key_names``, of which the first becomes the default,
+    and one protector. What is returned was unlocked from the very bytes that are written, so a protector
+    that cannot undo what it did is found now and not at the first mount.
+
+    Raises TdefsError: VOLUME_EXISTS if there is something at ``path``, which is left as it is; OS_ERROR;
+    and what the protector raises.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+    document = new_document(volume_id, protector, data_key_names)
+    data = serialise(document)
+    ring = Keystore(path, parse(data)).unlock(protector)
+    try:
+        write_durably(path, data, replace=False)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError as error:
+        raise _os_error("create", path, error) from error
+    return ring
+
+
+def load_keystore(path: Path) -> Keystore:
+    """Read the keystore at ``path``; no secret is needed.
+
+    Raises TdefsError: KEYSTORE_MISSING; KEYSTORE_EXPOSED if group or others have any permission, or, unless
+    this process is root's, the owner is neither root nor its user; KEYSTORE_DAMAGED; OS_ERROR.
+    """
+    try:
+        # Nonblocking, so that a FIFO in its place is refused below instead of waited on.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check_file(path, os.fstat(descriptor))
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(MAX_BYTES + 1)
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        raise TdefsError(
+            Exit.KEYSTORE_MISSING,
+            f'there is no keystore "{path}"',
+            hint="name the keystore with --keystore, or restore it from a backup",
+        ) from None
+    except OSError as error:
+        raise _os_error("read", path, error) from error
+    return Keystore(path, parse(data))
+
+
+def _check_file(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged(f'"{path}" is not a regular file')
+    quoted = shlex.quote(str(path))
+    if os.geteuid() != 0 and status.st_uid not in (0, os.geteuid()):
+        raise TdefsError(
+            Exit.KEYSTORE_EXPOSED,
+            f'the keystore "{path}" belongs to another user',
+            detail=f"its owner is user {status.st_uid}, and tdefs runs as user {os.geteuid()}",
+            hint=f"chown {os.geteuid()} {quoted} && chmod 600 {quoted}",
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        raise TdefsError(
+            Exit.KEYSTORE_EXPOSED,
+            f'the keystore "{path}" is accessible to other users',
+            detail=f"its mode is {mode:04o}, and group and others may have no permission",
+            hint=f"chmod 600 {quoted}",
+        )
+
+
+def _exists(path: Path) -> TdefsError:
+    return TdefsError(
+        Exit.VOLUME_EXISTS,
+        f'there is a file at "{path}" already, and a keystore is never overwritten',
+        hint="choose another place with --keystore, or move the file away if nothing needs its keys",
+    )
+
+
+def _os_error(action: str, path: Path, error: OSError) -> TdefsError:
+    return TdefsError(
+        Exit.OS_ERROR, f'could not {action} the keystore "{path}"', detail=error.strerror or str(error)
+    )

@@ -1,0 +1,1 @@
+"""Protectors: the ways to unlock a master key, one module for each kind."""

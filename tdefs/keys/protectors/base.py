@@ -1,0 +1,54 @@
+"""What a protector is: something that wraps the master key and, given the same secret later, unwraps it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.wrapping import WrapContext
+
+
+class NotMineError(Exception):
+    """The entry was made by a protector of another kind: not a failure, the next entry may fit."""
+
+
+class WrongSecretError(TdefsError):
+    """The entry is of this kind, but another secret made it."""
+
+    def __init__(self, message: str, *, detail: str = "", hint: str = "") -> None:
+        super().__init__(Exit.WRONG_SECRET, message, detail=detail, hint=hint)
+
+
+@dataclass(frozen=True)
+class WrappedMasterKey:
+    """What a protector puts in the keystore: ``params`` (no secret) and the wrapped master key."""
+
+    params: Mapping[str, str | int]
+    wrapped: bytes
+
+
+class Protector(ABC):
+    """One secret that a user supplies, of one kind.
+
+    The secret is fetched (asked for, read, or computed by a command) when it is first needed and kept in
+    the object, so that a mistake that shows before that costs the user no typing, and no secret is asked
+    for twice. ``wrap`` and ``unwrap`` may therefore raise whatever TdefsError fetching it gives.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+        """Wrap the 32-byte ``master_secret`` for this ``context``."""
+
+    @abstractmethod
+    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
+        """Return the 32-byte master secret that ``wrap`` put in ``entry`` in the same ``context``.
+
+        Raises NotMineError for an entry of another kind, WrongSecretError if the secret does not fit, and
+        TdefsError(KEYSTORE_DAMAGED) for parameters that this kind never writes.
+        """

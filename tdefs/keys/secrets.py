@@ -1,0 +1,143 @@
+"""Where the secret comes from that unlocks a keystore: options of the command line, or the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.protectors.base import Protector
+from tdefs.keys.protectors.command import CommandProtector
+from tdefs.keys.protectors.passphrase import PassphraseProtector
+
+_MAX_PASSPHRASE_BYTES = 65536
+_THREE_OPTIONS = "use --passphrase-file, --passphrase-fd or --key-command"
+
+
+def add_unlock_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the secret comes from; more than one is a usage error.
+
+    None takes the secret itself: arguments are visible to every user of the host.
+    """
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--passphrase-file",
+        metavar="FILE",
+        type=Path,
+        help="read the passphrase from FILE (less its last newline)",
+    )
+    group.add_argument(
+        "--passphrase-fd",
+        metavar="N",
+        type=_descriptor_number,
+        help="read the passphrase from the open file descriptor N to its end (less its last newline)",
+    )
+    group.add_argument(
+        "--key-command",
+        metavar="COMMAND",
+        help="run COMMAND by /bin/sh; it prints the key as 64 hexadecimal characters",
+    )
+
+
+def secret_from_arguments(args: argparse.Namespace, *, confirm: bool) -> Protector:
+    """Return the protector for what :func:`add_unlock_arguments` parsed; no option means the terminal.
+
+    ``confirm`` has the terminal ask twice, for a new passphrase. Nothing is read, asked or run yet: the
+    protector does so when it first needs its secret, and then raises TdefsError: NO_SECRET if there is
+    none, KEY_COMMAND_FAILED. So a process that goes to the background must unlock before.
+    """
+    if args.key_command is not None:
+        return CommandProtector(args.key_command)
+    read: Callable[[], bytes]
+    if args.passphrase_file is not None:
+        read = partial(read_passphrase_file, args.passphrase_file)
+    elif args.passphrase_fd is not None:
+        read = partial(read_passphrase_descriptor, args.passphrase_fd)
+    else:
+        read = partial(ask_passphrase, confirm=confirm)
+    return PassphraseProtector(read)
+
+
+def read_passphrase_file(path: Path) -> bytes:
+    """Return the content of ``path``, without one newline at its end. TdefsError(NO_SECRET)."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            return _read_to_end(file.fileno())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "invalid file name"
+        raise TdefsError(
+            Exit.NO_SECRET, f'could not read the passphrase file "{path}"', detail=reason or ""
+        ) from None
+
+
+def read_passphrase_descriptor(descriptor: int) -> bytes:
+    """Return what is left to read of ``descriptor``, without one newline at its end.
+
+    The descriptor is closed, unless it is one of the standard three. Raises TdefsError(NO_SECRET).
+    """
+    try:
+        try:
+            return _read_to_end(descriptor)
+        finally:
+            if descriptor > 2:
+                os.close(descriptor)
+    except OSError as error:
+        raise TdefsError(
+            Exit.NO_SECRET,
+            f"could not read the passphrase from file descriptor {descriptor}",
+            detail=error.strerror or "",
+        ) from None
+
+
+def ask_passphrase(*, confirm: bool) -> bytes:
+    """Ask for the passphrase on the terminal, without echo, and return it in UTF-8.
+
+    Raises TdefsError(NO_SECRET) if there is no terminal, the input ends or the second answer differs.
+    """
+    _check_terminal()
+    passphrase = _ask("Passphrase: ")
+    if confirm and _ask("Passphrase again: ") != passphrase:
+        raise TdefsError(Exit.NO_SECRET, "the two passphrases are different")
+    return passphrase
+
+
+def _check_terminal() -> None:
+    """Without this, getpass would read a passphrase from stdin, with echo."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        raise TdefsError(
+            Exit.NO_SECRET, "there is no terminal to ask for the passphrase", hint=_THREE_OPTIONS
+        ) from None
+
+
+def _ask(prompt: str) -> bytes:
+    try:
+        with warnings.catch_warnings():
+            # A terminal whose echo cannot be turned off.
+            warnings.simplefilter("error", getpass.GetPassWarning)
+            return getpass.getpass(prompt).encode("utf-8", "surrogateescape")
+    except (EOFError, OSError, UnicodeError, getpass.GetPassWarning):
+        pass
+    # Raised here, without a context: a UnicodeDecodeError carries what was typed.
+    raise TdefsError(Exit.NO_SECRET, "could not read a passphrase from the terminal", hint=_THREE_OPTIONS)
+
+
+def _read_to_end(descriptor: int) -> bytes:
+    content = bytearray()
+    while block := os.read(descriptor, _MAX_PASSPHRASE_BYTES):
+        content += block
+        if len(content) > _MAX_PASSPHRASE_BYTES:
+            raise TdefsError(Exit.NO_SECRET, f"the passphrase is longer than {_MAX_PASSPHRASE_BYTES} bytes")
+    return bytes(content.removesuffix(b"\n"))
+
+
+def _descriptor_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 9:
+        raise argparse.ArgumentTypeError("a file descriptor is a number, such as 3")
+    return int(text)

@@ -1,0 +1,78 @@
+"""What tdefs needs to know from pg_control: whether data pages have checksums; pure.
+
+The layout is ControlFileData of src/include/catalog/pg_control.h, as 64-bit little-endian hosts have it. Up to the
+checksum version it is the same from PostgreSQL 13 to 18; 18 put one field between it and the CRC.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+_VERSIONS = struct.Struct("<8xIII")  # pg_control_version, catalog_version_no, state
+_SIZES = struct.Struct("<II")  # blcksz, relseg_size
+_SIZES_AT = 216
+_CHECKSUM_VERSION_AT = 252
+
+# PG_CONTROL_VERSION: where the CRC lies. 1300 is PostgreSQL 13 to 16, 1700 is 17, 1800 is 18.
+_CRC_AT = {1300: 288, 1700: 288, 1800: 292}
+
+# DBState: DB_SHUTDOWNED and DB_SHUTDOWNED_IN_RECOVERY
+_SHUT_DOWN = (1, 2)
+
+
+class BadControlFile(Exception):
+    """The content is not that of an intact pg_control."""
+
+
+class UnknownControlVersion(Exception):
+    """A pg_control of a PostgreSQL version that this module does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlFile:
+    """What pg_control says of its cluster; ``segment_pages`` is the number of pages in a full segment."""
+
+    version: int
+    shut_down: bool
+    page_size: int
+    segment_pages: int
+    checksums: bool
+
+
+def parse_control_file(content: bytes) -> ControlFile:
+    """Return what the *content* of a pg_control says.
+
+    :raises BadControlFile: it is cut short, or its CRC does not match.
+    :raises UnknownControlVersion: it is not of PostgreSQL 13 to 18.
+    """
+    if len(content) < _VERSIONS.size:
+        raise BadControlFile(f"pg_control is cut short: {len(content)} bytes are left")
+    version, _, state = _VERSIONS.unpack_from(content)
+    crc_at = _CRC_AT.get(version)
+    if crc_at is None:
+        raise UnknownControlVersion(f"pg_control is of version {version}; known are those of PostgreSQL 13 to 18")
+    if len(content) < crc_at + 4:
+        raise BadControlFile(f"pg_control is cut short: {len(content)} bytes are left")
+    if crc32c(content[:crc_at]) != int.from_bytes(content[crc_at : crc_at + 4], "little"):
+        raise BadControlFile("pg_control is damaged: its CRC does not match")
+    page_size, segment_pages = _SIZES.unpack_from(content, _SIZES_AT)
+    (checksum_version,) = struct.unpack_from("<I", content, _CHECKSUM_VERSION_AT)
+    return ControlFile(version, state in _SHUT_DOWN, page_size, segment_pages, checksum_version != 0)
+
+
+def crc32c(data: bytes) -> int:
+    """Return the CRC-32C (Castagnoli) of *data*, as src/port/pg_crc32c_sb8.c computes it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _crc_table_entry(value: int) -> int:
+    for _ in range(8):
+        value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value
+
+
+_CRC_TABLE = tuple(_crc_table_entry(byte) for byte in range(256))

@@ -1,0 +1,1 @@
+"""The policy model and the path classifier; pure, without I/O."""

@@ -1,0 +1,274 @@
+"""A volume: a backing directory with tdefs's own directory in it, and who may use it at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tdefs.durable import write_durably
+from tdefs.errors import Exit, TdefsError
+from tdefs.format.header import FORMAT_VERSION
+from tdefs.keys.hierarchy import VOLUME_ID_BYTES
+
+PRIVATE_DIRECTORY = ".tdefs"
+DEFAULT_KEYSTORE = "keystore"
+
+_DESCRIPTION = "volume.json"
+_LOCK = "lock"
+_SESSION = "session.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """What a volume remembers of itself.
+
+    ``plain_files`` is set for ever once the volume is mounted with a policy that leaves anything in the clear.
+    """
+
+    backing: Path
+    volume_id: bytes
+    keystore: Path
+    policy: Path | None
+    plain_files: bool
+
+    @property
+    def private(self) -> Path:
+        """The directory that is tdefs's own."""
+        return self.backing / PRIVATE_DIRECTORY
+
+    @property
+    def log_file(self) -> Path:
+        """Where the daemon logs unless told otherwise."""
+        return self.private / "log"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the daemon answers."""
+        return self.private / "control"
+
+
+def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> Volume:
+    """Make the backing directory, if need be, and tdefs's own in it; :func:`save_volume` completes it.
+
+    :raises TdefsError: VOLUME_EXISTS when the directory is a volume or holds anything else.
+    """
+    try:
+        backing.mkdir(mode=0o700, parents=True, exist_ok=True)
+        backing = backing.resolve()
+        if (backing / PRIVATE_DIRECTORY / _DESCRIPTION).exists():
+            raise TdefsError(
+                Exit.VOLUME_EXISTS,
+                f'directory "{backing}" is already a volume',
+                hint="mount it with 'tdefs mount', or choose another directory",
+            )
+        if any(entry.name != PRIVATE_DIRECTORY for entry in backing.iterdir()):
+            raise TdefsError(
+                Exit.VOLUME_EXISTS,
+                f'directory "{backing}" is not empty',
+                hint="a volume starts empty: mount an empty one, then copy existing files in through the mount",
+            )
+        private = backing / PRIVATE_DIRECTORY
+        private.mkdir(mode=0o700, exist_ok=True)
+        (private / _LOCK).touch(mode=0o600)
+    except NotADirectoryError:
+        raise TdefsError(Exit.VOLUME_EXISTS, f'"{backing}" is not a directory') from None
+    except FileExistsError:
+        raise TdefsError(Exit.VOLUME_EXISTS, f'"{backing}" is not a directory') from None
+    return Volume(
+        backing=backing,
+        volume_id=os.urandom(VOLUME_ID_BYTES),
+        keystore=(keystore or private / DEFAULT_KEYSTORE).absolute(),
+        policy=policy.absolute() if policy else None,
+        plain_files=False,
+    )
+
+
+def save_volume(volume: Volume) -> None:
+    """Write down what the volume remembers; from the first time on the directory is a volume."""
+    description = {
+        "format_version": FORMAT_VERSION,
+        "volume_id": volume.volume_id.hex(),
+        "keystore": os.fspath(volume.keystore),
+        "policy": os.fspath(volume.policy) if volume.policy else None,
+        "plain_files": volume.plain_files,
+    }
+    text = json.dumps(description, indent=2) + "\n"
+    write_durably(volume.private / _DESCRIPTION, text.encode())
+
+
+def abandon_volume(volume: Volume) -> None:
+    """Undo :func:`create_volume` after a failure."""
+    with suppress(OSError):
+        shutil.rmtree(volume.private)
+
+
+def read_volume(backing: Path) -> Volume:
+    """Read what the volume in *backing* remembers.
+
+    :raises TdefsError: NOT_A_VOLUME or VOLUME_DAMAGED.
+    """
+    path = backing / PRIVATE_DIRECTORY / _DESCRIPTION
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise TdefsError(
+            Exit.NOT_A_VOLUME,
+            f'"{backing}" is not a tdefs volume',
+            detail=f'there is no "{path}"',
+            hint="create one with 'tdefs init'",
+        ) from None
+    except ValueError:
+        raise _damaged(path, "it is not JSON") from None
+    return _parse(backing.resolve(), path, found)
+
+
+def _parse(backing: Path, path: Path, found: Any) -> Volume:
+    """Check the fields of a volume's description."""
+    if not isinstance(found, dict):
+        raise _damaged(path, "it is not a JSON object")
+    version = found.get("format_version")
+    if version != FORMAT_VERSION:
+        raise _damaged(path, f"its format version is {version!r}; this tdefs knows {FORMAT_VERSION}")
+    volume_id, keystore, policy = found.get("volume_id"), found.get("keystore"), found.get("policy")
+    if not isinstance(volume_id, str) or not isinstance(keystore, str) or not isinstance(policy, str | None):
+        raise _damaged(path, "a field is missing or of the wrong type")
+    try:
+        number = bytes.fromhex(volume_id)
+    except ValueError:
+        raise _damaged(path, "its volume id is not hexadecimal") from None
+    if len(number) != VOLUME_ID_BYTES:
+        raise _damaged(path, "its volume id has the wrong length")
+    return Volume(
+        backing=backing,
+        volume_id=number,
+        keystore=Path(keystore),
+        policy=Path(policy) if policy else None,
+        # unknown means the careful answer for reading: a file without a header may be a plain one
+        plain_files=found.get("plain_files") is not False,
+    )
+
+
+def _damaged(path: Path, what: str) -> TdefsError:
+    return TdefsError(
+        Exit.VOLUME_DAMAGED,
+        f'"{path}" is damaged: {what}',
+        hint="restore it from a backup of the backing directory",
+    )
+
+
+def allow_plain_files(volume: Volume) -> Volume:
+    """Remember that files of the volume may be in the clear from now on."""
+    if volume.plain_files:
+        return volume
+    volume = replace(volume, plain_files=True)
+    save_volume(volume)
+    return volume
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One time that the volume is mounted; ``clean`` once everything was written out at its end."""
+
+    pid: int
+    mountpoint: str
+    clean: bool
+
+
+class VolumeLock:
+    """The right to be the one writer of a volume: held by the process that has the lock file locked.
+
+    The kernel takes the lock back when the process dies, whatever it dies of, so no lock is ever stale.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        :raises TdefsError: VOLUME_IN_USE, saying who holds it.
+        """
+        path = self._volume.private / _LOCK
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            session = read_session(self._volume)
+            holder = f'process {session.pid} has it mounted at "{session.mountpoint}"' if session else ""
+            raise TdefsError(
+                Exit.VOLUME_IN_USE,
+                f'volume "{self._volume.backing}" is in use',
+                detail=holder,
+                hint="unmount it with 'tdefs umount' first",
+            ) from None
+        self._fd = fd
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor that holds the lock; a process that closes it gives the lock back."""
+        if self._fd is None:
+            raise ValueError("the lock is not held")
+        return self._fd
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def is_in_use(volume: Volume) -> bool:
+    """Tell whether some process holds the volume's lock."""
+    try:
+        fd = os.open(volume.private / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def read_session(volume: Volume) -> Session | None:
+    """Return the current session, or else the last one; ``None`` if there was none or it cannot be told."""
+    try:
+        found = json.loads((volume.private / _SESSION).read_bytes())
+        return Session(int(found["pid"]), str(found["mountpoint"]), found["clean"] is True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def was_left_clean(volume: Volume) -> bool:
+    """Tell whether everything was written out when the volume was last used, or it never was."""
+    if not (volume.private / _SESSION).exists():
+        return True
+    session = read_session(volume)
+    return session is not None and session.clean
+
+
+def write_session(volume: Volume, session: Session) -> None:
+    """Write down durably how the volume is being used."""
+    write_durably(volume.private / _SESSION, (json.dumps(asdict(session)) + "\n").encode())
+
+
+@contextmanager
+def exclusive(volume: Volume) -> Iterator[None]:
+    """Hold the volume's lock for the time of a ``with`` block."""
+    lock = VolumeLock(volume)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

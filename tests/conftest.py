@@ -1,0 +1,60 @@
+"""Fixtures for tests on a mount and on a real server; what a failing test's daemons and servers said."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.volume import Volume
+from tests.support.workspace import Workspace
+
+_WORKSPACE = pytest.StashKey[Workspace]()
+
+
+@pytest.fixture(scope="session")
+def workspace(pytestconfig: pytest.Config) -> Iterator[Workspace]:
+    """The directory of this run below /var/tmp; at the end nothing in it is mounted, running or left."""
+    space = Workspace()
+    pytestconfig.stash[_WORKSPACE] = space
+    try:
+        yield space
+    finally:
+        space.close()
+
+
+@pytest.fixture
+def scratch(workspace: Workspace) -> Iterator[Workspace]:
+    """The workspace; what the test adds to it is stopped and unmounted after the test."""
+    volumes, servers = len(workspace.volumes), len(workspace.servers)
+    yield workspace
+    workspace.release(volumes, servers)
+
+
+@pytest.fixture
+def volume(scratch: Workspace) -> Volume:
+    """A volume where everything is encrypted, not mounted."""
+    volume = scratch.volume()
+    volume.init()
+    return volume
+
+
+@pytest.fixture
+def mounted(volume: Volume) -> Path:
+    """The mount point of a mounted volume."""
+    volume.mount()
+    return volume.mountpoint
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the logs to the report of a failed test; nothing secret is ever in them."""
+    report = yield
+    space = item.config.stash.get(_WORKSPACE, None)
+    if space is not None and report.failed:
+        for volume in space.volumes:
+            report.sections.append((f"the log of the volume {volume.root}", volume.log_tail()))
+        for server in space.servers:
+            report.sections.append((f"the log of the server on {server.pgdata}", server.log_tail()))
+    return report

@@ -1,0 +1,1 @@
+"""Tests on a mount: what a plain directory does is what the mount must do."""

@@ -1,0 +1,101 @@
+"""Mounts that many tests share, each with a directory of its own, beside a plain one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tdefs.keys.keystore import create_keystore
+from tdefs.keys.protectors.command import CommandProtector
+from tdefs.volume import create_volume, save_volume
+
+pytest.register_assert_rewrite("tests.fs.twins", "tests.fs.children")
+
+from tests.fs.twins import Twins  # noqa: E402 - after the line above, so that its assertions explain themselves
+from tests.support.volume import Volume  # noqa: E402
+from tests.support.workspace import Workspace  # noqa: E402
+
+PLAIN_POLICY = """\
+version: 1
+default: plain
+"""
+
+
+def _served(workspace: Workspace, name: str, policy: str | None) -> Iterator[Volume]:
+    volume = workspace.volume(name)
+    volume.init(policy=policy)
+    volume.mount()
+    yield volume
+    volume.umount()
+    workspace.volumes.remove(volume)
+
+
+@pytest.fixture
+def volume(scratch: Workspace) -> Volume:
+    """A volume where everything is encrypted, not mounted; made in this process, faster than by ``tdefs init``.
+
+    It takes the place of the fixture of the same name in the directory above.
+    """
+    volume = scratch.volume()
+    made = create_volume(volume.backing, volume.keystore, None)
+    create_keystore(made.keystore, made.volume_id, CommandProtector(volume.unlock[1]))
+    save_volume(made)
+    return volume
+
+
+@pytest.fixture(scope="package")
+def encrypted(workspace: Workspace) -> Iterator[Volume]:
+    """A mounted volume where everything is encrypted, shared by all tests."""
+    yield from _served(workspace, "encrypted", None)
+
+
+@pytest.fixture(scope="package")
+def unencrypted(workspace: Workspace) -> Iterator[Volume]:
+    """A mounted volume where nothing but relation files is encrypted, shared by all tests."""
+    yield from _served(workspace, "unencrypted", PLAIN_POLICY)
+
+
+def _twins(workspace: Workspace, volume: Volume) -> Iterator[Twins]:
+    plain = workspace.directory("plain")
+    mount = volume.mountpoint / plain.name
+    mount.mkdir()
+    mount.chmod(0o755)
+    before = complaints(volume)
+    yield Twins(plain, mount)
+    for directory in (plain, mount):
+        # rm, unlike shutil.rmtree, can remove what lies beyond PATH_MAX
+        subprocess.run(["rm", "-rf", str(directory)], check=True)
+    assert complaints(volume)[len(before) :] == [], "the daemon complained in its log"
+
+
+@pytest.fixture
+def twins(workspace: Workspace, encrypted: Volume) -> Iterator[Twins]:
+    """A plain directory and one on an encrypted mount. A complaint in the daemon's log fails the test."""
+    yield from _twins(workspace, encrypted)
+
+
+@pytest.fixture(params=["encrypted", "plain"])
+def data_twins(request: pytest.FixtureRequest, workspace: Workspace) -> Iterator[Twins]:
+    """The same for tests about what files contain: once with encrypted files, once with plain ones."""
+    yield from _twins(
+        workspace, request.getfixturevalue("encrypted" if request.param == "encrypted" else "unencrypted")
+    )
+
+
+def complaints(volume: Volume) -> list[str]:
+    """The lines of the daemon's log from warnings upwards, and tracebacks."""
+    text = volume.log.read_text(errors="replace")
+    return [line for line in text.splitlines() if re.search(r" (WARNING|ERROR|CRITICAL) |^Traceback", line)]
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """Lets a test set the umask."""
+    before = os.umask(0)
+    os.umask(before)
+    yield
+    os.umask(before)

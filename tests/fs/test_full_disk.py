@@ -1,0 +1,110 @@
+"""A full disk is an error to who writes, never a damaged file, and over when there is room again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fs.children import needs_root
+from tests.fs.conftest import complaints
+from tests.support.volume import Volume
+from tests.support.workspace import Workspace
+
+pytestmark = needs_root
+
+
+@pytest.fixture
+def small(scratch: Workspace, tmp_path: Path) -> Iterator[Volume]:
+    """A mounted volume on an ext4 of 8 MiB."""
+    volume = scratch.volume("small")
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, volume.backing], check=True)
+    try:
+        (volume.backing / "lost+found").rmdir()
+        volume.init()
+        volume.mount()
+        yield volume
+        volume.umount()
+    finally:
+        volume.discard()
+        subprocess.run(["umount", volume.backing], check=True)
+
+
+def fill(volume: Volume) -> int:
+    """Fills the disk to the last block; returns how many bytes that took."""
+    written = 0
+    fd = os.open(volume.mountpoint / "filler", os.O_WRONLY | os.O_CREAT | os.O_DSYNC)
+    try:
+        for size in (1 << 20, 65536, 8192, 4096):
+            while True:
+                try:
+                    written += os.pwrite(fd, os.urandom(size), written)
+                except OSError:
+                    break
+    finally:
+        os.close(fd)
+    return written
+
+
+def test_a_full_disk_is_told_at_fsync_and_earlier_bytes_stay(small: Volume) -> None:
+    path = small.mountpoint / "base" / "5" / "16385"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"before" * 5000)
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+    fill(small)
+    fd = os.open(path, os.O_RDWR)
+    with pytest.raises(OSError, match="No space left"):
+        for place in range(0, 1 << 20, 65536):
+            os.pwrite(fd, b"x" * 65536, 100_000 + place)
+        os.fsync(fd)
+    os.close(fd)
+    assert path.read_bytes()[:30_000] == b"before" * 5000
+    (small.mountpoint / "filler").unlink()
+    with path.open("r+b") as file:
+        file.seek(50_001)
+        file.write(b"after")
+        file.flush()
+        os.fsync(file.fileno())
+    small.umount()
+    small.mount()
+    data = path.read_bytes()
+    assert data[:30_000] == b"before" * 5000
+    assert data[50_001:50_006] == b"after"
+    assert complaints(small) == []
+
+
+def test_files_made_on_a_full_disk_leave_nothing_that_stands_in_the_way_later(small: Volume) -> None:
+    """A failed creation frees its inode number, which the next file gets."""
+    directory = small.mountpoint / "base" / "5"
+    directory.mkdir(parents=True)
+    fill(small)
+    failed = []
+    for number in range(16385, 16395):
+        try:
+            (directory / f"{number}").write_bytes(b"1" * 100)
+            with (directory / f"{number}").open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            failed.append(error)
+    assert failed
+    (small.mountpoint / "filler").unlink()
+    for number in range(16500, 16520):
+        (directory / f"{number}").write_bytes(b"%d" % number)
+    for number in range(16500, 16520):
+        assert (directory / f"{number}").read_bytes() == b"%d" % number
+    for number in range(16385, 16395):
+        (directory / f"{number}").write_bytes(b"%d" % number)
+        assert (directory / f"{number}").read_bytes() == b"%d" % number
+    small.umount()
+    small.mount()
+    for path in directory.iterdir():
+        assert path.read_bytes() == path.name.encode()
+    assert complaints(small) == []

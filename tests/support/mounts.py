@@ -1,0 +1,30 @@
+"""The kernel's list of mounts, which can be read without asking a daemon that may be dead."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+
+def mounts_below(directory: Path) -> list[Path]:
+    """The mount points at or below the directory, the innermost first."""
+    points = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        # proc(5): space, tab, newline and backslash are written as \ooo
+        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split()[4]))
+        if point == directory or directory in point.parents:
+            points.append(point)
+    return points[::-1]
+
+
+def is_mounted(directory: Path) -> bool:
+    """Whether something is mounted at the directory, served or not."""
+    return directory in mounts_below(directory)
+
+
+def detach(directory: Path) -> None:
+    """Unmounts lazily: works for a mount that is busy, or whose daemon is dead."""
+    command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
+    subprocess.run([*command, str(directory)], capture_output=True, check=False)

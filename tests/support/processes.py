@@ -1,0 +1,83 @@
+"""Finding and ending the processes that a test run has started, by the directory they work on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+POLL_SECONDS = 0.05
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Waits until the condition holds; says whether it did in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def arguments(pid: int) -> list[str]:
+    """The arguments of a process; none if it is gone, or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def _working_directory(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/cwd").readlink())
+    except OSError:
+        return ""
+
+
+def processes_in(directory: Path) -> list[int]:
+    """The processes that name the directory in their arguments, or work in it.
+
+    Reads only /proc: a path on a mount whose daemon is gone must not be touched.
+    """
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or (pid := int(entry.name)) in (os.getpid(), os.getppid()):
+            continue
+        if _working_directory(pid).startswith(str(directory)) or any(
+            str(directory) in argument for argument in arguments(pid)
+        ):
+            found.append(pid)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Sends a signal; a process that is gone already is no error."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def is_postgres(pid: int) -> bool:
+    """Whether it is a PostgreSQL server or a child of one, which calls itself ``postgres: ...``."""
+    return any(word.split(":")[0].endswith("postgres") for word in arguments(pid)[:1])
+
+
+def end(pids: list[int], seconds: float = 10) -> None:
+    """Ends processes, gently at first; returns when they are gone."""
+    for pid in pids:
+        # To PostgreSQL SIGQUIT is the immediate shutdown, which removes its shared memory.
+        send(pid, signal.SIGQUIT if is_postgres(pid) else signal.SIGTERM)
+    if not wait_until(lambda: not any(map(is_alive, pids)), seconds):
+        for pid in pids:
+            send(pid, signal.SIGKILL)
+        wait_until(lambda: not any(map(is_alive, pids)), seconds)

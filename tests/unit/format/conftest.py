@@ -1,0 +1,19 @@
+"""A volume that is served without a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.format.served_volume import ServedVolume
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[ServedVolume]:
+    """A volume in which everything is encrypted, with the directories of two databases."""
+    volume = ServedVolume(tmp_path)
+    volume.mkdirs("base/16384", "base/16400", "pg_wal", "global")
+    yield volume
+    volume.close()

@@ -1,0 +1,165 @@
+"""The Sealer tells what a stored file is, whatever has happened to its header."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tdefs.format.errors import (
+    DamagedHeader,
+    ForeignFile,
+    FormatError,
+    IdentityMismatch,
+    MissingHeader,
+    UnknownDataKey,
+    WrongKey,
+)
+from tdefs.format.header import ANY_PLACE, NOT_A_RELATION, RECORD_SIZE, Identity
+from tdefs.format.layout import HEADER_SIZE
+from tdefs.fs.sealing import Broken, Empty, Expectations, Plain, Sealed, Sealer, check_identity, identity_at
+from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
+from tests.unit.format.served_volume import DK_1, DK_2, RING, VOLUME_ID, relation
+
+STRICT = Sealer(RING, Expectations(RING.volume_id, plain_files=False, lost_headers=False))
+MIXED = Sealer(RING, Expectations(RING.volume_id, plain_files=True, lost_headers=False))
+AFTER_CRASH = Sealer(RING, Expectations(RING.volume_id, plain_files=False, lost_headers=True))
+MIXED_AFTER_CRASH = Sealer(RING, Expectations(RING.volume_id, plain_files=True, lost_headers=True))
+EVERY = pytest.mark.parametrize("sealer", [STRICT, MIXED, AFTER_CRASH, MIXED_AFTER_CRASH])
+
+HEADER = STRICT.new_header(None, relation(16385))
+PAGE = STRICT.encode(HEADER)
+SIZE = 3 * HEADER_SIZE
+
+
+def problem(sealer: Sealer, page: bytes, size: int = SIZE, *, policy_encrypts: bool = True) -> type[FormatError]:
+    """The kind of error that a stored file gives; fails if the file is presented as anything at all."""
+    form = sealer.recognise(page, size, lambda: policy_encrypts)
+    assert isinstance(form, Broken), f"presented as {form}"
+    return type(form.error)
+
+
+@EVERY
+def test_a_sealed_file_is_recognised_without_asking_the_policy(sealer: Sealer) -> None:
+    def never() -> bool:
+        raise AssertionError("the policy decides at creation only")
+
+    assert sealer.recognise(PAGE, SIZE, never) == Sealed(HEADER)
+
+
+@EVERY
+def test_a_flipped_bit_is_an_error_and_never_a_plain_file(sealer: Sealer) -> None:
+    for bit in range(RECORD_SIZE * 8):
+        page = bytearray(PAGE)
+        page[bit // 8] ^= 1 << bit % 8
+        assert problem(sealer, bytes(page)) is DamagedHeader, f"bit {bit}"
+
+
+@EVERY
+@pytest.mark.parametrize("size", [8, 100, 255, 256, 257, 8191])
+def test_a_file_cut_inside_its_header_page_is_damage(sealer: Sealer, size: int) -> None:
+    assert problem(sealer, PAGE[:size], size) is DamagedHeader
+
+
+@EVERY
+def test_a_file_of_another_volume_is_foreign(sealer: Sealer) -> None:
+    other = Sealer(
+        KeyRing(bytes(16), "dk_1", [DK_1]), Expectations(bytes(16), plain_files=False, lost_headers=False)
+    )
+    page = other.encode(other.new_header(None, NOT_A_RELATION))
+    assert problem(sealer, page) is ForeignFile
+
+
+@EVERY
+def test_a_key_of_the_same_name_but_another_secret_is_a_wrong_key(sealer: Sealer) -> None:
+    ring = KeyRing(VOLUME_ID, "dk_1", [DataKey("dk_1", 1, AES_256_XTS, bytes(32))])
+    other = Sealer(ring, Expectations(ring.volume_id, plain_files=False, lost_headers=False))
+    assert problem(sealer, other.encode(other.new_header(None, NOT_A_RELATION))) is WrongKey
+
+
+@EVERY
+@pytest.mark.parametrize("key", [DataKey("dk_9", 1, AES_256_XTS, bytes(32)), replace(DK_1, round=2)])
+def test_a_key_or_round_that_the_keystore_lacks_is_said_to_be_unknown(sealer: Sealer, key: DataKey) -> None:
+    other = Sealer(
+        KeyRing(VOLUME_ID, key.name, [key]), Expectations(VOLUME_ID, plain_files=False, lost_headers=False)
+    )
+    assert problem(sealer, other.encode(other.new_header(None, NOT_A_RELATION))) is UnknownDataKey
+
+
+def test_a_file_without_header_is_plain_only_where_plain_files_are_allowed() -> None:
+    assert problem(STRICT, b"listen_addresses = '*'\n", 23) is ForeignFile
+    assert problem(AFTER_CRASH, b"listen_addresses = '*'\n", 23) is ForeignFile
+    assert MIXED.recognise(b"listen_addresses = '*'\n", 23, lambda: True) == Plain()
+
+
+@EVERY
+def test_a_file_of_no_bytes_is_neither_encrypted_nor_plain(sealer: Sealer) -> None:
+    assert sealer.recognise(b"", 0, lambda: True) == Empty()
+
+
+def test_a_wiped_header_is_missing_after_a_clean_unmount() -> None:
+    assert problem(STRICT, bytes(HEADER_SIZE)) is MissingHeader
+    assert problem(MIXED, bytes(HEADER_SIZE)) is MissingHeader
+
+
+def test_a_header_that_a_crash_kept_from_the_disk_makes_an_empty_file() -> None:
+    assert AFTER_CRASH.recognise(bytes(HEADER_SIZE), SIZE, lambda: True) == Empty()
+
+
+@pytest.mark.parametrize("sealer", [MIXED, MIXED_AFTER_CRASH])
+def test_among_plain_files_only_zeros_up_to_a_header_page_are_a_file_without_content(sealer: Sealer) -> None:
+    # here a header is made durable before anything else is written, so more than its page is a wiped header
+    assert sealer.recognise(bytes(100), 100, lambda: True) == Empty(100)
+    assert sealer.recognise(bytes(HEADER_SIZE), HEADER_SIZE, lambda: True) == Empty(HEADER_SIZE)
+    assert problem(sealer, bytes(HEADER_SIZE), HEADER_SIZE + 1) is MissingHeader
+
+
+@pytest.mark.parametrize("sealer", [MIXED, MIXED_AFTER_CRASH])
+@pytest.mark.parametrize("size", [1, 100, HEADER_SIZE, SIZE])
+def test_zeros_are_a_plain_file_where_the_policy_leaves_it_plain(sealer: Sealer, size: int) -> None:
+    assert sealer.recognise(bytes(min(size, HEADER_SIZE)), size, lambda: False) == Plain()
+
+
+def test_new_files_take_the_newest_round_and_a_file_id_of_their_own() -> None:
+    ring = KeyRing(VOLUME_ID, "dk_1", [DK_1, replace(DK_1, round=2, secret=bytes(32)), DK_2])
+    sealer = Sealer(ring, Expectations(ring.volume_id, plain_files=False, lost_headers=False))
+    headers = [sealer.new_header(None, NOT_A_RELATION) for _ in range(100)]
+    assert {(header.key_name, header.key_round) for header in headers} == {("dk_1", 2)}
+    assert len({header.file_id for header in headers}) == 100
+    assert sealer.new_header("dk_2", NOT_A_RELATION).key_name == "dk_2"
+
+
+def test_two_files_and_two_data_keys_encrypt_one_page_differently() -> None:
+    page = b"x" * HEADER_SIZE
+    one, two = HEADER, replace(HEADER, file_id=bytes(16))
+    third = replace(HEADER, key_name="dk_2")
+    assert len({bytes(STRICT.cipher(header).encrypt(0, page)) for header in (one, two, third)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "identity"),
+    [
+        ("base/16384/16385", relation(16385)),
+        ("base/16384/16385.3", relation(16385, segment=3)),
+        ("base/16384/16385_fsm", relation(16385, fork=1)),
+        ("base/16384/16385_vm.1", relation(16385, fork=2, segment=1)),
+        ("base/16384/16385_init", relation(16385, fork=3)),
+        ("15/main/base/5/1259", relation(1259, database=5)),
+        ("global/1262", relation(1262, database=0)),
+        ("pg_tblspc/16500/PG_15_202209061/16384/16385", relation(16385)),
+        ("pg_wal/000000010000000000000001", NOT_A_RELATION),
+        ("postgresql.conf", NOT_A_RELATION),
+        ("base/16384/.16385.Ab1Xyz", NOT_A_RELATION),
+    ],
+)
+def test_a_place_binds_to_database_relfilenode_fork_and_segment(path: str, identity: Identity) -> None:
+    assert identity_at(path) == identity
+
+
+def test_a_file_in_another_ones_place_is_a_mismatch_that_names_both() -> None:
+    with pytest.raises(IdentityMismatch, match=r"16385 of database 16384.*16386_fsm\.1 of database 16384"):
+        check_identity(HEADER, relation(16386, fork=1, segment=1))
+    with pytest.raises(IdentityMismatch):
+        check_identity(HEADER, NOT_A_RELATION)
+    check_identity(HEADER, relation(16385))
+    check_identity(HEADER.bound_to(ANY_PLACE), relation(16386))

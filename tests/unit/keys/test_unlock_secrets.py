@@ -1,0 +1,175 @@
+"""The promises of tdefs.keys.secrets: where the unlock secret comes from."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys import secrets
+from tdefs.keys.protectors.command import CommandProtector
+from tdefs.keys.protectors.passphrase import PassphraseProtector
+from tests.unit.keys.keystore_samples import PASSPHRASE, everything_shown
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tdefs")
+    secrets.add_unlock_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def no_secret(action: Callable[[], object]) -> TdefsError:
+    with pytest.raises(TdefsError) as caught:
+        action()
+    assert caught.value.exit_code == Exit.NO_SECRET
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--passphrase-file", "f", "--passphrase-fd", "3"),
+        ("--passphrase-file", "f", "--key-command", "c"),
+        ("--passphrase-fd", "3", "--key-command", "c"),
+        ("--passphrase-fd", "-1"),
+        ("--passphrase-fd", "x"),
+        ("--passphrase-fd", "99999999999"),
+    ],
+)
+def test_conflicting_or_invalid_options_are_usage_errors(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*arguments)
+    assert caught.value.code == Exit.USAGE
+    assert "_descriptor_number" not in capsys.readouterr().err
+
+
+def test_options_choose_the_protector_and_read_nothing_yet() -> None:
+    for arguments in (("--passphrase-file", "/nonexistent"), ("--passphrase-fd", "999"), ()):
+        assert isinstance(secrets.secret_from_arguments(parse(*arguments), confirm=True), PassphraseProtector)
+    chosen = secrets.secret_from_arguments(parse("--key-command", "exit 1"), confirm=False)
+    assert isinstance(chosen, CommandProtector)
+
+
+CONTENTS = [
+    (b"secret", b"secret"),
+    (b"secret\n", b"secret"),
+    (b"secret\n\n", b"secret\n"),
+    (b" two\nlines \n", b" two\nlines "),
+    (b"\xff\x00binary\r\n", b"\xff\x00binary\r"),
+    (b"", b""),
+    (b"x" * 65536, b"x" * 65536),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), CONTENTS)
+def test_passphrase_is_the_whole_content_without_one_newline_at_the_end(
+    content: bytes, expected: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / "passphrase"
+    file.write_bytes(content)
+    assert secrets.read_passphrase_file(file) == expected
+    descriptor = os.open(file, os.O_RDONLY)
+    assert secrets.read_passphrase_descriptor(descriptor) == expected
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_unreadable_passphrase_file_has_a_clear_error(tmp_path: Path) -> None:
+    assert "No such file" in no_secret(lambda: secrets.read_passphrase_file(tmp_path / "none")).detail
+    assert "directory" in no_secret(lambda: secrets.read_passphrase_file(tmp_path)).detail
+    no_secret(lambda: secrets.read_passphrase_file(Path("\0")))
+
+
+def test_endless_passphrase_is_refused() -> None:
+    assert "longer" in no_secret(lambda: secrets.read_passphrase_file(Path("/dev/zero"))).message
+
+
+def test_closed_descriptor_has_a_clear_error() -> None:
+    assert "999" in no_secret(lambda: secrets.read_passphrase_descriptor(999)).message
+
+
+def test_without_a_terminal_the_three_options_are_named() -> None:
+    program = (
+        "from tdefs.keys.secrets import ask_passphrase\n"
+        "from tdefs.errors import TdefsError\n"
+        "try: ask_passphrase(confirm=False)\n"
+        "except TdefsError as error: print(int(error.exit_code), error.render())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        start_new_session=True,
+        input="typed into stdin\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith(f"{Exit.NO_SECRET:d} ")
+    for option in ("--passphrase-file", "--passphrase-fd", "--key-command"):
+        assert option in result.stdout
+
+
+def run_on_terminal(answers: list[bytes], *, confirm: bool) -> bytes:
+    """Ask on a real pseudo-terminal; return all that appeared on it, the outcome in hexadecimal last."""
+    child, terminal = pty.fork()
+    if child == 0:
+        program = (
+            "from tdefs.keys.secrets import ask_passphrase\n"
+            "from tdefs.errors import TdefsError\n"
+            f"try: print('got', ask_passphrase(confirm={confirm}).hex())\n"
+            "except TdefsError as error: print('exit', int(error.exit_code), error.message)\n"
+        )
+        os.execv(sys.executable, [sys.executable, "-c", program])  # noqa: S606
+    shown = b""
+    try:
+        for answer in answers:
+            while not shown.endswith(b": "):
+                shown += os.read(terminal, 4096)
+            os.write(terminal, answer)
+            shown += b"\n"
+        while block := os.read(terminal, 4096):
+            shown += block
+    except OSError:
+        pass  # Linux says EIO when the other side of the terminal is closed
+    finally:
+        os.waitpid(child, 0)
+        os.close(terminal)
+    return shown
+
+
+def test_prompt_does_not_echo() -> None:
+    shown = run_on_terminal([PASSPHRASE + b"\n"], confirm=False)
+    assert shown.count(b"Passphrase") == 1
+    assert b"got " + PASSPHRASE.hex().encode() in shown
+    assert PASSPHRASE not in shown
+
+
+def test_new_passphrase_is_asked_for_twice_and_must_agree() -> None:
+    shown = run_on_terminal(["gr\u00fc\u00dfe\n".encode()] * 2, confirm=True)
+    assert b"got " + "gr\u00fc\u00dfe".encode().hex().encode() in shown
+    shown = run_on_terminal([b"first one\n", b"other one\n"], confirm=True)
+    assert b"exit 25 the two passphrases are different" in shown
+    assert b"first one" not in shown
+
+
+def test_end_of_input_at_the_prompt_is_no_secret() -> None:
+    assert b"exit 25 could not read" in run_on_terminal([b"\x04"], confirm=False)
+
+
+def test_undecodable_input_is_not_kept_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def undecodable(prompt: str) -> str:
+        return (PASSPHRASE + b"\xff").decode("utf-8")
+
+    monkeypatch.setattr(secrets, "_check_terminal", lambda: None)
+    monkeypatch.setattr(getpass, "getpass", undecodable)
+    error = no_secret(lambda: secrets.ask_passphrase(confirm=False))
+    assert PASSPHRASE.decode() not in everything_shown(error)

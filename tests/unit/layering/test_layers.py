@@ -1,0 +1,78 @@
+"""Dependencies point one way: cli → fs → (format, keys, policy). Cryptography and layout know nothing of FUSE."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import tdefs
+
+ROOT = Path(tdefs.__file__).parent
+FUSE = {"pyfuse3", "trio"}
+PURE_INPUT_AND_OUTPUT = {"os", "io", "pathlib", "shutil", "subprocess", "socket", "tempfile"}
+
+#: What no module of a part may import, directly.
+FORBIDDEN = {
+    "format": FUSE | {"tdefs.keys", "tdefs.policy", "tdefs.fs", "tdefs.cli", "tdefs.pg", "tdefs.volume"},
+    "keys": FUSE | {"tdefs.format", "tdefs.policy", "tdefs.fs", "tdefs.cli", "tdefs.volume"},
+    "policy": FUSE | {"tdefs.format", "tdefs.keys", "tdefs.fs", "tdefs.cli", "tdefs.volume"},
+    "fs": {"tdefs.cli", "argparse"},
+    "pg": FUSE | {"tdefs.fs", "tdefs.cli"},
+}
+
+
+def imports_of(module: Path) -> set[str]:
+    """Every module that a file imports, wherever in it, also under TYPE_CHECKING."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import hides what is imported"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules_of(part: str) -> list[Path]:
+    return sorted((ROOT / part).rglob("*.py"))
+
+
+def violations(part: str, forbidden: set[str]) -> list[str]:
+    return [
+        f"{module.relative_to(ROOT)} imports {name}"
+        for module in modules_of(part)
+        for name in sorted(imports_of(module))
+        if any(name == one or name.startswith(one + ".") for one in forbidden)
+    ]
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_dependencies_point_one_way(part: str) -> None:
+    assert modules_of(part), f"there is no part {part}"
+    assert violations(part, FORBIDDEN[part]) == []
+
+
+def test_the_format_is_pure() -> None:
+    assert violations("format", PURE_INPUT_AND_OUTPUT) == []
+
+
+def test_the_path_classifier_and_the_policys_decision_are_pure() -> None:
+    for name in ("paths", "model"):
+        assert imports_of(ROOT / "policy" / f"{name}.py").isdisjoint(PURE_INPUT_AND_OUTPUT)
+
+
+def test_only_the_parts_that_serve_a_mount_know_fuse() -> None:
+    users = {
+        module.parent.name
+        for module in ROOT.rglob("*.py")
+        if {name.split(".")[0] for name in imports_of(module)} & {"pyfuse3"}
+    }
+    assert users == {"fs"}
+
+
+def test_a_forbidden_import_is_found(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("def late() -> None:\n    from tdefs.fs import inodes\n    import pyfuse3.asyncio\n")
+    assert {"tdefs.fs", "tdefs.fs.inodes", "pyfuse3.asyncio"} <= imports_of(module)

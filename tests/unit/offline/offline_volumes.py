@@ -1,0 +1,130 @@
+"""Small volumes for the tests, written without a mount."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tdefs.format.header import Header
+from tdefs.format.layout import HEADER_SIZE
+from tdefs.format.stored import StoredFile
+from tdefs.fs.sealing import Expectations, Sealer, identity_at
+from tdefs.keys.keystore import create_keystore
+from tdefs.keys.protectors.command import CommandProtector
+from tdefs.pg.pages import PAGE_SIZE, page_checksums
+from tdefs.volume import Session, create_volume, save_volume, write_session
+
+KEY_COMMAND = "printf %064d 7"
+PG_DATA = Path(__file__).parent.parent / "pg" / "data"
+
+
+class _File:
+    """A file as the format's core wants to see it."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        return os.pread(self.fd, size, offset)
+
+    def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        assert os.pwrite(self.fd, data, offset) == len(data)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self.fd, size)
+
+
+class SmallVolume:
+    """A volume with the data keys dk_1 and dk_2, and the commands run on it."""
+
+    def __init__(self, root: Path, *, policy: Path | None = None, plain_files: bool = False) -> None:
+        volume = create_volume(root / "backing", root / "keystore", policy)
+        self.ring = create_keystore(
+            volume.keystore, volume.volume_id, CommandProtector(KEY_COMMAND), data_key_names=("dk_1", "dk_2")
+        )
+        self.volume = replace(volume, plain_files=plain_files)
+        save_volume(self.volume)
+        self.sealer = Sealer(
+            self.ring, Expectations(self.ring.volume_id, plain_files=plain_files, lost_headers=False)
+        )
+
+    def path(self, relpath: str) -> Path:
+        """Return where the file is stored, with its directory made."""
+        path = self.volume.backing / relpath
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def seal(self, relpath: str, content: bytes, *, key: str | None = None) -> Header:
+        """Write an encrypted file."""
+        header = self.sealer.new_header(key, identity_at(relpath))
+        store = _File(self.path(relpath))
+        store.truncate(HEADER_SIZE)
+        store.pwrite(self.sealer.encode(header), 0)
+        StoredFile(store, self.sealer.cipher(header), HEADER_SIZE).write(0, content)
+        os.close(store.fd)
+        return header
+
+    def plain(self, relpath: str, content: bytes) -> None:
+        """Write a file as it is."""
+        self.path(relpath).write_bytes(content)
+
+    def cluster(self, directory: str = "", control: str = "pg15_checksums") -> None:
+        """Make a directory a cluster by its pg_control, captured from a real one."""
+        self.seal(f"{directory}global/pg_control", (PG_DATA / f"{control}.pg_control").read_bytes())
+
+    def damage(self, relpath: str, offset: int, mask: int = 1) -> None:
+        """Change bits of one stored byte."""
+        path = self.volume.backing / relpath
+        stored = bytearray(path.read_bytes())
+        stored[offset] ^= mask
+        path.write_bytes(stored)
+
+    def crash(self) -> None:
+        """Leave the volume as a daemon that was killed does."""
+        write_session(self.volume, Session(4242, "/mnt", clean=False))
+
+    def cut(self, relpath: str, size: int) -> None:
+        """Cut a stored file."""
+        os.truncate(self.volume.backing / relpath, size)
+
+
+class Command:
+    """Runs one command of the command line in this process."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+        self.errors = ""
+
+    def run(self, module: ModuleType, *arguments: str | Path) -> tuple[int, str]:
+        """Return exit code and output; an error that reaches the user is raised."""
+        parser = argparse.ArgumentParser()
+        module.register(parser.add_subparsers())
+        args = parser.parse_args([module.__name__.rpartition(".")[2], *map(str, arguments)])
+        code = args.run(args)
+        captured = self._capture.readouterr()
+        self.errors = captured.err
+        return code, captured.out
+
+    def json(self, module: ModuleType, *arguments: str | Path) -> Any:
+        """Return what the command prints as JSON."""
+        return json.loads(self.run(module, *arguments, "--json")[1])
+
+
+def good_pages(count: int, first_block: int = 0) -> bytes:
+    """Return empty heap pages with right checksums."""
+    pages = bytearray()
+    for block in range(first_block, first_block + count):
+        page = bytearray(PAGE_SIZE)
+        for offset, value in ((12, 24), (14, 8192 - 64), (16, 8192), (18, 0x2004)):
+            page[offset : offset + 2] = value.to_bytes(2, "little")
+        page[-64:] = block.to_bytes(4, "little") * 16
+        page[8:10] = page_checksums(page, block)[0].to_bytes(2, "little")
+        pages += page
+    return bytes(pages)

@@ -1,0 +1,174 @@
+"""Which files of a volume are seen, and that nothing of it is written. Covers tdefs/fs/offline.py."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.format.errors import FormatError, MissingHeader
+from tdefs.fs.offline import (
+    CHUNK_SIZE,
+    DAMAGED,
+    EMPTY,
+    ENCRYPTED,
+    PLAIN,
+    OfflineReader,
+    describe,
+    describe_all,
+    volume_at,
+    walk,
+)
+from tdefs.fs.sealing import Empty, Plain, Sealed
+from tdefs.volume import save_volume
+from tests.unit.offline.offline_volumes import SmallVolume
+
+STRAY = os.fsdecode(b"base/5/16384\xff")
+
+
+def paths(small: SmallVolume) -> list[str]:
+    return [path for path, _ in walk(small.volume)]
+
+
+def read(small: SmallVolume, path: str) -> bytes:
+    with OfflineReader(small.volume, small.ring).open(path) as file:
+        return b"".join(file.chunks())
+
+
+def test_every_regular_file_is_seen_and_nothing_else(small: SmallVolume, tmp_path: Path) -> None:
+    for path in ("PG_VERSION", "base/5/1259", "base/5/16384.1", "pg_tblspc/.tdefs/file", "base-2"):
+        small.seal(path, b"x")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").touch()
+    small.path("pg_tblspc/16400").symlink_to(outside)
+    small.path("link").symlink_to(small.volume.backing / "PG_VERSION")
+    os.mkfifo(small.path("fifo"))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(small.path("s")))
+    assert paths(small) == ["PG_VERSION", "base-2", "base/5/1259", "base/5/16384.1", "pg_tblspc/.tdefs/file"]
+
+
+def test_path_that_is_no_utf8_survives(small: SmallVolume) -> None:
+    small.seal(STRAY, b"content")
+    assert paths(small) == [STRAY]
+    assert read(small, STRAY) == b"content"
+    found = describe(small.volume, STRAY)
+    assert found is not None
+    assert (found.path, found.kind, found.state) == (STRAY, "stray", ENCRYPTED)
+
+
+def test_file_that_vanished_is_skipped(small: SmallVolume) -> None:
+    small.seal("a", b"x")
+    small.seal("b", b"x")
+    described = describe_all(small.volume)
+    assert next(described).path == "a"
+    small.path("b").unlink()
+    assert list(described) == []
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "a/../a", "./a", "/a", "a/", "", "a//b", ".tdefs/volume.json", ".", "..", "missing", "a\0b"]
+)
+def test_path_that_leads_out_of_the_volume_is_not_there(small: SmallVolume, path: str) -> None:
+    small.seal("a", b"x")
+    (small.volume.backing.parent / "x").touch()
+    with pytest.raises((FileNotFoundError, NotADirectoryError)):
+        read(small, path)
+
+
+def test_symbolic_link_in_the_middle_of_a_path_is_not_followed(small: SmallVolume, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_bytes(b"content")
+    small.path("link").symlink_to(tmp_path / "outside")
+    with pytest.raises(NotADirectoryError):
+        read(small, "link/file")
+
+
+@pytest.mark.parametrize(
+    "length", [0, 1, 15, 16, 17, 8191, 8192, 8193, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 17]
+)
+def test_every_length_is_read_back(small: SmallVolume, length: int) -> None:
+    content = (os.urandom(1021) * (length // 1021 + 1))[:length]
+    small.seal("file", content)
+    assert read(small, "file") == content
+    found = describe(small.volume, "file")
+    assert found is not None
+    assert (found.size, found.stored_size) == (length, small.path("file").stat().st_size)
+
+
+def test_reading_leaves_the_backing_directory_as_it_is(small: SmallVolume) -> None:
+    small.seal("base/5/16384", b"x" * 20000)
+    small.path("empty").touch()
+
+    def snapshot() -> dict[str, tuple[int, int, bytes]]:
+        found = [path for path in small.volume.backing.rglob("*") if path.is_file()]
+        return {str(path): (path.stat().st_mtime_ns, path.stat().st_mode, path.read_bytes()) for path in found}
+
+    before = snapshot()
+    list(describe_all(small.volume))
+    read(small, "base/5/16384")
+    read(small, "empty")
+    assert snapshot() == before
+
+
+def test_directory_that_cannot_be_read_is_reported(small: SmallVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    # root can read anything, so the refusal is the system call's
+    small.seal("base/5/1259", b"x")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if path.name == "5":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        paths(small)
+    errors: list[OSError] = []
+    assert list(walk(small.volume, errors.append)) == []
+    assert [error.filename for error in errors] == [str(small.volume.backing / "base/5")]
+
+
+def test_directory_without_a_volume_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TdefsError) as caught:
+        volume_at(tmp_path)
+    assert caught.value.exit_code == Exit.NOT_A_VOLUME
+
+
+@pytest.mark.parametrize("plain_files", [False, True])
+@pytest.mark.parametrize("crashed", [False, True])
+@pytest.mark.parametrize("name", ["base/5/16384", "pg_wal/000000010000000000000001"])
+@pytest.mark.parametrize(
+    "content", [b"", b"text", bytes(100), bytes(8192), bytes(9000), bytes(8192) + b"x" * 8192, b"\x89TDEFS\r\n"]
+)
+def test_what_is_told_without_keys_is_what_is_read_with_them(
+    tmp_path: Path, plain_files: bool, crashed: bool, name: str, content: bytes
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\nkinds: {wal: plain}\n")
+    small = SmallVolume(tmp_path, policy=policy, plain_files=plain_files)
+    save_volume(small.volume)
+    small.plain(name, content)
+    if crashed:
+        small.crash()
+    found = describe(small.volume, name)
+    assert found is not None
+    try:
+        with OfflineReader(small.volume, small.ring).open(name) as file:
+            state = {Plain: PLAIN, Empty: EMPTY, Sealed: ENCRYPTED}[type(file.form)]
+            length = file.length
+    except FormatError as error:
+        assert (found.state, found.error) == (DAMAGED, str(error))
+    else:
+        assert (found.state, found.size, found.error) == (state, length, None)
+
+
+def test_wiped_header_is_damage_even_where_the_policy_is_lost(tmp_path: Path) -> None:
+    small = SmallVolume(tmp_path, policy=tmp_path / "lost.yaml", plain_files=True)
+    small.plain("base/5/16384", bytes(16384))
+    with pytest.raises(MissingHeader):
+        read(small, "base/5/16384")
