@@ -1,0 +1,29 @@
+"""The metrics, in the order in which they are measured: those with a bar first."""
+
+from __future__ import annotations
+
+from benchmarks.metrics import bulk, cold, lifecycle, memory, raw, transactions, wal
+from benchmarks.metrics.base import Metric
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        transactions.TPCB_4,
+        transactions.TPCB_1,
+        transactions.SELECT,
+        transactions.COMMIT,
+        bulk.LOAD,
+        bulk.CREATE_TABLE_AS,
+        cold.SCAN,
+        bulk.CHECKPOINT,
+        transactions.CONNECT,
+        wal.REPLAY,
+        lifecycle.INITDB,
+        bulk.COPY,
+        bulk.VACUUM_FULL,
+        cold.INDEX,
+        wal.WRITE,
+        raw.RAW,
+        memory.MEMORY,
+    )
+}

@@ -1,0 +1,22 @@
+"""The file systems under test, by the names of ``--systems``."""
+
+from __future__ import annotations
+
+from benchmarks.systems import encfs, fscrypt, gocryptfs, plain, tdefs
+from benchmarks.systems.base import System, Variant
+
+SYSTEMS: dict[str, type[System]] = {
+    "plain": plain.Plain,
+    "tdefs": tdefs.Tdefs,
+    "gocryptfs": gocryptfs.Gocryptfs,
+    "encfs": encfs.Encfs,
+    "fscrypt": fscrypt.Fscrypt,
+}
+#: The ways to set up each; the first is taken where there is no time to find out which is the fastest.
+VARIANTS: dict[str, tuple[Variant, ...]] = {
+    "plain": plain.VARIANTS,
+    "tdefs": tdefs.VARIANTS,
+    "gocryptfs": gocryptfs.VARIANTS,
+    "encfs": encfs.VARIANTS,
+    "fscrypt": fscrypt.VARIANTS,
+}

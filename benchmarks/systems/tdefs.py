@@ -1,0 +1,33 @@
+"""This project, as its README tells users to mount it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks.systems.base import Variant
+from benchmarks.systems.fuse import FuseSystem
+
+VARIANTS = (Variant("as recommended"),)
+_UNLOCK = ("--key-command", "printf %064d 7")
+
+
+class Tdefs(FuseSystem):
+    """Everything is encrypted, with AES-256-XTS."""
+
+    @property
+    def program(self) -> str:
+        return "tdefs"
+
+    def initialize(self) -> None:
+        self._tdefs("init", self.backing, *_UNLOCK)
+
+    def start_daemon(self) -> None:
+        self._tdefs("mount", self.backing, self.storage, *_UNLOCK, *self.variant.mount)
+
+    def unmount(self) -> None:
+        self._tdefs("umount", self.storage)
+        self.wait_for_daemons()
+
+    def _tdefs(self, *words: str | Path) -> None:
+        self.run(Path(sys.executable).parent / "tdefs", *words)
