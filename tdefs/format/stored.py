@@ -64,7 +64,7 @@ class StoredFile:
         start = floor_to(offset, PAGE_SIZE)
         return stored_offset(start), min(ceil_to(end, PAGE_SIZE), blocks_end(self.length)) - start
 
-    def decode(self, offset: int, size: int, ciphertext: bytes) -> memoryview:
+    def decode(self, offset: int, size: int, ciphertext: bytes | bytearray) -> memoryview:
         """Return the plaintext of a read of *size* at *offset*, given the *ciphertext* of its :meth:`extent`."""
         size = max(0, min(size, self.length - offset))
         if size == 0:

@@ -38,7 +38,7 @@ class SystemCalls:
             got += len(data)
         return b"".join(pieces)
 
-    def pread_cached(self, label: str, fd: int, size: int, offset: int) -> bytes | None:
+    def pread_cached(self, label: str, fd: int, size: int, offset: int) -> bytearray | None:
         """Return *size* bytes if the kernel has all of them in memory, else ``None`` without waiting."""
         buffer = bytearray(size)
         try:
@@ -46,7 +46,7 @@ class SystemCalls:
         except OSError:
             # EAGAIN: not in memory. EOPNOTSUPP: the file system below cannot tell. The waiting read says the rest.
             return None
-        return bytes(buffer) if got == size else None
+        return buffer if got == size else None
 
     def pwrite(self, label: str, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of *data*, or raise."""

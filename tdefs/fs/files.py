@@ -23,7 +23,7 @@ class Content(Protocol):
     def extent(self, offset: int, size: int) -> tuple[int, int]:
         """Return stored offset and size of what a read needs."""
 
-    def decode(self, offset: int, size: int, stored: bytes) -> bytes | memoryview:
+    def decode(self, offset: int, size: int, stored: bytes | bytearray) -> bytes | bytearray | memoryview:
         """Return the plaintext of a read from the *stored* bytes of its extent."""
 
     def write(self, offset: int, data: bytes) -> None:
@@ -71,7 +71,7 @@ class PlainContent:
         """Return the read itself, cut at the end of the file."""
         return offset, max(0, min(size, self.length - offset))
 
-    def decode(self, offset: int, size: int, stored: bytes) -> bytes:
+    def decode(self, offset: int, size: int, stored: bytes | bytearray) -> bytes | bytearray:
         """Return *stored*."""
         return stored
 

@@ -406,7 +406,7 @@ class FuseOperations(pyfuse3.Operations):
         at, count = content.extent(off, size)
         if count == 0:
             return b""
-        stored = self._calls.pread_cached("read:cached", file.fd, count, at)
+        stored: bytes | bytearray | None = self._calls.pread_cached("read:cached", file.fd, count, at)
         if stored is None:
             changes = content.changes
             stored = await in_thread(partial(self._calls.pread, "read", file.fd, count, at))
