@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,11 @@ DEFAULT_KEYSTORE = "keystore"
 _DESCRIPTION = "volume.json"
 _LOCK = "lock"
 _SESSION = "session.json"
+_SESSION_SIZE = 8192
+
+# who asks whether the volume is in use holds the lock for an instant
+_LOCK_TRIES = 5
+_LOCK_PAUSE_SECONDS = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +63,14 @@ class Volume:
 def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> Volume:
     """Make the backing directory, if need be, and tdefs's own in it; :func:`save_volume` completes it.
 
+    The caller takes the volume's lock then, and calls :func:`refuse_existing` again.
+
     :raises TdefsError: VOLUME_EXISTS when the directory is a volume or holds anything else.
     """
     try:
         backing.mkdir(mode=0o700, parents=True, exist_ok=True)
         backing = backing.resolve()
-        if (backing / PRIVATE_DIRECTORY / _DESCRIPTION).exists():
-            raise TdefsError(
-                Exit.VOLUME_EXISTS,
-                f'directory "{backing}" is already a volume',
-                hint="mount it with 'tdefs mount', or choose another directory",
-            )
+        refuse_existing(backing)
         if any(entry.name != PRIVATE_DIRECTORY for entry in backing.iterdir()):
             raise TdefsError(
                 Exit.VOLUME_EXISTS,
@@ -90,6 +93,19 @@ def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> 
     )
 
 
+def refuse_existing(backing: Path) -> None:
+    """Check that *backing* is not a volume yet.
+
+    :raises TdefsError: VOLUME_EXISTS.
+    """
+    if (backing / PRIVATE_DIRECTORY / _DESCRIPTION).exists():
+        raise TdefsError(
+            Exit.VOLUME_EXISTS,
+            f'directory "{backing}" is already a volume',
+            hint="mount it with 'tdefs mount', or choose another directory",
+        )
+
+
 def save_volume(volume: Volume) -> None:
     """Write down what the volume remembers; from the first time on the directory is a volume."""
     description = {
@@ -104,7 +120,7 @@ def save_volume(volume: Volume) -> None:
 
 
 def abandon_volume(volume: Volume) -> None:
-    """Undo :func:`create_volume` after a failure."""
+    """Undo :func:`create_volume` after a failure; the caller holds the lock, so nobody else's work is there."""
     with suppress(OSError):
         shutil.rmtree(volume.private)
 
@@ -198,9 +214,7 @@ class VolumeLock:
         """
         path = self._volume.private / _LOCK
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(fd):
             os.close(fd)
             session = read_session(self._volume)
             holder = f'process {session.pid} has it mounted at "{session.mountpoint}"' if session else ""
@@ -209,7 +223,7 @@ class VolumeLock:
                 f'volume "{self._volume.backing}" is in use',
                 detail=holder,
                 hint="unmount it with 'tdefs umount' first",
-            ) from None
+            )
         self._fd = fd
 
     @property
@@ -224,6 +238,18 @@ class VolumeLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _lock(fd: int) -> bool:
+    for attempt in range(_LOCK_TRIES):
+        if attempt:
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        return True
+    return False
 
 
 def is_in_use(volume: Volume) -> bool:
@@ -259,8 +285,18 @@ def was_left_clean(volume: Volume) -> bool:
 
 
 def write_session(volume: Volume, session: Session) -> None:
-    """Write down durably how the volume is being used."""
-    write_durably(volume.private / _SESSION, (json.dumps(asdict(session)) + "\n").encode())
+    """Write down durably how the volume is being used.
+
+    In place, in a file of constant size: a full disk must not keep a volume from being mounted. What a torn write
+    leaves is not JSON, and read as an unclean end.
+    """
+    record = (json.dumps(asdict(session)) + "\n").encode().ljust(_SESSION_SIZE)
+    fd = os.open(volume.private / _SESSION, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, record, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -62,6 +63,7 @@ def _run_child(work: Callable[[Callable[[], None]], None], writing: int, keep: i
     try:
         _close_all_but({writing, keep})
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is no terminal to lose, and nothing to reload
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

@@ -6,10 +6,12 @@ import argparse
 from pathlib import Path
 
 from tdefs.errors import Exit
+from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.keystore import FIRST_DATA_KEY, create_keystore
+from tdefs.keys.protectors.base import Protector
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
 from tdefs.policy.parse import load_policy
-from tdefs.volume import abandon_volume, create_volume, save_volume
+from tdefs.volume import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,17 +35,30 @@ def _run(args: argparse.Namespace) -> int:
         names |= load_policy(args.policy).key_names()
     protector = secret_from_arguments(args, confirm=True)
     volume = create_volume(args.backing, args.keystore, args.policy)
-    try:
-        # the first name becomes the default data key
-        ordered = [FIRST_DATA_KEY, *sorted(names - {FIRST_DATA_KEY})]
-        ring = create_keystore(volume.keystore, volume.volume_id, protector, data_key_names=ordered)
-        save_volume(volume)
-    except BaseException:
-        abandon_volume(volume)
-        raise
+    with exclusive(volume):
+        # another 'tdefs init' may have finished while this one waited for a passphrase
+        refuse_existing(volume.backing)
+        ring = _complete(volume, names, protector)
     print(f"volume    {volume.backing} ({volume.volume_id.hex()})")
     print(f"keystore  {volume.keystore} (data keys {', '.join(ring.names())})")
     print(f"policy    {volume.policy or 'none: everything is encrypted'}")
     print("\nKeep a copy of the keystore elsewhere: without it nobody can read the volume, not even you.")
     print(f"Mount it with: tdefs mount {volume.backing} MOUNTPOINT")
     return Exit.OK
+
+
+def _complete(volume: Volume, names: set[str], protector: Protector) -> KeyRing:
+    """Create the keystore and make the directory a volume, or leave nothing behind."""
+    # the first name becomes the default data key
+    ordered = [FIRST_DATA_KEY, *sorted(names - {FIRST_DATA_KEY})]
+    try:
+        ring = create_keystore(volume.keystore, volume.volume_id, protector, data_key_names=ordered)
+        try:
+            save_volume(volume)
+        except BaseException:
+            volume.keystore.unlink()
+            raise
+    except BaseException:
+        abandon_volume(volume)
+        raise
+    return ring

@@ -79,6 +79,8 @@ def _run(args: argparse.Namespace) -> int:
                 log.warning("%s", warning)
             request = MountRequest(
                 volume=_recovered(volume, policy),
+                keystore=_given(args.keystore, settings.keystore) or volume.keystore,
+                policy=policy_file,
                 mountpoint=mountpoint,
                 options=(*_options(args.options), *settings.options),
                 memory_locked=lock_memory(),
@@ -92,6 +94,12 @@ def _run(args: argparse.Namespace) -> int:
                 log.exception("the mount ended unexpectedly")
                 raise
 
+        if any(mountpoint.iterdir()):
+            print(
+                f'tdefs: warning: "{mountpoint}" is not empty\n'
+                "DETAIL:  what lies in it is hidden by the mount, and not encrypted",
+                file=sys.stderr,
+            )
         if args.foreground:
             work(lambda: None)
         else:
@@ -143,6 +151,13 @@ def _prepare_mountpoint(mountpoint: Path, volume: Volume) -> Path:
         ) from None
     if not resolved.is_dir():
         raise TdefsError(Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" is not a directory')
+    for mount in tdefs_mounts():
+        if mount.mountpoint == resolved and mount.backing != volume.backing:
+            raise TdefsError(
+                Exit.MOUNTPOINT_INVALID,
+                f'"{mountpoint}" is the mount point of another volume, "{mount.backing}"',
+                hint="unmount that with 'tdefs umount', or choose another directory",
+            )
     if resolved == volume.backing or resolved in volume.backing.parents or volume.backing in resolved.parents:
         raise TdefsError(
             Exit.MOUNTPOINT_INVALID,

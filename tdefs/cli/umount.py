@@ -36,7 +36,7 @@ def _run(args: argparse.Namespace) -> int:
     while is_in_use(volume):
         if time.monotonic() > deadline:
             raise TdefsError(
-                Exit.MOUNT_BUSY,
+                Exit.MOUNT_FAILED,
                 f'"{mount.mountpoint}" is unmounted, but its daemon has not ended after {_WAIT_SECONDS} s',
                 hint=f'see its log "{volume.log_file}"',
             )

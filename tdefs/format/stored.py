@@ -65,25 +65,25 @@ class StoredFile:
         return stored_offset(start), min(ceil_to(end, PAGE_SIZE), blocks_end(self.length)) - start
 
     def decode(self, offset: int, size: int, ciphertext: bytes | bytearray) -> memoryview:
-        """Return the plaintext of a read of *size* at *offset*, given the *ciphertext* of its :meth:`extent`."""
-        size = max(0, min(size, self.length - offset))
-        if size == 0:
+        """Return the plaintext of a read of *size* at *offset*, given the *ciphertext* of its :meth:`extent`.
+
+        :raises DamagedLength: the backing file ends before that.
+        """
+        at, count = self.extent(offset, size)
+        if len(ciphertext) < count:
+            raise DamagedLength(
+                f"the file ends at {at + len(ciphertext)} stored bytes, not at {at + count} or later"
+            )
+        if count == 0:
             return memoryview(b"")
         plaintext = self._cipher.decrypt(page_of(offset), ciphertext)
         skip = offset % PAGE_SIZE
-        return plaintext[skip : skip + size]
+        return plaintext[skip : skip + min(size, self.length - offset)]
 
     def read(self, offset: int, size: int) -> memoryview:
         """Return *size* bytes of plaintext from *offset* on, fewer only at the end of the file."""
         at, count = self.extent(offset, size)
-        if count == 0:
-            return memoryview(b"")
-        ciphertext = self._store.pread(count, at)
-        if len(ciphertext) < count:
-            raise DamagedLength(
-                f"the file ends at {at + len(ciphertext)} stored bytes, {at + count} were expected"
-            )
-        return self.decode(offset, size, ciphertext)
+        return self.decode(offset, size, self._store.pread(count, at) if count else b"")
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of *data* at plaintext *offset*; bytes between the old end and *offset* become zeros."""

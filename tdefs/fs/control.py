@@ -26,15 +26,20 @@ Answers = dict[str, Callable[[], dict[str, Any]]]
 async def serve_control(volume: Volume, answers: Answers) -> None:
     """Answer requests ``{"request": NAME}`` until cancelled, by calling the function of that name."""
     path = volume.control_socket
-    with suppress(FileNotFoundError):
-        path.unlink()
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # through the descriptor, since a socket's address is limited to 107 bytes
-        await listener.bind(f"/proc/self/fd/{directory}/{path.name}")
-        path.chmod(0o600)
-        listener.listen(8)
+        try:
+            with suppress(FileNotFoundError):
+                path.unlink()
+            # through the descriptor, since a socket's address is limited to 107 bytes
+            await listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+            path.chmod(0o600)
+            listener.listen(8)
+        except OSError as error:
+            # a full disk is no reason not to serve the mount
+            log.warning("no control socket, so 'tdefs status' will know less: %s", error)
+            return
 
         async def answer(stream: trio.SocketStream) -> None:
             async with stream:

@@ -42,6 +42,10 @@ class BackingStore:
         self._calls = calls
         self._fd = fd
 
+    def size(self) -> int:
+        """Return the stored size."""
+        return self._calls.fstat("file:size", self._fd).st_size
+
     def pread(self, size: int, offset: int) -> bytes:
         """Return *size* bytes, fewer only at the end of the file."""
         return self._calls.pread("file:read", self._fd, size, offset)
@@ -81,8 +85,12 @@ class PlainContent:
         if offset < _HEAD_SIZE:
             head = self._store.pread(_HEAD_SIZE, 0).ljust(offset, b"\0")
             self._check_head(head[:offset] + data[:_HEAD_SIZE] + head[offset + len(data) :])
-        self._store.pwrite(data, offset)
-        self.length = max(self.length, offset + len(data))
+        try:
+            self._store.pwrite(data, offset)
+            self.length = max(self.length, offset + len(data))
+        except OSError:
+            self.length = self._store.size()
+            raise
 
     def truncate(self, length: int) -> None:
         """Set the length."""

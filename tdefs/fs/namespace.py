@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 _PRIVATE_NAME = os.fsencode(PRIVATE_DIRECTORY)
 
 
+# a file whose header changes with a rename: what it was bound to, and what it becomes
+_Rebound = tuple[Inode, Identity, Identity]
+
+
 class Namespace:
     """The directory tree of one mount."""
 
@@ -167,10 +171,11 @@ class Namespace:
             if flags & RENAME_NOREPLACE:
                 raise OSError(EEXIST, os.strerror(EEXIST))
         old_path, new_path = path_of(parent, name), path_of(new_parent, new_name)
-        rebound = self._bind_both(inode, status.st_nlink, old_path, new_path)
-        if target is not None and flags & RENAME_EXCHANGE:
-            rebound += self._bind_both(target, target_status.st_nlink, new_path, old_path)
+        rebound: list[_Rebound] = []
         try:
+            self._bind_both(inode, status.st_nlink, old_path, new_path, rebound)
+            if target is not None and flags & RENAME_EXCHANGE:
+                self._bind_both(target, target_status.st_nlink, new_path, old_path, rebound)
             self._calls.rename(
                 "rename",
                 name,
@@ -193,16 +198,7 @@ class Namespace:
                 self._removed(target, new_parent, new_name, target_status, target_length)
         self._inodes.moved(inode, parent, name, new_parent, new_name)
         if rebound:
-            # a header must not forget the old name while a crash could still bring it back
-            self._sync_directory(parent)
-            self._sync_directory(new_parent)
-        for node, _, new in rebound:
-            try:
-                self._opener.bind(node, new)
-            except OSError as error:
-                # the name has changed, and the header names both: this can be done when the file is next opened
-                log.warning("%s: the header still names the old place: %s", printable(node.path()), error)
-            self._inodes.drop_if_unused(node)
+            self._forget_old_places(parent, new_parent, rebound)
 
     def _length(self, inode: Inode, status: os.stat_result) -> int:
         """Return the length to remember of what is about to be removed; a file that cannot be read can go, too."""
@@ -222,30 +218,44 @@ class Namespace:
         except OSError:
             inode.ghost = Ghost(status, length, 0 if last else status.st_nlink - 1)
 
-    def _bind_both(
-        self, inode: Inode, links: int, old_path: str, new_path: str
-    ) -> list[tuple[Inode, Identity, Identity]]:
-        """Bind what is about to be renamed to its old and its new identity; return what changed, from and to.
+    def _bind_both(self, inode: Inode, links: int, old_path: str, new_path: str, rebound: list[_Rebound]) -> None:
+        """Bind what is about to be renamed to its old and its new identity; add what changed to *rebound*.
 
         A file with other names under the old identity gives it up.
 
         :raises OSError: EXDEV where a plain file would come to lie in a place of encrypted ones.
         """
-        changed: list[tuple[Inode, Identity, Identity]] = []
         if inode.is_directory:
             for name in self.names_in(inode):
                 child, status = self.lookup(inode, name)
                 tail = "/" + os.fsdecode(name)
-                changed += self._bind_both(child, status.st_nlink, old_path + tail, new_path + tail)
+                self._bind_both(child, status.st_nlink, old_path + tail, new_path + tail, rebound)
                 self._inodes.drop_if_unused(child)
         elif inode.is_file:
             self._opener.check_may_lie_at(inode, new_path)
             old, new = identity_at(old_path), identity_at(new_path)
             if old != new and old in self._opener.bound(inode):
                 becomes = new if links == 1 else ANY_PLACE
+                rebound.append((inode, old, becomes))
                 self._opener.bind(inode, old, becomes)
-                changed.append((inode, old, becomes))
-        return changed
+
+    def _forget_old_places(self, parent: Inode, new_parent: Inode, rebound: list[_Rebound]) -> None:
+        """After a rename: bind what was renamed to its new identity alone.
+
+        The name has changed by now, and the headers name both places, so a failure here is none of the rename's.
+        """
+        try:
+            # a header must not forget the old name while a crash could still bring it back
+            self._sync_directory(parent)
+            self._sync_directory(new_parent)
+            for node, _, new in rebound:
+                self._opener.bind(node, new)
+        except OSError as error:
+            log.warning(
+                "%s: headers still name the place before a rename: %s", printable(new_parent.path()), error
+            )
+        for node, _, _ in rebound:
+            self._inodes.drop_if_unused(node)
 
     def _sync_directory(self, directory: Inode) -> None:
         name, above = self._inodes.place(directory)

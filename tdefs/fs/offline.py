@@ -147,7 +147,7 @@ def describe_content(volume: Volume, path: str, page: bytes, size: int) -> Descr
         if isinstance(found, Plain):
             return Description(path, kind, PLAIN, stored_size=size, size=size)
         if isinstance(found, Empty):
-            return Description(path, kind, EMPTY, stored_size=size, size=0)
+            return Description(path, kind, EMPTY, stored_size=size, size=found.length)
         header = found
         state, length, text = ENCRYPTED, plaintext_length(size), None
     except FormatError as error:
@@ -227,7 +227,7 @@ class OfflineReader:
                 file = StoredFile(store, self._sealer.cipher(form.header), size)
                 yield Plaintext(form, file.length, file.read)
             elif isinstance(form, Empty):
-                yield Plaintext(form, 0, store.read)
+                yield Plaintext(form, form.length, store.read)
             else:
                 yield Plaintext(form, size, store.read)
 

@@ -99,14 +99,13 @@ class Opener:
             return inode.ghost.length
         if status.st_size == 0:
             return 0
-        form = self.form(inode)
-        if isinstance(form, Plain):
-            return status.st_size
-        if isinstance(form, Empty):
-            return form.length
         try:
-            return plaintext_length(status.st_size)
-        except DamagedLength:
+            form = self.form(inode)
+            if isinstance(form, Plain):
+                return status.st_size
+            return form.length if isinstance(form, Empty) else plaintext_length(status.st_size)
+        except (DamagedLength, OSError):
+            # of a file that cannot be opened; others in the directory can be, so it must be possible to list it
             return max(0, status.st_size - HEADER_SIZE)
 
     def form(self, inode: Inode) -> Form:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial, wraps
@@ -37,7 +39,7 @@ from tdefs.fs.attributes import Attributes, Changes
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.durability import Durability
 from tdefs.fs.files import Handle
-from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable
+from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable, printable
 from tdefs.fs.loop import in_thread
 from tdefs.fs.namespace import Namespace
 from tdefs.fs.opening import Opener
@@ -67,6 +69,12 @@ _ORDINARY_ERRORS = frozenset(
     }
 )
 
+_BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
+_BY_DIRECTORY_HANDLE = frozenset({"readdir", "releasedir", "fsyncdir"})
+
+# A full disk fails every write: the status counts them, the log says so this often.
+_COMPLAINT_SECONDS = 10
+
 _LINKS_OF_EMPTY_DIRECTORY = 2
 
 P = ParamSpec("P")
@@ -89,13 +97,15 @@ def _reply(
         except OSError as error:
             if error.errno not in _ORDINARY_ERRORS:
                 self.failures[name] += 1
+                if not isinstance(error.__cause__, FormatError):  # of that the log has said more
+                    self._complain(name, args, error)
             raise FUSEError(error.errno or errno.EIO) from None
         except OverflowError:
             # an offset or a length that, with the header before it, no file system has
             raise FUSEError(errno.EFBIG) from None
         except FormatError as error:
             self.failures[name] += 1
-            log.error("%s failed: %s (HINT: %s)", name, error, error.hint)
+            log.error("%s: %s (HINT: %s)", self._subject(name, args), error, error.hint)
             raise FUSEError(errno.EIO) from None
         except Exception:
             self.failures[name] += 1
@@ -141,6 +151,7 @@ class FuseOperations(pyfuse3.Operations):
         self._handles: dict[int, Handle] = {}
         self._directories: dict[int, _Directory] = {}
         self._last_handle = 0
+        self._complained: dict[tuple[str, int | None], float] = {}
         #: How often each operation was requested, and how often it failed with an error of ours or the disk's.
         self.requests: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
@@ -176,7 +187,10 @@ class FuseOperations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Take back lookups. There is no reply, so nothing here may fail."""
         for number, lookups in inode_list:
-            self._inodes.forget(number, lookups)
+            try:
+                self._inodes.forget(number, lookups)
+            except Exception:
+                log.exception("unexpected error in forget")
 
     @_reply
     async def mkdir(
@@ -447,6 +461,29 @@ class FuseOperations(pyfuse3.Operations):
 
     # --- helpers -------------------------------------------------------------------------------------------
 
+    def _complain(self, operation: str, arguments: Sequence[object], error: OSError) -> None:
+        """Log that the disk failed a request, once in a while for each operation and kind of failure."""
+        now = time.monotonic()
+        kind = operation, error.errno
+        if now - self._complained.get(kind, -math.inf) >= _COMPLAINT_SECONDS:
+            self._complained[kind] = now
+            log.error("%s of %s failed: %s", operation, self._subject(operation, arguments), error.strerror)
+
+    def _subject(self, operation: str, arguments: Sequence[object]) -> str:
+        """Return for the log which file, or directory, a request with these arguments was about."""
+        number = arguments[0] if arguments else None
+        try:
+            if operation in _BY_HANDLE:
+                inode = self._handles[cast(int, number)].file.inode
+            elif operation in _BY_DIRECTORY_HANDLE:
+                inode = self._directories[cast(int, number)].inode
+            else:
+                inode = self._inodes[cast(int, number)]
+        except (KeyError, OSError):
+            return "the mount"
+        name = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], bytes) else b""
+        return printable(b"/".join(part for part in (inode.path(), name) if part) or b".")
+
     def _handle(self, fh: int) -> Handle:
         try:
             return self._handles[fh]
@@ -462,7 +499,8 @@ class FuseOperations(pyfuse3.Operations):
         self._handles[number] = handle
         handle.file.handles += 1
         # WAL is written once and flushed at each commit: past the kernel's cache a commit is one or two requests,
-        # through it three. All opens of such a file are alike, so there is no second view that could be stale.
+        # through it three. All opens under a name in pg_wal are alike, and PostgreSQL moves no open file there, so
+        # there is no second view that could be stale.
         direct = classify(os.fsdecode(handle.file.inode.path())).kind is Kind.WAL
         return FileInfo(fh=number, keep_cache=True, direct_io=direct)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 
+from tdefs.fs.inodes import printable
 from tdefs.fs.offline import first_bytes, open_without_links, walk
 from tdefs.fs.sealing import Empty, Expectations, look_at
 from tdefs.volume import Volume
@@ -22,24 +23,26 @@ def empty_unfinished_files(volume: Volume) -> list[str]:
 
     Afterwards such a file is damage. In a volume with plain files there is nothing to do, since headers are
     made durable at creation there. The caller holds the volume's lock.
-
-    :raises OSError: the disk fails.
     """
     expected = Expectations.of(volume)
     if volume.plain_files or not expected.lost_headers:
         return []
     emptied = []
-    for path, status in walk(volume):
-        if status.st_size == 0:
-            continue
-        with open_without_links(volume, path, os.O_RDWR) as fd:
-            page = first_bytes(fd)
-            if not any(page) and isinstance(look_at(page, status.st_size, expected, lambda: True), Empty):
-                os.ftruncate(fd, 0)
-                os.fsync(fd)
+    for path, status in walk(volume, on_error=lambda error: log.warning("not looked at: %s", error)):
+        try:
+            if status.st_size > 0 and _lost_its_header(volume, path, status.st_size, expected):
+                with open_without_links(volume, path, os.O_RDWR) as fd:
+                    os.ftruncate(fd, 0)
+                    os.fsync(fd)
                 emptied.append(path)
-                log.warning(
-                    "%s: its header never reached the disk before a crash, so nothing in it was synced: emptied",
-                    path,
-                )
+                log.warning("%s: emptied: its header was lost in a crash", printable(os.fsencode(path)))
+        except OSError as error:
+            # what this user cannot read, or the disk does not give, is no reason not to serve the rest
+            log.warning("%s: not looked at: %s", printable(os.fsencode(path)), error.strerror)
     return emptied
+
+
+def _lost_its_header(volume: Volume, path: str, size: int, expected: Expectations) -> bool:
+    with open_without_links(volume, path) as fd:
+        page = first_bytes(fd)
+    return not any(page) and isinstance(look_at(page, size, expected, lambda: True), Empty)

@@ -37,6 +37,8 @@ class MountRequest:
     """What to mount where, and how."""
 
     volume: Volume
+    keystore: Path
+    policy: Path | None
     mountpoint: Path
     options: tuple[str, ...]
     memory_locked: bool
@@ -121,8 +123,8 @@ async def _serve(
             "mountpoint": os.fspath(request.mountpoint),
             "backing": os.fspath(request.volume.backing),
             "volume_id": request.volume.volume_id.hex(),
-            "keystore": os.fspath(request.volume.keystore),
-            "policy": os.fspath(request.volume.policy) if request.volume.policy else None,
+            "keystore": os.fspath(request.keystore),
+            "policy": os.fspath(request.policy) if request.policy else None,
             "log_file": os.fspath(request.log_file) if request.log_file else None,
             "started": started,
             "memory_locked": request.memory_locked,
@@ -150,22 +152,25 @@ async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
 
 
 async def _unmount_on_signal(mountpoint: Path) -> None:
-    """Unmount upon SIGTERM or SIGINT. While somebody uses the mount it goes on being served: taking it away
-    under a running PostgreSQL would lose what the kernel has not passed on yet.
+    """Unmount upon SIGTERM or SIGINT, and upon SIGHUP in the foreground, where it says that the terminal is gone.
+
+    While somebody uses the mount it goes on being served: taking it away under a running PostgreSQL would lose
+    what the kernel has not passed on yet.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        ends.remove(signal.SIGHUP)
+    with trio.open_signal_receiver(*ends) as signals:
         async for number in signals:
             log.info("received %s: unmounting", signal.Signals(number).name)
             while True:
                 try:
                     await trio.to_thread.run_sync(unmount, mountpoint)
                 except TdefsError as error:
-                    log.warning(
-                        "cannot end yet: %s (%s); trying again every %d s",
-                        error.message,
-                        error.detail,
-                        _RETRY_SECONDS,
-                    )
-                    await trio.sleep(_RETRY_SECONDS)
+                    reason = f"{error.message} ({error.detail})"
+                except OSError as error:
+                    reason = str(error)
                 else:
                     break
+                log.warning("cannot end yet: %s; trying again every %d s", reason, _RETRY_SECONDS)
+                await trio.sleep(_RETRY_SECONDS)
