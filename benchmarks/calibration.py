@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from benchmarks.caches import settle
 from benchmarks.progress import say
-from benchmarks.site import RECOMMENDED_WAL_SYNC_METHOD, WAL_SYNC_METHODS, Site
+from benchmarks.site import Site
 from benchmarks.sizes import Sizes
 from benchmarks.systems import VARIANTS
 from benchmarks.systems.base import Unavailable, Variant
@@ -42,27 +41,6 @@ def fastest_variant(work: WorkDirectory, name: str, sizes: Sizes) -> tuple[Varia
     best = max(scores, key=lambda variant: scores[variant])
     said = ", ".join(f"{variant.name} {score:.0f}" for variant, score in scores.items())
     return best, f"root of TPC-B tps times loads per hour: {said}"
-
-
-def choose_wal_sync_method(site: Site) -> str:
-    """Set the faster ``wal_sync_method`` in a running server; return why.
-
-    tdefs gets what it recommends. The others are tried with short runs of TPC-B in the order A B B A.
-    """
-    if site.name == "tdefs":
-        site.use_wal_sync_method(RECOMMENDED_WAL_SYNC_METHOD)
-        return "recommended"
-    site.need_pgbench_database()
-    site.make_warm()
-    rates = dict.fromkeys(WAL_SYNC_METHODS, 0.0)
-    order: Sequence[str] = WAL_SYNC_METHODS
-    if site.sizes.limit is None:
-        order = [*WAL_SYNC_METHODS, *reversed(WAL_SYNC_METHODS)]
-    for method in order:
-        site.use_wal_sync_method(method)
-        rates[method] += _tpcb(site, max(1, site.sizes.seconds // 2)) / order.count(method)
-    site.use_wal_sync_method(max(rates, key=lambda method: rates[method]))
-    return "TPC-B tps: " + ", ".join(f"{method} {rate:.0f}" for method, rate in rates.items())
 
 
 def _score(site: Site) -> float:

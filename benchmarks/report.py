@@ -46,16 +46,10 @@ def _settings(facts: dict[str, Any]) -> str:
 
 def _set_up(results: Results) -> str:
     rows = [
-        (
-            name,
-            how.get("set_up"),
-            how.get("set_up_chosen"),
-            how.get("wal_sync_method"),
-            how.get("wal_sync_method_chosen"),
-        )
+        (name, how.get("set_up"), how.get("set_up_chosen"))
         for name, how in results.facts.get("systems", {}).items()
     ]
-    return tabulate(rows, ["system", "set-up", "chosen", "wal_sync_method", "chosen"])
+    return tabulate(rows, ["system", "set-up", "chosen"])
 
 
 def _ratios(results: Results) -> str:

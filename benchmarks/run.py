@@ -45,8 +45,6 @@ class Run:
                 site = self._work.site(name, variant)
                 site.open()
                 facts["systems"][name] = {"set_up": str(variant), "set_up_chosen": why}
-                facts["systems"][name]["wal_sync_method_chosen"] = calibration.choose_wal_sync_method(site)
-                facts["systems"][name]["wal_sync_method"] = site.wal_sync_method
                 self._sites.append(site)
             except Exception as error:
                 # a peer that does not work here is no failure

@@ -274,14 +274,12 @@ configure_server() {
     port=$(free_port)
     make_socket_directory
     rm -f -- "$socket"/.s.PGSQL.* # of a server that was killed
-    # unix_socket_directories is a list, whose elements may stand in double quotes. wal_sync_method: a commit costs
-    # one request to the file system instead of two.
+    # unix_socket_directories is a list, whose elements may stand in double quotes
     as_server tee "$pgdata/quickstart.conf" >/dev/null <<CONF
 port = $port
 listen_addresses = ''
 unix_socket_directories = $(conf_quote "\"$socket\"")
 external_pid_file = $(conf_quote "$pid_file")
-wal_sync_method = open_datasync
 CONF
 }
 

@@ -102,7 +102,7 @@ class PlainContent:
 class OpenFile:
     """An inode's backing descriptor, and what is read and written through it."""
 
-    __slots__ = ("content", "fd", "handles", "inode", "unsynced", "writable")
+    __slots__ = ("content", "direct", "fd", "handles", "inode", "unsynced", "writable")
 
     def __init__(self, inode: Inode, fd: int, content: Content, *, writable: bool) -> None:
         self.inode = inode
@@ -110,6 +110,8 @@ class OpenFile:
         self.content = content
         self.writable = writable
         self.handles = 0
+        #: Whether the kernel's cache is bypassed: the same for all handles that are open at a time.
+        self.direct = False
         #: Bytes written since the last sync.
         self.unsynced = 0
 

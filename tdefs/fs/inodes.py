@@ -37,7 +37,18 @@ class Ghost:
 class Inode:
     """One file, directory or other node."""
 
-    __slots__ = ("entry_durable", "form", "ghost", "key", "lookups", "names", "number", "open_file", "type")
+    __slots__ = (
+        "bypassed",
+        "entry_durable",
+        "form",
+        "ghost",
+        "key",
+        "lookups",
+        "names",
+        "number",
+        "open_file",
+        "type",
+    )
 
     def __init__(self, number: int, key: tuple[int, int], file_type: int) -> None:
         self.number = number
@@ -52,6 +63,8 @@ class Inode:
         #: What the file says of itself, once it was read.
         self.form: Form | None = None
         self.open_file: OpenFile | None = None
+        #: Whether it was written past the kernel's cache, which may hold older bytes since.
+        self.bypassed = False
         #: Set when no name is known any more, while the kernel still refers to it.
         self.ghost: Ghost | None = None
         #: False from the creation or a rename until the directory entry is known to be on disk.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ R = TypeVar("R")
 
 SUPPORTED_PYFUSE3 = "3.5.0"
 
+_SPIN_SECONDS = 0.0001
 _POLL_MILLISECONDS = 1
 # At the latest after so many requests without a pause the other tasks (timers, signals, the control socket) run.
 _REQUESTS_BETWEEN_YIELDS = 64
@@ -69,6 +71,11 @@ class PollingWait:
             if _threads_at_work or self._served >= _REQUESTS_BETWEEN_YIELDS:
                 self._served = 0
                 await trio.lowlevel.checkpoint()
+            # A processor that went to sleep takes longer to wake than a client to send its next request.
+            until = time.perf_counter() + _SPIN_SECONDS
+            while not _threads_at_work and time.perf_counter() < until:
+                if self._poll.poll(0):
+                    return True
             while not self._poll.poll(0 if _threads_at_work else _POLL_MILLISECONDS):
                 self._served = 0
                 await trio.lowlevel.wait_readable(self._fd)

@@ -212,6 +212,7 @@ class Namespace:
     def _removed(self, inode: Inode, parent: Inode, name: bytes, status: os.stat_result, length: int) -> None:
         """Note that a name is gone, and what was known of a file that lost its last one."""
         last = inode.is_directory or status.st_nlink == 1
+        self._opener.close_idle(inode)
         self._inodes.removed(inode, parent, name, last=last)
         try:
             self._inodes.place(inode)

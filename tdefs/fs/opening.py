@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from collections import OrderedDict
 from errno import EACCES, EIO, EPERM, EROFS, EXDEV
 
 from tdefs.format.errors import DamagedLength, FormatError
@@ -20,6 +21,8 @@ from tdefs.policy.paths import classify
 
 log = logging.getLogger(__name__)
 
+_IDLE_FILES = 512
+
 
 class Opener:
     """Opens the files of one mount, once for each inode."""
@@ -29,6 +32,8 @@ class Opener:
         self._inodes = inodes
         self._sealer = sealer
         self._policy = policy
+        #: Open files without handles, the least recently used first.
+        self._idle: OrderedDict[OpenFile, None] = OrderedDict()
 
     def open(self, inode: Inode, *, writable: bool) -> OpenFile:
         """Return the open file of *inode*, opened now if it is not.
@@ -36,6 +41,7 @@ class Opener:
         :raises OSError: EIO for a file that cannot be presented; the log says why.
         """
         if inode.open_file is not None:
+            self._idle.pop(inode.open_file, None)
             if writable and not inode.open_file.writable:
                 self._make_writable(inode.open_file)
             return inode.open_file
@@ -82,14 +88,37 @@ class Opener:
         return inode.open_file
 
     def close_if_unused(self, file: OpenFile) -> None:
-        """Close the backing descriptor of a file without handles."""
-        if file.handles == 0 and file.inode.open_file is file:
-            if not file.inode.names and file.inode.lookups > 0:
-                status = self._calls.fstat("file:last", file.fd)
-                file.inode.ghost = Ghost(status, file.content.length, status.st_nlink)
-            file.inode.open_file = None
-            self._calls.close("file:close", file.fd)
-            self._inodes.drop_if_unused(file.inode)
+        """Put a file without handles aside: for each connection PostgreSQL opens the same ones again."""
+        if file.handles > 0 or file.inode.open_file is not file:
+            return
+        if not file.inode.names or file.inode.lookups <= 0:
+            self._close(file)
+            return
+        self._idle[file] = None
+        self._idle.move_to_end(file)
+        if len(self._idle) > _IDLE_FILES:
+            oldest, _ = self._idle.popitem(last=False)
+            self._close(oldest)
+
+    def close_idle(self, inode: Inode) -> None:
+        """Close the file of *inode* if it is only put aside: what is removed must free its space."""
+        if inode.open_file is not None and inode.open_file in self._idle:
+            del self._idle[inode.open_file]
+            self._close(inode.open_file)
+
+    def close_all_idle(self) -> None:
+        """Close everything that is put aside."""
+        while self._idle:
+            file, _ = self._idle.popitem()
+            self._close(file)
+
+    def _close(self, file: OpenFile) -> None:
+        if not file.inode.names and file.inode.lookups > 0:
+            status = self._calls.fstat("file:last", file.fd)
+            file.inode.ghost = Ghost(status, file.content.length, status.st_nlink)
+        file.inode.open_file = None
+        self._calls.close("file:close", file.fd)
+        self._inodes.drop_if_unused(file.inode)
 
     def length(self, inode: Inode, status: os.stat_result) -> int:
         """Return the plaintext length of a regular file whose backing file has *status*."""

@@ -168,6 +168,7 @@ class FuseOperations(pyfuse3.Operations):
         for directory in self._directories.values():
             self._calls.close("close:directory", directory.fd)
         self._directories.clear()
+        self._opener.close_all_idle()
         self._inodes.close()
 
     # --- names ---------------------------------------------------------------------------------------------
@@ -497,12 +498,18 @@ class FuseOperations(pyfuse3.Operations):
     def _open_reply(self, handle: Handle) -> FileInfo:
         number = self._new_handle()
         self._handles[number] = handle
-        handle.file.handles += 1
-        # WAL is written once and flushed at each commit: past the kernel's cache a commit is one or two requests,
-        # through it three. All opens under a name in pg_wal are alike, and PostgreSQL moves no open file there, so
-        # there is no second view that could be stale.
-        direct = classify(os.fsdecode(handle.file.inode.path())).kind is Kind.WAL
-        return FileInfo(fh=number, keep_cache=True, direct_io=direct)
+        file = handle.file
+        keep_cache = True
+        if file.handles == 0:
+            # PostgreSQL opens WAL with O_DSYNC under wal_sync_method = open_datasync. Past the kernel's cache such
+            # a commit is one request, through it three. All handles that are open at a time are alike, and who
+            # comes after direct ones does not find what the cache held before, so no view is ever stale.
+            inode = file.inode
+            file.direct = handle.durable_writes and classify(os.fsdecode(inode.path())).kind is Kind.WAL
+            keep_cache = not inode.bypassed
+            inode.bypassed = file.direct
+        file.handles += 1
+        return FileInfo(fh=number, keep_cache=keep_cache, direct_io=file.direct)
 
     def _release(self, fh: int) -> None:
         file = self._handles.pop(fh).file

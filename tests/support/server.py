@@ -17,7 +17,6 @@ LIMIT = 300
 SETTINGS = {
     "listen_addresses": "''",
     "fsync": "on",
-    "wal_sync_method": "open_datasync",
     "log_line_prefix": "'%m [%p] '",
 }
 
