@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         place = f' "{os.fsdecode(error.filename)}"' if error.filename is not None else ""
         print(f"tdefs: {error.strerror or error}{place}", file=sys.stderr)
+        if isinstance(error, PermissionError):
+            print("HINT:  run it as root, or as the user to whom the volume belongs", file=sys.stderr)
         return Exit.OS_ERROR
     except KeyboardInterrupt:
         print("tdefs: interrupted", file=sys.stderr)

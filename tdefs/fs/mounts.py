@@ -134,7 +134,14 @@ def unmount(mountpoint: Path) -> None:
         reason = result.stderr.strip()
         busy = "busy" in reason
     if not busy:
-        raise TdefsError(Exit.MOUNT_FAILED, f'could not unmount "{mountpoint}"', detail=reason)
+        # fusermount3 lets nobody but the one who mounted unmount, and says it in terms of /etc/mtab
+        foreign = "not found in" in reason or "permitted" in reason
+        raise TdefsError(
+            Exit.MOUNT_FAILED,
+            f'could not unmount "{mountpoint}"',
+            detail=reason,
+            hint="unmount as root, or as the user who mounted it" if foreign else "",
+        )
     holders = users_of(mountpoint)
     raise TdefsError(
         Exit.MOUNT_BUSY,
