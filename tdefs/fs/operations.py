@@ -56,6 +56,7 @@ _ORDINARY_ERRORS = frozenset(
     {
         errno.EACCES,
         errno.EEXIST,
+        errno.EFBIG,
         errno.EINVAL,
         errno.EISDIR,
         errno.ELOOP,
