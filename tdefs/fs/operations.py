@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import os
 import stat
-import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
-from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
 import pyfuse3
 from pyfuse3 import (
@@ -34,7 +31,6 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from tdefs.format.errors import FormatError
 from tdefs.fs.attributes import Attributes, Changes
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.durability import Durability
@@ -43,6 +39,7 @@ from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable, printable
 from tdefs.fs.loop import in_thread
 from tdefs.fs.namespace import Namespace
 from tdefs.fs.opening import Opener
+from tdefs.fs.replies import Replies, reply
 from tdefs.policy.paths import Kind, classify
 
 log = logging.getLogger(__name__)
@@ -51,69 +48,10 @@ log = logging.getLogger(__name__)
 # the kernel knows stays true.
 FOREVER_SECONDS = 1e9
 
-# What a plain directory answers every day, too; the rest counts as a failure in the status.
-_ORDINARY_ERRORS = frozenset(
-    {
-        errno.EACCES,
-        errno.EEXIST,
-        errno.EFBIG,
-        errno.EINVAL,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.ENOTEMPTY,
-        errno.EPERM,
-        errno.ESTALE,
-        errno.EXDEV,
-    }
-)
-
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
 _BY_DIRECTORY_HANDLE = frozenset({"readdir", "releasedir", "fsyncdir"})
 
-# A full disk fails every write: the status counts them, the log says so this often.
-_COMPLAINT_SECONDS = 10
-
 _LINKS_OF_EMPTY_DIRECTORY = 2
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _reply(
-    method: Callable[Concatenate[FuseOperations, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[FuseOperations, P], Coroutine[Any, Any, R]]:
-    """Turn whatever goes wrong in a request into an errno: any other exception would end the mount."""
-    name = method.__name__
-
-    @wraps(method)
-    async def translated(self: FuseOperations, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.requests[name] += 1
-        try:
-            return await method(self, *args, **kwargs)
-        except FUSEError:
-            raise
-        except OSError as error:
-            if error.errno not in _ORDINARY_ERRORS:
-                self.failures[name] += 1
-                if not isinstance(error.__cause__, FormatError):  # of that the log has said more
-                    self._complain(name, args, error)
-            raise FUSEError(error.errno or errno.EIO) from None
-        except OverflowError:
-            # an offset or a length that, with the header before it, no file system has
-            raise FUSEError(errno.EFBIG) from None
-        except FormatError as error:
-            self.failures[name] += 1
-            log.error("%s: %s (HINT: %s)", self._subject(name, args), error, error.hint)
-            raise FUSEError(errno.EIO) from None
-        except Exception:
-            self.failures[name] += 1
-            log.exception("unexpected error in %s", name)
-            raise FUSEError(errno.EIO) from None
-
-    return cast("Callable[Concatenate[FuseOperations, P], Coroutine[Any, Any, R]]", translated)
 
 
 class _Directory:
@@ -127,7 +65,7 @@ class _Directory:
         self.names: list[bytes] = []
 
 
-class FuseOperations(pyfuse3.Operations):
+class FuseOperations(Replies, pyfuse3.Operations):
     """One mount, as pyfuse3 calls it."""
 
     supports_dot_lookup = False
@@ -152,10 +90,6 @@ class FuseOperations(pyfuse3.Operations):
         self._handles: dict[int, Handle] = {}
         self._directories: dict[int, _Directory] = {}
         self._last_handle = 0
-        self._complained: dict[tuple[str, int | None], float] = {}
-        #: How often each operation was requested, and how often it failed with an error of ours or the disk's.
-        self.requests: Counter[str] = Counter()
-        self.failures: Counter[str] = Counter()
 
     @property
     def open_handles(self) -> int:
@@ -174,7 +108,7 @@ class FuseOperations(pyfuse3.Operations):
 
     # --- names ---------------------------------------------------------------------------------------------
 
-    @_reply
+    @reply
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """Find a name; one that is not there is remembered by the kernel, too."""
         try:
@@ -194,7 +128,7 @@ class FuseOperations(pyfuse3.Operations):
             except Exception:
                 log.exception("unexpected error in forget")
 
-    @_reply
+    @reply
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
@@ -202,7 +136,7 @@ class FuseOperations(pyfuse3.Operations):
         parent = self._inodes[parent_inode]
         return self._entry(*self._namespace.mkdir(parent, name, mode, ctx.uid, ctx.gid))
 
-    @_reply
+    @reply
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
@@ -210,7 +144,7 @@ class FuseOperations(pyfuse3.Operations):
         parent = self._inodes[parent_inode]
         return self._entry(*self._namespace.mknod(parent, name, mode, rdev, ctx.uid, ctx.gid))
 
-    @_reply
+    @reply
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
@@ -218,12 +152,12 @@ class FuseOperations(pyfuse3.Operations):
         parent = self._inodes[parent_inode]
         return self._entry(*self._namespace.symlink(parent, name, target, ctx.uid, ctx.gid))
 
-    @_reply
+    @reply
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Return where a symbolic link points."""
         return self._namespace.readlink(self._inodes[inode])
 
-    @_reply
+    @reply
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
@@ -232,17 +166,17 @@ class FuseOperations(pyfuse3.Operations):
         status = self._namespace.link(node, self._inodes[new_parent_inode], new_name)
         return self._entry(node, status)
 
-    @_reply
+    @reply
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a name."""
         self._namespace.unlink(self._inodes[parent_inode], name)
 
-    @_reply
+    @reply
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove an empty directory."""
         self._namespace.rmdir(self._inodes[parent_inode], name)
 
-    @_reply
+    @reply
     async def rename(
         self,
         parent_inode_old: InodeT,
@@ -258,13 +192,13 @@ class FuseOperations(pyfuse3.Operations):
 
     # --- attributes ----------------------------------------------------------------------------------------
 
-    @_reply
+    @reply
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Return attributes."""
         node = self._inodes[inode]
         return self._reply_attributes(node, self._attributes.status(node))
 
-    @_reply
+    @reply
     async def setattr(
         self,
         inode: InodeT,
@@ -285,7 +219,7 @@ class FuseOperations(pyfuse3.Operations):
         )
         return self._reply_attributes(node, self._attributes.change(node, changes))
 
-    @_reply
+    @reply
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Return the figures of the file system below."""
         figures = self._calls.statvfs("statfs", self._root_fd)
@@ -304,7 +238,7 @@ class FuseOperations(pyfuse3.Operations):
             setattr(reply, name, getattr(figures, name))
         return reply
 
-    @_reply
+    @reply
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
         """Leave the answer to the kernel, which checks permissions itself on this mount and asks no more."""
         raise FUSEError(errno.ENOSYS)
@@ -312,29 +246,29 @@ class FuseOperations(pyfuse3.Operations):
     # There are no extended attributes. ENOSYS makes the kernel stop asking, where ENOTSUP would cost a request
     # for security.capability before each write.
 
-    @_reply
+    @reply
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Say once that there are none."""
         raise FUSEError(errno.ENOSYS)
 
-    @_reply
+    @reply
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         """Say once that there are none."""
         raise FUSEError(errno.ENOSYS)
 
-    @_reply
+    @reply
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         """Say once that there are none."""
         raise FUSEError(errno.ENOSYS)
 
-    @_reply
+    @reply
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Say once that there are none."""
         raise FUSEError(errno.ENOSYS)
 
     # --- directories ---------------------------------------------------------------------------------------
 
-    @_reply
+    @reply
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Open a directory."""
         node = self._inodes[inode]
@@ -344,7 +278,7 @@ class FuseOperations(pyfuse3.Operations):
         self._directories[handle] = _Directory(node, fd)
         return handle
 
-    @_reply
+    @reply
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List a directory from a position on.
 
@@ -374,20 +308,20 @@ class FuseOperations(pyfuse3.Operations):
                 return
             inode.lookups += 1
 
-    @_reply
+    @reply
     async def releasedir(self, fh: FileHandleT) -> None:
         """Close a directory."""
         directory = self._directories.pop(fh)
         self._calls.close("releasedir", directory.fd)
 
-    @_reply
+    @reply
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """Make a directory's entries durable."""
         await self._durability.sync_directory(self._directories[fh].fd)
 
     # --- files ---------------------------------------------------------------------------------------------
 
-    @_reply
+    @reply
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
@@ -401,7 +335,7 @@ class FuseOperations(pyfuse3.Operations):
             raise
         return self._open_reply(Handle(file, flags)), self._entry(inode, status)
 
-    @_reply
+    @reply
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a file. The kernel sends O_TRUNC along, so opening may also cut."""
         writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
@@ -414,7 +348,7 @@ class FuseOperations(pyfuse3.Operations):
             raise
         return self._open_reply(Handle(file, flags))
 
-    @_reply
+    @reply
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Read; what the kernel below has in memory is served at once, the rest is waited for beside the loop."""
         file = self._handle(fh).file
@@ -432,7 +366,7 @@ class FuseOperations(pyfuse3.Operations):
                 stored = self._calls.pread("read:again", file.fd, count, at)
         return cast(bytes, content.decode(off, size, stored))
 
-    @_reply
+    @reply
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Write. The kernel gives the offset also for O_APPEND, since it owns the length."""
         handle = self._handle(fh)
@@ -446,32 +380,24 @@ class FuseOperations(pyfuse3.Operations):
             await self._durability.sync(file, datasync=True)
         return len(buf)
 
-    @_reply
+    @reply
     async def flush(self, fh: FileHandleT) -> None:
         """Say once that closing needs no request of its own: every write has been passed on already."""
         raise FUSEError(errno.ENOSYS)
 
-    @_reply
+    @reply
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Make a file durable."""
         await self._durability.sync(self._handle(fh).file, datasync=datasync)
 
-    @_reply
+    @reply
     async def release(self, fh: FileHandleT) -> None:
         """Close a file handle."""
         self._release(fh)
 
     # --- helpers -------------------------------------------------------------------------------------------
 
-    def _complain(self, operation: str, arguments: Sequence[object], error: OSError) -> None:
-        """Log that the disk failed a request, once in a while for each operation and kind of failure."""
-        now = time.monotonic()
-        kind = operation, error.errno
-        if now - self._complained.get(kind, -math.inf) >= _COMPLAINT_SECONDS:
-            self._complained[kind] = now
-            log.error("%s of %s failed: %s", operation, self._subject(operation, arguments), error.strerror)
-
-    def _subject(self, operation: str, arguments: Sequence[object]) -> str:
+    def subject(self, operation: str, arguments: Sequence[object]) -> str:
         """Return for the log which file, or directory, a request with these arguments was about."""
         number = arguments[0] if arguments else None
         try:
