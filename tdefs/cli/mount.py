@@ -41,7 +41,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "as root, in which case every user's access is checked against the files' owners and modes.",
     )
     parser.add_argument("backing", metavar="BACKING", type=Path, help="the directory that holds ciphertext")
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="PGDATA, or a directory above it")
+    parser.add_argument(
+        "mountpoint",
+        metavar="MOUNTPOINT",
+        type=Path,
+        nargs="?",
+        help="PGDATA, or a directory above it; default: what the configuration says",
+    )
     add_keystore_arguments(parser)
     parser.add_argument("--policy", metavar="FILE", type=Path, help="instead of the one the volume remembers")
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
@@ -61,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     settings = config.for_backing(args.backing)
     volume = read_volume(args.backing)
-    mountpoint = _prepare_mountpoint(args.mountpoint, volume)
+    mountpoint = _prepare_mountpoint(_given(args.mountpoint, settings.mountpoint), volume)
     policy_file = _given(args.policy, settings.policy) or volume.policy
     policy = load_policy(policy_file) if policy_file else Policy.everything()
     lock = VolumeLock(volume)
@@ -132,8 +138,15 @@ def _check_key_names(policy: Policy, ring: KeyRing, policy_file: Path | None) ->
         )
 
 
-def _prepare_mountpoint(mountpoint: Path, volume: Volume) -> Path:
+def _prepare_mountpoint(mountpoint: Path | None, volume: Volume) -> Path:
     """Check the mount point; clean up what a daemon that died left there."""
+    if mountpoint is None:
+        raise TdefsError(
+            Exit.USAGE,
+            "no mount point",
+            detail="neither the command line nor the configuration names one",
+            hint=f"tdefs mount {volume.backing} MOUNTPOINT",
+        )
     if is_dead(mountpoint):
         absolute = Path(os.path.realpath(mountpoint))
         if all(mount.mountpoint != absolute for mount in tdefs_mounts()):

@@ -576,3 +576,16 @@ def test_open_files_survive_that_the_kernel_drops_all_it_may(volume: Volume) -> 
 def drop_caches() -> None:
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("2")
+
+
+def test_a_mount_point_may_stand_in_the_configuration(volume: Volume) -> None:
+    config = volume.root / "tdefs.yaml"
+    config.write_text(f"version: 1\nvolumes:\n  {volume.backing}:\n    mountpoint: {volume.mountpoint}\n")
+    config.chmod(0o600)
+    volume.tdefs("mount", volume.backing, "--config", config, *volume.unlock, "--log-file", volume.log)
+    assert volume.is_mounted
+    volume.umount()
+    config.write_text("version: 1\n")
+    done = volume.tdefs("mount", volume.backing, "--config", config, *volume.unlock, check=False)
+    assert done.returncode == Exit.USAGE
+    assert "neither the command line nor the configuration names one" in done.stderr
