@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import IntEnum
 
 
@@ -57,3 +58,11 @@ class TdefsError(Exception):
         if self.hint:
             lines.append(f"HINT:  {self.hint}")
         return "\n".join(lines)
+
+
+def from_os_error(error: OSError) -> TdefsError:
+    """Return what to tell the user of an error of the operating system that nothing has explained better."""
+    place = f' "{os.fsdecode(error.filename)}"' if error.filename is not None else ""
+    denied = isinstance(error, PermissionError)
+    hint = "run it as root, or as the user to whom the volume belongs" if denied else ""
+    return TdefsError(Exit.OS_ERROR, f"{error.strerror or error}{place}", hint=hint)

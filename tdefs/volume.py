@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tdefs.durable import write_durably
+from tdefs.durable import fsync_directory, write_durably
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.header import FORMAT_VERSION
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
@@ -291,12 +291,17 @@ def write_session(volume: Volume, session: Session) -> None:
     leaves is not JSON, and read as an unclean end.
     """
     record = (json.dumps(asdict(session)) + "\n").encode().ljust(_SESSION_SIZE)
-    fd = os.open(volume.private / _SESSION, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = volume.private / _SESSION
+    is_new = not path.exists()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.pwrite(fd, record, 0)
         os.fsync(fd)
     finally:
         os.close(fd)
+    if is_new:
+        # without its name the first session, too, would pass for one that never was
+        fsync_directory(volume.private)
 
 
 @contextmanager

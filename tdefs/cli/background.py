@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, TdefsError, from_os_error
 
 _READY = {"ready": True}
 
@@ -69,13 +69,10 @@ def _run_child(work: Callable[[Callable[[], None]], None], writing: int, keep: i
         os.dup2(null, 0)
         os.close(null)
         work(ready)
-    except TdefsError as error:
-        code = error.exit_code
-        report({"exit_code": code, "message": error.message, "detail": error.detail, "hint": error.hint})
-    except OSError as error:
-        code = Exit.OS_ERROR
-        place = f' "{os.fsdecode(error.filename)}"' if error.filename is not None else ""
-        report({"exit_code": code, "message": f"{error.strerror or error}{place}", "detail": "", "hint": ""})
+    except (TdefsError, OSError) as error:
+        known = error if isinstance(error, TdefsError) else from_os_error(error)
+        code = known.exit_code
+        report({"exit_code": code, "message": known.message, "detail": known.detail, "hint": known.hint})
     except BaseException as error:
         code = Exit.UNEXPECTED
         text = f"unexpected error: {type(error).__name__}"

@@ -8,7 +8,7 @@ import sys
 
 from tdefs import __version__
 from tdefs.cli import cat, init, ls, mount, policy, status, umount, verify
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.host import harden_process
 
 _COMMANDS = (init, mount, umount, status, ls, cat, verify, policy)
@@ -44,10 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
     except OSError as error:
-        place = f' "{os.fsdecode(error.filename)}"' if error.filename is not None else ""
-        print(f"tdefs: {error.strerror or error}{place}", file=sys.stderr)
-        if isinstance(error, PermissionError):
-            print("HINT:  run it as root, or as the user to whom the volume belongs", file=sys.stderr)
+        print(from_os_error(error).render(), file=sys.stderr)
         return Exit.OS_ERROR
     except KeyboardInterrupt:
         print("tdefs: interrupted", file=sys.stderr)
