@@ -68,7 +68,7 @@ have_server() {
 
 missing_packages() {
     local package
-    for package in fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-dev python3-venv; do
+    for package in fuse3 libfuse3-dev libssl-dev pkg-config gcc libc6-dev python3 python3-dev python3-venv; do
         installed "$package" || printf '%s\n' "$package"
     done
     if [[ -n $extras ]]; then
@@ -101,8 +101,8 @@ install_packages() {
 ensure_packages() {
     local -a missing
     command -v dpkg-query >/dev/null || die "this is not Debian: the script cannot tell which packages are missing" \
-        "HINT: install fuse 3 with its headers, a C compiler, pkg-config, Python 3.11 with headers and venv, and" \
-        "HINT: PostgreSQL 15, then: python3 -m venv .venv && .venv/bin/pip install -e ."
+        "HINT: install fuse 3 and OpenSSL with their headers, a C compiler, pkg-config, Python 3.11 with headers and" \
+        "HINT: venv, and PostgreSQL 15, then: python3 -m venv .venv && .venv/bin/pip install -e ."
     mapfile -t missing < <(missing_packages)
     ((${#missing[@]})) || return 0
     can_be_root || die "packages are missing, and installing them needs root" \
@@ -142,7 +142,11 @@ ensure_fuse() {
 # --- .venv -----------------------------------------------------------------------------------------------------
 
 # What the environment was last made from. An environment with the extras serves without them too.
-wanted_stamp() { printf '%s%s\n' "$(sha256sum <"$repo/pyproject.toml" | cut -d' ' -f1)" "$1"; }
+wanted_stamp() {
+    local made_from
+    made_from=$(cat -- "$repo/pyproject.toml" "$repo/setup.py" "$repo/tdefs/format/_compiled.c" | sha256sum)
+    printf '%s%s\n' "${made_from%% *}" "$1"
+}
 
 venv_is_current() {
     [[ -x $venv/bin/tdefs && -r $stamp ]] || return 1

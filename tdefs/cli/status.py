@@ -17,7 +17,7 @@ from tdefs.volume import Volume, is_in_use, read_session, read_volume
 
 _FIELDS = (
     *("mountpoint", "backing", "volume_id", "pid", "since", "keystore", "policy", "log_file", "memory_locked"),
-    *("known_inodes", "open_handles"),
+    *("page_cipher", "known_inodes", "open_handles"),
 )
 
 
@@ -81,6 +81,7 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
         "policy": daemon.get("policy", str(volume.policy) if volume.policy else None),
         "log_file": daemon.get("log_file"),
         "memory_locked": daemon.get("memory_locked"),
+        "page_cipher": daemon.get("page_cipher"),
         "known_inodes": daemon.get("known_inodes"),
         "open_handles": daemon.get("open_handles"),
         "data_keys": [

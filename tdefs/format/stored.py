@@ -64,7 +64,7 @@ class StoredFile:
         start = floor_to(offset, PAGE_SIZE)
         return stored_offset(start), min(ceil_to(end, PAGE_SIZE), blocks_end(self.length)) - start
 
-    def decode(self, offset: int, size: int, ciphertext: bytes | bytearray) -> memoryview:
+    def decode(self, offset: int, size: int, ciphertext: bytes | bytearray) -> bytes | memoryview:
         """Return the plaintext of a read of *size* at *offset*, given the *ciphertext* of its :meth:`extent`.
 
         :raises DamagedLength: the backing file ends before that.
@@ -75,12 +75,12 @@ class StoredFile:
                 f"the file ends at {at + len(ciphertext)} stored bytes, not at {at + count} or later"
             )
         if count == 0:
-            return memoryview(b"")
+            return b""
         plaintext = self._cipher.decrypt(page_of(offset), ciphertext)
         skip = offset % PAGE_SIZE
         return plaintext[skip : skip + min(size, self.length - offset)]
 
-    def read(self, offset: int, size: int) -> memoryview:
+    def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return *size* bytes of plaintext from *offset* on, fewer only at the end of the file."""
         at, count = self.extent(offset, size)
         return self.decode(offset, size, self._store.pread(count, at) if count else b"")

@@ -11,6 +11,12 @@ import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+_UTIME_OMIT = (1 << 30) - 2
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
 
 class SystemCalls:
     """The real calls."""
@@ -95,6 +101,13 @@ class SystemCalls:
     def futimens(self, label: str, fd: int, atime_ns: int, mtime_ns: int) -> None:
         """Set the times of an open file, in nanoseconds since 1970."""
         os.utime(fd, ns=(atime_ns, mtime_ns))
+
+    def set_mtime(self, label: str, fd: int, mtime_ns: int) -> None:
+        """Set the modification time of an open file, in nanoseconds since 1970; the access time stays."""
+        times = (_Timespec * 2)(_Timespec(0, _UTIME_OMIT), _Timespec(*divmod(mtime_ns, 10**9)))
+        if _libc.futimens(fd, times) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
 
     def utimens(self, label: str, name: bytes, atime_ns: int, mtime_ns: int, directory: int) -> None:
         """Set the times of *name* itself, in nanoseconds since 1970."""

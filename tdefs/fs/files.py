@@ -102,9 +102,11 @@ class PlainContent:
 class OpenFile:
     """An inode's backing descriptor, and what is read and written through it."""
 
-    __slots__ = ("content", "direct", "fd", "handles", "inode", "unsynced", "writable")
+    __slots__ = ("content", "direct", "fd", "handles", "inode", "status", "unsynced", "writable")
 
-    def __init__(self, inode: Inode, fd: int, content: Content, *, writable: bool) -> None:
+    def __init__(self, inode: Inode, fd: int, content: Content, status: os.stat_result, *, writable: bool) -> None:
+        #: The attributes as they were when somebody last asked for them.
+        self.status = status
         self.inode = inode
         self.fd = fd
         self.content = content

@@ -27,7 +27,7 @@ R = TypeVar("R")
 SUPPORTED_PYFUSE3 = "3.5.0"
 
 _SPIN_SECONDS = 0.0001
-_POLL_MILLISECONDS = 1
+_POLL_MILLISECONDS = 20
 # At the latest after so many requests without a pause the other tasks (timers, signals, the control socket) run.
 _REQUESTS_BETWEEN_YIELDS = 64
 

@@ -51,11 +51,12 @@ class Opener:
             form = self._read_form(inode, fd)
             if isinstance(form, Empty) and can_write:
                 form = self._settle(inode, fd, form)
-            content = self._content(inode, fd, form, can_write=can_write)
+            status = self._calls.fstat("open:stat", fd)
+            content = self._content(inode, fd, form, status.st_size, can_write=can_write)
         except BaseException:
             self._calls.close("open:undo", fd)
             raise
-        inode.open_file = OpenFile(inode, fd, content, writable=can_write)
+        inode.open_file = OpenFile(inode, fd, content, status, writable=can_write)
         return inode.open_file
 
     def create(self, parent: Inode, name: bytes, mode: int) -> OpenFile:
@@ -72,10 +73,12 @@ class Opener:
             inode = self._inodes.enter(parent, name, status)
             decision = self._decide(path)
             form: Form = Plain()
+            size = 0
             if decision.encrypted:
                 form = Sealed(self._sealer.new_header(decision.key_name, identity_at(path)))
                 self._write_new_header(fd, form.header)
-            content = self._content(inode, fd, form, can_write=True)
+                size = HEADER_SIZE
+            content = self._content(inode, fd, form, size, can_write=True)
         except BaseException:
             self._calls.close("create:undo", fd)
             self._calls.unlink("create:undo", name, directory)
@@ -84,7 +87,7 @@ class Opener:
             raise
         inode.form = form
         inode.entry_durable = False
-        inode.open_file = OpenFile(inode, fd, content, writable=True)
+        inode.open_file = OpenFile(inode, fd, content, status, writable=True)
         return inode.open_file
 
     def close_if_unused(self, file: OpenFile) -> None:
@@ -241,7 +244,8 @@ class Opener:
         file.writable = True
         if isinstance(file.inode.form, Empty):
             form = self._settle(file.inode, file.fd, file.inode.form)
-            file.content = self._content(file.inode, file.fd, form, can_write=True)
+            size = self._calls.fstat("open:stat", file.fd).st_size
+            file.content = self._content(file.inode, file.fd, form, size, can_write=True)
 
     def _read_form(self, inode: Inode, fd: int) -> Form:
         """Read what the file says of itself, unless that is known; log what is wrong with it."""
@@ -282,12 +286,11 @@ class Opener:
             self._calls.ftruncate("create:undo", fd, length)
             raise
 
-    def _content(self, inode: Inode, fd: int, form: Form, *, can_write: bool) -> Content:
-        """Return the content of an open backing file, after the last checks.
+    def _content(self, inode: Inode, fd: int, form: Form, size: int, *, can_write: bool) -> Content:
+        """Return the content of an open backing file of *size* stored bytes, after the last checks.
 
         :raises OSError: EIO for a file that cannot be presented; the log says why.
         """
-        size = self._calls.fstat("open:stat", fd).st_size
         store = BackingStore(self._calls, fd)
         try:
             if isinstance(form, Broken):

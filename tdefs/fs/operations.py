@@ -11,7 +11,6 @@ import logging
 import os
 import stat
 from collections.abc import Sequence
-from functools import partial
 from typing import cast
 
 import pyfuse3
@@ -31,6 +30,7 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from tdefs.format.errors import DamagedLength
 from tdefs.fs.attributes import Attributes, Changes
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.durability import Durability
@@ -209,6 +209,10 @@ class FuseOperations(Replies, pyfuse3.Operations):
     ) -> EntryAttributes:
         """Set length, mode, owner and times. The change time is the backing file system's own."""
         node = self._inodes[inode]
+        if fh is not None and fields.update_mtime and not (fields.update_size or fields.update_mode):
+            # only the kernel itself sets times through a handle: those of writes that it has cached
+            status = self._attributes.pass_on_mtime(self._handle(fh).file, attr.st_mtime_ns)
+            return self._reply_attributes(node, status)
         changes = Changes(
             size=attr.st_size if fields.update_size else None,
             mode=attr.st_mode if fields.update_mode else None,
@@ -356,15 +360,23 @@ class FuseOperations(Replies, pyfuse3.Operations):
         at, count = content.extent(off, size)
         if count == 0:
             return b""
-        stored: bytes | bytearray | None = self._calls.pread_cached("read:cached", file.fd, count, at)
-        if stored is None:
-            changes = content.changes
-            stored = await in_thread(partial(self._calls.pread, "read", file.fd, count, at))
-            if content.changes != changes:
-                # written to meanwhile: take a state that no write is halfway through
-                at, count = content.extent(off, size)
-                stored = self._calls.pread("read:again", file.fd, count, at)
-        return cast(bytes, content.decode(off, size, stored))
+        stored = self._calls.pread_cached("read:cached", file.fd, count, at)
+        if stored is not None:
+            return cast(bytes, content.decode(off, size, stored))
+        changes = content.changes
+        try:
+            plaintext = await in_thread(
+                lambda: content.decode(off, size, self._calls.pread("read", file.fd, count, at))
+            )
+        except DamagedLength:
+            if content.changes == changes:
+                raise
+        else:
+            if content.changes == changes:
+                return cast(bytes, plaintext)
+        # written to meanwhile: take a state that no write is halfway through
+        at, count = content.extent(off, size)
+        return cast(bytes, content.decode(off, size, self._calls.pread("read:again", file.fd, count, at)))
 
     @reply
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:

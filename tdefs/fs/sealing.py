@@ -27,7 +27,7 @@ from tdefs.format.header import (
     verify_header,
 )
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.format.pages import PageCipher
+from tdefs.format.pages import PageCipher, page_cipher
 from tdefs.keys.hierarchy import (
     FILE_ID_BYTES,
     DataKey,
@@ -187,7 +187,7 @@ class Sealer:
 
     def cipher(self, header: Header) -> PageCipher:
         """Return the cipher of the one file that *header* belongs to."""
-        return PageCipher(derive_file_key(self._key(header), header.file_id))
+        return page_cipher(derive_file_key(self._key(header), header.file_id))
 
     def recognise(self, page: bytes, size: int, should_be_encrypted: Callable[[], bool]) -> Form:
         """Tell what a stored file is, with its header verified; see :func:`look_at` for the parameters."""

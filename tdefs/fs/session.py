@@ -15,6 +15,7 @@ import pyfuse3
 import trio
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.format.pages import PythonPageCipher, page_cipher
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.control import serve_control
 from tdefs.fs.inodes import InodeTable
@@ -128,6 +129,7 @@ async def _serve(
             "log_file": os.fspath(request.log_file) if request.log_file else None,
             "started": started,
             "memory_locked": request.memory_locked,
+            "page_cipher": "Python" if page_cipher is PythonPageCipher else "compiled",
             "data_keys": [{"name": key.name, "round": key.round, "algorithm": key.algorithm} for key in ring],
             "known_inodes": len(inodes),
             "open_handles": operations.open_handles,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tdefs.format.errors import DamagedLength
 from tdefs.format.layout import HEADER_SIZE, PAGE_SIZE, plaintext_length, stored_size
-from tdefs.format.pages import PageCipher
+from tdefs.format.pages import page_cipher
 from tdefs.format.stored import StoredFile
 
 KEY = bytes(range(64))
@@ -65,7 +65,7 @@ class Memory:
 
 
 def open_file(store: Memory) -> StoredFile:
-    return StoredFile(store, PageCipher(KEY), len(store.data))
+    return StoredFile(store, page_cipher(KEY), len(store.data))
 
 
 def plain_write(model: bytearray, offset: int, data: bytes) -> None:

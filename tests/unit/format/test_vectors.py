@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from tdefs.format.header import Binding, Header, Identity, decode_header, encode
 from tdefs.format.layout import PAGE_SIZE, SECTOR_SIZE, plaintext_length, stored_size
 from tdefs.format.pages import PageCipher
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, derive_file_key, derive_header_mac_key, key_fingerprint
+from tests.support.ciphers import MAKERS
 
+Maker = Callable[[bytes], PageCipher]
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
 FILE_KEY = bytes.fromhex(VECTORS["file_key_of_pages"])
 BINDINGS = {
@@ -60,17 +63,19 @@ def test_header_records_are_those_of_the_vectors(vector: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("vector", VECTORS["pages"])
-def test_page_ciphertexts_are_those_of_the_vectors(vector: dict[str, Any]) -> None:
+@pytest.mark.parametrize("make", MAKERS)
+def test_page_ciphertexts_are_those_of_the_vectors(vector: dict[str, Any], make: Maker) -> None:
     plaintext = repeated(vector["plaintext"]["repeated"], vector["plaintext"]["size"])
-    ciphertext = bytes(PageCipher(FILE_KEY).encrypt(vector["page"], plaintext))
+    ciphertext = bytes(make(FILE_KEY).encrypt(vector["page"], plaintext))
     assert ciphertext[:32].hex() == vector["first_32"]
     assert hashlib.sha256(ciphertext).hexdigest() == vector["sha256"]
-    assert bytes(PageCipher(FILE_KEY).decrypt(vector["page"], ciphertext)) == plaintext
+    assert bytes(make(FILE_KEY).decrypt(vector["page"], ciphertext)) == plaintext
 
 
 @pytest.mark.parametrize("vector", VECTORS["holes"])
-def test_zero_sector_ends_read_as_the_vectors_say(vector: dict[str, Any]) -> None:
-    cipher = PageCipher(FILE_KEY)
+@pytest.mark.parametrize("make", MAKERS)
+def test_zero_sector_ends_read_as_the_vectors_say(vector: dict[str, Any], make: Maker) -> None:
+    cipher = make(FILE_KEY)
     stored = bytearray(cipher.encrypt(vector["page"], repeated(vector["repeated"], PAGE_SIZE)))
     start = vector["sector"] * SECTOR_SIZE
     stored[start + vector["kept"] : start + SECTOR_SIZE] = bytes(SECTOR_SIZE - vector["kept"])

@@ -29,6 +29,7 @@ def answer(small: SmallVolume) -> dict[str, Any]:
         "log_file": "/var/log/tdefs",
         "started": 1700000000.5,
         "memory_locked": True,
+        "page_cipher": "compiled",
         "data_keys": [{"name": key.name, "round": key.round, "algorithm": key.algorithm} for key in small.ring],
         "known_inodes": 7,
         "open_handles": 3,
@@ -68,6 +69,7 @@ def test_json_has_stable_keys(mounted: SmallVolume, command: Command) -> None:
         "policy": None,
         "log_file": "/var/log/tdefs",
         "memory_locked": True,
+        "page_cipher": "compiled",
         "known_inodes": 7,
         "open_handles": 3,
         "data_keys": [
