@@ -31,7 +31,7 @@ def fastest_variant(work: WorkDirectory, name: str, sizes: Sizes) -> tuple[Varia
         site = work.site(name, variant, suffix=f"-{number}")
         try:
             scores[variant] = _score(site)
-            say(f"calibration: {name} {variant.name}: {scores[variant]:.0f}")
+            say(f"calibration: {name}, {variant}: {scores[variant]:.0f}")
         except Unavailable as error:
             errors.append(str(error))
         finally:
@@ -39,7 +39,9 @@ def fastest_variant(work: WorkDirectory, name: str, sizes: Sizes) -> tuple[Varia
     if not scores:
         raise Unavailable("; ".join(errors))
     best = max(scores, key=lambda variant: scores[variant])
-    said = ", ".join(f"{variant.name} {score:.0f}" for variant, score in scores.items())
+    said = ", ".join(
+        f"{variant.name} with {variant.wal_sync_method} {score:.0f}" for variant, score in scores.items()
+    )
     return best, f"root of TPC-B tps times loads per hour: {said}"
 
 

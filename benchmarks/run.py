@@ -6,6 +6,7 @@ import os
 import time
 
 from benchmarks import calibration
+from benchmarks.bars import BARS
 from benchmarks.metrics import METRICS
 from benchmarks.metrics.base import Metric
 from benchmarks.progress import elapsed, say
@@ -14,6 +15,8 @@ from benchmarks.site import SETTINGS, Site
 from benchmarks.sizes import Sizes
 from benchmarks.systems.base import Unavailable
 from benchmarks.workdir import WorkDirectory
+
+_ROUNDS_WITHOUT_BAR = 3
 
 
 class BaselineFailed(Exception):
@@ -57,12 +60,19 @@ class Run:
     def measure(self, metrics: list[Metric]) -> None:
         """Measure each metric in all its rounds."""
         for metric in metrics:
-            for number in range(1 if metric.once else self._rounds):
+            for number in range(self._rounds_of(metric)):
                 for site in self._sites if number % 2 == 0 else self._sites[::-1]:
                     if self._sizes.limit is not None and elapsed() > self._sizes.limit:
                         self._results.skipped.setdefault(metric.name, "the time was up")
                     elif site in self._sites:
                         self._measure(metric, number, site)
+
+    def _rounds_of(self, metric: Metric) -> int:
+        """Return how often a metric is measured: those that nothing is judged by, not as often as the others."""
+        if metric.once:
+            return 1
+        judged = any(figure.name == bar.figure for figure in metric.figures for bar in BARS)
+        return self._rounds if judged else min(self._rounds, _ROUNDS_WITHOUT_BAR)
 
     def _measure(self, metric: Metric, number: int, site: Site) -> None:
         try:

@@ -7,7 +7,7 @@ import time
 from benchmarks.caches import settle
 from benchmarks.figures import Figure, Ratio
 from benchmarks.metrics.base import Metric
-from benchmarks.site import SETTINGS, Site, log_times, remove_tree
+from benchmarks.site import Site, log_times, remove_tree
 
 
 def _initdb(site: Site) -> dict[str, float]:
@@ -18,7 +18,7 @@ def _initdb(site: Site) -> dict[str, float]:
         began = time.time()
         server.initdb()
         made = time.time()
-        server.configure(SETTINGS)
+        server.configure(site.settings)
         settle()
         # The log has milliseconds; pg_ctl looks ten times a second.
         starting = time.time()

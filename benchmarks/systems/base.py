@@ -28,10 +28,13 @@ class Variant:
     mount: tuple[str, ...] = ()
     raise_limits: bool = False
     """Give the mount the kernel's read-ahead and dirty limits that tdefs gives its own."""
+    wal_sync_method: str = "open_datasync"
+    """PostgreSQL's, of the server on it."""
 
     def __str__(self) -> str:
-        words = [*self.init, *self.mount, *(["read_ahead_kb, max_ratio as tdefs"] if self.raise_limits else [])]
-        return f"{self.name} ({', '.join(words)})" if words else self.name
+        limits = ["read_ahead_kb, max_ratio as tdefs"] if self.raise_limits else []
+        words = [*self.init, *self.mount, *limits, f"wal_sync_method = {self.wal_sync_method}"]
+        return f"{self.name} ({', '.join(words)})"
 
 
 @dataclass(slots=True)

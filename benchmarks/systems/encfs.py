@@ -8,15 +8,13 @@ from benchmarks.systems.base import Unavailable, Variant
 from benchmarks.systems.fuse import FuseSystem
 
 _PLAIN_NAMES, _BLOCK_4096 = "plain names", "blocks of 4096 bytes"
+# tdefs does not encrypt names either
+_INIT = (_PLAIN_NAMES, _BLOCK_4096)
+_MOUNT = ("-o", "big_writes,max_write=131072,kernel_cache,attr_timeout=3600,entry_timeout=3600")
 VARIANTS = (
-    # tdefs does not encrypt names either
-    Variant(
-        "tuned",
-        (_PLAIN_NAMES, _BLOCK_4096),
-        ("-o", "big_writes,max_write=131072,kernel_cache,attr_timeout=3600,entry_timeout=3600"),
-        raise_limits=True,
-    ),
-    Variant("default"),
+    Variant("tuned", _INIT, _MOUNT, raise_limits=True, wal_sync_method="fdatasync"),
+    Variant("tuned as tdefs", _INIT, _MOUNT, raise_limits=True),
+    Variant("default", wal_sync_method="fdatasync"),
 )
 _PASSWORD = "bench\n"  # noqa: S105
 

@@ -9,8 +9,9 @@ from benchmarks.systems.fuse import FuseSystem
 
 VARIANTS = (
     # tdefs does not encrypt names either
-    Variant("tuned", ("-plaintextnames",), ("-kernel_cache",), raise_limits=True),
-    Variant("default"),
+    Variant("tuned", ("-plaintextnames",), ("-kernel_cache",), raise_limits=True, wal_sync_method="fdatasync"),
+    Variant("tuned as tdefs", ("-plaintextnames",), ("-kernel_cache",), raise_limits=True),
+    Variant("default", wal_sync_method="fdatasync"),
 )
 
 

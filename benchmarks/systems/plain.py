@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.systems.base import System, Variant
 
-VARIANTS = (Variant("a directory"),)
+VARIANTS = (Variant("a directory"), Variant("a directory", wal_sync_method="fdatasync"))
 
 
 class Plain(System):

@@ -30,15 +30,14 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from tdefs.format.errors import DamagedLength
 from tdefs.fs.attributes import Attributes, Changes
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.durability import Durability
 from tdefs.fs.files import Handle
 from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable, printable
-from tdefs.fs.loop import in_thread
 from tdefs.fs.namespace import Namespace
 from tdefs.fs.opening import Opener
+from tdefs.fs.reading import Reader
 from tdefs.fs.replies import Replies, reply
 from tdefs.policy.paths import Kind, classify
 
@@ -85,6 +84,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         self._opener = opener
         self._namespace = Namespace(calls, inodes, opener)
         self._attributes = Attributes(calls, inodes, opener)
+        self._reader = Reader(calls)
         self._durability = Durability(calls, inodes)
         self._root_fd = root_fd
         self._handles: dict[int, Handle] = {}
@@ -354,29 +354,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
 
     @reply
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        """Read; what the kernel below has in memory is served at once, the rest is waited for beside the loop."""
-        file = self._handle(fh).file
-        content = file.content
-        at, count = content.extent(off, size)
-        if count == 0:
-            return b""
-        stored = self._calls.pread_cached("read:cached", file.fd, count, at)
-        if stored is not None:
-            return cast(bytes, content.decode(off, size, stored))
-        changes = content.changes
-        try:
-            plaintext = await in_thread(
-                lambda: content.decode(off, size, self._calls.pread("read", file.fd, count, at))
-            )
-        except DamagedLength:
-            if content.changes == changes:
-                raise
-        else:
-            if content.changes == changes:
-                return cast(bytes, plaintext)
-        # written to meanwhile: take a state that no write is halfway through
-        at, count = content.extent(off, size)
-        return cast(bytes, content.decode(off, size, self._calls.pread("read:again", file.fd, count, at)))
+        """Read."""
+        return await self._reader.read(self._handle(fh).file, off, size)
 
     @reply
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
