@@ -33,6 +33,7 @@ class Exit(IntEnum):
     FILE_NOT_FOUND = 40
     FILE_DAMAGED = 41
     VERIFY_FOUND_DAMAGE = 42
+    DOCTOR_FOUND_RISKS = 43
     OS_ERROR = 50
 
 

@@ -6,6 +6,7 @@ each one goes where recent ones say it is cheaper.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -30,24 +31,35 @@ class Durability:
         self._typical_seconds = _QUICK_SECONDS
 
     async def sync(self, file: OpenFile, *, datasync: bool) -> None:
-        """Make the file's content durable, and the directory entries that lead to it."""
+        """Make the file's content durable, and the directory entries that lead to it.
+
+        :raises OSError: something may be lost; every later sync fails, too, until the file was closed by all.
+        """
+        if file.loss is not None:
+            raise OSError(file.loss, os.strerror(file.loss))
         much = file.unsynced > _MUCH_DATA
         file.unsynced = 0
-        if much:
-            await in_thread(lambda: self._sync_file(file.fd, datasync))
-        elif self._typical_seconds > _QUICK_SECONDS:
-            self._learn(await in_thread(lambda: self._sync_file(file.fd, datasync)))
-        else:
-            self._learn(self._sync_file(file.fd, datasync))
-        if not file.inode.entry_durable:
-            self._sync_entries(file.inode)
+        try:
+            if much:
+                await in_thread(lambda: self._sync_file(file.fd, datasync))
+            elif self._typical_seconds > _QUICK_SECONDS:
+                self._learn(await in_thread(lambda: self._sync_file(file.fd, datasync)))
+            else:
+                self._learn(self._sync_file(file.fd, datasync))
+            for directory in self._inodes.unsynced_above(file.inode):
+                self._sync_names(directory)
+        except OSError as error:
+            file.loss = error.errno or errno.EIO
+            raise
 
-    async def sync_directory(self, fd: int) -> None:
+    async def sync_directory(self, directory: Inode, fd: int) -> None:
         """Make the entries of an open directory durable."""
+        last = self._inodes.last_unsynced_name(directory)
         if self._typical_seconds > _QUICK_SECONDS:
             await in_thread(lambda: self._calls.fsync("fsyncdir", fd))
         else:
             self._calls.fsync("fsyncdir", fd)
+        self._inodes.names_synced(directory, last)
 
     def _sync_file(self, fd: int, datasync: bool) -> float:
         """Sync and return how long that took, in seconds."""
@@ -61,16 +73,13 @@ class Durability:
     def _learn(self, seconds: float) -> None:
         self._typical_seconds += _SMOOTHING * (seconds - self._typical_seconds)
 
-    def _sync_entries(self, inode: Inode) -> None:
-        """Make the names durable that lead from the mount point to a new or renamed inode."""
-        node = inode
-        while not node.entry_durable and node.names:
-            for parent, _ in node.names:
-                above = self._inodes.directory_fd(parent)
-                fd = self._calls.open("fsync:directory", b".", os.O_RDONLY | os.O_DIRECTORY, 0, above)
-                try:
-                    self._calls.fsync("fsync:entry", fd)
-                finally:
-                    self._calls.close("fsync:directory", fd)
-            node.entry_durable = True
-            node = node.names[0][0]
+    def _sync_names(self, directory: Inode) -> None:
+        """Make the names in a directory durable: all of them, so that the next new file in it needs no sync."""
+        last = self._inodes.last_unsynced_name(directory)
+        above = self._inodes.directory_fd(directory)
+        fd = self._calls.open("fsync:directory", b".", os.O_RDONLY | os.O_DIRECTORY, 0, above)
+        try:
+            self._calls.fsync("fsync:entry", fd)
+        finally:
+            self._calls.close("fsync:directory", fd)
+        self._inodes.names_synced(directory, last)

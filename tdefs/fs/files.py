@@ -102,7 +102,7 @@ class PlainContent:
 class OpenFile:
     """An inode's backing descriptor, and what is read and written through it."""
 
-    __slots__ = ("content", "direct", "fd", "handles", "inode", "status", "unsynced", "writable")
+    __slots__ = ("content", "direct", "fd", "handles", "inode", "loss", "status", "unsynced", "writable")
 
     def __init__(self, inode: Inode, fd: int, content: Content, status: os.stat_result, *, writable: bool) -> None:
         #: The attributes as they were when somebody last asked for them.
@@ -114,6 +114,9 @@ class OpenFile:
         self.handles = 0
         #: Whether the kernel's cache is bypassed: the same for all handles that are open at a time.
         self.direct = False
+        #: The errno of a sync or a write-back that failed. The kernel below tells it once and then forgets; here
+        #: every sync fails until all who might rely on the lost data have closed the file.
+        self.loss: int | None = None
         #: Bytes written since the last sync.
         self.unsynced = 0
 

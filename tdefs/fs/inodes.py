@@ -39,7 +39,6 @@ class Inode:
 
     __slots__ = (
         "bypassed",
-        "entry_durable",
         "form",
         "ghost",
         "key",
@@ -67,8 +66,6 @@ class Inode:
         self.bypassed = False
         #: Set when no name is known any more, while the kernel still refers to it.
         self.ghost: Ghost | None = None
-        #: False from the creation or a rename until the directory entry is known to be on disk.
-        self.entry_durable = True
 
     @property
     def is_file(self) -> bool:
@@ -119,6 +116,10 @@ class InodeTable:
         self._by_key: dict[tuple[int, int], Inode] = {self.root.key: self.root}
         self._next_private = _FIRST_PRIVATE_NUMBER
         self._directory_fds: OrderedDict[Inode, int] = OrderedDict()
+        # Directories with names that may not be on the disk yet, by key, since the kernel may forget the inode in
+        # between; and the number of the last name that came.
+        self._unsynced: dict[tuple[int, int], int] = {}
+        self._names_added = 0
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -153,6 +154,7 @@ class InodeTable:
         if last:
             inode.names.clear()
             self._by_key.pop(inode.key, None)
+            self._unsynced.pop(inode.key, None)  # a directory that comes may get the number of one that goes
             self._close_directory(inode)
         self.drop_if_unused(inode)
 
@@ -162,7 +164,37 @@ class InodeTable:
         if place in inode.names:
             inode.names.remove(place)
         inode.names.append((new_parent, new_name))
-        inode.entry_durable = False
+        self.name_added(new_parent)
+
+    def name_added(self, parent: Inode) -> None:
+        """Note that a name came into *parent*: a sync of what it leads to must make it durable, too."""
+        self._names_added += 1
+        self._unsynced[parent.key] = self._names_added
+
+    def last_unsynced_name(self, directory: Inode) -> int | None:
+        """Return a number for the last name that came into *directory* and may not be on the disk."""
+        return self._unsynced.get(directory.key)
+
+    def names_synced(self, directory: Inode, last: int | None) -> None:
+        """Note that *directory* was synced when *last* was its last name: a later one may have missed it."""
+        if self._unsynced.get(directory.key) == last:
+            self._unsynced.pop(directory.key, None)
+
+    def unsynced_above(self, inode: Inode) -> list[Inode]:
+        """Return the directories above *inode* with names that may not be on the disk, the nearest first."""
+        found: list[Inode] = []
+        waiting = [parent for parent, _ in inode.names]
+        while waiting and self._unsynced:
+            directory = waiting.pop(0)
+            if directory.key in self._unsynced and directory not in found:
+                found.append(directory)
+            if directory is not self.root:
+                waiting += [parent for parent, _ in directory.names]
+        return found
+
+    def is_entry_durable(self, inode: Inode) -> bool:
+        """Tell whether the names of *inode* itself are known to be on the disk."""
+        return all(parent.key not in self._unsynced for parent, _ in inode.names)
 
     def forget(self, number: int, lookups: int) -> None:
         """Take back *lookups*; at zero, and when nothing holds the file open, the inode is dropped."""

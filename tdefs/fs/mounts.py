@@ -78,14 +78,29 @@ def raise_kernel_limits(mountpoint: Path) -> bool:
 
     A FUSE mount starts with 128 KiB of read-ahead and 1 % of the dirty memory that a disk may have.
     """
-    device = mountpoint.stat().st_dev
-    limits = Path("/sys/class/bdi") / f"{os.major(device)}:{os.minor(device)}"
+    limits = _kernel_limits(mountpoint)
     try:
         (limits / "read_ahead_kb").write_text(f"{_READ_AHEAD_KIB}\n", encoding="ascii")
         (limits / "max_ratio").write_text(f"{_DIRTY_PERCENT}\n", encoding="ascii")
     except OSError:
         return False
     return True
+
+
+def kernel_limits_raised(mountpoint: Path) -> bool:
+    """Tell whether the kernel's limits of the mount are as :func:`raise_kernel_limits` sets them, or higher."""
+    limits = _kernel_limits(mountpoint)
+    try:
+        read_ahead = int((limits / "read_ahead_kb").read_text(encoding="ascii"))
+        dirty = int((limits / "max_ratio").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return False
+    return read_ahead >= _READ_AHEAD_KIB and dirty >= _DIRTY_PERCENT
+
+
+def _kernel_limits(mountpoint: Path) -> Path:
+    device = mountpoint.stat().st_dev
+    return Path("/sys/class/bdi") / f"{os.major(device)}:{os.minor(device)}"
 
 
 def is_dead(mountpoint: Path) -> bool:

@@ -80,7 +80,7 @@ class Namespace:
                 self._calls.unlink("adopt:undo", name, directory)
             raise
         inode = self._inodes.enter(parent, name, status)
-        inode.entry_durable = False
+        self._inodes.name_added(parent)
         return inode, status
 
     def create(self, parent: Inode, name: bytes, mode: int) -> OpenFile:
@@ -150,7 +150,7 @@ class Namespace:
             raise
         status = self._calls.stat("link:stat", name, directory)
         self._inodes.enter(parent, name, status)
-        inode.entry_durable = False
+        self._inodes.name_added(parent)
         return status
 
     def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:

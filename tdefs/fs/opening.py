@@ -86,7 +86,7 @@ class Opener:
                 self._inodes.removed(inode, parent, name, last=True)
             raise
         inode.form = form
-        inode.entry_durable = False
+        self._inodes.name_added(parent)
         inode.open_file = OpenFile(inode, fd, content, status, writable=True)
         return inode.open_file
 
@@ -322,7 +322,7 @@ class Opener:
             return
         identity = identity_at(os.fsdecode(inode.path()))
         check_identity(header, identity)
-        if len(header.identities) > 1 and can_write and inode.entry_durable:
+        if len(header.identities) > 1 and can_write and self._inodes.is_entry_durable(inode):
             settled = header.bound_to(identity)
             self._calls.pwrite("bind:settle", fd, self._sealer.encode(settled), 0)
             inode.form = Sealed(settled)

@@ -321,7 +321,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
     @reply
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """Make a directory's entries durable."""
-        await self._durability.sync_directory(self._directories[fh].fd)
+        directory = self._directories[fh]
+        await self._durability.sync_directory(directory.inode, directory.fd)
 
     # --- files ---------------------------------------------------------------------------------------------
 
@@ -365,7 +366,13 @@ class FuseOperations(Replies, pyfuse3.Operations):
         if not file.writable:
             # a write-back of pages that were made dirty through a descriptor closed since
             self._opener.open(file.inode, writable=True)
-        file.content.write(off, buf)
+        try:
+            file.content.write(off, buf)
+        except OSError as error:
+            if not file.direct:
+                # a write-back: who wrote was told of success long ago, and learns of it from the next sync
+                file.loss = error.errno or errno.EIO
+            raise
         file.unsynced += len(buf)
         if handle.durable_writes:
             await self._durability.sync(file, datasync=True)
@@ -432,6 +439,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
     def _release(self, fh: int) -> None:
         file = self._handles.pop(fh).file
         file.handles -= 1
+        if file.handles == 0:
+            file.loss = None
         self._opener.close_if_unused(file)
 
     def _dot(self, directory: Inode, name: bytes) -> Inode:

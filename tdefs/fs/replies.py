@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -37,8 +36,20 @@ _ORDINARY_ERRORS = frozenset(
     }
 )
 
-# A full disk fails every write: the status counts them, the log says so this often.
+# A full disk fails every write: the status counts them, the log names each file once in so many seconds, and no
+# more than so many files.
 _COMPLAINT_SECONDS = 10
+_MOST_COMPLAINTS = 20
+
+_HINTS = {
+    errno.ENOSPC: "make room on the file system of the backing directory",
+    errno.EDQUOT: "raise the quota of the backing directory's owner",
+    errno.EROFS: "the file system of the backing directory is read-only; the kernel's log (dmesg) says why",
+    errno.EIO: "the disk below fails; the kernel's log (dmesg) says how",
+    errno.EMFILE: "raise the daemon's limit of open files (ulimit -Hn, LimitNOFILE of the unit)",
+    errno.ENFILE: "raise the host's limit of open files (sysctl fs.file-max)",
+    errno.ENOMEM: "the host is out of memory",
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,7 +64,7 @@ class Replies(ABC):
         #: How often each operation was requested, and how often it failed with an error of ours or the disk's.
         self.requests: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
-        self._complained: dict[tuple[str, int | None], float] = {}
+        self._complained: dict[tuple[str, str, int | None], float] = {}
 
     @abstractmethod
     def subject(self, operation: str, arguments: Sequence[object]) -> str:
@@ -78,12 +89,19 @@ class Replies(ABC):
         return errno.EIO
 
     def _complain(self, operation: str, arguments: Sequence[object], error: OSError) -> None:
-        """Log that the disk failed a request, once in a while for each operation and kind of failure."""
+        """Log that the disk failed a request: once in a while for each file, operation and kind of failure."""
         now = time.monotonic()
-        kind = operation, error.errno
-        if now - self._complained.get(kind, -math.inf) >= _COMPLAINT_SECONDS:
-            self._complained[kind] = now
-            log.error("%s of %s failed: %s", operation, self.subject(operation, arguments), error.strerror)
+        recent = {what: when for what, when in self._complained.items() if now - when < _COMPLAINT_SECONDS}
+        self._complained = recent
+        complaint = operation, self.subject(operation, arguments), error.errno
+        if complaint in recent or len(recent) >= _MOST_COMPLAINTS:
+            return
+        recent[complaint] = now
+        code = errno.errorcode.get(error.errno or 0, "no errno")
+        hint = _HINTS.get(error.errno or 0, "see the kernel's log (dmesg)")
+        log.error("%s of %s failed: %s (%s; HINT: %s)", operation, complaint[1], error.strerror, code, hint)
+        if len(recent) == _MOST_COMPLAINTS:
+            log.error("more failures are counted in tdefs status, and not logged for %d s", _COMPLAINT_SECONDS)
 
 
 def reply(

@@ -36,6 +36,8 @@ class Volume:
         self.keystore = root / "keystore"
         self.key_file = root / "key"
         self.log = root / "tdefs.log"
+        #: How tdefs is called.
+        self.program: list[str] = [str(TDEFS)]
         for directory in (root, self.backing, self.mountpoint):
             directory.mkdir(mode=0o755)
         self.key_file.touch(0o600)
@@ -49,7 +51,7 @@ class Volume:
 
     def tdefs(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a command of tdefs; the log gets it too."""
-        command = [str(TDEFS), *map(str, words)]
+        command = [*self.program, *map(str, words)]
         # Files instead of pipes: a daemon may keep them open, and the reader of a pipe would wait for its end.
         with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
             code = subprocess.run(
@@ -114,7 +116,7 @@ class Volume:
         return [
             pid
             for pid in processes_in(self.backing)
-            if "mount" in arguments(pid) and any(word.endswith("tdefs") for word in arguments(pid))
+            if "mount" in arguments(pid) and str(self.backing) in arguments(pid)
         ]
 
     def status(self) -> Any:

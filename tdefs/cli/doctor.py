@@ -1,0 +1,51 @@
+"""``tdefs doctor``: what weakens a mount, before a crash or an auditor finds it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tdefs.cli.output import print_json, print_line, printable
+from tdefs.doctor.cluster import examine_cluster
+from tdefs.doctor.findings import Finding, Level
+from tdefs.doctor.host import examine_host
+from tdefs.errors import Exit
+from tdefs.fs.control import ask
+from tdefs.fs.mounts import find_mount, tdefs_mounts
+from tdefs.volume import read_volume
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``doctor``."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="what weakens a mount: PostgreSQL's settings, files in the clear, the host",
+        description="Examines the mount at MOUNTPOINT and the PostgreSQL cluster on it, changes nothing, and says "
+        "what weakens them: settings that lose commits, WAL or tablespaces in the clear, keys that may get into "
+        "swap. Run it as root, or as the user who mounted.",
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    mount = find_mount(args.mountpoint)
+    volume = read_volume(mount.backing)
+    findings = list(examine_host(volume, mount.mountpoint, ask(volume, "status")))
+    if (mount.mountpoint / "PG_VERSION").exists():
+        findings += examine_cluster(mount.mountpoint, [each.mountpoint for each in tdefs_mounts()])
+    findings.sort(key=lambda finding: list(Level).index(finding.level))
+    if args.json:
+        print_json([{"level": one.level.value, "what": one.what, "hint": one.hint} for one in findings])
+    else:
+        _print(findings)
+    return Exit.DOCTOR_FOUND_RISKS if any(one.level is Level.RISK for one in findings) else Exit.OK
+
+
+def _print(findings: list[Finding]) -> None:
+    for finding in findings:
+        print_line(f"{finding.level.value.upper()}: {printable(finding.what)}")
+        print_line(f"HINT:  {printable(finding.hint)}")
+    if not findings:
+        print_line("nothing weakens this mount")

@@ -1,0 +1,109 @@
+"""The host of a mount: the disk below, memory, limits, and what the daemon says of itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tdefs.doctor.findings import Finding, advice, risk
+from tdefs.fs.mounts import kernel_limits_raised
+from tdefs.volume import Volume
+
+_ENOUGH_FILES = 4096
+_VOLATILE = frozenset({"tmpfs", "ramfs"})
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph"})
+_NO_BARRIER = frozenset({"nobarrier", "barrier=0"})
+
+
+def examine_host(volume: Volume, mountpoint: Path, daemon: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """Yield what weakens a mounted volume; *daemon* is what it answers to ``status``, if it does."""
+    yield from _disk(volume.backing)
+    if daemon is None:
+        yield advice(
+            "the daemon does not answer this user: what only it knows is not examined",
+            "run tdefs doctor as root, or as the user who mounted",
+        )
+    else:
+        yield from _daemon(daemon)
+        keystore = Path(daemon["keystore"])
+        if volume.backing in keystore.parents:
+            yield advice(
+                "the keystore lies in the backing directory: who loses the disk loses the keys with it",
+                f"keep a copy of {keystore} elsewhere",
+            )
+    if not kernel_limits_raised(mountpoint):
+        yield advice(
+            "the kernel's read-ahead and dirty limits of the mount are those of FUSE: scans and loads are slower",
+            "let the daemon run as root, or raise them in /sys/class/bdi after mounting",
+        )
+
+
+def _daemon(daemon: Mapping[str, Any]) -> Iterator[Finding]:
+    failures = {name: count for name, count in daemon["failures"].items() if count}
+    if failures:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(failures.items()))
+        yield risk(
+            f"requests failed since the mount: {counts}", f"see the log: {daemon['log_file'] or 'its terminal'}"
+        )
+    if not daemon["memory_locked"] and _has_swap():
+        yield risk(
+            "the daemon's memory is not locked, and the host swaps: keys may get onto a disk in the clear",
+            "let it run as root or with CAP_IPC_LOCK (the systemd unit does), or encrypt the swap space",
+        )
+    if daemon["page_cipher"] != "compiled":
+        yield advice(
+            "pages are encrypted by the slower path, in Python",
+            "install a C compiler and OpenSSL's headers (libssl-dev), then tdefs again",
+        )
+    limit = _file_limit(daemon["pid"])
+    if limit is not None and limit < _ENOUGH_FILES:
+        yield risk(
+            f"the daemon may open {limit} files: PostgreSQL will see EMFILE when it opens more",
+            "raise the hard limit (ulimit -Hn, LimitNOFILE of the unit), then mount again",
+        )
+
+
+def _disk(backing: Path) -> Iterator[Finding]:
+    kind, options = _file_system(backing)
+    if kind in _VOLATILE:
+        yield risk(f"the backing directory is on {kind}: it is gone when the host stops", "move it to a disk")
+    elif kind in _REMOTE:
+        yield risk(
+            f"the backing directory is on {kind}: whether a sync reaches the other side's disk is not known here",
+            "use a local disk or a block device",
+        )
+    if off := sorted(_NO_BARRIER & options):
+        yield risk(
+            f"the disk below is mounted with {off[0]}: a power failure can lose what was synced",
+            "mount it with barriers, unless its cache has a battery",
+        )
+
+
+def _file_system(path: Path) -> tuple[str, frozenset[str]]:
+    """Return type and options of the file system that *path* lies on (proc(5), mountinfo)."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            mount, _, kind = line.partition(" - ")
+            fields, (name, _, options) = mount.split(), kind.split(maxsplit=2)
+            if fields[2] == number:
+                return name, frozenset([*fields[5].split(","), *options.split(",")])
+    return "", frozenset()
+
+
+def _has_swap() -> bool:
+    with suppress(OSError):
+        return len(Path("/proc/swaps").read_text(encoding="ascii", errors="replace").splitlines()) > 1
+    return False
+
+
+def _file_limit(pid: int) -> int | None:
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/limits").read_text(encoding="ascii").splitlines():
+            if line.startswith("Max open files"):
+                return int(line.split()[3])
+    return None

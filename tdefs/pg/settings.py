@@ -1,0 +1,84 @@
+"""PostgreSQL's settings as the next start would find them, read from its files without asking a server.
+
+The grammar is that of src/backend/utils/misc/guc-file.l; the order of precedence is that of the documentation
+(20.1): postgresql.conf with what it includes, postgresql.auto.conf, the command line of the last start.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_LINE = re.compile(
+    r"""\s* (?P<name> [A-Za-z_][A-Za-z0-9_$.]*) (?: \s* = \s* | \s+ )
+        (?: ' (?P<quoted> (?: [^'\\] | '' | \\. )* ) ' | (?P<bare> [^\s'\#]+ ) )
+        \s* (?: \#.* )? $""",
+    re.VERBOSE,
+)
+_DEEPEST_INCLUDE = 10
+
+_TRUE = frozenset({"on", "true", "yes", "1", "t", "y"})
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value as it was written, and where."""
+
+    value: str
+    where: str
+
+    @property
+    def is_on(self) -> bool:
+        """Tell whether it is a boolean that is on."""
+        return self.value.lower() in _TRUE
+
+
+def parse_settings(text: str) -> Iterator[tuple[str, str]]:
+    """Yield names, in lower case, and values of a configuration file; what PostgreSQL would refuse is left out."""
+    for line in text.splitlines():
+        if match := _LINE.match(line):
+            quoted = match["quoted"]
+            value = match["bare"] if quoted is None else re.sub(r"''|\\(.)", lambda m: m[1] or "'", quoted)
+            yield match["name"].lower(), value
+
+
+def read_settings(pgdata: Path) -> dict[str, Setting]:
+    """Return all settings that are set anywhere for the cluster in *pgdata*."""
+    command_line = dict(_command_line(pgdata))
+    main = Path(command_line.get("config_file", pgdata / "postgresql.conf"))
+    found: dict[str, Setting] = {}
+    for path in (main, pgdata / "postgresql.auto.conf"):
+        _read_file(path, found, depth=0)
+    for name, value in command_line.items():
+        found[name] = Setting(value, "the command line of the last start")
+    return found
+
+
+def _read_file(path: Path, found: dict[str, Setting], depth: int) -> None:
+    if depth > _DEEPEST_INCLUDE:
+        return
+    with suppress(OSError):
+        for name, value in parse_settings(path.read_text(encoding="utf-8", errors="replace")):
+            if name in ("include", "include_if_exists"):
+                _read_file(path.parent / value, found, depth + 1)
+            elif name == "include_dir":
+                for included in sorted((path.parent / value).glob("*.conf")):
+                    _read_file(included, found, depth + 1)
+            else:
+                found[name] = Setting(value, str(path))
+
+
+def _command_line(pgdata: Path) -> Iterator[tuple[str, str]]:
+    """Yield the settings that postmaster.opts holds: ``-c name=value`` and ``--name=value``."""
+    words: list[str] = []
+    with suppress(OSError, ValueError):
+        words = shlex.split((pgdata / "postmaster.opts").read_text(encoding="utf-8", errors="replace"))
+    for before, word in zip(["", *words], words, strict=False):
+        assignment = word if before == "-c" else word.removeprefix("--") if word.startswith("--") else ""
+        name, equals, value = assignment.partition("=")
+        if equals:
+            yield name.replace("-", "_").lower(), value

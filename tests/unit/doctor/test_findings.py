@@ -1,0 +1,151 @@
+"""The doctor finds each thing that weakens a mount, and nothing where nothing does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tdefs.doctor import host
+from tdefs.doctor.cluster import examine_cluster
+from tdefs.doctor.findings import Level
+
+CAPTURED = Path(__file__).parents[1] / "pg" / "data"
+HEALTHY = {
+    "failures": {},
+    "memory_locked": True,
+    "page_cipher": "compiled",
+    "pid": os.getpid(),
+    "log_file": "/var/log/tdefs.log",
+    "keystore": "/etc/tdefs/keystore",
+}
+
+
+@pytest.fixture
+def pgdata(tmp_path: Path) -> Path:
+    """A cluster that nothing is wrong with, on a mount."""
+    pgdata = tmp_path / "mnt" / "pg"
+    for directory in ("global", "pg_wal", "pg_tblspc"):
+        (pgdata / directory).mkdir(parents=True)
+    use_control_file(pgdata, "pg15_checksums")
+    (pgdata / "postgresql.conf").write_text("fsync = on\nwal_sync_method = open_datasync\nwal_buffers = 64MB\n")
+    return pgdata
+
+
+def use_control_file(pgdata: Path, name: str) -> None:
+    shutil.copyfile(CAPTURED / f"{name}.pg_control", pgdata / "global" / "pg_control")
+
+
+def examine(pgdata: Path) -> list[tuple[Level, str]]:
+    mountpoint = pgdata.parent
+    return [(finding.level, finding.what) for finding in examine_cluster(pgdata, [mountpoint])]
+
+
+def test_nothing_is_said_of_a_healthy_cluster(pgdata: Path) -> None:
+    assert examine(pgdata) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fsync = off",
+        "full_page_writes = off",
+        "synchronous_commit = off",
+        "data_sync_retry = on",
+        "ignore_checksum_failure = on",
+        "zero_damaged_pages = on",
+    ],
+)
+def test_each_setting_that_weakens_is_a_risk(pgdata: Path, line: str) -> None:
+    (pgdata / "postgresql.auto.conf").write_text(f"{line}\n")
+    [(level, what)] = examine(pgdata)
+    assert level is Level.RISK
+    assert line in what
+    assert "postgresql.auto.conf" in what
+
+
+@pytest.mark.parametrize("buffers", ["", "wal_buffers = 4MB", "wal_buffers = 512", "wal_buffers = -1"])
+def test_synced_writes_with_small_buffers_are_slow(pgdata: Path, buffers: str) -> None:
+    (pgdata / "postgresql.conf").write_text(f"wal_sync_method = open_datasync\n{buffers}\n")
+    [(level, what)] = examine(pgdata)
+    assert level is Level.ADVICE
+    assert "small WAL buffers" in what
+
+
+def test_missing_checksums_are_a_risk(pgdata: Path) -> None:
+    use_control_file(pgdata, "pg15_no_checksums")
+    [(level, what)] = examine(pgdata)
+    assert level is Level.RISK
+    assert "no data checksums" in what
+
+
+@pytest.mark.parametrize("name", ["pg_wal", "pg_tblspc/16400"])
+def test_a_link_out_of_the_mounts_is_in_the_clear(pgdata: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link = pgdata / name
+    if link.is_dir():
+        link.rmdir()
+    link.symlink_to(outside)
+    [(level, what)] = examine(pgdata)
+    assert level is Level.RISK
+    assert name in what
+    assert str(outside) in what
+    assert [*examine_cluster(pgdata, [pgdata.parent, outside])] == []
+
+
+def test_a_server_log_outside_is_in_the_clear(pgdata: Path) -> None:
+    (pgdata / "postgresql.auto.conf").write_text("logging_collector = on\nlog_directory = '/var/log/postgresql'\n")
+    [(level, what)] = examine(pgdata)
+    assert level is Level.RISK
+    assert "/var/log/postgresql" in what
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "said"),
+    [
+        ({"failures": {"write": 3}}, Level.RISK, "requests failed since the mount: write 3"),
+        ({"memory_locked": False}, Level.RISK, "the host swaps"),
+        ({"page_cipher": "Python"}, Level.ADVICE, "slower path"),
+    ],
+)
+def test_what_the_daemon_says_is_judged(
+    change: dict[str, Any], level: Level, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "_has_swap", lambda: True)
+    monkeypatch.setattr(host, "_file_limit", lambda pid: 1 << 20)
+    assert list(host._daemon(HEALTHY)) == []
+    [finding] = host._daemon({**HEALTHY, **change})
+    assert finding.level is level
+    assert said in finding.what
+
+
+def test_few_open_files_are_a_risk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_file_limit", lambda pid: 1024)
+    [finding] = host._daemon(HEALTHY)
+    assert "may open 1024 files" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (("tmpfs", frozenset[str]()), "gone when the host stops"),
+        (("nfs4", frozenset[str]()), "not known here"),
+        (("ext4", frozenset({"rw", "nobarrier"})), "nobarrier"),
+    ],
+)
+def test_a_disk_that_forgets_is_a_risk(
+    found: tuple[str, frozenset[str]], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(host, "_file_system", lambda path: found)
+    [finding] = host._disk(tmp_path)
+    assert said in finding.what
+    monkeypatch.setattr(host, "_file_system", lambda path: ("ext4", frozenset({"rw"})))
+    assert list(host._disk(tmp_path)) == []
+
+
+def test_the_file_system_of_a_directory_is_found() -> None:
+    assert host._file_system(Path("/proc"))[0] == "proc"
