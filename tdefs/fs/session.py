@@ -138,8 +138,9 @@ async def _serve(
         }
 
     async with trio.open_nursery() as nursery:
+        # first, since the mount can be used as soon as anything serves it, and then be told to end
+        await nursery.start(_unmount_on_signal, request.mountpoint)
         nursery.start_soon(_announce, request.mountpoint, ready)
-        nursery.start_soon(_unmount_on_signal, request.mountpoint)
         nursery.start_soon(serve_control, request.volume, {"status": status})
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
@@ -153,7 +154,9 @@ async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
     ready()
 
 
-async def _unmount_on_signal(mountpoint: Path) -> None:
+async def _unmount_on_signal(
+    mountpoint: Path, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     """Unmount upon SIGTERM or SIGINT, and upon SIGHUP in the foreground, where it says that the terminal is gone.
 
     While somebody uses the mount it goes on being served: taking it away under a running PostgreSQL would lose
@@ -163,6 +166,7 @@ async def _unmount_on_signal(mountpoint: Path) -> None:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         ends.remove(signal.SIGHUP)
     with trio.open_signal_receiver(*ends) as signals:
+        task_status.started()
         async for number in signals:
             log.info("received %s: unmounting", signal.Signals(number).name)
             while True:
