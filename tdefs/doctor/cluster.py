@@ -9,10 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdefs.doctor.findings import Finding, advice, risk
-from tdefs.pg.control import BadControlFile, UnknownControlVersion, parse_control_file
+from tdefs.pg.control import CONTROL_FILE, BadControlFile, UnknownControlVersion, parse_control_file
 from tdefs.pg.settings import Setting, read_settings
 
-_CONTROL_FILE_SIZE = 8192
 _ENOUGH_WAL_BUFFERS_KB = 16 << 10
 _KB = {"b": 1 / 1024, "": 8, "kb": 1, "mb": 1 << 10, "gb": 1 << 20}
 
@@ -55,8 +54,7 @@ def _durability(settings: Mapping[str, Setting]) -> Iterator[Finding]:
 
 def _checksums(pgdata: Path) -> Iterator[Finding]:
     try:
-        content = (pgdata / "global" / "pg_control").read_bytes()[:_CONTROL_FILE_SIZE]
-        if not parse_control_file(content).checksums:
+        if not parse_control_file((pgdata / CONTROL_FILE).read_bytes()).checksums:
             yield risk(
                 "the cluster has no data checksums: damage to the ciphertext is not noticed",
                 f'stop the server, then run "pg_checksums --enable -D {pgdata}"',

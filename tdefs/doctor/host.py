@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tdefs.doctor.findings import Finding, advice, risk
-from tdefs.fs.mounts import kernel_limits_raised
+from tdefs.fs.mounts import all_mounts, device_of, kernel_limits_raised
 from tdefs.volume import Volume
 
 _ENOUGH_FILES = 4096
@@ -83,15 +82,12 @@ def _disk(backing: Path) -> Iterator[Finding]:
 
 
 def _file_system(path: Path) -> tuple[str, frozenset[str]]:
-    """Return type and options of the file system that *path* lies on (proc(5), mountinfo)."""
-    device = path.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
+    """Return type and options of the file system that *path* lies on."""
+    device = device_of(path)
     with suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            mount, _, kind = line.partition(" - ")
-            fields, (name, _, options) = mount.split(), kind.split(maxsplit=2)
-            if fields[2] == number:
-                return name, frozenset([*fields[5].split(","), *options.split(",")])
+        for mount in all_mounts():
+            if mount.device == device:
+                return mount.kind, mount.options
     return "", frozenset()
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import time
+from functools import partial
 
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.files import OpenFile
 from tdefs.fs.inodes import Inode, InodeTable
 from tdefs.fs.loop import in_thread
+from tdefs.fs.pace import Pace
 
 # A thread's round trip is about 150 microseconds; above this a sync is worth one.
 _QUICK_SECONDS = 0.0005
@@ -28,7 +29,7 @@ class Durability:
     def __init__(self, calls: SystemCalls, inodes: InodeTable) -> None:
         self._calls = calls
         self._inodes = inodes
-        self._typical_seconds = _QUICK_SECONDS
+        self._pace = Pace(_QUICK_SECONDS, _SMOOTHING)
 
     async def sync(self, file: OpenFile, *, datasync: bool) -> None:
         """Make the file's content durable, and the directory entries that lead to it.
@@ -39,15 +40,16 @@ class Durability:
             raise OSError(file.loss, os.strerror(file.loss))
         much = file.unsynced > _MUCH_DATA
         file.unsynced = 0
+        work = partial(self._sync_file, file.fd, datasync)
         try:
             if much:
-                await in_thread(lambda: self._sync_file(file.fd, datasync))
-            elif self._typical_seconds > _QUICK_SECONDS:
-                self._learn(await in_thread(lambda: self._sync_file(file.fd, datasync)))
+                await in_thread(work)
+            elif self._pace.is_quick:
+                self._pace.timed(work)
             else:
-                self._learn(self._sync_file(file.fd, datasync))
+                await in_thread(partial(self._pace.timed, work))
             for directory in self._inodes.unsynced_above(file.inode):
-                self._sync_names(directory)
+                self._inodes.sync_names(directory, "fsync:directory", "fsync:entry")
         except OSError as error:
             file.loss = error.errno or errno.EIO
             raise
@@ -55,31 +57,15 @@ class Durability:
     async def sync_directory(self, directory: Inode, fd: int) -> None:
         """Make the entries of an open directory durable."""
         last = self._inodes.last_unsynced_name(directory)
-        if self._typical_seconds > _QUICK_SECONDS:
-            await in_thread(lambda: self._calls.fsync("fsyncdir", fd))
+        work = partial(self._calls.fsync, "fsyncdir", fd)
+        if self._pace.is_quick:
+            work()
         else:
-            self._calls.fsync("fsyncdir", fd)
+            await in_thread(work)
         self._inodes.names_synced(directory, last)
 
-    def _sync_file(self, fd: int, datasync: bool) -> float:
-        """Sync and return how long that took, in seconds."""
-        start = time.perf_counter()
+    def _sync_file(self, fd: int, datasync: bool) -> None:
         if datasync:
             self._calls.fdatasync("fsync:data", fd)
         else:
             self._calls.fsync("fsync", fd)
-        return time.perf_counter() - start
-
-    def _learn(self, seconds: float) -> None:
-        self._typical_seconds += _SMOOTHING * (seconds - self._typical_seconds)
-
-    def _sync_names(self, directory: Inode) -> None:
-        """Make the names in a directory durable: all of them, so that the next new file in it needs no sync."""
-        last = self._inodes.last_unsynced_name(directory)
-        above = self._inodes.directory_fd(directory)
-        fd = self._calls.open("fsync:directory", b".", os.O_RDONLY | os.O_DIRECTORY, 0, above)
-        try:
-            self._calls.fsync("fsync:entry", fd)
-        finally:
-            self._calls.close("fsync:directory", fd)
-        self._inodes.names_synced(directory, last)

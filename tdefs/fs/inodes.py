@@ -180,6 +180,17 @@ class InodeTable:
         if self._unsynced.get(directory.key) == last:
             self._unsynced.pop(directory.key, None)
 
+    def sync_names(self, directory: Inode, open_label: str, sync_label: str) -> None:
+        """Make the names in *directory* durable: all of them, so that the next new file in it needs no sync."""
+        last = self.last_unsynced_name(directory)
+        above = self.directory_fd(directory)
+        fd = self._calls.open(open_label, b".", os.O_RDONLY | os.O_DIRECTORY, 0, above)
+        try:
+            self._calls.fsync(sync_label, fd)
+        finally:
+            self._calls.close(open_label, fd)
+        self.names_synced(directory, last)
+
     def unsynced_above(self, inode: Inode) -> list[Inode]:
         """Return the directories above *inode* with names that may not be on the disk, the nearest first."""
         found: list[Inode] = []

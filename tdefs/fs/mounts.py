@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EBUSY, ECONNABORTED, ENOTCONN
@@ -28,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of /proc/self/mountinfo, of a tdefs mount."""
+    """A tdefs mount."""
 
     mountpoint: Path
     backing: Path
@@ -36,15 +37,35 @@ class Mount:
     """``MAJOR:MINOR``."""
 
 
-def tdefs_mounts() -> list[Mount]:
-    """Return all tdefs mounts that this process can see, the topmost last."""
-    found = []
+@dataclass(frozen=True, slots=True)
+class MountInfo:
+    """One line of /proc/self/mountinfo (proc(5))."""
+
+    device: str
+    """``MAJOR:MINOR``."""
+    mountpoint: Path
+    kind: str
+    source: str
+    options: frozenset[str]
+    """Those of the mount and those of the file system."""
+
+
+def all_mounts() -> Iterator[MountInfo]:
+    """Yield all mounts that this process can see, the topmost last."""
     for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
         fields = line.split(" ")
-        kind, source = fields[fields.index("-") + 1 :][:2]
-        if kind == FUSE_TYPE:
-            found.append(Mount(Path(_unescape(fields[4])), backing_of(_unescape(source)), fields[2]))
-    return found
+        kind, source, options = fields[fields.index("-") + 1 :][:3]
+        both = frozenset([*fields[5].split(","), *options.split(",")])
+        yield MountInfo(fields[2], Path(_unescape(fields[4])), kind, _unescape(source), both)
+
+
+def tdefs_mounts() -> list[Mount]:
+    """Return all tdefs mounts that this process can see, the topmost last."""
+    return [
+        Mount(mount.mountpoint, backing_of(mount.source), mount.device)
+        for mount in all_mounts()
+        if mount.kind == FUSE_TYPE
+    ]
 
 
 def source_name(backing: Path) -> str:
@@ -99,8 +120,13 @@ def kernel_limits_raised(mountpoint: Path) -> bool:
 
 
 def _kernel_limits(mountpoint: Path) -> Path:
-    device = mountpoint.stat().st_dev
-    return Path("/sys/class/bdi") / f"{os.major(device)}:{os.minor(device)}"
+    return Path("/sys/class/bdi") / device_of(mountpoint)
+
+
+def device_of(path: Path) -> str:
+    """Return the device that *path* lies on, as the kernel's lists name it: ``MAJOR:MINOR``."""
+    device = path.stat().st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def is_dead(mountpoint: Path) -> bool:

@@ -247,8 +247,8 @@ class Namespace:
         """
         try:
             # a header must not forget the old name while a crash could still bring it back
-            self._sync_directory(parent)
-            self._sync_directory(new_parent)
+            self._inodes.sync_names(parent, "rename:directory", "rename:sync")
+            self._inodes.sync_names(new_parent, "rename:directory", "rename:sync")
             for node, _, new in rebound:
                 self._opener.bind(node, new)
         except OSError as error:
@@ -257,14 +257,6 @@ class Namespace:
             )
         for node, _, _ in rebound:
             self._inodes.drop_if_unused(node)
-
-    def _sync_directory(self, directory: Inode) -> None:
-        name, above = self._inodes.place(directory)
-        fd = self._calls.open("rename:directory", name, os.O_RDONLY | os.O_DIRECTORY, 0, above)
-        try:
-            self._calls.fsync("rename:sync", fd)
-        finally:
-            self._calls.close("rename:directory", fd)
 
     def _exists(self, parent: Inode, name: bytes) -> bool:
         try:

@@ -427,7 +427,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         keep_cache = True
         if file.handles == 0:
             # PostgreSQL opens WAL with O_DSYNC under wal_sync_method = open_datasync. Past the kernel's cache such
-            # a commit is one request, through it three. All handles that are open at a time are alike, and who
+            # a commit is one request, through it two. All handles that are open at a time are alike, and who
             # comes after direct ones does not find what the cache held before, so no view is ever stale.
             inode = file.inode
             file.direct = handle.durable_writes and classify(os.fsdecode(inode.path())).kind is Kind.WAL

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import cast
 
 from tdefs.format.errors import DamagedLength
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.files import OpenFile
 from tdefs.fs.loop import in_thread
+from tdefs.fs.pace import Pace
 
 # A thread's round trip is about 150 microseconds. Where the disk answers a small read sooner, waiting for
 # it on the event loop is cheaper for all.
@@ -22,8 +23,8 @@ class Reader:
 
     def __init__(self, calls: SystemCalls) -> None:
         self._calls = calls
-        #: What a small read from the disk takes, in seconds, as measured of late.
-        self._typical_seconds = _QUICK_SECONDS
+        #: Of small reads from the disk.
+        self._pace = Pace(_QUICK_SECONDS, _SMOOTHING)
 
     async def read(self, file: OpenFile, offset: int, size: int) -> bytes:
         """Return *size* bytes of plaintext from *offset* on, fewer only at the end of the file.
@@ -35,7 +36,7 @@ class Reader:
         if count == 0:
             return b""
         stored: bytes | bytearray | None = self._calls.pread_cached("read:cached", file.fd, count, at)
-        if stored is None and count <= _SMALL_BYTES and self._typical_seconds <= _QUICK_SECONDS:
+        if stored is None and count <= _SMALL_BYTES and self._pace.is_quick:
             stored = self._pread(file.fd, count, at)
         if stored is not None:
             return cast(bytes, content.decode(offset, size, stored))
@@ -54,8 +55,5 @@ class Reader:
 
     def _pread(self, fd: int, size: int, offset: int) -> bytes:
         """Read from the disk, and learn how long a small read takes."""
-        start = time.perf_counter()
-        data = self._calls.pread("read", fd, size, offset)
-        if size <= _SMALL_BYTES:
-            self._typical_seconds += _SMOOTHING * (time.perf_counter() - start - self._typical_seconds)
-        return data
+        work = partial(self._calls.pread, "read", fd, size, offset)
+        return self._pace.timed(work) if size <= _SMALL_BYTES else work()

@@ -21,12 +21,10 @@ from tdefs.fs.offline import (
 )
 from tdefs.fs.sealing import Form, Plain, Sealed
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.pg.control import BadControlFile, ControlFile, UnknownControlVersion, parse_control_file
+from tdefs.pg.control import CONTROL_FILE, BadControlFile, ControlFile, UnknownControlVersion, parse_control_file
 from tdefs.pg.pages import DEFAULT_SEGMENT_PAGES, PAGE_SIZE, BadPage, bad_pages
 from tdefs.policy.paths import FileRole, Kind, RelationFile, classify
 from tdefs.volume import Volume, was_left_clean
-
-CONTROL_FILE = "global/pg_control"
 
 _RELATION_KINDS = (Kind.RELATION, Kind.CATALOG)
 # The free-space and visibility maps are rebuilt from nothing when they are bad, so without checksums, which

@@ -9,6 +9,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+#: Where it lies in a data directory.
+CONTROL_FILE = "global/pg_control"
+
 _VERSIONS = struct.Struct("<8xIII")  # pg_control_version, catalog_version_no, state
 _SIZES = struct.Struct("<II")  # blcksz, relseg_size
 _SIZES_AT = 216

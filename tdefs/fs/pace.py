@@ -1,0 +1,34 @@
+"""On the event loop or beside it: what a disk's operation takes of late, against what a thread would cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+R = TypeVar("R")
+
+
+class Pace:
+    """How long one kind of operation takes, as measured."""
+
+    def __init__(self, quick_seconds: float, smoothing: float) -> None:
+        """:param quick_seconds: up to this an operation is waited for on the event loop.
+
+        :param smoothing: how much of each measurement goes into the average, from 0 to 1.
+        """
+        self._quick_seconds = quick_seconds
+        self._smoothing = smoothing
+        self._typical_seconds = quick_seconds
+
+    @property
+    def is_quick(self) -> bool:
+        """Tell whether the next operation should be waited for on the event loop."""
+        return self._typical_seconds <= self._quick_seconds
+
+    def timed(self, work: Callable[[], R]) -> R:
+        """Do *work* and learn from it, unless it fails. Two threads may lose a measurement, no more."""
+        start = time.perf_counter()
+        result = work()
+        self._typical_seconds += self._smoothing * (time.perf_counter() - start - self._typical_seconds)
+        return result
