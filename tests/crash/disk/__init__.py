@@ -1,0 +1,1 @@
+"""A disk whose power can be cut: a file system that forgets what nobody has synced."""

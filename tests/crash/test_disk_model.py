@@ -1,0 +1,184 @@
+"""The disk that forgets: what was synced lasts, what was not may go, in every way that disks do."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from copy import deepcopy
+from random import Random
+
+import pytest
+
+from tests.crash.disk.model import ROOT, SECTOR, Disk, Keeps, Node
+from tests.crash.disk.mounted import PowerCutDisk
+from tests.support.workspace import Workspace
+
+
+def _file(disk: Disk, name: bytes, directory: Node | None = None) -> Node:
+    return disk.make(directory or disk.nodes[ROOT], name, stat.S_IFREG | 0o600, 0, 0)
+
+
+def _after_cuts(disk: Disk, keeps: Keeps, cuts: int = 300) -> Iterator[Disk]:
+    for seed in range(cuts):
+        copy = deepcopy(disk)
+        copy.cut_power(Random(seed), keeps)
+        yield copy
+
+
+def _content(disk: Disk, *path: bytes) -> bytes | None:
+    node = disk.nodes[ROOT]
+    for name in path:
+        found = disk.find(node, name)
+        if found is None:
+            return None
+        node = found
+    return bytes(node.content.present)
+
+
+@pytest.mark.parametrize("keeps", list(Keeps))
+def test_what_was_synced_lasts(keeps: Keeps) -> None:
+    disk = Disk()
+    file = _file(disk, b"a")
+    disk.write(file, 0, b"x" * 5000)
+    disk.resize(file, 4000)
+    disk.sync(file)
+    disk.sync(disk.nodes[ROOT])
+    assert all(_content(one, b"a") == b"x" * 4000 for one in _after_cuts(disk, keeps))
+
+
+def test_nothing_lasts_without_a_sync() -> None:
+    disk = Disk()
+    file = _file(disk, b"a")
+    disk.sync_all()
+    disk.write(file, 0, b"x" * 5000)
+    _file(disk, b"b")
+    for one in _after_cuts(disk, Keeps.NOTHING):
+        assert _content(one, b"a") == b""
+        assert _content(one, b"b") is None
+
+
+def test_a_file_that_was_synced_is_lost_with_its_name() -> None:
+    disk = Disk()
+    file = _file(disk, b"a")
+    disk.write(file, 0, b"x")
+    disk.sync(file)
+    found = [_content(one, b"a") for one in _after_cuts(disk, Keeps.JOURNAL)]
+    assert set(found) == {None, b"x"}
+
+
+def test_a_write_is_torn_at_any_sector() -> None:
+    disk = Disk()
+    file = _file(disk, b"a")
+    disk.write(file, 0, b"o" * 8192)
+    disk.sync_all()
+    disk.write(file, 0, b"n" * 8192)
+    found = {_content(one, b"a") for one in _after_cuts(disk, Keeps.ANY, 3000)}
+    assert {b"n" * cut + b"o" * (8192 - cut) for cut in range(0, 8193, SECTOR)} <= found
+    assert all(
+        content and all(len(set(content[at : at + SECTOR])) == 1 for at in range(0, 8192, SECTOR))
+        for content in found
+    ), "a sector is never torn"
+
+
+def test_a_later_write_overtakes_an_earlier_one() -> None:
+    disk = Disk()
+    file = _file(disk, b"a")
+    disk.write(file, 0, b"o" * 1024)
+    disk.sync_all()
+    disk.write(file, 0, b"1" * 512)
+    disk.write(file, 512, b"2" * 512)
+    assert b"o" * 512 + b"2" * 512 in {_content(one, b"a") for one in _after_cuts(disk, Keeps.ANY)}
+
+
+def test_bytes_behind_a_truncation_that_lasts_are_zero() -> None:
+    disk = Disk()
+    file = _file(disk, b"a")
+    disk.write(file, 0, b"o" * 2048)
+    disk.sync_all()
+    disk.resize(file, 100)
+    disk.resize(file, 2048)
+    cut_short = b"o" * 100 + bytes(1948)
+    found = {_content(one, b"a") for one in _after_cuts(disk, Keeps.JOURNAL)}
+    assert found == {b"o" * 2048, b"o" * 100, cut_short}
+
+
+@pytest.mark.parametrize("keeps", [Keeps.JOURNAL, Keeps.ANY])
+def test_a_rename_is_whole(keeps: Keeps) -> None:
+    disk = Disk()
+    root = disk.nodes[ROOT]
+    directory = disk.make(root, b"d", stat.S_IFDIR | 0o700, 0, 0)
+    disk.write(_file(disk, b"a"), 0, b"new")
+    disk.write(_file(disk, b"b", directory), 0, b"old")
+    disk.sync_all()
+    disk.rename((root, b"a"), (directory, b"b"), exchange=False)
+    found = {(_content(one, b"a"), _content(one, b"d", b"b")) for one in _after_cuts(disk, keeps)}
+    assert found == {(b"new", b"old"), (None, b"new")}
+
+
+@pytest.mark.parametrize("synced", [b"a", b"b"])
+def test_syncing_either_directory_makes_a_rename_last(synced: bytes) -> None:
+    disk = Disk()
+    root = disk.nodes[ROOT]
+    here = disk.make(root, b"a", stat.S_IFDIR | 0o700, 0, 0)
+    there = disk.make(root, b"b", stat.S_IFDIR | 0o700, 0, 0)
+    disk.write(_file(disk, b"f", here), 0, b"x")
+    disk.sync_all()
+    disk.rename((here, b"f"), (there, b"f"), exchange=False)
+    disk.sync(here if synced == b"a" else there)
+    for one in _after_cuts(disk, Keeps.NOTHING):
+        assert (_content(one, b"a", b"f"), _content(one, b"b", b"f")) == (None, b"x")
+
+
+def test_journal_keeps_no_later_name_without_an_earlier_one() -> None:
+    disk = Disk()
+    for name in (b"1", b"2", b"3"):
+        _file(disk, name)
+    for one in _after_cuts(disk, Keeps.JOURNAL):
+        there = [_content(one, name) is not None for name in (b"1", b"2", b"3")]
+        assert there == sorted(there, reverse=True)
+
+
+@pytest.fixture
+def disk(workspace: Workspace) -> Iterator[PowerCutDisk]:
+    disk = PowerCutDisk(workspace.directory("disk"))
+    try:
+        yield disk
+    finally:
+        disk.discard()
+
+
+def test_mounted_disk_forgets_what_nobody_synced(disk: PowerCutDisk) -> None:
+    disk.switch_on()
+    here = disk.mountpoint
+    (here / "synced").write_bytes(b"s" * 10000)
+    with (here / "synced").open("rb") as file:
+        os.fsync(file.fileno())
+    directory = os.open(here, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(directory)
+    os.close(directory)
+    (here / "forgotten").write_bytes(b"f")
+    (here / "synced").rename(here / "renamed")
+    assert disk.cut(Keeps.NOTHING, seed=1) > 0
+    disk.switch_on()
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == {"synced": b"s" * 10000}
+
+
+def test_mounted_disk_is_a_file_system(disk: PowerCutDisk) -> None:
+    """What tdefs asks of a backing directory: links, exchanges, sockets, attributes; and all of it lasts."""
+    disk.switch_on()
+    here = disk.mountpoint
+    (here / "d").mkdir()
+    (here / "d" / "f").write_bytes(b"1")
+    (here / "d" / "g").hardlink_to(here / "d" / "f")
+    (here / "l").symlink_to("d/f")
+    (here / "d" / "f").chmod(0o640)
+    os.chown(here / "d" / "f", 1, 2)
+    os.truncate(here / "d" / "f", 600)
+    with pytest.raises(OSError, match="not empty"):
+        (here / "d").rmdir()
+    disk.switch_off()
+    disk.switch_on()
+    status = (here / "l").stat()
+    assert (status.st_mode & 0o777, status.st_uid, status.st_gid, status.st_nlink) == (0o640, 1, 2, 2)
+    assert (here / "d" / "g").read_bytes() == b"1".ljust(600, b"\0")
