@@ -42,6 +42,7 @@ from tests.crash.disk.model import SECTOR, Disk, Keeps, Node
 _FOREVER_SECONDS = 1e9
 _BLOCK = 4096
 _BLOCKS = 1 << 24
+_COMMAND_SIZE = 1 << 16
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 
@@ -245,13 +246,14 @@ async def _serve_commands(disk: Disk, path: Path) -> None:
     await listener.bind(str(path))
     listener.listen()
     while True:
-        stream = trio.SocketStream((await listener.accept())[0])
-        command = json.loads(await stream.receive_some())
-        answer = _execute(disk, command)
-        await stream.send_all(json.dumps(answer).encode())
-        await stream.aclose()
-        if "end" in command:
-            os._exit(0)  # as a machine does: the mount is dead at once
+        line, _ = await listener.accept()
+        with line:
+            command = json.loads(await line.recv(_COMMAND_SIZE))
+            # from here on without a pause: once the power is cut no request may be answered any more
+            answer = _execute(disk, command)
+            os.write(line.fileno(), json.dumps(answer).encode())
+            if "end" in command:
+                os._exit(0)
 
 
 def _execute(disk: Disk, command: dict[str, str]) -> int:
