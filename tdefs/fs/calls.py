@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -18,8 +23,43 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
+class Owner(NamedTuple):
+    """Whom a new node shall belong to."""
+
+    uid: int
+    gid: int
+
+
+def _made_for(owner: Owner, mode: int, make: Callable[[], T]) -> T:
+    """Call *make* so that what it makes belongs to *owner* from the first instant on, where that is possible.
+
+    A daemon of root that made a node and then gave it away could die in between, and PostgreSQL would recover to
+    a file that it may not open. Where *owner* may not do it alone (a device, a directory that a supplementary
+    group lets write to), or loses set-id bits that it should not, the daemon makes the node, which still has to
+    be given away.
+    """
+    own = Owner(os.geteuid(), os.getegid())
+    if own.uid == 0 and owner != own and not mode & (stat.S_ISUID | stat.S_ISGID):
+        # of this thread alone
+        _libc.setfsgid(owner.gid)
+        _libc.setfsuid(owner.uid)
+        try:
+            return make()
+        except PermissionError:
+            pass
+        finally:
+            _libc.setfsuid(own.uid)
+            _libc.setfsgid(own.gid)
+    return make()
+
+
 class SystemCalls:
     """The real calls."""
+
+    def create(self, label: str, name: bytes, flags: int, mode: int, directory: int, owner: Owner) -> int:
+        """Make a file *name* in *directory* for *owner*, if it can be, and open it."""
+        flags |= os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return _made_for(owner, mode, lambda: os.open(name, flags, mode, dir_fd=directory))
 
     def open(self, label: str, name: bytes, flags: int, mode: int, directory: int) -> int:
         """Open *name* in *directory*; never follows a symbolic link, never leaks into a child process."""
@@ -113,17 +153,17 @@ class SystemCalls:
         """Set the times of *name* itself, in nanoseconds since 1970."""
         os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
 
-    def mkdir(self, label: str, name: bytes, mode: int, directory: int) -> None:
-        """Make a directory."""
-        os.mkdir(name, mode, dir_fd=directory)
+    def mkdir(self, label: str, name: bytes, mode: int, directory: int, owner: Owner) -> None:
+        """Make a directory for *owner*, if it can be."""
+        _made_for(owner, mode, lambda: os.mkdir(name, mode, dir_fd=directory))
 
-    def mknod(self, label: str, name: bytes, mode: int, device: int, directory: int) -> None:
-        """Make a socket, FIFO or device node."""
-        os.mknod(name, mode, device, dir_fd=directory)
+    def mknod(self, label: str, name: bytes, mode: int, device: int, directory: int, owner: Owner) -> None:
+        """Make a socket, FIFO or device node for *owner*, if it can be."""
+        _made_for(owner, mode, lambda: os.mknod(name, mode, device, dir_fd=directory))
 
-    def symlink(self, label: str, target: bytes, name: bytes, directory: int) -> None:
-        """Make *name* a symbolic link to *target*."""
-        os.symlink(target, name, dir_fd=directory)
+    def symlink(self, label: str, target: bytes, name: bytes, directory: int, owner: Owner) -> None:
+        """Make *name* a symbolic link to *target* for *owner*, if it can be."""
+        _made_for(owner, 0, lambda: os.symlink(target, name, dir_fd=directory))
 
     def readlink(self, label: str, name: bytes, directory: int) -> bytes:
         """Return where the symbolic link *name* points."""

@@ -8,7 +8,7 @@ import stat
 from errno import EEXIST, EINVAL, ENOENT, EPERM
 
 from tdefs.format.header import ANY_PLACE, Identity
-from tdefs.fs.calls import SystemCalls
+from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.files import OpenFile
 from tdefs.fs.inodes import ROOT_NUMBER, Ghost, Inode, InodeTable, path_of, printable
 from tdefs.fs.opening import Opener
@@ -56,19 +56,19 @@ class Namespace:
             self._calls.close("readdir:close", fd)
         return [name for name in names if not _is_private(directory, name)]
 
-    def adopt(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> tuple[Inode, os.stat_result]:
-        """Give a node that was just made to the caller, as the kernel would have done, and return it.
+    def adopt(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> tuple[Inode, os.stat_result]:
+        """Give a node that was just made to the caller, if it is not the caller's yet, and return it.
 
-        The daemon made it under its own identity. In a directory with the set-group-ID bit the group is the
+        In a directory with the set-group-ID bit the group is the
         directory's, which the backing file system has already seen to.
         """
         directory = self._inodes.directory_fd(parent)
         status = self._calls.stat("adopt:stat", name, directory)
         above = self._calls.stat("adopt:parent", b".", directory)
-        wanted_gid = status.st_gid if above.st_mode & stat.S_ISGID else gid
+        wanted_gid = status.st_gid if above.st_mode & stat.S_ISGID else owner.gid
         try:
-            if (uid, wanted_gid) != (status.st_uid, status.st_gid):
-                self._calls.chown("adopt:chown", name, uid, wanted_gid, directory)
+            if (owner.uid, wanted_gid) != (status.st_uid, status.st_gid):
+                self._calls.chown("adopt:chown", name, owner.uid, wanted_gid, directory)
                 if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(status.st_mode):
                     # chown(2) takes these bits away
                     self._calls.chmod("adopt:chmod", name, stat.S_IMODE(status.st_mode), directory)
@@ -83,35 +83,33 @@ class Namespace:
         self._inodes.name_added(parent)
         return inode, status
 
-    def create(self, parent: Inode, name: bytes, mode: int) -> OpenFile:
-        """Make a regular file, still the daemon's own, and open it."""
+    def create(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> OpenFile:
+        """Make a regular file and open it; :meth:`adopt` completes it."""
         _refuse_private(parent, name)
-        return self._opener.create(parent, name, stat.S_IMODE(mode))
+        return self._opener.create(parent, name, stat.S_IMODE(mode), owner)
 
-    def mkdir(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> tuple[Inode, os.stat_result]:
+    def mkdir(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> tuple[Inode, os.stat_result]:
         """Make a directory."""
         _refuse_private(parent, name)
-        self._calls.mkdir("mkdir", name, stat.S_IMODE(mode), self._inodes.directory_fd(parent))
-        return self.adopt(parent, name, mode, uid, gid)
+        self._calls.mkdir("mkdir", name, stat.S_IMODE(mode), self._inodes.directory_fd(parent), owner)
+        return self.adopt(parent, name, mode, owner)
 
     def mknod(
-        self, parent: Inode, name: bytes, mode: int, device: int, uid: int, gid: int
+        self, parent: Inode, name: bytes, mode: int, device: int, owner: Owner
     ) -> tuple[Inode, os.stat_result]:
         """Make a regular file, a socket, a FIFO or, where the daemon may, a device node."""
         if stat.S_ISREG(mode) or stat.S_IFMT(mode) == 0:
-            self._opener.close_if_unused(self.create(parent, name, mode))
+            self._opener.close_if_unused(self.create(parent, name, mode, owner))
         else:
             _refuse_private(parent, name)
-            self._calls.mknod("mknod", name, mode, device, self._inodes.directory_fd(parent))
-        return self.adopt(parent, name, mode, uid, gid)
+            self._calls.mknod("mknod", name, mode, device, self._inodes.directory_fd(parent), owner)
+        return self.adopt(parent, name, mode, owner)
 
-    def symlink(
-        self, parent: Inode, name: bytes, target: bytes, uid: int, gid: int
-    ) -> tuple[Inode, os.stat_result]:
+    def symlink(self, parent: Inode, name: bytes, target: bytes, owner: Owner) -> tuple[Inode, os.stat_result]:
         """Make a symbolic link."""
         _refuse_private(parent, name)
-        self._calls.symlink("symlink", target, name, self._inodes.directory_fd(parent))
-        return self.adopt(parent, name, 0, uid, gid)
+        self._calls.symlink("symlink", target, name, self._inodes.directory_fd(parent), owner)
+        return self.adopt(parent, name, 0, owner)
 
     def readlink(self, inode: Inode) -> bytes:
         """Return where a symbolic link points."""

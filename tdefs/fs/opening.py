@@ -12,7 +12,7 @@ from tdefs.format.errors import DamagedLength, FormatError
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Header, Identity
 from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
 from tdefs.format.stored import StoredFile
-from tdefs.fs.calls import SystemCalls
+from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.files import BackingStore, Content, OpenFile, PlainContent
 from tdefs.fs.inodes import Ghost, Inode, InodeTable, path_of, printable
 from tdefs.fs.sealing import Broken, Empty, Form, Plain, Sealed, Sealer, check_identity, identity_at
@@ -59,14 +59,14 @@ class Opener:
         inode.open_file = OpenFile(inode, fd, content, status, writable=can_write)
         return inode.open_file
 
-    def create(self, parent: Inode, name: bytes, mode: int) -> OpenFile:
+    def create(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> OpenFile:
         """Make a new file, encrypted or plain as the policy says, and open it.
 
         :raises OSError: nothing is left of the file then.
         """
         path = path_of(parent, name)
         directory = self._inodes.directory_fd(parent)
-        fd = self._calls.open("create:open", name, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode, directory)
+        fd = self._calls.create("create:open", name, os.O_RDWR, mode, directory, owner)
         inode: Inode | None = None
         try:
             status = self._calls.fstat("create:stat", fd)

@@ -31,7 +31,7 @@ from pyfuse3 import (
 )
 
 from tdefs.fs.attributes import Attributes, Changes
-from tdefs.fs.calls import SystemCalls
+from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.durability import Durability
 from tdefs.fs.files import Handle
 from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable, printable
@@ -134,7 +134,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a directory."""
         parent = self._inodes[parent_inode]
-        return self._entry(*self._namespace.mkdir(parent, name, mode, ctx.uid, ctx.gid))
+        return self._entry(*self._namespace.mkdir(parent, name, mode, _owner(ctx)))
 
     @reply
     async def mknod(
@@ -142,7 +142,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a file, socket, FIFO or device node."""
         parent = self._inodes[parent_inode]
-        return self._entry(*self._namespace.mknod(parent, name, mode, rdev, ctx.uid, ctx.gid))
+        return self._entry(*self._namespace.mknod(parent, name, mode, rdev, _owner(ctx)))
 
     @reply
     async def symlink(
@@ -150,7 +150,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a symbolic link."""
         parent = self._inodes[parent_inode]
-        return self._entry(*self._namespace.symlink(parent, name, target, ctx.uid, ctx.gid))
+        return self._entry(*self._namespace.symlink(parent, name, target, _owner(ctx)))
 
     @reply
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -332,9 +332,9 @@ class FuseOperations(Replies, pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make a file and open it."""
         parent = self._inodes[parent_inode]
-        file = self._namespace.create(parent, name, mode)
+        file = self._namespace.create(parent, name, mode, _owner(ctx))
         try:
-            inode, status = self._namespace.adopt(parent, name, mode, ctx.uid, ctx.gid)
+            inode, status = self._namespace.adopt(parent, name, mode, _owner(ctx))
         except OSError:
             self._opener.close_if_unused(file)
             raise
@@ -474,3 +474,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
         entry.st_mtime_ns = status.st_mtime_ns
         entry.st_ctime_ns = status.st_ctime_ns
         return entry
+
+
+def _owner(ctx: RequestContext) -> Owner:
+    """Return whom what the caller makes belongs to."""
+    return Owner(ctx.uid, ctx.gid)

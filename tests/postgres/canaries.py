@@ -1,7 +1,5 @@
 """Texts that the load puts into one kind of file each, and the files where a plain cluster has them."""
 
-# ruff: noqa: S608 - the SQL is made of this file's own constants
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The backing directory holds not one byte of the database in the clear, unless the policy says so."""
 
-# ruff: noqa: S608 - the SQL is made of this file's own constants
-
 from __future__ import annotations
 
 import os

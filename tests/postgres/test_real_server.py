@@ -1,7 +1,5 @@
 """An unmodified PostgreSQL on tdefs mounts: what it stores it finds again, and its own tools find no fault."""
 
-# ruff: noqa: S608 - the SQL is made of this file's own constants
-
 from __future__ import annotations
 
 import filecmp

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.format.header import Binding, Identity
-from tdefs.fs.calls import SystemCalls
+from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.inodes import Inode, InodeTable
 from tdefs.fs.namespace import Namespace
 from tdefs.fs.opening import Opener
@@ -110,7 +110,8 @@ class ServedVolume:
 
     def create(self, path: str, data: bytes = b"") -> None:
         """Makes a file, writes to it and closes it."""
-        file = self.namespace.create(*self.place(path), stat.S_IFREG | 0o600)
+        owner = Owner(os.geteuid(), os.getegid())
+        file = self.namespace.create(*self.place(path), stat.S_IFREG | 0o600, owner)
         try:
             file.content.write(0, data)
         finally:
