@@ -9,6 +9,7 @@ from random import Random
 from tests.crash.disk.model import Keeps
 from tests.crash.disk.mounted import PowerCutDisk
 from tests.crash.ledger import Ledger
+from tests.support.mounts import detach
 from tests.support.processes import is_postgres, processes_in, wait_until
 from tests.support.server import Server
 from tests.support.workspace import Workspace
@@ -110,6 +111,15 @@ class Scene:
         self.disk.switch_on()
         return lost
 
+    def abandon(self) -> None:
+        """Ends everything, whatever state it is in."""
+        server = self._processes_of_server()
+        self.ledger.expect_death()
+        if self.volume.daemons:
+            self.volume.kill()
+        self._bury(server)
+        detach(self.volume.mountpoint)
+
     def check(self) -> None:
         """After :meth:`start`: everything acknowledged is there and nothing is corrupt; ends with a stop."""
         self.ledger.check(self.server)
@@ -129,10 +139,10 @@ class Scene:
         self.start()
         self.check()
 
-    def survive_power_cut(self, disturbance: str, dice: Random) -> None:
+    def survive_power_cut(self, disturbance: str, dice: Random, sync_method: str | None = None) -> None:
         """One power cut under load, and the reckoning."""
         keeps = dice.choice(list(Keeps))
-        self.start(dice.choice(SYNC_METHODS))
+        self.start(sync_method or dice.choice(SYNC_METHODS))
         with self.ledger.clients(self.server, disturbance, dice):
             self.sleep(dice)
             self.cut_power(keeps, dice.randrange(1 << 32))

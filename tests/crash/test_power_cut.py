@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
+from tests.crash import broken
 from tests.crash.conftest import Dice
 from tests.crash.disk.mounted import PowerCutDisk
 from tests.crash.scene import DISTURBANCES, Scene, Snapshot
+from tests.support.volume import TDEFS
 from tests.support.workspace import Workspace
+
+#: So many power cuts must be enough to catch what is broken.
+MOST_CUTS = 10
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +26,23 @@ def snapshot(workspace: Workspace) -> Iterator[Snapshot]:
 
 
 @pytest.fixture(scope="module")
+def torn_snapshot(workspace: Workspace) -> Iterator[Snapshot]:
+    """The same, made by a tdefs whose pages tear."""
+    yield from _snapshot(workspace, plain=False, program=[sys.executable, broken.__file__, "cipher_tears"])
+
+
+@pytest.fixture(scope="module")
 def plain_snapshot(workspace: Workspace) -> Iterator[Snapshot]:
     """The same without tdefs."""
     yield from _snapshot(workspace, plain=True)
 
 
-def _snapshot(workspace: Workspace, *, plain: bool) -> Iterator[Snapshot]:
+def _snapshot(workspace: Workspace, *, plain: bool, program: list[str] | None = None) -> Iterator[Snapshot]:
     volumes, servers = len(workspace.volumes), len(workspace.servers)
     directory = workspace.directory("power")
     disk = PowerCutDisk(directory)
     scene = Scene(workspace, disk=disk, plain=plain)
+    scene.volume.program = program or scene.volume.program
     try:
         scene.create()
         yield Snapshot(scene, directory / "begin")
@@ -55,3 +69,30 @@ def test_plain_postgres_survives_the_same_power_cuts(plain_snapshot: Snapshot, d
     for number in range(dice.rounds(1)):
         random = dice.random(number)
         scene.survive_power_cut(random.choice(DISTURBANCES), random)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [variant.__name__ for variant in broken.VARIANTS])
+def test_a_broken_tdefs_is_caught(
+    snapshot: Snapshot, workspace: Workspace, variant: str, dice: Dice, request: pytest.FixtureRequest
+) -> None:
+    """That nothing is found in tdefs means something only if what is wrong would be found."""
+    program = [sys.executable, broken.__file__, variant]
+    if variant == broken.cipher_tears.__name__:
+        # it reads only what it wrote; that it can make a cluster shows that it does no harm without a power cut
+        snapshot = request.getfixturevalue("torn_snapshot")
+    scene = snapshot.restore()
+    scene.volume.program = program
+    sync_method = "open_datasync" if variant == broken.durable_writes_are_not_synced.__name__ else "fdatasync"
+    try:
+        for number in range(MOST_CUTS):
+            random = dice.random(number)
+            try:
+                scene.survive_power_cut("definitions", random, sync_method)
+            except (AssertionError, psycopg.Error) as caught:
+                print(f"caught by cut {number}: {caught}")
+                return
+    finally:
+        scene.volume.program = [str(TDEFS)]
+        scene.abandon()
+    pytest.fail(f"{MOST_CUTS} cuts have not caught {variant}")

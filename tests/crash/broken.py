@@ -1,0 +1,163 @@
+"""tdefs with one of its promises broken on purpose: the power cuts must catch each.
+
+python broken.py VARIANT COMMAND [ARGUMENT]...
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from tdefs.cli import main, mount
+from tdefs.format.header import Header
+from tdefs.format.layout import BLOCK_SIZE, PAGE_SIZE, floor_to, stored_size
+from tdefs.format.stored import StoredFile
+from tdefs.fs import sealing
+from tdefs.fs.calls import SystemCalls
+from tdefs.fs.durability import Durability
+from tdefs.fs.files import OpenFile
+from tdefs.fs.inodes import Inode, InodeTable
+from tdefs.fs.opening import Opener
+from tdefs.volume import Volume
+
+
+def fsync_does_nothing() -> None:
+    """A sync is answered at once, and nothing is synced."""
+
+    def forget(self: SystemCalls, label: str, fd: int) -> None:
+        pass
+
+    _replace(SystemCalls, fsync=forget, fdatasync=forget, syncfs=forget)
+
+
+def header_is_not_synced() -> None:
+    """A new file's header stays in memory until the file is closed for good: no sync takes it along."""
+    waiting: dict[int, bytes] = {}
+    close = Opener._close
+
+    def keep(self: Opener, fd: int, header: Header, length: int = 0) -> None:
+        self._calls.ftruncate("create:size", fd, stored_size(length))
+        waiting[fd] = self._sealer.encode(header)
+
+    def write_and_close(self: Opener, file: OpenFile) -> None:
+        if file.fd in waiting:
+            self._calls.pwrite("create:header", file.fd, waiting.pop(file.fd), 0)
+        close(self, file)
+
+    _replace(Opener, _write_new_header=keep, _close=write_and_close)
+
+
+def directory_is_not_synced() -> None:
+    """The sync of a file, or of a directory, leaves the names that are new in a directory to luck."""
+
+    def forget_names(self: InodeTable, directory: Inode, open_label: str, sync_label: str) -> None:
+        self.names_synced(directory, self.last_unsynced_name(directory))
+
+    async def forget_directory(self: Durability, directory: Inode, fd: int) -> None:
+        pass
+
+    _replace(InodeTable, sync_names=forget_names)
+    _replace(Durability, sync_directory=forget_directory)
+
+
+def durable_writes_are_not_synced() -> None:
+    """A write with O_DSYNC past the kernel's cache returns before it is durable."""
+    sync = Durability.sync
+
+    async def forget(self: Durability, file: OpenFile, *, datasync: bool) -> None:
+        if not file.direct:
+            await sync(self, file, datasync=datasync)
+
+    _replace(Durability, sync=forget)
+
+
+def unfinished_files_stay() -> None:
+    """After a crash nobody empties files whose header never reached the disk."""
+
+    def leave(volume: Volume) -> list[str]:
+        return []
+
+    _replace(mount, empty_unfinished_files=leave)
+
+
+class _TearingCipher:
+    """Each bit of a page's ciphertext depends on the whole page, so a torn write leaves nothing of it."""
+
+    def __init__(self, file_key: bytes) -> None:
+        self._aes = algorithms.AES(file_key[:32])
+
+    def encrypt(self, first_page: int, plaintext: bytes | bytearray) -> bytes:
+        return self._each(first_page, plaintext, self._encrypt_page)
+
+    def decrypt(self, first_page: int, ciphertext: bytes | bytearray) -> bytes:
+        return self._each(first_page, ciphertext, self._decrypt_page)
+
+    def _each(self, first: int, data: bytes | bytearray, work: Callable[[int, bytes], bytes]) -> bytes:
+        pages = (bytes(data[start : start + PAGE_SIZE]) for start in range(0, len(data), PAGE_SIZE))
+        return b"".join(work(first + i, page) if any(page) else page for i, page in enumerate(pages))
+
+    def _encrypt_page(self, page: int, data: bytes) -> bytes:
+        for _ in range(2):
+            encryptor = Cipher(self._aes, modes.CBC(page.to_bytes(16, "little"))).encryptor()
+            data = _backwards(encryptor.update(data))
+        return data
+
+    def _decrypt_page(self, page: int, data: bytes) -> bytes:
+        for _ in range(2):
+            decryptor = Cipher(self._aes, modes.CBC(page.to_bytes(16, "little"))).decryptor()
+            data = decryptor.update(_backwards(data))
+        return data
+
+
+def _backwards(data: bytes) -> bytes:
+    """The blocks in reverse order."""
+    return b"".join(data[at : at + BLOCK_SIZE] for at in range(len(data) - BLOCK_SIZE, -1, -BLOCK_SIZE))
+
+
+def cipher_tears() -> None:
+    """Pages are encrypted as a whole, and written so."""
+    store = StoredFile._store_pages
+
+    def store_whole(
+        self: StoredFile, start: int, image: bytes | bytearray, first: int, last: int, length: int
+    ) -> None:
+        store(self, start, image, start, start + len(image), length)
+
+    def seal_whole(self: StoredFile) -> None:
+        start = floor_to(self.length, PAGE_SIZE)
+        if self.length > start:
+            self._overlay(start, bytes(self.read(start, self.length - start)))
+
+    def extend_whole(self: StoredFile, length: int) -> None:
+        # a page must not get a hole behind ciphertext that is only valid without it
+        inside = min(length, floor_to(self.length + PAGE_SIZE - 1, PAGE_SIZE))
+        if inside > self.length:
+            self._overlay(self.length, bytes(inside - self.length))
+        self._store.truncate(stored_size(length))
+        self.length = length
+
+    _replace(sealing, page_cipher=_TearingCipher)
+    _replace(StoredFile, _store_pages=store_whole, _seal=seal_whole, _extend=extend_whole)
+
+
+VARIANTS = (
+    fsync_does_nothing,
+    header_is_not_synced,
+    directory_is_not_synced,
+    durable_writes_are_not_synced,
+    unfinished_files_stay,
+    cipher_tears,
+)
+
+
+def _replace(place: object, **parts: object) -> None:
+    for name, part in parts.items():
+        assert hasattr(place, name), f"{place} has no {name} any more"
+        setattr(place, name, part)
+
+
+if __name__ == "__main__":
+    {variant.__name__: variant for variant in VARIANTS}[sys.argv.pop(1)]()
+    main.run()
