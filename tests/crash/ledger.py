@@ -96,11 +96,15 @@ class Ledger:
         self._dying.clear()
         seeds = [dice.randrange(1 << 32) for _ in range(CLIENTS + 1)]
         threads = [
-            threading.Thread(target=self._commit, args=(server, client, Random(seeds[client])), daemon=True)
+            threading.Thread(
+                target=self._run, args=(self._commit, server, client, Random(seeds[client])), daemon=True
+            )
             for client in range(CLIENTS)
         ]
         work = getattr(self, f"_{disturbance}")
-        threads.append(threading.Thread(target=self._disturb, args=(server, work, Random(seeds[-1])), daemon=True))
+        threads.append(
+            threading.Thread(target=self._run, args=(self._disturb, server, work, Random(seeds[-1])), daemon=True)
+        )
         for thread in threads:
             thread.start()
         try:
@@ -116,19 +120,17 @@ class Ledger:
         """From now on the clients may find the server gone."""
         self._dying.set()
 
-    @contextmanager
-    def _client(self, server: Server) -> Iterator[psycopg.Connection]:
-        """A connection of the load, which ends with the server."""
+    def _run(self, work: Callable[..., None], *arguments: object) -> None:
+        """One client, from connection to the end of the server."""
         try:
-            with self._connect(server) as connection:
-                yield connection
+            work(*arguments)
         except psycopg.Error as error:
             if not self._dying.is_set():
                 self._surprises.append(str(error))
 
     def _commit(self, server: Server, client: int, dice: Random) -> None:
         account = self.accounts[client]
-        with self._client(server) as connection:
+        with self._connect(server) as connection:
             while not self._stopping.is_set():
                 number = account.acknowledged + 1
                 one, other = dice.sample(range(1, ACCOUNTS + 1), 2)
@@ -146,7 +148,7 @@ class Ledger:
                 self.commits += 1
 
     def _disturb(self, server: Server, work: Work, dice: Random) -> None:
-        with self._client(server) as connection:
+        with self._connect(server) as connection:
             while not self._stopping.wait(dice.random() * 0.05):
                 work(connection, dice)
 

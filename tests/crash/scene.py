@@ -99,12 +99,13 @@ class Scene:
         self.volume.kill()
         self._bury(server)
 
-    def cut_power(self, keeps: Keeps, seed: int) -> int:
-        """The machine dies; returns how many changes were not durable."""
+    def cut_power(self, keeps: Keeps, dice: Random, *, upon_write: bool) -> int:
+        """The machine dies, at once or during one of the next writes; returns how much was not durable."""
         assert self.disk
         server = self._processes_of_server()
         self.ledger.expect_death()
-        lost = self.disk.cut(keeps, seed)
+        moment = dice.randrange(1, 20) if upon_write else None
+        lost = self.disk.cut(keeps, dice.randrange(1 << 32), moment)
         if self.volume.daemons:
             self.volume.kill()
         self._bury(server)
@@ -139,13 +140,18 @@ class Scene:
         self.start()
         self.check()
 
-    def survive_power_cut(self, disturbance: str, dice: Random, sync_method: str | None = None) -> None:
-        """One power cut under load, and the reckoning."""
+    def survive_power_cut(
+        self, disturbance: str, dice: Random, *, sync_method: str | None = None, tearing: float = 0.5
+    ) -> None:
+        """One power cut under load, and the reckoning.
+
+        :param tearing: how likely the cut comes during a write
+        """
         keeps = dice.choice(list(Keeps))
         self.start(sync_method or dice.choice(SYNC_METHODS))
         with self.ledger.clients(self.server, disturbance, dice):
             self.sleep(dice)
-            self.cut_power(keeps, dice.randrange(1 << 32))
+            self.cut_power(keeps, dice, upon_write=dice.random() < tearing)
         self.start()
         self.check()
 

@@ -81,6 +81,21 @@ def test_a_write_is_torn_at_any_sector() -> None:
     ), "a sector is never torn"
 
 
+def test_a_write_under_way_is_torn_even_where_nothing_else_lasts() -> None:
+    disk = Disk()
+    file = _file(disk, b"a")
+    disk.write(file, 0, b"o" * 2048)
+    disk.sync_all()
+    disk.write(file, 1024, b"1" * 1024)
+    disk.write(file, 0, b"n" * 2048)
+    found = set()
+    for seed in range(300):
+        copy = deepcopy(disk)
+        copy.cut_power(Random(seed), Keeps.NOTHING, writing=True)
+        found.add(_content(copy, b"a"))
+    assert found == {b"n" * cut + b"o" * (2048 - cut) for cut in range(0, 2049, SECTOR)}
+
+
 def test_a_later_write_overtakes_an_earlier_one() -> None:
     disk = Disk()
     file = _file(disk, b"a")

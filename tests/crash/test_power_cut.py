@@ -77,18 +77,19 @@ def test_a_broken_tdefs_is_caught(
     snapshot: Snapshot, workspace: Workspace, variant: str, dice: Dice, request: pytest.FixtureRequest
 ) -> None:
     """That nothing is found in tdefs means something only if what is wrong would be found."""
-    program = [sys.executable, broken.__file__, variant]
+    disturbance, tearing = "definitions", 0.5
     if variant == broken.cipher_tears.__name__:
         # it reads only what it wrote; that it can make a cluster shows that it does no harm without a power cut
+        disturbance, tearing = "nothing", 1
         snapshot = request.getfixturevalue("torn_snapshot")
     scene = snapshot.restore()
-    scene.volume.program = program
+    scene.volume.program = [sys.executable, broken.__file__, variant]
     sync_method = "open_datasync" if variant == broken.durable_writes_are_not_synced.__name__ else "fdatasync"
     try:
         for number in range(MOST_CUTS):
             random = dice.random(number)
             try:
-                scene.survive_power_cut("definitions", random, sync_method)
+                scene.survive_power_cut(disturbance, random, sync_method=sync_method, tearing=tearing)
             except (AssertionError, psycopg.Error) as caught:
                 print(f"caught by cut {number}: {caught}")
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
@@ -93,38 +93,37 @@ class Content:
     def __init__(self) -> None:
         self.present = bytearray()
         self._durable = bytearray()
-        self._pending: list[Write | Resize] = []
-
-    @property
-    def unsynced(self) -> int:
-        return len(self._pending)
+        #: What is not durable.
+        self.changes: list[Write | Resize] = []
 
     def write(self, when: int, offset: int, data: bytes) -> None:
         if offset + len(data) > len(self.present):
             self.resize(when, offset + len(data))
         self.present[offset : offset + len(data)] = data
-        self._pending.append(Write(when, offset, data))
+        self.changes.append(Write(when, offset, data))
 
     def resize(self, when: int, size: int) -> None:
         _set_size(self.present, size)
-        self._pending.append(Resize(when, size))
+        self.changes.append(Resize(when, size))
 
     def sync(self) -> None:
-        for change in self._pending:
+        for change in self.changes:
             if isinstance(change, Resize):
                 _set_size(self._durable, change.size)
             else:
                 self._durable[change.offset : change.offset + len(change.data)] = change.data
-        self._pending.clear()
+        self.changes.clear()
 
-    def survive(self, dice: Random, keeps: Keeps, until: int) -> None:
+    def survive(self, dice: Random, keeps: Keeps, until: int, under_way: Write | None) -> None:
         """Become what is left after a power cut.
 
         Sizes change in their order. A sector holds what was durable or any of the writes since, unless a
         truncation that survives came in between: so a write may be torn at any sector, and overtake another.
+
+        :param under_way: a write of which the disk has done a part
         """
         content = self._durable
-        resizes = [change for change in self._pending if isinstance(change, Resize)]
+        resizes = [change for change in self.changes if isinstance(change, Resize)]
         if keeps is Keeps.NOTHING:
             last = -1
         elif keeps is Keeps.JOURNAL:
@@ -132,7 +131,7 @@ class Content:
         else:
             last = dice.choice([-1, *(change.when for change in resizes)])
         writes: list[Write] = []
-        for change in self._pending:
+        for change in self.changes:
             if isinstance(change, Write):
                 writes.append(change)
             elif change.when <= last:
@@ -141,7 +140,10 @@ class Content:
                 _set_size(content, change.size)
         if keeps is not Keeps.NOTHING:
             self._keep_writes(dice, content, writes)
-        self.present, self._pending = bytearray(content), []
+        if under_way is not None and under_way in writes:
+            sectors = _sectors(under_way)
+            _keep(content, under_way, sectors[: dice.randrange(len(sectors) + 1)])
+        self.present, self.changes = bytearray(content), []
 
     def _keep_writes(self, dice: Random, content: bytearray, writes: list[Write]) -> None:
         style = dice.choice(("all", "none", "prefix", "sectors"))
@@ -156,10 +158,14 @@ class Content:
                 sectors = [sector for sector in sectors if dice.random() < chance]
             elif style == "prefix" and number == len(writes) - 1:
                 sectors = sectors[: dice.randrange(len(sectors) + 1)]
-            for start, end in sectors:
-                end = min(end, len(content))
-                if start < end:
-                    content[start:end] = write.data[start - write.offset : end - write.offset]
+            _keep(content, write, sectors)
+
+
+def _keep(content: bytearray, write: Write, sectors: list[tuple[int, int]]) -> None:
+    for start, end in sectors:
+        end = min(end, len(content))
+        if start < end:
+            content[start:end] = write.data[start - write.offset : end - write.offset]
 
 
 def _set_size(content: bytearray, size: int) -> None:
@@ -196,6 +202,13 @@ class Node:
     def status(self) -> Attributes:
         return self.attributes.present
 
+    def pending(self) -> Iterator[int]:
+        """When each change was made that is not durable."""
+        yield from (change.when for change in self.content.changes)
+        yield from (when for when, _ in self.attributes.history[1:])
+        for versions in self.names.values():
+            yield from (when for when, _ in versions.history[1:])
+
     def entries(self) -> dict[bytes, int]:
         """The names of a directory that are there now, with the numbers of their nodes."""
         return {name: one.present for name, one in self.names.items() if one.present is not None}
@@ -225,13 +238,7 @@ class Disk:
     @property
     def unsynced(self) -> int:
         """How many changes a power cut may take away."""
-        return sum(
-            node.content.unsynced
-            + len(node.attributes.history)
-            - 1
-            + sum(len(versions.history) - 1 for versions in node.names.values())
-            for node in self.nodes.values()
-        )
+        return sum(1 for node in self.nodes.values() for _ in node.pending())
 
     # --- changing
 
@@ -284,10 +291,17 @@ class Disk:
         for node in self.nodes.values():
             self.sync(node)
 
-    def cut_power(self, dice: Random, keeps: Keeps) -> None:
-        """Forget what was not synced, or a part of it."""
-        until = dice.randrange(self._clock + 1)
-        kept = {when: dice.random() < 0.5 for when in range(self._clock + 1)} if keeps is Keeps.ANY else {}
+    def cut_power(self, dice: Random, keeps: Keeps, *, writing: bool = False) -> None:
+        """Forget what was not synced, or a part of it.
+
+        :param writing: whether the last write is just under way, and may be torn in any case
+        """
+        pending = sorted({when for node in self.nodes.values() for when in node.pending()})
+        until = dice.choice([0, *pending])
+        kept = {when: dice.random() < 0.5 for when in pending}
+
+        writes = (one for node in self.nodes.values() for one in node.content.changes if isinstance(one, Write))
+        under_way = max(writes, key=lambda write: write.when, default=None) if writing else None
 
         def lasts(when: int) -> bool:
             if keeps is Keeps.NOTHING:
@@ -295,7 +309,7 @@ class Disk:
             return when <= until if keeps is Keeps.JOURNAL else kept[when]
 
         for node in self.nodes.values():
-            node.content.survive(dice, keeps, until)
+            node.content.survive(dice, keeps, until, under_way)
             node.attributes.survive(lasts)
             for versions in node.names.values():
                 versions.survive(lasts)

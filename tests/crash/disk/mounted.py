@@ -41,9 +41,13 @@ class PowerCutDisk:
         """Makes everything durable, as syncfs(2) would: the kernel keeps that call from a FUSE file system."""
         self._command(sync="all")
 
-    def cut(self, keeps: Keeps, seed: int) -> int:
-        """Cuts the power: the mount is dead, its image holds what is left; returns how much was not durable."""
-        unsynced = self._command(end="now", cut=keeps.value, seed=str(seed), image=str(self._image))
+    def cut(self, keeps: Keeps, seed: int, upon_write: int | None = None) -> int:
+        """Cuts the power: the mount is dead, its image holds what is left; returns how much was not durable.
+
+        :param upon_write: not at once, but during the write of this number from now on
+        """
+        moment = {} if upon_write is None else {"upon_write": str(upon_write)}
+        unsynced = self._command(end="now", cut=keeps.value, seed=str(seed), image=str(self._image), **moment)
         self._ended()
         return unsynced
 

@@ -14,7 +14,7 @@ import os
 import pickle
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -56,6 +56,9 @@ class DiskOperations(pyfuse3.Operations):
     def __init__(self, disk: Disk) -> None:
         super().__init__()
         self.disk = disk
+        #: How many writes may still be made, and what happens upon the next.
+        self.writes_left = -1
+        self.upon_write: Callable[[], None] = lambda: None
 
     # --- names
 
@@ -195,6 +198,9 @@ class DiskOperations(pyfuse3.Operations):
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         self.disk.write(self.disk.nodes[fh], off, bytes(buf))
+        self.writes_left -= 1
+        if self.writes_left == 0:
+            self.upon_write()
         return len(buf)
 
     async def flush(self, fh: FileHandleT) -> None:
@@ -241,26 +247,33 @@ class DiskOperations(pyfuse3.Operations):
         return entry
 
 
-async def _serve_commands(disk: Disk, path: Path) -> None:
+async def _serve_commands(operations: DiskOperations, path: Path) -> None:
     listener = trio.socket.socket(trio.socket.AF_UNIX)
     await listener.bind(str(path))
     listener.listen()
     while True:
         line, _ = await listener.accept()
-        with line:
-            command = json.loads(await line.recv(_COMMAND_SIZE))
-            # from here on without a pause: once the power is cut no request may be answered any more
-            answer = _execute(disk, command)
+        command = json.loads(await line.recv(_COMMAND_SIZE))
+
+        def obey(line: trio.socket.SocketType = line, command: dict[str, str] = command) -> None:
+            # without a pause: once the power is cut no request may be answered any more
+            answer = _execute(operations.disk, command)
             os.write(line.fileno(), json.dumps(answer).encode())
+            line.close()
             if "end" in command:
                 os._exit(0)
+
+        if "upon_write" in command:
+            operations.writes_left, operations.upon_write = int(command["upon_write"]), obey
+        else:
+            obey()
 
 
 def _execute(disk: Disk, command: dict[str, str]) -> int:
     """Do what a command says; the answer is how many changes were not durable before it."""
     unsynced = disk.unsynced
     if "cut" in command:
-        disk.cut_power(Random(command["seed"]), Keeps(command["cut"]))
+        disk.cut_power(Random(command["seed"]), Keeps(command["cut"]), writing="upon_write" in command)
     elif "sync" in command:
         disk.sync_all()
     if "image" in command:
@@ -269,9 +282,10 @@ def _execute(disk: Disk, command: dict[str, str]) -> int:
 
 
 async def _main(mountpoint: Path, socket: Path, disk: Disk) -> None:
-    pyfuse3.init(DiskOperations(disk), str(mountpoint), {"fsname=powercut", "allow_other", "default_permissions"})
+    operations = DiskOperations(disk)
+    pyfuse3.init(operations, str(mountpoint), {"fsname=powercut", "allow_other", "default_permissions"})
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_serve_commands, disk, socket)
+        nursery.start_soon(_serve_commands, operations, socket)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
     pyfuse3.close(unmount=False)
