@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 
@@ -64,12 +63,12 @@ def _twins(workspace: Workspace, volume: Volume) -> Iterator[Twins]:
     mount = volume.mountpoint / plain.name
     mount.mkdir()
     mount.chmod(0o755)
-    before = complaints(volume)
+    before = volume.complaints()
     yield Twins(plain, mount)
     for directory in (plain, mount):
         # rm, unlike shutil.rmtree, can remove what lies beyond PATH_MAX
         subprocess.run(["rm", "-rf", str(directory)], check=True)
-    assert complaints(volume)[len(before) :] == [], "the daemon complained in its log"
+    assert volume.complaints()[len(before) :] == [], "the daemon complained in its log"
 
 
 @pytest.fixture
@@ -84,12 +83,6 @@ def data_twins(request: pytest.FixtureRequest, workspace: Workspace) -> Iterator
     yield from _twins(
         workspace, request.getfixturevalue("encrypted" if request.param == "encrypted" else "unencrypted")
     )
-
-
-def complaints(volume: Volume) -> list[str]:
-    """The lines of the daemon's log from warnings upwards, and tracebacks."""
-    text = volume.log.read_text(errors="replace")
-    return [line for line in text.splitlines() if re.search(r" (WARNING|ERROR|CRITICAL) |^Traceback", line)]
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.fs.children import needs_root
-from tests.fs.conftest import complaints
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
@@ -78,7 +77,7 @@ def test_a_full_disk_is_told_at_fsync_and_earlier_bytes_stay(small: Volume) -> N
     data = path.read_bytes()
     assert data[:30_000] == b"before" * 5000
     assert data[50_001:50_006] == b"after"
-    assert all("failed: No space left on device (ENOSPC; HINT: make room" in line for line in complaints(small))
+    assert all("failed: No space left on device (ENOSPC; HINT: make room" in line for line in small.complaints())
 
 
 def test_files_made_on_a_full_disk_leave_nothing_that_stands_in_the_way_later(small: Volume) -> None:
@@ -107,4 +106,4 @@ def test_files_made_on_a_full_disk_leave_nothing_that_stands_in_the_way_later(sm
     small.mount()
     for path in directory.iterdir():
         assert path.read_bytes() == path.name.encode()
-    assert all("failed: No space left on device (ENOSPC; HINT: make room" in line for line in complaints(small))
+    assert all("failed: No space left on device (ENOSPC; HINT: make room" in line for line in small.complaints())

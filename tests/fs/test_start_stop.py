@@ -19,7 +19,6 @@ import pytest
 
 from tdefs.errors import Exit
 from tests.fs.children import needs_root
-from tests.fs.conftest import complaints
 from tests.fs.twins import content
 from tests.support.mounts import is_mounted, mounts_below
 from tests.support.processes import is_alive, processes_in, send, wait_until
@@ -523,7 +522,7 @@ def test_the_daemon_raises_its_limit_of_open_files(volume: Volume) -> None:
     opened = [(volume.mountpoint / str(number)).open("wb") for number in range(200)]
     for file in opened:
         file.close()
-    assert complaints(volume) == []
+    assert volume.complaints() == []
     assert hard >= 200
 
 

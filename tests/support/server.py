@@ -32,6 +32,8 @@ class Server:
         self.log = directory / f"{pgdata.name}.log"
         self.socket_directory = Path(tempfile.mkdtemp(prefix="s", dir=directory))
         self.port = _free_port()
+        #: What the server and its programs get beside the usual environment, or instead of it.
+        self.environment: dict[str, str] = {}
         account.own(self.socket_directory)
         self.log.touch(0o600)
         account.own(self.log)
@@ -110,7 +112,7 @@ class Server:
 
     def _environment(self) -> dict[str, str]:
         place = {"PGHOST": str(self.socket_directory), "PGPORT": str(self.port)}
-        return {**self.account.environment(), **place}
+        return {**self.account.environment(), **place, **self.environment}
 
     def _execute(
         self, command: list[str], *, text: str | None = None, check: bool = True

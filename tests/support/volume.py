@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -132,6 +133,11 @@ class Volume:
 
     def log_tail(self, lines: int = 60) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def complaints(self) -> list[str]:
+        """The lines of the daemon's log from warnings upwards, and tracebacks."""
+        text = self.log.read_text(errors="replace")
+        return [line for line in text.splitlines() if re.search(r" (WARNING|ERROR|CRITICAL) |^Traceback", line)]
 
     def discard(self) -> str:
         """Unmounts whatever state it is in; returns what went wrong, or nothing."""
