@@ -35,7 +35,8 @@ class Archive:
             "-oAPT::Sandbox::User=root",
             "-oAcquire::Retries=3",
         ]
-        self._apt("apt-get", "-qq", "update")
+        # otherwise lists that cannot be fetched are a warning
+        self._apt("apt-get", "-qq", "-oAPT::Update::Error-Mode=any", "update")
 
     def source_versions(self, package: str) -> list[str]:
         """The versions of a source package that the archive has, the newest first; none if it has no such."""
