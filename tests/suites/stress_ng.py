@@ -74,7 +74,7 @@ _WORDS = {0: "ok", 2: "failed", 3: "not supported", 4: "not supported"}
 # what every run says
 _USUAL = re.compile(
     r"setting to|dispatching hogs|successful run|metrics|passed|failed: N|skipped|legacy|note:"
-    r"|removing|using a maximum"
+    r"|removing|using a maximum|dentries allocated"
 )
 
 
