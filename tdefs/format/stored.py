@@ -7,6 +7,7 @@ new length whose bytes outside of the changed range are what they were.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Protocol
 
 from tdefs.format.errors import DamagedLength
@@ -42,7 +43,7 @@ class Store(Protocol):
 class StoredFile:
     """An encrypted file of ``length`` plaintext bytes."""
 
-    __slots__ = ("_cipher", "_sealed", "_store", "changes", "length")
+    __slots__ = ("_cipher", "_ragged", "_sealed", "_store", "changes", "length")
 
     def __init__(self, store: Store, cipher: PageCipher, size: int) -> None:
         """:param size: the stored size in bytes.
@@ -52,6 +53,7 @@ class StoredFile:
         self._store = store
         self._cipher = cipher
         self._sealed = False
+        self._ragged = False
         self.length = plaintext_length(size)
         #: Counts changes, so that who reads ciphertext aside can tell that it went stale.
         self.changes = 0
@@ -90,21 +92,25 @@ class StoredFile:
         if not data:
             return
         self.changes += 1
+        self._trim()
         before = self.length
         try:
             if offset > before:
                 self._extend(offset)
             self._write_within(offset, data)
-        except OSError:
+        except Exception:
             self._sealed = False
             if self.length != before or offset + len(data) > before:
-                self._store.truncate(stored_size(before))
                 self.length = before
+                self._ragged = True
+                with suppress(OSError):
+                    self._trim()
             raise
 
     def truncate(self, length: int) -> None:
         """Set the length in bytes; what is beyond the old end reads as zeros."""
         self.changes += 1
+        self._trim()
         if length > self.length:
             self._extend(length)
         elif length < self.length:
@@ -113,6 +119,12 @@ class StoredFile:
             self._sealed = False
             self._store.truncate(stored_size(length))
             self.length = length
+
+    def _trim(self) -> None:
+        """Cut off what a write that failed has left behind the end, which would be taken for content later."""
+        if self._ragged:
+            self._store.truncate(stored_size(self.length))
+            self._ragged = False
 
     def _extend(self, length: int) -> None:
         """Make the file longer with zeros: a hole."""
