@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from enum import IntEnum
 
@@ -59,6 +60,14 @@ class TdefsError(Exception):
         if self.hint:
             lines.append(f"HINT:  {self.hint}")
         return "\n".join(lines)
+
+
+def errno_of(error: Exception) -> int:
+    """Return the errno that tells the kernel of *error*: EIO for what has none of its own."""
+    if isinstance(error, OverflowError):
+        # an offset or a length that, with the header before it, no file system has
+        return errno.EFBIG
+    return (isinstance(error, OSError) and error.errno) or errno.EIO
 
 
 def from_os_error(error: OSError) -> TdefsError:

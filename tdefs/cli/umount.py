@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.mounts import detach, find_mount, is_dead, unmount
-from tdefs.volume import is_in_use, read_volume
+from tdefs.volume import is_in_use, read_volume, was_left_clean
 
 _WAIT_SECONDS = 60
 _POLL_SECONDS = 0.02
@@ -41,4 +41,11 @@ def _run(args: argparse.Namespace) -> int:
                 hint=f'see its log "{volume.log_file}"',
             )
         time.sleep(_POLL_SECONDS)
+    if not was_left_clean(volume):
+        raise TdefsError(
+            Exit.OS_ERROR,
+            f'"{mount.mountpoint}" is unmounted, but not everything is known to be on the disk',
+            detail="the disk below failed; the next mount looks for files that were left half made",
+            hint=f'see the daemon\'s log "{volume.log_file}", unless it was told to log elsewhere',
+        )
     return Exit.OK

@@ -6,14 +6,17 @@ each one goes where recent ones say it is cheaper.
 
 from __future__ import annotations
 
-import errno
-import os
+from collections.abc import Callable
 from functools import partial
 
+import trio
+
+from tdefs.errors import errno_of
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.files import OpenFile
 from tdefs.fs.inodes import Inode, InodeTable
 from tdefs.fs.loop import in_thread
+from tdefs.fs.losses import Loss
 from tdefs.fs.pace import Pace
 
 # A thread's round trip is about 150 microseconds; above this a sync is worth one.
@@ -31,38 +34,66 @@ class Durability:
         self._inodes = inodes
         self._pace = Pace(_QUICK_SECONDS, _SMOOTHING)
 
-    async def sync(self, file: OpenFile, *, datasync: bool) -> None:
+    async def sync(self, file: OpenFile, *, datasync: bool, of_write: bool = False) -> None:
         """Make the file's content durable, and the directory entries that lead to it.
 
+        :param of_write: whether the error will be that of a write, not of a sync that somebody asked for.
         :raises OSError: something may be lost; every later sync fails, too, until the file was closed by all.
         """
-        if file.loss is not None:
-            raise OSError(file.loss, os.strerror(file.loss))
+        inode = file.inode
+        while file.syncing is not None:
+            await file.syncing.wait()
+        if inode.loss is not None:
+            inode.loss.tell(kernel_asks=not of_write)
         much = file.unsynced > _MUCH_DATA
         file.unsynced = 0
         work = partial(self._sync_file, file.fd, datasync)
         try:
             if much:
-                await in_thread(work)
+                await self._beside(file, work)
             elif self._pace.is_quick:
                 self._pace.timed(work)
             else:
-                await in_thread(partial(self._pace.timed, work))
-            for directory in self._inodes.unsynced_above(file.inode):
-                self._inodes.sync_names(directory, "fsync:directory", "fsync:entry")
-        except OSError as error:
-            file.loss = error.errno or errno.EIO
+                await self._beside(file, partial(self._pace.timed, work))
+            if inode.loss is not None:
+                # what failed meanwhile may have been told of what this sync was to write
+                inode.loss.tell(kernel_asks=not of_write)
+            for directory in self._inodes.unsynced_above(inode):
+                self._inodes.sync_names(directory, "fsync:directory", "fsync:entry", told=True)
+        except Exception as error:
+            of_write_back = of_write and not file.direct
+            inode.lost(Loss(errno_of(error), told=not of_write_back, kernel_tells=of_write_back))
             raise
 
     async def sync_directory(self, directory: Inode, fd: int) -> None:
-        """Make the entries of an open directory durable."""
+        """Make the entries of an open directory durable.
+
+        :raises OSError: names may be lost; every later sync fails, too, until the directory was closed by all.
+        """
+        if directory.loss is not None:
+            directory.loss.tell(kernel_asks=False)
         last = self._inodes.last_unsynced_name(directory)
         work = partial(self._calls.fsync, "fsyncdir", fd)
-        if self._pace.is_quick:
-            work()
-        else:
-            await in_thread(work)
+        try:
+            if self._pace.is_quick:
+                work()
+            else:
+                await in_thread(work)
+        except Exception as error:
+            self._inodes.names_lost(directory, errno_of(error), told=True)
+            raise
+        if directory.loss is not None:
+            directory.loss.tell(kernel_asks=False)
         self._inodes.names_synced(directory, last)
+
+    async def _beside(self, file: OpenFile, work: Callable[[], None]) -> None:
+        """Sync *file* in a thread, while no other sync of it runs: the error of both would be told to one."""
+        file.syncing = trio.Event()
+        try:
+            await in_thread(work)
+        finally:
+            file.syncing.set()
+            file.syncing = None
 
     def _sync_file(self, fd: int, datasync: bool) -> None:
         if datasync:

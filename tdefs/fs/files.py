@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import trio
+
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.inodes import Inode
 
@@ -102,7 +104,7 @@ class PlainContent:
 class OpenFile:
     """An inode's backing descriptor, and what is read and written through it."""
 
-    __slots__ = ("content", "direct", "fd", "handles", "inode", "loss", "status", "unsynced", "writable")
+    __slots__ = ("content", "direct", "fd", "handles", "inode", "status", "syncing", "unsynced", "writable")
 
     def __init__(self, inode: Inode, fd: int, content: Content, status: os.stat_result, *, writable: bool) -> None:
         #: The attributes as they were when somebody last asked for them.
@@ -114,9 +116,8 @@ class OpenFile:
         self.handles = 0
         #: Whether the kernel's cache is bypassed: the same for all handles that are open at a time.
         self.direct = False
-        #: The errno of a sync or a write-back that failed. The kernel below tells it once and then forgets; here
-        #: every sync fails until all who might rely on the lost data have closed the file.
-        self.loss: int | None = None
+        #: Set while a sync runs beside the event loop: only one at a time is told of an error by the kernel below.
+        self.syncing: trio.Event | None = None
         #: Bytes written since the last sync.
         self.unsynced = 0
 

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from errno import ENOENT, ENOTDIR, ESTALE
 from typing import TYPE_CHECKING
 
+from tdefs.errors import errno_of
 from tdefs.fs.calls import SystemCalls
+from tdefs.fs.descriptors import Descriptors
+from tdefs.fs.losses import Loss
 
 if TYPE_CHECKING:
     from tdefs.fs.files import OpenFile
@@ -41,8 +44,10 @@ class Inode:
         "bypassed",
         "form",
         "ghost",
+        "handles",
         "key",
         "lookups",
+        "loss",
         "names",
         "number",
         "open_file",
@@ -62,8 +67,12 @@ class Inode:
         #: What the file says of itself, once it was read.
         self.form: Form | None = None
         self.open_file: OpenFile | None = None
+        #: Of a directory: how many have it open.
+        self.handles = 0
         #: Whether it was written past the kernel's cache, which may hold older bytes since.
         self.bypassed = False
+        #: What every sync must tell; see tdefs.fs.losses.
+        self.loss: Loss | None = None
         #: Set when no name is known any more, while the kernel still refers to it.
         self.ghost: Ghost | None = None
 
@@ -76,6 +85,15 @@ class Inode:
     def is_directory(self) -> bool:
         """Tell whether this is a directory."""
         return self.type == stat.S_IFDIR
+
+    def lost(self, loss: Loss) -> None:
+        """Note that data of it may be lost."""
+        self.loss = self.loss.followed_by(loss) if self.loss is not None else loss
+
+    def closed(self) -> None:
+        """Note that nobody has it open any more."""
+        if self.loss is not None and self.loss.is_over_when_closed():
+            self.loss = None
 
     def path(self) -> bytes:
         """Return the path relative to the mount point, for the classifier and the log."""
@@ -107,6 +125,7 @@ class InodeTable:
 
     def __init__(self, calls: SystemCalls, root_fd: int) -> None:
         self._calls = calls
+        self.descriptors = Descriptors(calls)
         status = calls.fstat("inodes:root", root_fd)
         self.root = Inode(ROOT_NUMBER, (status.st_dev, status.st_ino), stat.S_IFDIR)
         self.root.lookups = 1
@@ -120,6 +139,8 @@ class InodeTable:
         # between; and the number of the last name that came.
         self._unsynced: dict[tuple[int, int], int] = {}
         self._names_added = 0
+        #: Losses of files that the kernel has forgotten, by key.
+        self._lost: dict[tuple[int, int], Loss] = {}
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -138,6 +159,7 @@ class InodeTable:
             inode = Inode(self._free_number(key), key, stat.S_IFMT(status.st_mode))
             self._by_number[inode.number] = inode
             self._by_key[key] = inode
+            inode.loss = self._lost.pop(key, None)
         inode.ghost = None
         place = (parent, name)
         if place not in inode.names:
@@ -180,16 +202,36 @@ class InodeTable:
         if self._unsynced.get(directory.key) == last:
             self._unsynced.pop(directory.key, None)
 
-    def sync_names(self, directory: Inode, open_label: str, sync_label: str) -> None:
-        """Make the names in *directory* durable: all of them, so that the next new file in it needs no sync."""
+    def sync_names(self, directory: Inode, open_label: str, sync_label: str, *, told: bool) -> None:
+        """Make the names in *directory* durable: all of them, so that the next new file in it needs no sync.
+
+        :param told: whether an error is the answer to a sync that somebody asked for.
+        """
+        if directory.loss is not None and told:
+            directory.loss.tell(kernel_asks=False)
         last = self.last_unsynced_name(directory)
         above = self.directory_fd(directory)
-        fd = self._calls.open(open_label, b".", os.O_RDONLY | os.O_DIRECTORY, 0, above)
+        fd = self.descriptors.open_at(open_label, b".", os.O_RDONLY | os.O_DIRECTORY, 0, above)
         try:
             self._calls.fsync(sync_label, fd)
+        except OSError as error:
+            self.names_lost(directory, errno_of(error), told=told)
+            raise
         finally:
-            self._calls.close(open_label, fd)
+            self.descriptors.let_go(open_label, fd)
         self.names_synced(directory, last)
+
+    def names_lost(self, directory: Inode, errno: int, *, told: bool) -> None:
+        """Note that a sync of *directory* failed: all who rely on a name in it must learn of it.
+
+        :param told: whether somebody learns of it at once; then only who has something open now must, too.
+        """
+        for inode in self._by_number.values():
+            file = inode.open_file
+            if file is not None and file.handles > 0 and directory in self.unsynced_above(inode):
+                inode.lost(Loss(errno, told=True))
+        if directory.handles > 0 or not told:
+            directory.lost(Loss(errno, told=told))
 
     def unsynced_above(self, inode: Inode) -> list[Inode]:
         """Return the directories above *inode* with names that may not be on the disk, the nearest first."""
@@ -213,15 +255,30 @@ class InodeTable:
         if inode is None or inode is self.root:
             return
         inode.lookups -= lookups
+        if inode.lookups <= 0 and inode.loss is not None:
+            inode.loss.kernel_forgot()
         self.drop_if_unused(inode)
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Drop *inode* when neither the kernel nor an open file refers to it."""
         if inode.lookups <= 0 and inode.open_file is None and inode is not self.root:
             self._by_number.pop(inode.number, None)
+            if inode.loss is not None and inode.names:
+                self._lost[inode.key] = inode.loss
             if self._by_key.get(inode.key) is inode:
                 del self._by_key[inode.key]
             self._close_directory(inode)
+
+    def stand_in(self, status: os.stat_result, length: int) -> Inode:
+        """Return an inode to be listed in place of a file that cannot be told anything of at the moment.
+
+        It has a number that no file ever has, so what the kernel is told of it is never taken for the file's.
+        """
+        self._next_private += 1
+        inode = Inode(self._next_private, (0, self._next_private), stat.S_IFMT(status.st_mode))
+        inode.ghost = Ghost(status, length, status.st_nlink)
+        self._by_number[inode.number] = inode
+        return inode
 
     def place(self, inode: Inode) -> tuple[bytes, int]:
         """Return a name and the descriptor of its directory through which *inode* can be reached.
@@ -266,27 +323,27 @@ class InodeTable:
         for node in reversed(chain):
             _, name = node.names[0]
             try:
-                fd = self._calls.open("inodes:directory", name, os.O_PATH | os.O_DIRECTORY, 0, above_fd)
+                fd = self.descriptors.open_at("inodes:directory", name, os.O_PATH | os.O_DIRECTORY, 0, above_fd)
             finally:
                 if opened is not None:
-                    self._calls.close("inodes:directory", opened)
+                    self.descriptors.let_go("inodes:directory", opened)
             opened = above_fd = fd
         self._directory_fds[inode] = above_fd
         if len(self._directory_fds) > _DIRECTORY_FDS:
             _, oldest = self._directory_fds.popitem(last=False)
-            self._calls.close("inodes:directory", oldest)
+            self.descriptors.let_go("inodes:directory", oldest)
         return above_fd
 
     def close(self) -> None:
         """Close every cached descriptor."""
         while self._directory_fds:
             _, fd = self._directory_fds.popitem()
-            self._calls.close("inodes:close", fd)
+            self.descriptors.let_go("inodes:close", fd)
 
     def _close_directory(self, inode: Inode) -> None:
         fd = self._directory_fds.pop(inode, None)
         if fd is not None:
-            self._calls.close("inodes:directory", fd)
+            self.descriptors.let_go("inodes:directory", fd)
 
     def _free_number(self, key: tuple[int, int]) -> int:
         device, number = key

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
+from collections.abc import Callable
 from errno import EEXIST, EINVAL, ENOENT, EPERM
+from functools import partial
 
 from tdefs.format.header import ANY_PLACE, Identity
 from tdefs.fs.calls import Owner, SystemCalls
@@ -18,8 +19,6 @@ from tdefs.volume import PRIVATE_DIRECTORY
 # linux/fs.h
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
-
-log = logging.getLogger(__name__)
 
 _PRIVATE_NAME = os.fsencode(PRIVATE_DIRECTORY)
 
@@ -49,24 +48,27 @@ class Namespace:
     def names_in(self, directory: Inode) -> list[bytes]:
         """Return the names in a directory, without ``.`` and ``..``."""
         name, above = self._inodes.place(directory)
-        fd = self._calls.open("readdir:open", name, os.O_RDONLY | os.O_DIRECTORY, 0, above)
+        fd = self._inodes.descriptors.open_at("readdir:open", name, os.O_RDONLY | os.O_DIRECTORY, 0, above)
         try:
             names = self._calls.listdir("readdir", fd)
         finally:
-            self._calls.close("readdir:close", fd)
+            self._inodes.descriptors.let_go("readdir:close", fd)
         return [name for name in names if not _is_private(directory, name)]
 
     def adopt(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> tuple[Inode, os.stat_result]:
         """Give a node that was just made to the caller, if it is not the caller's yet, and return it.
 
-        In a directory with the set-group-ID bit the group is the
-        directory's, which the backing file system has already seen to.
+        In a directory with the set-group-ID bit the group is the directory's, which the backing file system has
+        already seen to.
+
+        :param mode: with the bits of the type for a directory.
+        :raises OSError: the node is gone again.
         """
         directory = self._inodes.directory_fd(parent)
-        status = self._calls.stat("adopt:stat", name, directory)
-        above = self._calls.stat("adopt:parent", b".", directory)
-        wanted_gid = status.st_gid if above.st_mode & stat.S_ISGID else owner.gid
         try:
+            status = self._calls.stat("adopt:stat", name, directory)
+            above = self._calls.stat("adopt:parent", b".", directory)
+            wanted_gid = status.st_gid if above.st_mode & stat.S_ISGID else owner.gid
             if (owner.uid, wanted_gid) != (status.st_uid, status.st_gid):
                 self._calls.chown("adopt:chown", name, owner.uid, wanted_gid, directory)
                 if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(status.st_mode):
@@ -74,10 +76,10 @@ class Namespace:
                     self._calls.chmod("adopt:chmod", name, stat.S_IMODE(status.st_mode), directory)
                 status = self._calls.stat("adopt:stat", name, directory)
         except OSError:
-            if stat.S_ISDIR(status.st_mode):
-                self._calls.rmdir("adopt:undo", name, directory)
+            if stat.S_ISDIR(mode):
+                self._undo("mkdir", parent, name, lambda: self._calls.rmdir("adopt:undo", name, directory))
             else:
-                self._calls.unlink("adopt:undo", name, directory)
+                self._undo("create", parent, name, lambda: self._calls.unlink("adopt:undo", name, directory))
             raise
         inode = self._inodes.enter(parent, name, status)
         self._inodes.name_added(parent)
@@ -92,7 +94,7 @@ class Namespace:
         """Make a directory."""
         _refuse_private(parent, name)
         self._calls.mkdir("mkdir", name, stat.S_IMODE(mode), self._inodes.directory_fd(parent), owner)
-        return self.adopt(parent, name, mode, owner)
+        return self.adopt(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), owner)
 
     def mknod(
         self, parent: Inode, name: bytes, mode: int, device: int, owner: Owner
@@ -144,9 +146,13 @@ class Namespace:
             self._calls.link("link", old_name, old_directory, name, directory)
         except OSError:
             if given_up:
-                self._opener.bind(inode, *given_up)
+                self._undo("link", parent, name, lambda: self._opener.bind(inode, *given_up))
             raise
-        status = self._calls.stat("link:stat", name, directory)
+        try:
+            status = self._calls.stat("link:stat", name, directory)
+        except OSError:
+            self._undo("link", parent, name, lambda: self._calls.unlink("link:undo", name, directory))
+            raise
         self._inodes.enter(parent, name, status)
         self._inodes.name_added(parent)
         return status
@@ -184,7 +190,7 @@ class Namespace:
             )
         except OSError:
             for node, old, _ in rebound:
-                self._opener.bind(node, old)
+                self._undo("rename", parent, name, partial(self._opener.bind, node, old))
             raise
         if target is inode:
             # two names of one file: rename(2) does nothing
@@ -245,16 +251,17 @@ class Namespace:
         """
         try:
             # a header must not forget the old name while a crash could still bring it back
-            self._inodes.sync_names(parent, "rename:directory", "rename:sync")
-            self._inodes.sync_names(new_parent, "rename:directory", "rename:sync")
+            for directory in (parent, new_parent):
+                self._inodes.sync_names(directory, "rename:directory", "rename:sync", told=False)
             for node, _, new in rebound:
                 self._opener.bind(node, new)
         except OSError as error:
-            log.warning(
-                "%s: headers still name the place before a rename: %s", printable(new_parent.path()), error
-            )
+            self._opener.complaints.failed("rename", printable(new_parent.path()), error)
         for node, _, _ in rebound:
             self._inodes.drop_if_unused(node)
+
+    def _undo(self, operation: str, parent: Inode, name: bytes, work: Callable[[], None]) -> None:
+        self._opener.undo(operation, path_of(parent, name), work)
 
     def _exists(self, parent: Inode, name: bytes) -> bool:
         try:

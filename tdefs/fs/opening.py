@@ -6,15 +6,19 @@ import logging
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 from errno import EACCES, EIO, EPERM, EROFS, EXDEV
 
+from tdefs.errors import errno_of
 from tdefs.format.errors import DamagedLength, FormatError
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Header, Identity
 from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
 from tdefs.format.stored import StoredFile
 from tdefs.fs.calls import Owner, SystemCalls
+from tdefs.fs.complaints import Complaints
 from tdefs.fs.files import BackingStore, Content, OpenFile, PlainContent
 from tdefs.fs.inodes import Ghost, Inode, InodeTable, path_of, printable
+from tdefs.fs.losses import Loss
 from tdefs.fs.sealing import Broken, Empty, Form, Plain, Sealed, Sealer, check_identity, identity_at
 from tdefs.policy.model import Decision, Policy
 from tdefs.policy.paths import classify
@@ -22,6 +26,8 @@ from tdefs.policy.paths import classify
 log = logging.getLogger(__name__)
 
 _IDLE_FILES = 512
+# so many at once when there are too many open files
+_IDLE_FILES_GIVEN_UP = 32
 
 
 class Opener:
@@ -32,8 +38,12 @@ class Opener:
         self._inodes = inodes
         self._sealer = sealer
         self._policy = policy
+        self.complaints = Complaints()
+        #: Whether something half made may be left in the backing directory, as after a crash.
+        self.left_something = False
         #: Open files without handles, the least recently used first.
         self._idle: OrderedDict[OpenFile, None] = OrderedDict()
+        inodes.descriptors.give_up = self._close_some_idle
 
     def open(self, inode: Inode, *, writable: bool) -> OpenFile:
         """Return the open file of *inode*, opened now if it is not.
@@ -54,7 +64,7 @@ class Opener:
             status = self._calls.fstat("open:stat", fd)
             content = self._content(inode, fd, form, status.st_size, can_write=can_write)
         except BaseException:
-            self._calls.close("open:undo", fd)
+            self._inodes.descriptors.let_go("open:undo", fd)
             raise
         inode.open_file = OpenFile(inode, fd, content, status, writable=can_write)
         return inode.open_file
@@ -66,7 +76,7 @@ class Opener:
         """
         path = path_of(parent, name)
         directory = self._inodes.directory_fd(parent)
-        fd = self._calls.create("create:open", name, os.O_RDWR, mode, directory, owner)
+        fd = self._inodes.descriptors.create_at("create:open", name, os.O_RDWR, mode, directory, owner)
         inode: Inode | None = None
         try:
             status = self._calls.fstat("create:stat", fd)
@@ -76,12 +86,12 @@ class Opener:
             size = 0
             if decision.encrypted:
                 form = Sealed(self._sealer.new_header(decision.key_name, identity_at(path)))
-                self._write_new_header(fd, form.header)
+                self._write_new_header(path, fd, form.header)
                 size = HEADER_SIZE
             content = self._content(inode, fd, form, size, can_write=True)
         except BaseException:
-            self._calls.close("create:undo", fd)
-            self._calls.unlink("create:undo", name, directory)
+            self._inodes.descriptors.let_go("create:undo", fd)
+            self.undo("create", path, lambda: self._calls.unlink("create:undo", name, directory))
             if inode is not None:
                 self._inodes.removed(inode, parent, name, last=True)
             raise
@@ -89,6 +99,14 @@ class Opener:
         self._inodes.name_added(parent)
         inode.open_file = OpenFile(inode, fd, content, status, writable=True)
         return inode.open_file
+
+    def undo(self, operation: str, path: str, work: Callable[[], None]) -> None:
+        """Take back a step of something that failed; if that fails, too, the next mount will have to."""
+        try:
+            work()
+        except OSError as error:
+            self.left_something = True
+            self.complaints.failed(f"{operation} (undo)", printable(os.fsencode(path)), error)
 
     def close_if_unused(self, file: OpenFile) -> None:
         """Put a file without handles aside: for each connection PostgreSQL opens the same ones again."""
@@ -109,6 +127,15 @@ class Opener:
             del self._idle[inode.open_file]
             self._close(inode.open_file)
 
+    def _close_some_idle(self) -> bool:
+        """Close what was put aside longest ago; return whether there was anything."""
+        closed = 0
+        while self._idle and closed < _IDLE_FILES_GIVEN_UP:
+            file, _ = self._idle.popitem(last=False)
+            self._close(file)
+            closed += 1
+        return closed > 0
+
     def close_all_idle(self) -> None:
         """Close everything that is put aside."""
         while self._idle:
@@ -116,27 +143,41 @@ class Opener:
             self._close(file)
 
     def _close(self, file: OpenFile) -> None:
-        if not file.inode.names and file.inode.lookups > 0:
-            status = self._calls.fstat("file:last", file.fd)
-            file.inode.ghost = Ghost(status, file.content.length, status.st_nlink)
-        file.inode.open_file = None
-        self._calls.close("file:close", file.fd)
-        self._inodes.drop_if_unused(file.inode)
+        """Close; nobody asked for that, so there is nobody to be told of an error but who syncs next."""
+        inode = file.inode
+        path = printable(inode.path())
+        if not inode.names and inode.lookups > 0:
+            try:
+                file.status = self._calls.fstat("file:last", file.fd)
+            except OSError as error:
+                self.complaints.failed("close", path, error)
+            inode.ghost = Ghost(file.status, file.content.length, file.status.st_nlink)
+        inode.open_file = None
+        try:
+            self._calls.close("file:close", file.fd)
+        except OSError as error:
+            # a network file system writes then
+            self.complaints.failed("close", path, error)
+            inode.lost(Loss(errno_of(error)))
+        self._inodes.drop_if_unused(inode)
 
     def length(self, inode: Inode, status: os.stat_result) -> int:
-        """Return the plaintext length of a regular file whose backing file has *status*."""
+        """Return the plaintext length of a regular file whose backing file has *status*.
+
+        :raises OSError: it cannot be told at the moment. A wrong answer would be remembered by the kernel.
+        """
         if inode.open_file is not None:
             return inode.open_file.content.length
         if inode.ghost is not None:
             return inode.ghost.length
         if status.st_size == 0:
             return 0
+        form = self.form(inode)
+        if isinstance(form, Plain):
+            return status.st_size
         try:
-            form = self.form(inode)
-            if isinstance(form, Plain):
-                return status.st_size
             return form.length if isinstance(form, Empty) else plaintext_length(status.st_size)
-        except (DamagedLength, OSError):
+        except DamagedLength:
             # of a file that cannot be opened; others in the directory can be, so it must be possible to list it
             return max(0, status.st_size - HEADER_SIZE)
 
@@ -148,7 +189,7 @@ class Opener:
             try:
                 self._read_form(inode, fd)
             finally:
-                self._calls.close("form:close", fd)
+                self._inodes.descriptors.let_go("form:close", fd)
         assert inode.form is not None  # noqa: S101 - _read_form has set it
         return inode.form
 
@@ -162,11 +203,19 @@ class Opener:
         fd = self._open_for_header(inode)
         try:
             self._calls.pwrite("bind:header", fd, self._sealer.encode(header), 0)
-            self._calls.fdatasync("bind:sync", fd)
+            self._sync_header(inode, fd)
         finally:
             if inode.open_file is None or fd != inode.open_file.fd:
-                self._calls.close("bind:close", fd)
+                self._inodes.descriptors.let_go("bind:close", fd)
         inode.form = Sealed(header)
+
+    def _sync_header(self, inode: Inode, fd: int) -> None:
+        try:
+            self._calls.fdatasync("bind:sync", fd)
+        except OSError as error:
+            # what it tells may be about data, and nobody who synced has been told
+            inode.lost(Loss(errno_of(error)))
+            raise
 
     def _open_for_header(self, inode: Inode) -> int:
         """Return a descriptor of *inode*'s backing file that can write: the open file's, or a new one."""
@@ -206,7 +255,7 @@ class Opener:
     def _open_backing(self, name: bytes, directory: int, *, writable: bool) -> tuple[int, bool]:
         """Open for reading and writing: with write-back caching the kernel reads from files opened write-only."""
         try:
-            return self._calls.open("open:rw", name, os.O_RDWR, 0, directory), True
+            return self._inodes.descriptors.open_at("open:rw", name, os.O_RDWR, 0, directory), True
         except OSError as error:
             if error.errno not in (EACCES, EPERM, EROFS) or (writable and error.errno != EACCES):
                 raise
@@ -221,7 +270,7 @@ class Opener:
         a part is written, whatever the mode.
         """
         try:
-            return self._calls.open(label, name, flags, 0, directory)
+            return self._inodes.descriptors.open_at(label, name, flags, 0, directory)
         except PermissionError:
             status = self._calls.stat("open:closed", name, directory)
             if status.st_uid != os.geteuid():
@@ -229,7 +278,7 @@ class Opener:
         mode = stat.S_IMODE(status.st_mode)
         self._calls.chmod("open:unlock", name, mode | stat.S_IRUSR | stat.S_IWUSR, directory)
         try:
-            return self._calls.open(label, name, flags, 0, directory)
+            return self._inodes.descriptors.open_at(label, name, flags, 0, directory)
         finally:
             self._calls.chmod("open:relock", name, mode, directory)
 
@@ -240,7 +289,7 @@ class Opener:
         try:
             os.dup2(fd, file.fd, inheritable=False)
         finally:
-            self._calls.close("open:upgrade", fd)
+            self._inodes.descriptors.let_go("open:upgrade", fd)
         file.writable = True
         if isinstance(file.inode.form, Empty):
             form = self._settle(file.inode, file.fd, file.inode.form)
@@ -265,11 +314,11 @@ class Opener:
         form: Form = Plain()
         if decision.encrypted:
             form = Sealed(self._sealer.new_header(decision.key_name, identity_at(path)))
-            self._write_new_header(fd, form.header, empty.length)
+            self._write_new_header(path, fd, form.header, empty.length)
         inode.form = form
         return form
 
-    def _write_new_header(self, fd: int, header: Header, length: int = 0) -> None:
+    def _write_new_header(self, path: str, fd: int, header: Header, length: int = 0) -> None:
         """Write the header of a file of *length* zeros.
 
         The size comes first: a file shorter than its header is damage. Where plain files may lie, too, a header
@@ -281,10 +330,13 @@ class Opener:
             if self._sealer.plain_files:
                 self._calls.fdatasync("create:sync", fd)
         except OSError:
-            # all zero again, of its old size
-            self._calls.ftruncate("create:undo", fd, 0)
-            self._calls.ftruncate("create:undo", fd, length)
+            self.undo("create", path, lambda: self._empty(fd, length))
             raise
+
+    def _empty(self, fd: int, length: int) -> None:
+        """Make a file all zero again, of its old size."""
+        self._calls.ftruncate("create:undo", fd, 0)
+        self._calls.ftruncate("create:undo", fd, length)
 
     def _content(self, inode: Inode, fd: int, form: Form, size: int, *, can_write: bool) -> Content:
         """Return the content of an open backing file of *size* stored bytes, after the last checks.
@@ -324,5 +376,10 @@ class Opener:
         check_identity(header, identity)
         if len(header.identities) > 1 and can_write and self._inodes.is_entry_durable(inode):
             settled = header.bound_to(identity)
-            self._calls.pwrite("bind:settle", fd, self._sealer.encode(settled), 0)
+            try:
+                self._calls.pwrite("bind:settle", fd, self._sealer.encode(settled), 0)
+            except OSError as error:
+                # it can be opened as it is
+                self.complaints.failed("open", printable(inode.path()), error)
+                return
             inode.form = Sealed(settled)

@@ -10,7 +10,8 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import pyfuse3
@@ -30,11 +31,13 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from tdefs.errors import errno_of
 from tdefs.fs.attributes import Attributes, Changes
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.durability import Durability
-from tdefs.fs.files import Handle
+from tdefs.fs.files import Handle, OpenFile
 from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable, printable
+from tdefs.fs.losses import Loss
 from tdefs.fs.namespace import Namespace
 from tdefs.fs.opening import Opener
 from tdefs.fs.reading import Reader
@@ -78,7 +81,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         opener: Opener,
         root_fd: int,
     ) -> None:
-        super().__init__()
+        super().__init__(opener.complaints)
         self._calls = calls
         self._inodes = inodes
         self._opener = opener
@@ -101,7 +104,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         for handle in list(self._handles):
             self._release(handle)
         for directory in self._directories.values():
-            self._calls.close("close:directory", directory.fd)
+            self._inodes.descriptors.let_go("close:directory", directory.fd)
         self._directories.clear()
         self._opener.close_all_idle()
         self._inodes.close()
@@ -134,7 +137,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a directory."""
         parent = self._inodes[parent_inode]
-        return self._entry(*self._namespace.mkdir(parent, name, mode, _owner(ctx)))
+        with self._making(parent, name):
+            return self._entry(*self._namespace.mkdir(parent, name, mode, _owner(ctx)))
 
     @reply
     async def mknod(
@@ -142,7 +146,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a file, socket, FIFO or device node."""
         parent = self._inodes[parent_inode]
-        return self._entry(*self._namespace.mknod(parent, name, mode, rdev, _owner(ctx)))
+        with self._making(parent, name):
+            return self._entry(*self._namespace.mknod(parent, name, mode, rdev, _owner(ctx)))
 
     @reply
     async def symlink(
@@ -150,7 +155,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a symbolic link."""
         parent = self._inodes[parent_inode]
-        return self._entry(*self._namespace.symlink(parent, name, target, _owner(ctx)))
+        with self._making(parent, name):
+            return self._entry(*self._namespace.symlink(parent, name, target, _owner(ctx)))
 
     @reply
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -163,8 +169,9 @@ class FuseOperations(Replies, pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a hard link."""
         node = self._inodes[inode]
-        status = self._namespace.link(node, self._inodes[new_parent_inode], new_name)
-        return self._entry(node, status)
+        parent = self._inodes[new_parent_inode]
+        with self._making(parent, new_name):
+            return self._entry(node, self._namespace.link(node, parent, new_name))
 
     @reply
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -211,7 +218,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         node = self._inodes[inode]
         if fh is not None and fields.update_mtime and not (fields.update_size or fields.update_mode):
             # only the kernel itself sets times through a handle: those of writes that it has cached
-            status = self._attributes.pass_on_mtime(self._handle(fh).file, attr.st_mtime_ns)
+            status = self._pass_on_mtime(self._handle(fh).file, attr.st_mtime_ns)
             return self._reply_attributes(node, status)
         changes = Changes(
             size=attr.st_size if fields.update_size else None,
@@ -277,9 +284,10 @@ class FuseOperations(Replies, pyfuse3.Operations):
         """Open a directory."""
         node = self._inodes[inode]
         name, above = self._inodes.place(node)
-        fd = self._calls.open("opendir", name, os.O_RDONLY | os.O_DIRECTORY, 0, above)
+        fd = self._inodes.descriptors.open_at("opendir", name, os.O_RDONLY | os.O_DIRECTORY, 0, above)
         handle = self._new_handle()
         self._directories[handle] = _Directory(node, fd)
+        node.handles += 1
         return handle
 
     @reply
@@ -304,9 +312,14 @@ class FuseOperations(Replies, pyfuse3.Operations):
                 continue
             try:
                 inode, status = self._namespace.lookup(directory.inode, name)
+                entry = self._reply_attributes(inode, status)
             except FileNotFoundError:
                 continue
-            entry = self._reply_attributes(inode, status)
+            except OSError as error:
+                # nothing can be told of this one now; the others can be listed
+                path = printable(b"/".join(part for part in (directory.inode.path(), name) if part))
+                self.complaints.failed("readdir", path, error)
+                inode, entry = self._stand_in(inode, status)
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 self._inodes.drop_if_unused(inode)
                 return
@@ -316,7 +329,10 @@ class FuseOperations(Replies, pyfuse3.Operations):
     async def releasedir(self, fh: FileHandleT) -> None:
         """Close a directory."""
         directory = self._directories.pop(fh)
-        self._calls.close("releasedir", directory.fd)
+        directory.inode.handles -= 1
+        if directory.inode.handles == 0:
+            directory.inode.closed()
+        self._inodes.descriptors.let_go("releasedir", directory.fd)
 
     @reply
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
@@ -332,12 +348,13 @@ class FuseOperations(Replies, pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make a file and open it."""
         parent = self._inodes[parent_inode]
-        file = self._namespace.create(parent, name, mode, _owner(ctx))
-        try:
-            inode, status = self._namespace.adopt(parent, name, mode, _owner(ctx))
-        except OSError:
-            self._opener.close_if_unused(file)
-            raise
+        with self._making(parent, name):
+            file = self._namespace.create(parent, name, mode, _owner(ctx))
+            try:
+                inode, status = self._namespace.adopt(parent, name, mode, _owner(ctx))
+            except OSError:
+                self._opener.close_if_unused(file)
+                raise
         return self._open_reply(Handle(file, flags)), self._entry(inode, status)
 
     @reply
@@ -363,19 +380,19 @@ class FuseOperations(Replies, pyfuse3.Operations):
         """Write. The kernel gives the offset also for O_APPEND, since it owns the length."""
         handle = self._handle(fh)
         file = handle.file
-        if not file.writable:
-            # a write-back of pages that were made dirty through a descriptor closed since
-            self._opener.open(file.inode, writable=True)
         try:
+            if not file.writable:
+                # a write-back of pages that were made dirty through a descriptor closed since
+                self._opener.open(file.inode, writable=True)
             file.content.write(off, buf)
-        except OSError as error:
+        except Exception as error:
             if not file.direct:
                 # a write-back: who wrote was told of success long ago, and learns of it from the next sync
-                file.loss = error.errno or errno.EIO
+                file.inode.lost(Loss(errno_of(error), kernel_tells=True))
             raise
         file.unsynced += len(buf)
         if handle.durable_writes:
-            await self._durability.sync(file, datasync=True)
+            await self._durability.sync(file, datasync=True, of_write=True)
         return len(buf)
 
     @reply
@@ -410,6 +427,16 @@ class FuseOperations(Replies, pyfuse3.Operations):
         name = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], bytes) else b""
         return printable(b"/".join(part for part in (inode.path(), name) if part) or b".")
 
+    @contextmanager
+    def _making(self, parent: Inode, name: bytes) -> Iterator[None]:
+        """Have the kernel look again for what could not be made, when what there is of it could not be removed."""
+        try:
+            yield
+        except OSError:
+            if self._opener.left_something:
+                pyfuse3.invalidate_entry_async(parent.number, name, ignore_enoent=True)
+            raise
+
     def _handle(self, fh: int) -> Handle:
         try:
             return self._handles[fh]
@@ -440,15 +467,35 @@ class FuseOperations(Replies, pyfuse3.Operations):
         file = self._handles.pop(fh).file
         file.handles -= 1
         if file.handles == 0:
-            file.loss = None
+            file.inode.closed()
         self._opener.close_if_unused(file)
+
+    def _pass_on_mtime(self, file: OpenFile, mtime_ns: int) -> os.stat_result:
+        try:
+            return self._attributes.pass_on_mtime(file, mtime_ns)
+        except OSError as error:
+            # the kernel does this within a sync, which then has failed without asking for one
+            file.inode.lost(Loss(errno_of(error), told=True))
+            raise
 
     def _dot(self, directory: Inode, name: bytes) -> Inode:
         return directory.names[0][0] if name == b".." and directory.names else directory
 
+    def _stand_in(self, inode: Inode, status: os.stat_result) -> tuple[Inode, EntryAttributes]:
+        """Return what to list for a file of which nothing can be told; the kernel asks again when it is used."""
+        self._inodes.drop_if_unused(inode)
+        inode = self._inodes.stand_in(status, 0)
+        entry = self._reply_attributes(inode, status)
+        entry.entry_timeout = entry.attr_timeout = 0
+        return inode, entry
+
     def _entry(self, inode: Inode, status: os.stat_result) -> EntryAttributes:
         """Return attributes for a reply that counts as a lookup."""
-        entry = self._reply_attributes(inode, status)
+        try:
+            entry = self._reply_attributes(inode, status)
+        except OSError:
+            self._inodes.drop_if_unused(inode)
+            raise
         inode.lookups += 1
         return entry
 

@@ -102,8 +102,13 @@ def run_session(
     finally:
         pyfuse3.close(unmount=True)
         operations.close()
-        calls.syncfs("session:sync", root_fd)
-        write_session(volume, replace(session, clean=True))
+        try:
+            calls.syncfs("session:sync", root_fd)
+        except OSError as error:
+            opener.complaints.failed("the last sync", str(request.mountpoint), error)
+            opener.left_something = True
+        if not opener.left_something:
+            write_session(volume, replace(session, clean=True))
         os.close(root_fd)
         log.info("unmounted %s", request.mountpoint)
 
@@ -134,7 +139,7 @@ async def _serve(
             "known_inodes": len(inodes),
             "open_handles": operations.open_handles,
             "requests": dict(sorted(operations.requests.items())),
-            "failures": dict(sorted(operations.failures.items())),
+            "failures": dict(sorted(operations.complaints.counts.items())),
         }
 
     async with trio.open_nursery() as nursery:

@@ -12,6 +12,8 @@ from random import Random, SystemRandom
 
 import pytest
 
+pytest.register_assert_rewrite("tests.fs.children", "tests.crash.places", "tests.crash.scripts")
+
 
 @dataclass(frozen=True)
 class Dice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ class Counting(SystemCalls):
     def __init__(self) -> None:
         self.synced: list[str] = []
         self.failing: str | None = None
+        #: Fails one sync, slowly, while others succeed.
+        self.told_once = False
 
     def fsync(self, label: str, fd: int) -> None:
         self._sync(label, fd)
@@ -32,6 +35,10 @@ class Counting(SystemCalls):
         self._sync(label, fd)
 
     def _sync(self, label: str, fd: int) -> None:
+        if self.told_once:
+            self.told_once = False
+            time.sleep(0.2)
+            raise OSError(errno.EIO, "the disk fails")
         if label == self.failing:
             raise OSError(errno.EIO, "the disk fails")
         self.synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
@@ -45,7 +52,7 @@ class Tree:
         self._root = root
         self.root_fd = os.open(root, os.O_RDONLY)
         self.inodes = InodeTable(self.calls, self.root_fd)
-        self._durability = Durability(self.calls, self.inodes)
+        self.durability = Durability(self.calls, self.inodes)
         self._files: list[int] = []
 
     def directory(self, parent: Inode, name: str) -> Inode:
@@ -57,7 +64,7 @@ class Tree:
         fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=self.inodes.directory_fd(parent))
         self._files.append(fd)
         inode = self._entered(parent, name)
-        return cast(OpenFile, SimpleNamespace(fd=fd, inode=inode, unsynced=0, loss=None))
+        return cast(OpenFile, SimpleNamespace(fd=fd, inode=inode, unsynced=0, syncing=None))
 
     def _entered(self, parent: Inode, name: str) -> Inode:
         status = os.stat(name, dir_fd=self.inodes.directory_fd(parent))
@@ -73,11 +80,11 @@ class Tree:
         return list(self.calls.synced)
 
     async def _sync(self, file: OpenFile) -> None:
-        await self._durability.sync(file, datasync=False)
+        await self.durability.sync(file, datasync=False)
 
     def sync_directory(self, directory: Inode, fd: int) -> None:
         async def work() -> None:
-            await self._durability.sync_directory(directory, fd)
+            await self.durability.sync_directory(directory, fd)
 
         trio.run(work)
 
@@ -173,7 +180,7 @@ def test_a_directory_that_the_kernel_forgot_is_still_known_to_have_new_names(tre
     file = tree.inodes.enter(again, b"file", os.stat("base/file", dir_fd=tree.root_fd))
     fd = os.open("base/file", os.O_RDWR, dir_fd=tree.root_fd)
     try:
-        opened = cast(OpenFile, SimpleNamespace(fd=fd, inode=file, unsynced=0, loss=None))
+        opened = cast(OpenFile, SimpleNamespace(fd=fd, inode=file, unsynced=0, syncing=None))
         assert tree.sync(opened) == ["file", "base", "root"]
     finally:
         os.close(fd)
@@ -190,3 +197,26 @@ def test_after_a_failed_sync_every_sync_fails(tree: Tree) -> None:
 
 def known(tree: Tree) -> Any:
     return tree.inodes._by_number
+
+
+def test_of_two_syncs_at_a_time_neither_says_success_when_one_was_told_of_an_error(tree: Tree) -> None:
+    """The kernel below tells an error to the first of two syncs of one descriptor, and success to the other."""
+    file = tree.file(tree.inodes.root, "file")
+    file.unsynced = 2 << 20  # much data, so that the syncs run beside the event loop
+    errors: list[int | None] = []
+    tree.calls.told_once = True
+
+    async def sync() -> None:
+        file.unsynced = 2 << 20
+        try:
+            await tree.durability.sync(file, datasync=False)
+        except OSError as error:
+            errors.append(error.errno)
+
+    async def both() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sync)
+            nursery.start_soon(sync)
+
+    trio.run(both)
+    assert errors == [errno.EIO, errno.EIO]

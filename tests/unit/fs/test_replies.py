@@ -10,6 +10,7 @@ import trio
 from pyfuse3 import FUSEError
 
 from tdefs.format.errors import DamagedLength
+from tdefs.fs.complaints import Complaints
 from tdefs.fs.replies import Replies, reply
 
 
@@ -17,7 +18,7 @@ class Failing(Replies):
     """Fails each request with the error it was made with."""
 
     def __init__(self, error: Exception, *, nameless: bool = False) -> None:
-        super().__init__()
+        super().__init__(Complaints())
         self._error = error
         self._nameless = nameless
 
@@ -56,14 +57,14 @@ def test_every_exception_becomes_an_errno_and_what_matters_is_logged(
     assert answer(served) == number
     assert logged in caplog.text if logged else not caplog.text
     assert served.requests["write"] == 1
-    assert served.failures["write"] == bool(logged)
+    assert served.complaints.counts["write"] == bool(logged)
 
 
 def test_a_full_disk_is_counted_each_time_and_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
     served = Failing(OSError(errno.ENOSPC, "disk full"))
     for _ in range(100):
         answer(served)
-    assert served.failures["write"] == 100
+    assert served.complaints.counts["write"] == 100
     assert caplog.text.count("disk full") == 1
 
 

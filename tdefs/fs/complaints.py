@@ -1,0 +1,50 @@
+"""What went wrong with the disk below: each failure is counted, and named in the log with what to do about it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from errno import EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS, errorcode
+
+log = logging.getLogger(__name__)
+
+# A full disk fails every write: the status counts them, the log names each file once in so many seconds, and no
+# more than so many files.
+_COMPLAINT_SECONDS = 10
+_MOST_COMPLAINTS = 20
+
+_HINTS = {
+    ENOSPC: "make room on the file system of the backing directory",
+    EDQUOT: "raise the quota of the backing directory's owner",
+    EROFS: "the file system of the backing directory is read-only; the kernel's log (dmesg) says why",
+    EIO: "the disk below fails; the kernel's log (dmesg) says how",
+    EMFILE: "raise the daemon's limit of open files (ulimit -Hn, LimitNOFILE of the unit)",
+    ENFILE: "raise the host's limit of open files (sysctl fs.file-max)",
+    ENOMEM: "the host is out of memory",
+}
+
+
+class Complaints:
+    """The failures of one mount."""
+
+    def __init__(self) -> None:
+        #: How often each operation failed with an error of ours or the disk's.
+        self.counts: Counter[str] = Counter()
+        self._recent: dict[tuple[str, str, int | None], float] = {}
+
+    def failed(self, operation: str, subject: str, error: OSError) -> None:
+        """Count a failure of the disk; log it once in a while for each file, operation and kind of failure."""
+        self.counts[operation] += 1
+        now = time.monotonic()
+        recent = {what: when for what, when in self._recent.items() if now - when < _COMPLAINT_SECONDS}
+        self._recent = recent
+        complaint = operation, subject, error.errno
+        if complaint in recent or len(recent) >= _MOST_COMPLAINTS:
+            return
+        recent[complaint] = now
+        code = errorcode.get(error.errno or 0, "no errno")
+        hint = _HINTS.get(error.errno or 0, "see the kernel's log (dmesg)")
+        log.error("%s of %s failed: %s (%s; HINT: %s)", operation, subject, error.strerror, code, hint)
+        if len(recent) == _MOST_COMPLAINTS:
+            log.error("more failures are counted in tdefs status, and not logged for %d s", _COMPLAINT_SECONDS)
