@@ -1,4 +1,4 @@
-"""An encrypted file on a disk that fails now and then: of what failed a part may be there, the rest is as it was."""
+"""An encrypted file on a disk that fails now and then: what failed may be there in part, the rest is as it was."""
 
 from __future__ import annotations
 
