@@ -73,7 +73,7 @@ missing_packages() {
     done
     if [[ -n $extras ]]; then
         # The tests name PostgreSQL 15; PostgreSQL 18 comes with pip.
-        for package in postgresql-15 postgresql-client-15 shellcheck stress-ng fio; do
+        for package in postgresql-15 postgresql-client-15 shellcheck btrfs-progs stress-ng fio; do
             installed "$package" || printf '%s\n' "$package"
         done
     elif ! have_server; then

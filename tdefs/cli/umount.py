@@ -29,7 +29,7 @@ def _run(args: argparse.Namespace) -> int:
     unmount(mount.mountpoint)
     try:
         volume = read_volume(mount.backing)
-    except (TdefsError, OSError):
+    except (TdefsError, PermissionError):
         # the backing directory is somebody else's; the kernel has passed everything on
         return Exit.OK
     deadline = time.monotonic() + _WAIT_SECONDS
