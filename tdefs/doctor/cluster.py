@@ -44,6 +44,13 @@ def _durability(settings: Mapping[str, Setting]) -> Iterator[Finding]:
     for name, consequence in _MUST_BE_OFF.items():
         if name in settings and settings[name].is_on:
             yield risk(f"{name} = on ({settings[name].where}): {consequence}", f"set {name} = off")
+    method = settings.get("recovery_init_sync_method")
+    if method is not None and method.value.lower() == "syncfs":
+        yield risk(
+            f"recovery_init_sync_method = syncfs ({method.where}): the kernel does not pass syncfs on to tdefs, "
+            "so what shall be durable before a recovery begins may not be",
+            "set recovery_init_sync_method = fsync",
+        )
     synchronous = settings.get("synchronous_commit")
     if synchronous is not None and synchronous.value.lower() in ("off", "false", "no", "0"):
         yield risk(

@@ -209,6 +209,16 @@ def test_a_loss_is_told_by_syncfs(path: Path, faults: Faults) -> None:
     os.close(root)
 
 
+def test_the_kernel_keeps_syncfs_to_itself(path: Path, faults: Faults) -> None:
+    """So nothing becomes durable by it, and the doctor warns of PostgreSQL's settings that rely on it."""
+    path.write_bytes(PAGE)
+    with faults.armed():
+        number = faults.number
+        subprocess.run(["sync", "-f", path.parent], check=True)
+    methods = {call.method for call in faults.called(number)}
+    assert not methods & {"fsync", "fdatasync", "syncfs"}, "it is passed on: tdefs can sync the disk below now"
+
+
 @pytest.mark.parametrize("label", ["file:write", "fsync:data"])
 @pytest.mark.parametrize("name", ["pg_wal/00000001000000000000000{}", "base/5/3000{}"], ids=["wal", "relation"])
 def test_a_durable_write_that_failed_fails_and_so_do_later_syncs(

@@ -55,6 +55,7 @@ def test_nothing_is_said_of_a_healthy_cluster(pgdata: Path) -> None:
         "full_page_writes = off",
         "synchronous_commit = off",
         "data_sync_retry = on",
+        "recovery_init_sync_method = syncfs",
         "ignore_checksum_failure = on",
         "zero_damaged_pages = on",
     ],
