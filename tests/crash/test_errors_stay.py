@@ -147,10 +147,15 @@ def test_a_loss_that_nobody_synced_is_told_to_who_opens_the_file_next(
 
 
 @needs_root
+@pytest.mark.parametrize("closed_below", [False, True], ids=["open below", "closed below"])
 def test_a_loss_that_nobody_synced_is_told_also_when_the_kernel_has_forgotten_the_file(
-    path: Path, faults: Faults
+    path: Path, faults: Faults, closed_below: bool
 ) -> None:
     lose_a_write(path, faults, errno.ENOSPC)
+    if closed_below:
+        # what the daemon keeps open for later is given up
+        with faults.armed(Order(labels=("opendir",), errno=errno.EMFILE)):
+            assert failure(lambda: os.listdir(path.parent)) == errno.EMFILE
     forget_inodes()
     fd = os.open(path, os.O_RDWR)
     assert failure(lambda: os.fsync(fd)) == errno.ENOSPC

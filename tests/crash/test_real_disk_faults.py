@@ -33,6 +33,12 @@ def volume(scratch: Workspace) -> Volume:
     return scratch.volume("real")
 
 
+@pytest.fixture
+def root(scratch: Workspace) -> Path:
+    """An empty directory for a disk."""
+    return scratch.directory("disk")
+
+
 def begin(volume: Volume, backing: Path) -> Path:
     """Makes and mounts the volume; returns a relation file in it that is durable."""
     volume.backing = backing
@@ -75,9 +81,9 @@ def complaints(volume: Volume, code: int) -> list[str]:
 
 
 def test_a_quota_reaches_the_client_as_edquot_and_all_goes_on_when_it_is_raised(
-    volume: Volume, tmp_path: Path
+    volume: Volume, root: Path
 ) -> None:
-    disk = Btrfs(tmp_path)
+    disk = Btrfs(root)
     with disk.mounted() as directory:
         path = begin(volume, directory / "volume")
         disk.limit("8M")
@@ -100,10 +106,8 @@ def test_a_quota_reaches_the_client_as_edquot_and_all_goes_on_when_it_is_raised(
         volume.umount()
 
 
-def test_an_unreadable_block_is_an_error_for_who_reads_it_and_for_nobody_else(
-    volume: Volume, tmp_path: Path
-) -> None:
-    disk = Btrfs(tmp_path)
+def test_an_unreadable_block_is_an_error_for_who_reads_it_and_for_nobody_else(volume: Volume, root: Path) -> None:
+    disk = Btrfs(root)
     with disk.mounted() as directory:
         path = begin(volume, directory / "volume")
         os.sync()
@@ -132,8 +136,8 @@ def test_an_unreadable_block_is_an_error_for_who_reads_it_and_for_nobody_else(
         volume.umount()
 
 
-def test_a_disk_that_turns_read_only_is_told_and_serves_reads(volume: Volume, tmp_path: Path) -> None:
-    disk = Ext4(tmp_path, 32)
+def test_a_disk_that_turns_read_only_is_told_and_serves_reads(volume: Volume, root: Path) -> None:
+    disk = Ext4(root, 32)
     with disk.mounted() as directory:
         path = begin(volume, directory / "backing")
         new = path.with_name("16385_fsm")
@@ -167,9 +171,9 @@ def test_a_disk_that_turns_read_only_is_told_and_serves_reads(volume: Volume, tm
 
 
 def test_a_disk_that_breaks_down_is_told_and_what_was_durable_is_there_afterwards(
-    volume: Volume, tmp_path: Path
+    volume: Volume, root: Path
 ) -> None:
-    disk = Ext4(tmp_path, 32)
+    disk = Ext4(root, 32)
     with disk.mounted() as directory:
         path = begin(volume, directory / "backing")
         new = path.with_name("16385_fsm")
@@ -199,9 +203,9 @@ def test_a_disk_that_breaks_down_is_told_and_what_was_durable_is_there_afterward
         end(volume)
 
 
-def test_a_loss_on_the_disk_below_is_told_though_all_had_closed_the_file(volume: Volume, tmp_path: Path) -> None:
+def test_a_loss_on_the_disk_below_is_told_though_all_had_closed_the_file(volume: Volume, root: Path) -> None:
     """The daemon had accepted the data; the disk refuses it later, while nobody has the file open."""
-    with (disk := ThinDisk(tmp_path)).mounted() as directory:
+    with (disk := ThinDisk(root)).mounted() as directory:
         path = begin(volume, directory / "backing")
         with disk.exhausted():
             in_child(lambda: path.write_bytes(b"x" * (1 << 20)))
@@ -222,8 +226,8 @@ def test_a_loss_on_the_disk_below_is_told_though_all_had_closed_the_file(volume:
         end(volume)
 
 
-def test_a_loss_on_the_disk_below_is_told_by_a_durable_write(volume: Volume, tmp_path: Path) -> None:
-    with (disk := ThinDisk(tmp_path)).mounted() as directory:
+def test_a_loss_on_the_disk_below_is_told_by_a_durable_write(volume: Volume, root: Path) -> None:
+    with (disk := ThinDisk(root)).mounted() as directory:
         begin(volume, directory / "backing")
         (volume.mountpoint / "pg_wal").mkdir()
         path = volume.mountpoint / "pg_wal" / "000000010000000000000001"
@@ -277,9 +281,10 @@ class FullScene(Scene):
 
 
 def test_a_full_disk_reaches_postgres_as_enospc_and_loses_no_commit(
-    scratch: Workspace, tmp_path: Path, dice: Dice
+    scratch: Workspace, root: Path, dice: Dice
 ) -> None:
-    disk = Ext4(tmp_path, 160)
+    disk = Ext4(root, 160)
+    volumes, servers = len(scratch.volumes), len(scratch.servers)
     with disk.mounted() as directory:
         scene = FullScene(scratch)
         scene.volume.backing = directory / "backing"
@@ -289,4 +294,4 @@ def test_a_full_disk_reaches_postgres_as_enospc_and_loses_no_commit(
             random = dice.random(number)
             scene.survive_full_disk(directory / "filler", random.choice(disturbances), random)
         assert scene.ledger.commits > 0
-        scratch.release(0, 0)
+        scratch.release(volumes, servers)
