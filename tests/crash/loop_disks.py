@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.support.processes import wait_until
+
 # linux/ext4.h: EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH
 _SHUTDOWN = 0x8004587D
 _WITHOUT_JOURNAL = 2
@@ -29,9 +31,17 @@ def _mounted(directory: Path, *words: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # what a failed test has left must not keep the image busy
-        if subprocess.run(["umount", directory], capture_output=True, check=False).returncode != 0:
-            subprocess.run(["umount", "-l", directory], check=False)
+        # a daemon that has ended closes its files a moment later; what a failed test has left stays
+        if not wait_until(lambda: _runs("umount", directory), 10):
+            _runs("umount", "-l", directory)
+        source = words[-1]
+        if isinstance(source, Path):
+            # while another mount namespace has a copy of the mount, the next one would be of the same file system
+            wait_until(lambda: not run("losetup", "-j", source), 60)
+
+
+def _runs(*words: str | Path) -> bool:
+    return subprocess.run([str(word) for word in words], capture_output=True, check=False).returncode == 0
 
 
 def _image(path: Path, megabytes: int) -> Path:
