@@ -355,3 +355,22 @@ def test_a_mount_whose_last_sync_failed_does_not_count_as_cleanly_ended(scratch:
     assert (volume.mountpoint / "PG_VERSION").read_text() == "15\n"
     volume.umount()
     assert '"clean": true' in (volume.backing / ".tdefs" / "session.json").read_text()
+
+
+def test_a_file_that_cannot_be_looked_at_is_listed_with_the_others_and_has_its_length_afterwards(
+    served: tuple[Volume, Faults], faults: Faults
+) -> None:
+    volume = served[0]
+    directory = volume.mountpoint / "listed"
+    directory.mkdir()
+    (directory / "known").write_bytes(b"x" * 1001)
+    os.sync()
+    # one that the daemon has not seen yet
+    unknown = volume.backing / "listed" / "unknown"
+    unknown.write_bytes((volume.backing / "listed" / "known").read_bytes())
+    with faults.armed(Order(labels=("form:read",))):
+        assert sorted(os.listdir(directory)) == ["known", "unknown"]
+        assert failure((directory / "unknown").stat) == errno.EIO
+        assert (directory / "known").stat().st_size == 1001
+    assert (directory / "unknown").stat().st_size == 1001
+    assert (directory / "unknown").read_bytes() == b"x" * 1001
