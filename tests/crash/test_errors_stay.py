@@ -374,3 +374,26 @@ def test_a_file_that_cannot_be_looked_at_is_listed_with_the_others_and_has_its_l
         assert (directory / "known").stat().st_size == 1001
     assert (directory / "unknown").stat().st_size == 1001
     assert (directory / "unknown").read_bytes() == b"x" * 1001
+
+
+@pytest.mark.parametrize(
+    ("label", "make"),
+    [
+        ("link:stat", lambda path, new: new.hardlink_to(path)),
+        ("adopt:stat", lambda path, new: new.mkdir()),
+        ("adopt:stat", lambda path, new: new.symlink_to("somewhere")),
+        ("adopt:stat", lambda path, new: new.touch()),
+        ("create:header", lambda path, new: new.touch()),
+    ],
+    ids=["link", "mkdir", "symlink", "create", "header"],
+)
+def test_what_could_not_be_made_is_not_there_and_can_be_made_later(
+    path: Path, faults: Faults, label: str, make: Callable[[Path, Path], None]
+) -> None:
+    new = path.with_name(f"{path.name}_fsm")
+    with faults.armed(Order(labels=(label,))):
+        assert failure(lambda: make(path, new)) == errno.EIO
+    assert new.name not in os.listdir(path.parent)
+    assert path.stat().st_nlink == 1
+    make(path, new)
+    assert new.name in os.listdir(path.parent)
