@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 
@@ -16,7 +15,7 @@ from tdefs.volume import create_volume, save_volume
 pytest.register_assert_rewrite("tests.fs.twins", "tests.fs.children")
 
 from tests.fs.twins import Twins  # noqa: E402 - after the line above, so that its assertions explain themselves
-from tests.support.volume import Volume  # noqa: E402
+from tests.support.volume import Volume, complaints  # noqa: E402
 from tests.support.workspace import Workspace  # noqa: E402
 
 PLAIN_POLICY = """\
@@ -84,12 +83,6 @@ def data_twins(request: pytest.FixtureRequest, workspace: Workspace) -> Iterator
     yield from _twins(
         workspace, request.getfixturevalue("encrypted" if request.param == "encrypted" else "unencrypted")
     )
-
-
-def complaints(volume: Volume) -> list[str]:
-    """The lines of the daemon's log from warnings upwards, and tracebacks."""
-    text = volume.log.read_text(errors="replace")
-    return [line for line in text.splitlines() if re.search(r" (WARNING|ERROR|CRITICAL) |^Traceback", line)]
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fs.children import needs_root
-from tests.fs.conftest import complaints
-from tests.support.volume import Volume
+from tests.support.volume import Volume, complaints
 from tests.support.workspace import Workspace
 
 pytestmark = needs_root

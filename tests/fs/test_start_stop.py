@@ -19,11 +19,10 @@ import pytest
 
 from tdefs.errors import Exit
 from tests.fs.children import needs_root
-from tests.fs.conftest import complaints
 from tests.fs.twins import content
 from tests.support.mounts import is_mounted, mounts_below
 from tests.support.processes import is_alive, processes_in, send, wait_until
-from tests.support.volume import TDEFS, Volume
+from tests.support.volume import TDEFS, Volume, complaints
 from tests.support.workspace import Workspace
 
 

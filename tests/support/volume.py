@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -141,6 +142,12 @@ class Volume:
         if self.is_mounted:
             detach(self.mountpoint)
         return "" if done.returncode == 0 else done.stderr
+
+
+def complaints(volume: Volume) -> list[str]:
+    """The lines of the daemon's log from warnings upwards, and tracebacks."""
+    text = volume.log.read_text(errors="replace")
+    return [line for line in text.splitlines() if re.search(r" (WARNING|ERROR|CRITICAL) |^Traceback", line)]
 
 
 def relative_files(directory: Path) -> list[str]:
