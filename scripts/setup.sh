@@ -72,8 +72,8 @@ missing_packages() {
         installed "$package" || printf '%s\n' "$package"
     done
     if [[ -n $extras ]]; then
-        # The tests name PostgreSQL 15; PostgreSQL 18 comes with pip.
-        for package in postgresql-15 postgresql-client-15 shellcheck btrfs-progs stress-ng fio; do
+        # The tests name PostgreSQL 15; PostgreSQL 18 comes with pip. faketime: they set the daemon's clock.
+        for package in postgresql-15 postgresql-client-15 shellcheck btrfs-progs stress-ng fio faketime; do
             installed "$package" || printf '%s\n' "$package"
         done
     elif ! have_server; then

@@ -216,13 +216,9 @@ class VolumeLock:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not _lock(fd):
             os.close(fd)
-            session = read_session(self._volume)
-            holder = f'process {session.pid} has it mounted at "{session.mountpoint}"' if session else ""
+            holder, hint = _who_uses(self._volume)
             raise TdefsError(
-                Exit.VOLUME_IN_USE,
-                f'volume "{self._volume.backing}" is in use',
-                detail=holder,
-                hint="unmount it with 'tdefs umount' first",
+                Exit.VOLUME_IN_USE, f'volume "{self._volume.backing}" is in use', detail=holder, hint=hint
             )
         self._fd = fd
 
@@ -250,6 +246,42 @@ def _lock(fd: int) -> bool:
             continue
         return True
     return False
+
+
+def _who_uses(volume: Volume) -> tuple[str, str]:
+    """Return who holds the volume's lock, and what to do about it."""
+    session = read_session(volume)
+    if session is not None and not session.clean and is_running(session.pid):
+        return (
+            f'process {session.pid} has it mounted at "{session.mountpoint}"',
+            "unmount it with 'tdefs umount' first",
+        )
+    # the last session's record says nothing of a command that is about to mount
+    pid = _holder_of_lock(volume)
+    who = f"process {pid}" if pid is not None and is_running(pid) else "another process"
+    return f"{who} is about to mount it, or to unmount it", "try again when it has ended"
+
+
+def _holder_of_lock(volume: Volume) -> int | None:
+    """Return the process that took the lock, as the kernel tells it in /proc/locks (proc(5))."""
+    with suppress(OSError, ValueError, IndexError):
+        status = (volume.private / _LOCK).stat()
+        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            fields = line.split()
+            if fields[1:4:2] == ["FLOCK", "WRITE"] and fields[5] == place:
+                return int(fields[4])
+    return None
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process of this number runs; one that has ended and was not waited for does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    # proc(5): the state follows the name, which may hold anything
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def is_in_use(volume: Volume) -> bool:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from pathlib import Path
 
 from benchmarks.systems.base import LIMIT, System, Unavailable
-from tdefs.fs.mounts import raise_kernel_limits
+from tdefs.fs.mounts import device_of, raise_kernel_limits
 from tests.support.mounts import is_mounted
 from tests.support.processes import arguments, processes_in, wait_until
 
@@ -51,7 +51,7 @@ class FuseSystem(System):
         ]
         if not self.daemons:
             raise Unavailable(f"no process of {self.program} serves {self.storage}")
-        if self.variant.raise_limits and not raise_kernel_limits(self.storage):
+        if self.variant.raise_limits and not raise_kernel_limits(device_of(self.storage)):
             raise Unavailable("the kernel's limits of the mount cannot be raised here")
         self.give_to_server()
 

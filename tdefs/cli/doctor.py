@@ -6,13 +6,15 @@ import argparse
 from pathlib import Path
 
 from tdefs.cli.output import print_json, print_line, printable
-from tdefs.doctor.cluster import examine_cluster
+from tdefs.doctor.cluster import examine_cluster, find_clusters
 from tdefs.doctor.findings import Finding, Level
 from tdefs.doctor.host import examine_host
 from tdefs.errors import Exit
 from tdefs.fs.control import ask
 from tdefs.fs.mounts import find_mount, tdefs_mounts
 from tdefs.volume import read_volume
+
+_UNSEEN = "What roles and databases have set of their own cannot be seen so: psql's \\drds lists it."
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,19 +35,26 @@ def _run(args: argparse.Namespace) -> int:
     mount = find_mount(args.mountpoint)
     volume = read_volume(mount.backing)
     findings = list(examine_host(volume, mount.mountpoint, ask(volume, "status")))
-    if (mount.mountpoint / "PG_VERSION").exists():
-        findings += examine_cluster(mount.mountpoint, [each.mountpoint for each in tdefs_mounts()])
+    clusters = find_clusters(mount.mountpoint)
+    for pgdata in clusters:
+        findings += examine_cluster(pgdata, [each.mountpoint for each in tdefs_mounts()])
     findings.sort(key=lambda finding: list(Level).index(finding.level))
     if args.json:
         print_json([{"level": one.level.value, "what": one.what, "hint": one.hint} for one in findings])
     else:
-        _print(findings)
+        _print(findings, clusters)
     return Exit.DOCTOR_FOUND_RISKS if any(one.level is Level.RISK for one in findings) else Exit.OK
 
 
-def _print(findings: list[Finding]) -> None:
+def _print(findings: list[Finding], clusters: list[Path]) -> None:
     for finding in findings:
         print_line(f"{finding.level.value.upper()}: {printable(finding.what)}")
         print_line(f"HINT:  {printable(finding.hint)}")
     if not findings:
         print_line("nothing weakens this mount")
+    for pgdata in clusters:
+        print_line(
+            f"{printable(str(pgdata))} was examined by its files, as its next start would find it. " + _UNSEEN
+        )
+    if not clusters:
+        print_line("there is no cluster on this mount: no settings were examined")

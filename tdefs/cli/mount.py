@@ -16,14 +16,14 @@ from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.calls import SystemCalls
-from tdefs.fs.mounts import detach, is_dead, tdefs_mounts
+from tdefs.fs.mounts import detach_dead, is_dead, tdefs_mounts
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.session import MountRequest, run_session
 from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
-from tdefs.volume import Volume, VolumeLock, allow_plain_files, read_volume
+from tdefs.volume import Volume, VolumeLock, allow_plain_files, is_running, read_session, read_volume
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +67,13 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     settings = config.for_backing(args.backing)
     volume = read_volume(args.backing)
-    mountpoint = _prepare_mountpoint(_given(args.mountpoint, settings.mountpoint), volume)
     policy_file = _given(args.policy, settings.policy) or volume.policy
     policy = load_policy(policy_file) if policy_file else Policy.everything()
     lock = VolumeLock(volume)
-    lock.acquire()
+    _acquire(lock, volume)
     try:
+        # not before: a dead mount that this process finds may be another one's fresh mount a moment later
+        mountpoint = _prepare_mountpoint(_given(args.mountpoint, settings.mountpoint), volume)
         ring = unlock(args, volume)
         _check_key_names(policy, ring, policy_file)
         log_file = None if args.foreground else _given(args.log_file, settings.log_file) or volume.log_file
@@ -115,6 +116,24 @@ def _run(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def _acquire(lock: VolumeLock, volume: Volume) -> None:
+    """Take the volume's lock; say so where the daemon that has it is no longer mounted."""
+    try:
+        lock.acquire()
+    except TdefsError as error:
+        session = read_session(volume)
+        if session is None or session.clean or not is_running(session.pid):
+            raise
+        if any(mount.mountpoint == Path(session.mountpoint) for mount in tdefs_mounts()):
+            raise
+        raise TdefsError(
+            error.exit_code,
+            error.message,
+            detail=f'process {session.pid} serves what was detached from "{session.mountpoint}" while in use',
+            hint="it ends when the last file in it is closed: stop what was started there",
+        ) from None
+
+
 def _recovered(volume: Volume, policy: Policy) -> Volume:
     """Put right what the last session left, by the rules that held for it; then the policy's own hold."""
     empty_unfinished_files(volume)
@@ -155,7 +174,7 @@ def _prepare_mountpoint(mountpoint: Path | None, volume: Volume) -> Path:
                 f'"{mountpoint}" is a dead mount of another file system',
                 hint=f'take it away with "umount -l {mountpoint}"',
             )
-        detach(absolute)
+        detach_dead(absolute)
     try:
         resolved = mountpoint.resolve(strict=True)
     except FileNotFoundError:

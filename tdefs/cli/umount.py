@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.mounts import detach, find_mount, is_dead, unmount
-from tdefs.volume import is_in_use, read_volume, was_left_clean
+from tdefs.fs.mounts import detach_dead, find_mount, is_dead, unmount
+from tdefs.volume import (
+    Session,
+    Volume,
+    is_in_use,
+    is_running,
+    read_session,
+    read_volume,
+    was_left_clean,
+)
 
 _WAIT_SECONDS = 60
 _POLL_SECONDS = 0.02
@@ -24,16 +33,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _run(args: argparse.Namespace) -> int:
     mount = find_mount(args.mountpoint)
     if is_dead(mount.mountpoint):
-        detach(mount.mountpoint)
+        detach_dead(mount.mountpoint)
         return Exit.OK
+    volume: Volume | None = None
+    session: Session | None = None
+    with suppress(TdefsError, OSError):
+        volume = read_volume(mount.backing)
+        session = read_session(volume)
     unmount(mount.mountpoint)
     try:
-        volume = read_volume(mount.backing)
+        volume = volume or read_volume(mount.backing)
     except (TdefsError, PermissionError):
         # the backing directory is somebody else's; the kernel has passed everything on
         return Exit.OK
     deadline = time.monotonic() + _WAIT_SECONDS
-    while is_in_use(volume):
+    while not _has_ended(volume, session):
         if time.monotonic() > deadline:
             raise TdefsError(
                 Exit.MOUNT_FAILED,
@@ -41,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
                 hint=f'see its log "{volume.log_file}"',
             )
         time.sleep(_POLL_SECONDS)
-    if not was_left_clean(volume):
+    if not _left_clean(volume, session):
         raise TdefsError(
             Exit.OS_ERROR,
             f'"{mount.mountpoint}" is unmounted, but not everything is known to be on the disk',
@@ -49,3 +63,21 @@ def _run(args: argparse.Namespace) -> int:
             hint=f'see the daemon\'s log "{volume.log_file}", unless it was told to log elsewhere',
         )
     return Exit.OK
+
+
+def _has_ended(volume: Volume, session: Session | None) -> bool:
+    """Tell whether the daemon of *session* has ended; another one may have the volume mounted by now."""
+    if not is_in_use(volume):
+        return True
+    now = read_session(volume)
+    if session is None or now is None:
+        return False
+    return now.pid != session.pid or (now.clean and not is_running(now.pid))
+
+
+def _left_clean(volume: Volume, session: Session | None) -> bool:
+    """Tell whether *session*, which has ended, wrote everything out; a later one says nothing of it."""
+    now = read_session(volume)
+    if session is not None and now is not None and now.pid != session.pid:
+        return True
+    return was_left_clean(volume)

@@ -26,6 +26,17 @@ _MUST_BE_OFF = {
     "ignore_checksum_failure": "damaged pages are read as if they were right",
     "zero_damaged_pages": "damaged pages are silently replaced by empty ones",
 }
+_NONE = Setting("", "")
+_OFF = ("off", "false", "no", "0")
+#: Levels at which a commit does not wait for a standby's disk.
+_NOT_ON_STANDBY = ("local", "remote_write")
+#: Where a cluster may lie below a mount point: PGDATA itself, or as in /var/lib/postgresql/15/main.
+_CLUSTERS = ("", "*/", "*/*/")
+
+
+def find_clusters(mountpoint: Path) -> list[Path]:
+    """Return the data directories at and below *mountpoint*."""
+    return sorted(path.parents[1] for above in _CLUSTERS for path in mountpoint.glob(f"{above}{CONTROL_FILE}"))
 
 
 def examine_cluster(pgdata: Path, mountpoints: list[Path]) -> Iterator[Finding]:
@@ -44,18 +55,24 @@ def _durability(settings: Mapping[str, Setting]) -> Iterator[Finding]:
     for name, consequence in _MUST_BE_OFF.items():
         if name in settings and settings[name].is_on:
             yield risk(f"{name} = on ({settings[name].where}): {consequence}", f"set {name} = off")
-    method = settings.get("recovery_init_sync_method")
-    if method is not None and method.value.lower() == "syncfs":
-        yield risk(
-            f"recovery_init_sync_method = syncfs ({method.where}): the kernel does not pass syncfs on to tdefs, "
-            "so what shall be durable before a recovery begins may not be",
-            "set recovery_init_sync_method = fsync",
-        )
-    synchronous = settings.get("synchronous_commit")
-    if synchronous is not None and synchronous.value.lower() in ("off", "false", "no", "0"):
+    synchronous = settings.get("synchronous_commit", Setting("on", ""))
+    if synchronous.value.lower() in _OFF:
         yield risk(
             f"synchronous_commit = off ({synchronous.where}): the last commits before a crash are lost",
             "set synchronous_commit = on, and switch it off only in the transactions that may be lost",
+        )
+    elif synchronous.value.lower() in _NOT_ON_STANDBY and settings.get("synchronous_standby_names", _NONE).value:
+        yield advice(
+            f"synchronous_commit = {synchronous.value} ({synchronous.where}): should this host be lost, the "
+            "standby may lack the last commits",
+            "set synchronous_commit = on",
+        )
+    method = settings.get("recovery_init_sync_method", _NONE)
+    if method.value.lower() == "syncfs":
+        yield risk(
+            f"recovery_init_sync_method = syncfs ({method.where}): on FUSE syncfs reaches no disk, so after a "
+            "crash of the server what it had not synced stays so",
+            "set recovery_init_sync_method = fsync",
         )
 
 

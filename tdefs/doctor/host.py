@@ -7,19 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tdefs.doctor.disk import examine_disk
 from tdefs.doctor.findings import Finding, advice, risk
-from tdefs.fs.mounts import all_mounts, device_of, kernel_limits_raised
+from tdefs.fs.mounts import kernel_limits_raised
 from tdefs.volume import Volume
 
 _ENOUGH_FILES = 4096
-_VOLATILE = frozenset({"tmpfs", "ramfs"})
-_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph"})
-_NO_BARRIER = frozenset({"nobarrier", "barrier=0"})
 
 
 def examine_host(volume: Volume, mountpoint: Path, daemon: Mapping[str, Any] | None) -> Iterator[Finding]:
     """Yield what weakens a mounted volume; *daemon* is what it answers to ``status``, if it does."""
-    yield from _disk(volume.backing)
+    yield from examine_disk(volume.backing)
     if daemon is None:
         yield advice(
             "the daemon does not answer this user: what only it knows is not examined",
@@ -63,32 +61,6 @@ def _daemon(daemon: Mapping[str, Any]) -> Iterator[Finding]:
             f"the daemon may open {limit} files: PostgreSQL will see EMFILE when it opens more",
             "raise the hard limit (ulimit -Hn, LimitNOFILE of the unit), then mount again",
         )
-
-
-def _disk(backing: Path) -> Iterator[Finding]:
-    kind, options = _file_system(backing)
-    if kind in _VOLATILE:
-        yield risk(f"the backing directory is on {kind}: it is gone when the host stops", "move it to a disk")
-    elif kind in _REMOTE:
-        yield risk(
-            f"the backing directory is on {kind}: whether a sync reaches the other side's disk is not known here",
-            "use a local disk or a block device",
-        )
-    if off := sorted(_NO_BARRIER & options):
-        yield risk(
-            f"the disk below is mounted with {off[0]}: a power failure can lose what was synced",
-            "mount it with barriers, unless its cache has a battery",
-        )
-
-
-def _file_system(path: Path) -> tuple[str, frozenset[str]]:
-    """Return type and options of the file system that *path* lies on."""
-    device = device_of(path)
-    with suppress(OSError):
-        for mount in all_mounts():
-            if mount.device == device:
-                return mount.kind, mount.options
-    return "", frozenset()
 
 
 def _has_swap() -> bool:

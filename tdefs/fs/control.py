@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,6 +20,11 @@ log = logging.getLogger(__name__)
 _MAX_REQUEST = 4096
 _TIMEOUT_SECONDS = 5
 _MAX_ANSWER = 1 << 20
+# Each connection holds one of the descriptors that files need. Whoever comes when there are so many takes the
+# place of who has waited longest.
+_MOST_CONNECTIONS = 16
+_BACKLOG = 64
+_RETRY_SECONDS = 0.01
 
 Answers = dict[str, Callable[[], dict[str, Any]]]
 
@@ -35,22 +41,32 @@ async def serve_control(volume: Volume, answers: Answers) -> None:
             # through the descriptor, since a socket's address is limited to 107 bytes
             await listener.bind(f"/proc/self/fd/{directory}/{path.name}")
             path.chmod(0o600)
-            listener.listen(8)
+            listener.listen(_BACKLOG)
         except OSError as error:
-            # a full disk is no reason not to serve the mount
+            # a full disk, or a directory in its place, is no reason not to serve the mount
             log.warning("no control socket, so 'tdefs status' will know less: %s", error)
             return
 
+        connections: list[trio.CancelScope] = []
+
         async def answer(stream: trio.SocketStream) -> None:
             async with stream:
-                with trio.move_on_after(_TIMEOUT_SECONDS):
-                    await _answer(stream, answers)
+                with trio.move_on_after(_TIMEOUT_SECONDS) as connection:
+                    connections.append(connection)
+                    if len(connections) > _MOST_CONNECTIONS:
+                        connections[0].cancel()
+                        del connections[0]
+                    try:
+                        await _answer(stream, answers)
+                    finally:
+                        with suppress(ValueError):
+                            connections.remove(connection)
 
         await trio.serve_listeners(answer, [trio.SocketListener(listener)])
     finally:
         listener.close()
         os.close(directory)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # what is in its place is not the daemon's; on a read-only disk it stays
             path.unlink()
 
 
@@ -89,7 +105,7 @@ def ask(volume: Volume, name: str) -> dict[str, Any] | None:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(_TIMEOUT_SECONDS)
-            client.connect(f"/proc/self/fd/{directory}/{volume.control_socket.name}")
+            _connect(client, f"/proc/self/fd/{directory}/{volume.control_socket.name}")
             client.sendall(json.dumps({"request": name}).encode() + b"\n")
             reply = b""
             while not reply.endswith(b"\n") and len(reply) < _MAX_ANSWER:
@@ -103,3 +119,17 @@ def ask(volume: Volume, name: str) -> dict[str, Any] | None:
     finally:
         os.close(directory)
     return found if isinstance(found, dict) else None
+
+
+def _connect(client: socket.socket, address: str) -> None:
+    """Connect; where a Unix socket refuses because too many wait already, a client with a time-out must retry."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while True:
+        try:
+            client.connect(address)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return

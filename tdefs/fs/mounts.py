@@ -19,10 +19,13 @@ from tdefs.errors import Exit, TdefsError
 FUSE_TYPE = "fuse.tdefs"
 
 _MNT_DETACH = 2
+# what requests to a mount whose daemon is gone end with
+_DEAD = (ENOTCONN, ECONNABORTED)
 
 # one request of the largest size ahead of the reader; as much dirty memory as any disk
 _READ_AHEAD_KIB = 1024
 _DIRTY_PERCENT = 100
+_KERNEL_LIMITS = Path("/sys/class/bdi")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -68,6 +71,11 @@ def tdefs_mounts() -> list[Mount]:
     ]
 
 
+def devices_at(mountpoint: Path) -> list[str]:
+    """Return the devices of all file systems that are mounted at *mountpoint*, the topmost last."""
+    return [mount.device for mount in all_mounts() if mount.mountpoint == mountpoint]
+
+
 def source_name(backing: Path) -> str:
     """Return *backing* as the name of a mount's source, in characters that any option parser leaves alone."""
     return quote(os.fsencode(backing))
@@ -94,12 +102,14 @@ def find_mount(mountpoint: Path) -> Mount:
     )
 
 
-def raise_kernel_limits(mountpoint: Path) -> bool:
+def raise_kernel_limits(device: str) -> bool:
     """Let the kernel read ahead and collect dirty pages as for a disk; return whether that was permitted.
+
+    :param device: the mount's, ``MAJOR:MINOR``.
 
     A FUSE mount starts with 128 KiB of read-ahead and 1 % of the dirty memory that a disk may have.
     """
-    limits = _kernel_limits(mountpoint)
+    limits = _KERNEL_LIMITS / device
     try:
         (limits / "read_ahead_kb").write_text(f"{_READ_AHEAD_KIB}\n", encoding="ascii")
         (limits / "max_ratio").write_text(f"{_DIRTY_PERCENT}\n", encoding="ascii")
@@ -110,17 +120,13 @@ def raise_kernel_limits(mountpoint: Path) -> bool:
 
 def kernel_limits_raised(mountpoint: Path) -> bool:
     """Tell whether the kernel's limits of the mount are as :func:`raise_kernel_limits` sets them, or higher."""
-    limits = _kernel_limits(mountpoint)
+    limits = _KERNEL_LIMITS / device_of(mountpoint)
     try:
         read_ahead = int((limits / "read_ahead_kb").read_text(encoding="ascii"))
         dirty = int((limits / "max_ratio").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return False
     return read_ahead >= _READ_AHEAD_KIB and dirty >= _DIRTY_PERCENT
-
-
-def _kernel_limits(mountpoint: Path) -> Path:
-    return Path("/sys/class/bdi") / device_of(mountpoint)
 
 
 def device_of(path: Path) -> str:
@@ -135,31 +141,47 @@ def is_dead(mountpoint: Path) -> bool:
         # unlike the answer to stat(2), the kernel never keeps this one
         os.statvfs(mountpoint)
     except OSError as error:
-        return error.errno in (ENOTCONN, ECONNABORTED)
+        return error.errno in _DEAD
     return False
 
 
-def detach(mountpoint: Path) -> None:
-    """Take away a mount at once, whoever uses it; for dead mounts.
+def detach_dead(mountpoint: Path) -> None:
+    """Take away a dead mount at once, whoever uses it; a live one that has come in its place stays.
 
     :raises TdefsError: MOUNT_FAILED.
     """
-    if os.geteuid() == 0:
-        failed = _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH) != 0
-        reason = os.strerror(ctypes.get_errno()) if failed else ""
-    else:
-        result = _fusermount("-u", "-z", "-q", "--", os.fspath(mountpoint))
-        failed, reason = result.returncode != 0, result.stderr.strip()
-    if failed:
-        raise TdefsError(
-            Exit.MOUNT_FAILED,
-            f'could not clean up the dead mount at "{mountpoint}"',
-            detail=reason,
-        )
+    fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            os.statvfs(fd)
+        except OSError as error:
+            if error.errno not in _DEAD:
+                raise
+        else:
+            return
+        reason = _detach(fd, mountpoint)
+        if reason and is_dead(mountpoint):
+            raise TdefsError(
+                Exit.MOUNT_FAILED, f'could not clean up the dead mount at "{mountpoint}"', detail=reason
+            )
+    finally:
+        os.close(fd)
+
+
+def _detach(fd: int, mountpoint: Path) -> str:
+    """Detach the mount whose root *fd* is; return why that failed, or nothing."""
+    if os.geteuid() != 0:
+        # by its path, which is all that fusermount3 takes
+        return _fusermount("-u", "-z", "-q", "--", os.fspath(mountpoint)).stderr.strip()
+    # the path is that of another mount by now, if somebody was faster
+    failed = _libc.umount2(b"/proc/self/fd/%d" % fd, _MNT_DETACH) != 0
+    return os.strerror(ctypes.get_errno()) if failed else ""
 
 
 def unmount(mountpoint: Path) -> None:
     """Unmount; when this returns the kernel has passed on everything that was written.
+
+    It is no error if somebody else was faster.
 
     :raises TdefsError: MOUNT_BUSY, saying who uses it; MOUNT_FAILED.
     """
@@ -175,6 +197,8 @@ def unmount(mountpoint: Path) -> None:
         reason = result.stderr.strip()
         busy = "busy" in reason
     if not busy:
+        if not devices_at(mountpoint):
+            return
         # fusermount3 lets nobody but the one who mounted unmount, and says it in terms of /etc/mtab
         foreign = "not found in" in reason or "permitted" in reason
         raise TdefsError(

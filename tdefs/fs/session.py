@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,9 +17,10 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.format.pages import PythonPageCipher, page_cipher
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.control import serve_control
+from tdefs.fs.ending import EndSignals
 from tdefs.fs.inodes import InodeTable
 from tdefs.fs.loop import install_polling_wait
-from tdefs.fs.mounts import raise_kernel_limits, source_name, unmount
+from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits, source_name
 from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
 from tdefs.fs.sealing import Expectations, Sealer
@@ -29,8 +29,6 @@ from tdefs.policy.model import Policy
 from tdefs.volume import Session, Volume, was_left_clean, write_session
 
 log = logging.getLogger(__name__)
-
-_RETRY_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,33 +82,43 @@ def run_session(
         # what is found now must be what a crash from now on would leave, names above all
         calls.syncfs("session:recover", root_fd)
     session = Session(os.getpid(), os.fspath(request.mountpoint), clean=False)
-    write_session(volume, session)
-    try:
-        pyfuse3.init(operations, os.fspath(request.mountpoint), fuse_options(request))
-    except RuntimeError as error:
-        write_session(volume, replace(session, clean=left_clean))
-        raise TdefsError(
-            Exit.MOUNT_FAILED,
-            f'could not mount at "{request.mountpoint}"',
-            detail=f"{error}; libfuse has said more on standard error",
-            hint="check the options, the permissions of the mount point, and that /dev/fuse can be opened",
-        ) from None
-    install_polling_wait()
-    log.info("mounted %s at %s", volume.backing, request.mountpoint)
-    try:
-        trio.run(_serve, request, ring, operations, inodes, ready)
-    finally:
-        pyfuse3.close(unmount=True)
-        operations.close()
+    served = False
+
+    def announce() -> None:
+        nonlocal served
+        served = True
+        ready()
+
+    with EndSignals() as signals:
+        write_session(volume, session)
         try:
-            calls.syncfs("session:sync", root_fd)
-        except OSError as error:
-            opener.complaints.failed("the last sync", str(request.mountpoint), error)
-            opener.left_something = True
-        if not opener.left_something:
-            write_session(volume, replace(session, clean=True))
-        os.close(root_fd)
-        log.info("unmounted %s", request.mountpoint)
+            pyfuse3.init(operations, os.fspath(request.mountpoint), fuse_options(request))
+        except RuntimeError as error:
+            write_session(volume, replace(session, clean=left_clean))
+            raise TdefsError(
+                Exit.MOUNT_FAILED,
+                f'could not mount at "{request.mountpoint}"',
+                detail=f"{error}; libfuse has said more on standard error",
+                hint="check the options, the permissions of the mount point, and that /dev/fuse can be opened",
+            ) from None
+        try:
+            install_polling_wait()
+            log.info("mounted %s at %s", volume.backing, request.mountpoint)
+            trio.run(_serve, request, ring, operations, inodes, signals, announce)
+        finally:
+            pyfuse3.close(unmount=True)
+            operations.close()
+            try:
+                calls.syncfs("session:sync", root_fd)
+            except OSError as error:
+                opener.complaints.failed("the last sync", str(request.mountpoint), error)
+                opener.left_something = True
+            if not opener.left_something:
+                write_session(volume, replace(session, clean=True))
+            os.close(root_fd)
+            log.info("unmounted %s", request.mountpoint)
+    if not served:
+        raise TdefsError(Exit.MOUNT_FAILED, f'"{request.mountpoint}" was unmounted before it served')
 
 
 async def _serve(
@@ -118,6 +126,7 @@ async def _serve(
     ring: KeyRing,
     operations: FuseOperations,
     inodes: InodeTable,
+    signals: EndSignals,
     ready: Callable[[], None],
 ) -> None:
     """Serve requests until the kernel says that the mount is gone."""
@@ -142,46 +151,20 @@ async def _serve(
             "failures": dict(sorted(operations.complaints.counts.items())),
         }
 
+    device = next(iter(devices_at(request.mountpoint)[::-1]), "")  # none if it was unmounted already
     async with trio.open_nursery() as nursery:
         # first, since the mount can be used as soon as anything serves it, and then be told to end
-        await nursery.start(_unmount_on_signal, request.mountpoint)
-        nursery.start_soon(_announce, request.mountpoint, ready)
+        await nursery.start(signals.unmount_on_first, request.mountpoint, device)
+        nursery.start_soon(_announce, request.mountpoint, device, ready)
         nursery.start_soon(serve_control, request.volume, {"status": status})
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
 
 
-async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
+async def _announce(mountpoint: Path, device: str, ready: Callable[[], None]) -> None:
     """Say that the mount serves, once a request has gone through it."""
-    await trio.to_thread.run_sync(mountpoint.stat)
-    if not await trio.to_thread.run_sync(raise_kernel_limits, mountpoint):
+    if await trio.to_thread.run_sync(device_of, mountpoint) != device:
+        return  # unmounted already
+    if not await trio.to_thread.run_sync(raise_kernel_limits, device):
         log.info("this user may not raise the kernel's read-ahead and dirty limits of the mount")
     ready()
-
-
-async def _unmount_on_signal(
-    mountpoint: Path, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Unmount upon SIGTERM or SIGINT, and upon SIGHUP in the foreground, where it says that the terminal is gone.
-
-    While somebody uses the mount it goes on being served: taking it away under a running PostgreSQL would lose
-    what the kernel has not passed on yet.
-    """
-    ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        ends.remove(signal.SIGHUP)
-    with trio.open_signal_receiver(*ends) as signals:
-        task_status.started()
-        async for number in signals:
-            log.info("received %s: unmounting", signal.Signals(number).name)
-            while True:
-                try:
-                    await trio.to_thread.run_sync(unmount, mountpoint)
-                except TdefsError as error:
-                    reason = f"{error.message} ({error.detail})"
-                except OSError as error:
-                    reason = str(error)
-                else:
-                    break
-                log.warning("cannot end yet: %s; trying again every %d s", reason, _RETRY_SECONDS)
-                await trio.sleep(_RETRY_SECONDS)

@@ -21,7 +21,8 @@ _LINE = re.compile(
 )
 _DEEPEST_INCLUDE = 10
 
-_TRUE = frozenset({"on", "true", "yes", "1", "t", "y"})
+# parse_bool() of PostgreSQL takes any beginning of the words that no other begins with, too.
+_TRUE = frozenset({"on", "true", "tru", "tr", "t", "yes", "ye", "y", "1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,17 @@ def _read_file(path: Path, found: dict[str, Setting], depth: int) -> None:
 
 
 def _command_line(pgdata: Path) -> Iterator[tuple[str, str]]:
-    """Yield the settings that postmaster.opts holds: ``-c name=value`` and ``--name=value``."""
+    """Yield the settings that postmaster.opts holds: ``-c name=value``, ``--name=value`` and ``-F``."""
     words: list[str] = []
     with suppress(OSError, ValueError):
         words = shlex.split((pgdata / "postmaster.opts").read_text(encoding="utf-8", errors="replace"))
     for before, word in zip(["", *words], words, strict=False):
-        assignment = word if before == "-c" else word.removeprefix("--") if word.startswith("--") else ""
+        if before == "-c":
+            assignment = word
+        elif word == "-F":
+            assignment = "fsync=off"
+        else:
+            assignment = next((word[2:] for option in ("--", "-c") if word.startswith(option)), "")
         name, equals, value = assignment.partition("=")
         if equals:
             yield name.replace("-", "_").lower(), value

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tdefs.doctor import host
-from tdefs.doctor.cluster import examine_cluster
+from tdefs.doctor.cluster import examine_cluster, find_clusters
 from tdefs.doctor.findings import Level
 
 CAPTURED = Path(__file__).parents[1] / "pg" / "data"
@@ -58,6 +58,7 @@ def test_nothing_is_said_of_a_healthy_cluster(pgdata: Path) -> None:
         "recovery_init_sync_method = syncfs",
         "ignore_checksum_failure = on",
         "zero_damaged_pages = on",
+        "recovery_init_sync_method = syncfs",
     ],
 )
 def test_each_setting_that_weakens_is_a_risk(pgdata: Path, line: str) -> None:
@@ -66,6 +67,42 @@ def test_each_setting_that_weakens_is_a_risk(pgdata: Path, line: str) -> None:
     assert level is Level.RISK
     assert line in what
     assert "postgresql.auto.conf" in what
+
+
+@pytest.mark.parametrize("value", ["on", "tru", "yes", "1"])
+def test_a_switch_is_understood_however_it_is_written(pgdata: Path, value: str) -> None:
+    (pgdata / "postgresql.auto.conf").write_text(f"data_sync_retry = {value}\n")
+    assert [level for level, _ in examine(pgdata)] == [Level.RISK]
+    (pgdata / "postgresql.auto.conf").write_text(f"fsync = {value}\n")
+    assert examine(pgdata) == []
+
+
+@pytest.mark.parametrize("line", ["synchronous_commit = local", "synchronous_commit = remote_write"])
+def test_commits_that_no_standby_has_are_worth_a_word_where_there_is_one(pgdata: Path, line: str) -> None:
+    (pgdata / "postgresql.auto.conf").write_text(f"{line}\n")
+    assert examine(pgdata) == []
+    (pgdata / "postgresql.auto.conf").write_text(f"{line}\nsynchronous_standby_names = '*'\n")
+    [(level, what)] = examine(pgdata)
+    assert level is Level.ADVICE
+    assert line in what
+
+
+@pytest.mark.parametrize("options", ['"-F"', '"-c" "fsync=off"', '"-cfsync=off"', '"--fsync=off"'])
+def test_the_command_line_of_the_server_counts(pgdata: Path, options: str) -> None:
+    (pgdata / "postmaster.opts").write_text(f'/usr/bin/postgres "-D" "{pgdata}" {options}\n')
+    [(level, what)] = examine(pgdata)
+    assert level is Level.RISK
+    assert "fsync = off (the command line" in what
+
+
+@pytest.mark.parametrize("below", ["", "main", "15/main"])
+def test_a_cluster_is_found_below_the_mount_point(pgdata: Path, tmp_path: Path, below: str) -> None:
+    """PGDATA, or a directory above it, may be the mount point."""
+    mountpoint = tmp_path / "other"
+    place = mountpoint / below
+    place.parent.mkdir(parents=True, exist_ok=True)
+    pgdata.rename(place)
+    assert find_clusters(mountpoint) == [place]
 
 
 @pytest.mark.parametrize("buffers", ["", "wal_buffers = 4MB", "wal_buffers = 512", "wal_buffers = -1"])
@@ -128,25 +165,3 @@ def test_few_open_files_are_a_risk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_file_limit", lambda pid: 1024)
     [finding] = host._daemon(HEALTHY)
     assert "may open 1024 files" in finding.what
-
-
-@pytest.mark.parametrize(
-    ("found", "said"),
-    [
-        (("tmpfs", frozenset[str]()), "gone when the host stops"),
-        (("nfs4", frozenset[str]()), "not known here"),
-        (("ext4", frozenset({"rw", "nobarrier"})), "nobarrier"),
-    ],
-)
-def test_a_disk_that_forgets_is_a_risk(
-    found: tuple[str, frozenset[str]], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(host, "_file_system", lambda path: found)
-    [finding] = host._disk(tmp_path)
-    assert said in finding.what
-    monkeypatch.setattr(host, "_file_system", lambda path: ("ext4", frozenset({"rw"})))
-    assert list(host._disk(tmp_path)) == []
-
-
-def test_the_file_system_of_a_directory_is_found() -> None:
-    assert host._file_system(Path("/proc"))[0] == "proc"
