@@ -23,7 +23,7 @@ DEFAULT_KEYSTORE = "keystore"
 
 _DESCRIPTION = "volume.json"
 _LOCK = "lock"
-_SESSION = "session.json"
+SESSION_FILE = "session.json"
 _SESSION_SIZE = 8192
 _MAX_BYTES = 1 << 16
 
@@ -305,7 +305,7 @@ def is_in_use(volume: Volume) -> bool:
 def read_session(volume: Volume) -> Session | None:
     """Return the current session, or else the last one; ``None`` if there was none or it cannot be told."""
     try:
-        return parse_session(_read_small(volume.private / _SESSION))
+        return parse_session(_read_small(volume.private / SESSION_FILE))
     except OSError:
         return None
 
@@ -324,7 +324,7 @@ def parse_session(data: bytes) -> Session | None:
 
 def was_left_clean(volume: Volume) -> bool:
     """Tell whether everything was written out when the volume was last used, or it never was."""
-    if not (volume.private / _SESSION).exists():
+    if not (volume.private / SESSION_FILE).exists():
         return True
     session = read_session(volume)
     return session is not None and session.clean
@@ -337,7 +337,7 @@ def write_session(volume: Volume, session: Session) -> None:
     leaves is not JSON, and read as an unclean end.
     """
     record = (json.dumps(asdict(session)) + "\n").encode().ljust(_SESSION_SIZE)
-    path = volume.private / _SESSION
+    path = volume.private / SESSION_FILE
     is_new = not path.exists()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

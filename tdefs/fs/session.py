@@ -26,7 +26,7 @@ from tdefs.fs.operations import FuseOperations
 from tdefs.fs.sealing import Expectations, Sealer
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Policy
-from tdefs.volume import Session, Volume, was_left_clean, write_session
+from tdefs.volume import SESSION_FILE, Session, Volume, was_left_clean, write_session
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,14 @@ def run_session(
         # what is found now must be what a crash from now on would leave, names above all
         calls.syncfs("session:recover", root_fd)
     session = Session(os.getpid(), os.fspath(request.mountpoint), clean=False)
-    write_session(volume, session)
+    try:
+        write_session(volume, session)
+    except OSError as error:
+        raise TdefsError(
+            Exit.OS_ERROR,
+            f'could not write "{volume.private / SESSION_FILE}": {error.strerror}',
+            hint="the volume's own directory must be writable, and what is in it files",
+        ) from None
     try:
         pyfuse3.init(operations, os.fspath(request.mountpoint), fuse_options(request))
     except RuntimeError as error:

@@ -70,7 +70,7 @@ def test_damaged_private_files_are_told_or_survived(used: Volume, dice: Dice) ->
     keep = used.root / "kept"
     shutil.copytree(private, keep)
     told = survived = 0
-    for number in range(dice.rounds(10)):
+    for number in range(dice.rounds(6)):
         random = dice.random(number)
         victim = random.choice(["volume.json", "keystore", "session.json", "lock"])
         name = random.choice(sorted(DAMAGES))
@@ -103,7 +103,7 @@ def test_damaged_private_files_are_told_or_survived(used: Volume, dice: Dice) ->
         for one in private.iterdir():
             one.chmod(0o600)
     print(f"told {told} times, survived {survived} times")
-    assert told + survived == 2 * dice.rounds(10)
+    assert told + survived == 2 * dice.rounds(6)
 
 
 @pytest.mark.parametrize("name", ["volume.json", "keystore", "session.json", "lock", "control", "log"])
@@ -111,15 +111,21 @@ def test_directory_in_the_place_of_a_private_file_is_told(used: Volume, name: st
     path = used.backing / ".tdefs" / name
     path.unlink(missing_ok=True)
     path.mkdir()
+    log_file: tuple[str | Path, ...] = () if name == "log" else ("--log-file", used.log)
     commands: tuple[tuple[str | Path, ...], ...] = (
         ("verify", used.backing, *used.unlock),
-        ("mount", used.backing, used.mountpoint, *used.unlock),
+        ("mount", used.backing, used.mountpoint, *used.unlock, *log_file),
     )
     for command in commands:
         done = used.tdefs(*command, check=False)
         assert "Traceback" not in done.stderr + done.stdout
         if done.returncode:
             assert str(path) in done.stderr or "HINT" in done.stderr
+    assert used.is_mounted == (done.returncode == 0)
+    if used.is_mounted:
+        assert (used.mountpoint / "file").read_bytes() == CONTENT
+        used.umount()
+    assert "Traceback" not in used.log.read_text()
 
 
 def test_private_directory_of_another_volume_does_not_open_this_one(scratch: Workspace, used: Volume) -> None:

@@ -79,6 +79,14 @@ def edited(value: Any, edits: bytes) -> Any:
     return value
 
 
+def replacing(value: Any, name: str) -> list[bytes]:
+    """Return for each odd value the edit that puts it in the place of a member."""
+    places = _places(value)
+    index = next(number for number, (_, key) in enumerate(places) if key == name)
+    where = -(-index * 256 // len(places))
+    return [bytes([where, 0, which]) for which in range(len(_ODD_VALUES))]
+
+
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Return every member and item of a JSON value, as its container and its name or index in that."""
     found: list[tuple[Any, Any]] = []

@@ -15,7 +15,7 @@ from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
 from tdefs.keys.seal import master_key_context, new_document, open_keys
 from tdefs.keys.wrapping import WrapContext
 from tests.fuzz.contract import Target, expect, refusal
-from tests.fuzz.mending import edited, keystore_mac, with_checksum_line
+from tests.fuzz.mending import edited, keystore_mac, replacing, with_checksum_line
 
 _LONG_HEX = re.compile(rb"[0-9a-f]{40,}")
 _CHECKSUM_LINE_BYTES = 72
@@ -104,8 +104,13 @@ def _text_seeds() -> list[bytes]:
 
 
 def _field_seeds() -> list[bytes]:
-    # every place once, every action once
-    return [b"", *(bytes([place, action, place // 4]) for place in range(0, 256, 8) for action in range(4))]
+    # every place once, every action once, and every odd value for what a protector reads
+    edits = [bytes([place, action, place // 4]) for place in range(0, 256, 8) for action in range(4)]
+    return [
+        b"",
+        *edits,
+        *(edit for name in ("params", "n", "r", "p") for edit in replacing(_GENUINE_OBJECT, name)),
+    ]
 
 
 _WORDS = (
