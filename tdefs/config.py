@@ -107,7 +107,7 @@ def _volumes(node: Node, problems: Problems) -> dict[Path, VolumeConfig]:
         return {}
     volumes = {}
     for name, (key, value) in node.fields.items():
-        if not name.startswith("/"):
+        if not _is_absolute_path(name):
             problems.add(key.line, f'the backing directory "{printable(name)}" is not an absolute path')
             continue
         volumes[Path(name)] = _volume(value, f'the volume "{printable(name)}"', problems)
@@ -157,11 +157,16 @@ def _path(node: Node, what: str, problems: Problems) -> Path | None:
     text = _text(node, what, problems)
     if not text:
         return None
-    if not text.startswith("/") or "\0" in text:
+    if not _is_absolute_path(text):
         # The daemon does not keep the directory it was started in.
         problems.add(node.line, f"{what} must be an absolute path")
         return None
     return Path(text)
+
+
+def _is_absolute_path(text: str) -> bool:
+    """Tell whether a system call would take it: YAML's escapes can write what no path can hold."""
+    return text.startswith("/") and "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _text(node: Node, what: str, problems: Problems) -> str:

@@ -23,8 +23,9 @@ DEFAULT_KEYSTORE = "keystore"
 
 _DESCRIPTION = "volume.json"
 _LOCK = "lock"
-_SESSION = "session.json"
+SESSION_FILE = "session.json"
 _SESSION_SIZE = 8192
+_MAX_BYTES = 1 << 16
 
 # who asks whether the volume is in use holds the lock for an instant
 _LOCK_TRIES = 5
@@ -132,7 +133,7 @@ def read_volume(backing: Path) -> Volume:
     """
     path = backing / PRIVATE_DIRECTORY / _DESCRIPTION
     try:
-        found = json.loads(path.read_bytes())
+        data = _read_small(path)
     except (FileNotFoundError, NotADirectoryError):
         raise TdefsError(
             Exit.NOT_A_VOLUME,
@@ -140,18 +141,42 @@ def read_volume(backing: Path) -> Volume:
             detail=f'there is no "{path}"',
             hint="create one with 'tdefs init'",
         ) from None
+    except IsADirectoryError:
+        raise _damaged(path, "it is a directory") from None
+    return parse_description(data, path, backing.resolve())
+
+
+def _read_small(path: Path) -> bytes:
+    """Return a file's content, cut where nothing that tdefs writes there is longer."""
+    with path.open("rb") as file:
+        return file.read(_MAX_BYTES + 1)
+
+
+def _read_json(data: bytes) -> Any:
+    """Return the value of JSON. Raises ValueError."""
+    if len(data) > _MAX_BYTES:
+        raise ValueError("too long")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_description(data: bytes, path: Path, backing: Path) -> Volume:
+    """Return what the description *data*, read from *path*, says of the volume in *backing*.
+
+    :raises TdefsError: VOLUME_DAMAGED.
+    """
+    try:
+        found = _read_json(data)
     except ValueError:
         raise _damaged(path, "it is not JSON") from None
-    return _parse(backing.resolve(), path, found)
-
-
-def _parse(backing: Path, path: Path, found: Any) -> Volume:
-    """Check the fields of a volume's description."""
     if not isinstance(found, dict):
         raise _damaged(path, "it is not a JSON object")
     version = found.get("format_version")
     if version != FORMAT_VERSION:
-        raise _damaged(path, f"its format version is {version!r}; this tdefs knows {FORMAT_VERSION}")
+        known = version if isinstance(version, int) and abs(version) < 1 << 32 else "unknown"
+        raise _damaged(path, f"its format version is {known}; this tdefs knows {FORMAT_VERSION}")
     volume_id, keystore, policy = found.get("volume_id"), found.get("keystore"), found.get("policy")
     if not isinstance(volume_id, str) or not isinstance(keystore, str) or not isinstance(policy, str | None):
         raise _damaged(path, "a field is missing or of the wrong type")
@@ -161,6 +186,9 @@ def _parse(backing: Path, path: Path, found: Any) -> Volume:
         raise _damaged(path, "its volume id is not hexadecimal") from None
     if len(number) != VOLUME_ID_BYTES:
         raise _damaged(path, "its volume id has the wrong length")
+    for place in (keystore, policy):
+        if place is not None and not _is_absolute_path(place):
+            raise _damaged(path, "the place of the keystore or of the policy is no absolute path")
     return Volume(
         backing=backing,
         volume_id=number,
@@ -169,6 +197,13 @@ def _parse(backing: Path, path: Path, found: Any) -> Volume:
         # unknown means the careful answer for reading: a file without a header may be a plain one
         plain_files=found.get("plain_files") is not False,
     )
+
+
+def _is_absolute_path(text: str) -> bool:
+    try:
+        return text.startswith("/") and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _damaged(path: Path, what: str) -> TdefsError:
@@ -302,15 +337,26 @@ def is_in_use(volume: Volume) -> bool:
 def read_session(volume: Volume) -> Session | None:
     """Return the current session, or else the last one; ``None`` if there was none or it cannot be told."""
     try:
-        found = json.loads((volume.private / _SESSION).read_bytes())
-        return Session(int(found["pid"]), str(found["mountpoint"]), found["clean"] is True)
-    except (OSError, ValueError, KeyError, TypeError):
+        return parse_session(_read_small(volume.private / SESSION_FILE))
+    except OSError:
         return None
+
+
+def parse_session(data: bytes) -> Session | None:
+    """Return the session that the record *data* tells of; ``None`` for what is no record."""
+    try:
+        found = _read_json(data)
+    except ValueError:
+        return None
+    match found:
+        case {"pid": int(pid), "mountpoint": str(mountpoint), "clean": bool(clean)}:
+            return Session(pid, mountpoint, clean)
+    return None
 
 
 def was_left_clean(volume: Volume) -> bool:
     """Tell whether everything was written out when the volume was last used, or it never was."""
-    if not (volume.private / _SESSION).exists():
+    if not (volume.private / SESSION_FILE).exists():
         return True
     session = read_session(volume)
     return session is not None and session.clean
@@ -323,7 +369,7 @@ def write_session(volume: Volume, session: Session) -> None:
     leaves is not JSON, and read as an unclean end.
     """
     record = (json.dumps(asdict(session)) + "\n").encode().ljust(_SESSION_SIZE)
-    path = volume.private / _SESSION
+    path = volume.private / SESSION_FILE
     is_new = not path.exists()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

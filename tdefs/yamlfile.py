@@ -18,6 +18,8 @@ from tdefs.errors import Exit, TdefsError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
+#: So many are shown of one file's errors.
+MAX_ERRORS = 100
 
 _NULL_WORDS = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOLEAN_WORDS = frozenset({"yes", "no", "true", "false", "on", "off"})
@@ -78,7 +80,10 @@ class Problems:
     def error(self) -> TdefsError:
         """Return the collected errors as one, a line for each, in the order of the file."""
         lines = [f"{self.source}:{line}: {message}" for line, message in sorted(self._errors)]
+        if len(lines) > MAX_ERRORS:
+            lines[MAX_ERRORS:] = [f"... and {len(lines) - MAX_ERRORS} more errors"]
         hints = [f"line {line}: {hint}" for hint, line in sorted(self._hints.items(), key=lambda pair: pair[1])]
+        del hints[MAX_ERRORS:]
         return TdefsError(self._exit_code, "\n".join(lines), hint="\n".join(hints))
 
     def raise_if_any(self) -> None:

@@ -28,6 +28,7 @@ The checksum tells damage from a wrong key without any key; the MAC tells a head
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -49,6 +50,7 @@ _FIXED = struct.Struct("<8sHHI16s16s32sI8s4x16s16s64x")
 _MAC_AT = 192
 _CHECKSUM_AT = 224
 _IDENTITY = struct.Struct("<BBHIII")
+_KEY_NAME = re.compile(rb"[a-z][a-z0-9_]{0,30}")
 
 assert _FIXED.size == _MAC_AT  # noqa: S101 - the layout above, checked once at import
 
@@ -155,13 +157,13 @@ def decode_header(record: bytes, volume_id: bytes | None) -> Header:
         )
     if volume_id is not None and volume != volume_id:
         raise ForeignFile(f"the file belongs to another volume ({volume.hex()})")
-    try:
-        key_name = name.rstrip(b"\0").decode("ascii")
-    except UnicodeDecodeError:
-        raise DamagedHeader("the header is damaged: its data key name is not text") from None
+    key_name = name.rstrip(b"\0")
+    if not _KEY_NAME.fullmatch(key_name):
+        # it is shown in messages, and whoever can write here can make a checksum
+        raise DamagedHeader("the header is damaged: its data key name is none")
     slots = (_decode_identity(first), _decode_identity(second))
     identities = tuple(identity for identity in slots if identity.binding != Binding.UNUSED)
-    return Header(volume, file_id, key_name, key_round, fingerprint, identities, suite)
+    return Header(volume, file_id, key_name.decode("ascii"), key_round, fingerprint, identities, suite)
 
 
 def verify_header(record: bytes, header: Header, mac_key: bytes, fingerprint: bytes) -> None:

@@ -66,7 +66,8 @@ async def serve_control(volume: Volume, answers: Answers) -> None:
     finally:
         listener.close()
         os.close(directory)
-        with suppress(OSError):  # what is in its place is not the daemon's; on a read-only disk it stays
+        # what lies there may be something else, or the disk read-only: no reason to end the mount
+        with suppress(OSError):
             path.unlink()
 
 
@@ -79,7 +80,7 @@ async def _answer(stream: trio.SocketStream, answers: Answers) -> None:
             if not received:
                 break
             request += received
-        reply = _reply_to(bytes(request), answers)
+        reply = reply_to(bytes(request), answers)
         await stream.send_all(json.dumps(reply).encode() + b"\n")
     except trio.BrokenResourceError:
         log.debug("the control client went away")
@@ -87,7 +88,8 @@ async def _answer(stream: trio.SocketStream, answers: Answers) -> None:
         log.exception("unexpected error in a control request")
 
 
-def _reply_to(request: bytes, answers: Answers) -> dict[str, Any]:
+def reply_to(request: bytes, answers: Answers) -> dict[str, Any]:
+    """Return the answer to one request; what is none is told so."""
     try:
         name = json.loads(request)["request"]
         answer = answers[name]

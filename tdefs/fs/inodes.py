@@ -11,7 +11,7 @@ import os
 import stat
 from collections import OrderedDict
 from dataclasses import dataclass
-from errno import ENOENT, ENOTDIR, ESTALE
+from errno import ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE
 from typing import TYPE_CHECKING
 
 from tdefs.errors import errno_of
@@ -298,6 +298,19 @@ class InodeTable:
             if (status.st_dev, status.st_ino) == inode.key:
                 return name, directory
         raise OSError(ENOENT, os.strerror(ENOENT))
+
+    def paths(self, inode: Inode) -> list[str]:
+        """Return the known paths of *inode*; of several, those that still lead to it, as in :meth:`place`."""
+        paths = [path_of(parent, name) for parent, name in inode.names]
+        return paths if len(paths) == 1 else [path for path in dict.fromkeys(paths) if self._leads_to(path, inode)]
+
+    def _leads_to(self, path: str, inode: Inode) -> bool:
+        try:
+            status = self._calls.stat("inodes:path", os.fsencode(path), self._root_fd)
+        except OSError as error:
+            # what is too long for a system call cannot be told, and counts
+            return error.errno == ENAMETOOLONG
+        return (status.st_dev, status.st_ino) == inode.key
 
     def directory_fd(self, inode: Inode) -> int:
         """Return an ``O_PATH`` descriptor of a directory; it stays valid for hundreds of further calls."""

@@ -93,26 +93,54 @@ def walk(
     while pending:
         directory = pending.pop()
         try:
-            with os.scandir(volume.backing / directory) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+            entries = _entries(volume, directory)
         except FileNotFoundError:
             continue
         except OSError as error:
+            error.filename = os.fspath(volume.backing / directory)
             if on_error is None:
                 raise
             on_error(error)
             continue
         below = []
-        for entry in found:
-            path = f"{directory}/{entry.name}" if directory else entry.name
+        for name, status in entries:
+            path = f"{directory}/{name}" if directory else name
             if path == PRIVATE_DIRECTORY:
                 continue
-            if entry.is_dir(follow_symlinks=False):
+            if stat.S_ISDIR(status.st_mode):
                 below.append(path)
-            elif entry.is_file(follow_symlinks=False):
-                with suppress(FileNotFoundError):
-                    yield path, entry.stat(follow_symlinks=False)
+            elif stat.S_ISREG(status.st_mode):
+                yield path, status
         pending += reversed(below)
+
+
+def _entries(volume: Volume, directory: str) -> list[tuple[str, os.stat_result]]:
+    """Return names and attributes of what lies in a directory, sorted; what vanishes meanwhile is left out."""
+    found = []
+    fd = _open_directory(volume, [part for part in directory.split("/") if part], os.O_RDONLY)
+    try:
+        for name in sorted(os.listdir(fd)):
+            with suppress(FileNotFoundError):
+                found.append((name, os.stat(name, dir_fd=fd, follow_symlinks=False)))
+    finally:
+        os.close(fd)
+    return found
+
+
+def _open_directory(volume: Volume, parts: list[str], access: int) -> int:
+    """Open the directory below the backing directory that *parts* lead to, one after the other.
+
+    So no symbolic link leads out of the volume, and a path may be longer than PATH_MAX, as in a mount.
+    """
+    fd = os.open(volume.backing, (os.O_PATH if parts else access) | os.O_DIRECTORY | os.O_CLOEXEC)
+    for number, part in enumerate(parts, 1):
+        flags = (os.O_PATH if number < len(parts) else access) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            inner = os.open(part, flags, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = inner
+    return fd
 
 
 def describe_all(volume: Volume) -> Iterator[Description]:
@@ -185,11 +213,15 @@ def _policy(file: Path | None) -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class Plaintext:
-    """The content of one open file; ``form`` is what the file says of itself, ``length`` is in bytes."""
+    """The content of one open file; ``form`` is what the file says of itself, ``length`` is in bytes.
+
+    ``clean_header`` tells whether the header page is zero behind the record, where no reader looks.
+    """
 
     form: Form
     length: int
     _read: Callable[[int, int], bytes | memoryview]
+    clean_header: bool = True
 
     def chunks(self) -> Iterator[bytes | memoryview]:
         """Yield all of it in pieces of :data:`CHUNK_SIZE`, the last one shorter.
@@ -225,7 +257,8 @@ class OfflineReader:
             if isinstance(form, Sealed):
                 check_identity(form.header, identity_at(path))
                 file = StoredFile(store, self._sealer.cipher(form.header), size)
-                yield Plaintext(form, file.length, file.read)
+                clean = not any(store.pread(HEADER_SIZE - RECORD_SIZE, RECORD_SIZE))
+                yield Plaintext(form, file.length, file.read, clean)
             elif isinstance(form, Empty):
                 yield Plaintext(form, form.length, store.read)
             else:
@@ -280,13 +313,8 @@ def open_without_links(volume: Volume, path: str, access: int = os.O_RDONLY) -> 
     parts = [*directories, name]
     if parts[0] == PRIVATE_DIRECTORY or any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise FileNotFoundError(ENOENT, os.strerror(ENOENT), path)
-    fd = os.open(volume.backing, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = _open_directory(volume, directories, os.O_PATH)
     try:
-        for directory in directories:
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            inner = os.open(directory, flags, dir_fd=fd)
-            os.close(fd)
-            fd = inner
         # nonblocking, so that a FIFO in its place is refused instead of waited on
         flags = access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         file = os.open(name, flags, dir_fd=fd)

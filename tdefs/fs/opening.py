@@ -51,6 +51,7 @@ class Opener:
         :raises OSError: EIO for a file that cannot be presented; the log says why.
         """
         if inode.open_file is not None:
+            self._check_other_names(inode)
             self._idle.pop(inode.open_file, None)
             if writable and not inode.open_file.writable:
                 self._make_writable(inode.open_file)
@@ -313,7 +314,7 @@ class Opener:
         decision = self._decide(path)
         form: Form = Plain()
         if decision.encrypted:
-            form = Sealed(self._sealer.new_header(decision.key_name, identity_at(path)))
+            form = Sealed(self._sealer.new_header(decision.key_name, self._identity_under_all_names(inode)))
             self._write_new_header(path, fd, form.header, empty.length)
         inode.form = form
         return form
@@ -352,8 +353,19 @@ class Opener:
                 return StoredFile(store, self._sealer.cipher(form.header), size)
             return PlainContent(store, size, lambda head: self._refuse_header(inode, head))
         except FormatError as error:
-            log.error("%s: %s (HINT: %s)", printable(inode.path()), error, error.hint)
-            raise OSError(EIO, os.strerror(EIO)) from error
+            raise self._presented_as(inode, error) from error
+
+    def _check_other_names(self, inode: Inode) -> None:
+        """Check an open file again that has several names: by which of them it is opened, the kernel does not say.
+
+        :raises OSError: EIO.
+        """
+        if len(inode.names) < 2 or not isinstance(inode.form, Sealed):
+            return
+        try:
+            self._check_identity_at_all_names(inode, inode.form.header)
+        except FormatError as error:
+            raise self._presented_as(inode, error) from error
 
     def _refuse_header(self, inode: Inode, head: bytes) -> None:
         """Refuse to write a plain file that would be taken for a damaged encrypted one.
@@ -372,8 +384,8 @@ class Opener:
         """Check that the file lies where it belongs, and end a rename that a crash left half done."""
         if not inode.names:
             return
+        self._check_identity_at_all_names(inode, header)
         identity = identity_at(os.fsdecode(inode.path()))
-        check_identity(header, identity)
         if len(header.identities) > 1 and can_write and self._inodes.is_entry_durable(inode):
             settled = header.bound_to(identity)
             try:
@@ -383,3 +395,27 @@ class Opener:
                 self.complaints.failed("open", printable(inode.path()), error)
                 return
             inode.form = Sealed(settled)
+
+    def _identity_under_all_names(self, inode: Inode) -> Identity:
+        """Return what a file without a header is to be bound to: to no place, if it has names in several."""
+        places = {identity_at(path) for path in self._inodes.paths(inode)}
+        return places.pop() if len(places) == 1 else ANY_PLACE
+
+    def _check_identity_at_all_names(self, inode: Inode, header: Header) -> None:
+        """Check that a file lies where it belongs, under all names that are known.
+
+        A link that is made through the mount gives the identity up; one that was made in the backing directory
+        puts the file in another's place.
+
+        :raises IdentityMismatch: under one of them it does not.
+        """
+        if all(header.accepts(identity_at(path_of(parent, name))) for parent, name in inode.names):
+            return
+        for path in self._inodes.paths(inode):
+            check_identity(header, identity_at(path))
+
+    def _presented_as(self, inode: Inode, error: FormatError) -> OSError:
+        """Log why *inode* cannot be presented; return the error for who opens it."""
+        names = ", ".join(printable(os.fsencode(path)) for path in self._inodes.paths(inode))
+        log.error("%s: %s (HINT: %s)", names or printable(inode.path()), error, error.hint)
+        return OSError(EIO, os.strerror(EIO))

@@ -26,7 +26,7 @@ from tdefs.fs.operations import FuseOperations
 from tdefs.fs.sealing import Expectations, Sealer
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Policy
-from tdefs.volume import Session, Volume, was_left_clean, write_session
+from tdefs.volume import SESSION_FILE, Session, Volume, was_left_clean, write_session
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def run_session(
         ready()
 
     with EndSignals() as signals:
-        write_session(volume, session)
+        _begin(volume, session)
         try:
             pyfuse3.init(operations, os.fspath(request.mountpoint), fuse_options(request))
         except RuntimeError as error:
@@ -119,6 +119,21 @@ def run_session(
             log.info("unmounted %s", request.mountpoint)
     if not served:
         raise TdefsError(Exit.MOUNT_FAILED, f'"{request.mountpoint}" was unmounted before it served')
+
+
+def _begin(volume: Volume, session: Session) -> None:
+    """Write down that the volume is in use from now on.
+
+    :raises TdefsError: OS_ERROR.
+    """
+    try:
+        write_session(volume, session)
+    except OSError as error:
+        raise TdefsError(
+            Exit.OS_ERROR,
+            f'could not write "{volume.private / SESSION_FILE}": {error.strerror}',
+            hint="the volume's own directory must be writable, and what is in it files",
+        ) from None
 
 
 async def _serve(

@@ -1,4 +1,5 @@
-"""Checking a whole volume without a mount: every header and length, and every page that PostgreSQL can judge."""
+"""Checking a whole volume without a mount: every header and length, every page that PostgreSQL can judge, and what
+must be there but is missing."""
 
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ from tdefs.fs.sealing import Form, Plain, Sealed
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.pg.control import CONTROL_FILE, BadControlFile, ControlFile, UnknownControlVersion, parse_control_file
 from tdefs.pg.pages import DEFAULT_SEGMENT_PAGES, PAGE_SIZE, BadPage, bad_pages
+from tdefs.pg.small_files import SMALL_KINDS, odd_versions, small_file_fault
+from tdefs.pg.structure import find_gaps
 from tdefs.policy.paths import FileRole, Kind, RelationFile, classify
 from tdefs.volume import Volume, was_left_clean
 
@@ -43,6 +46,13 @@ _NO_CLUSTER_HINT = (
 _PARTIAL_PAGE_HINT = (
     "a full disk or a crash while the relation grew leaves this, and PostgreSQL ignores such a page; otherwise "
     "the file was cut: restore it from a backup"
+)
+_HEADER_PAGE_HINT = (
+    "nothing of the file is lost, but the disk, or who wrote to it, has damaged the page: copy the file through "
+    "the mount, and see the kernel's log"
+)
+_SMALL_FILE_HINT = (
+    "restore the file from a backup; without it PostgreSQL does not start, or not serve the database"
 )
 _CONTROL_HINT = "restore pg_control from a backup; without it PostgreSQL does not start"
 _READ_HINT = "see the kernel's log for errors of the disk"
@@ -87,6 +97,9 @@ class Verifier:
         self._reader = OfflineReader(volume, ring)
         self._report = Report()
         self._clusters: dict[str, ControlFile | None] = {}
+        #: Plaintext length of every file that was there; ``None`` where it cannot be told.
+        self._lengths: dict[str, int | None] = {}
+        self._versions: dict[str, bytes] = {}
 
     def files(self) -> list[tuple[str, int]]:
         """Return path and stored size of every file; directories that cannot be read become findings."""
@@ -106,13 +119,29 @@ class Verifier:
         for path, size in files:
             self._check(path, size)
             progress(size)
+        self._check_structure()
         return self._report
+
+    def _check_structure(self) -> None:
+        """Look at what only all files together tell; what is said of a file already is enough."""
+        for path, fault in odd_versions(self._versions):
+            self._add(path, fault, _SMALL_FILE_HINT)
+        known = {finding.path for finding in self._report.findings}
+        for gap in find_gaps(
+            self._lengths, self._clusters, lambda path: (self._volume.backing / path).is_symlink()
+        ):
+            if gap.path not in known:
+                self._add(gap.path, gap.error, gap.hint)
 
     def _check(self, path: str, size: int) -> None:
         """Read one file to its end."""
         role = classify(path)
+        self._lengths[path] = None
         try:
             with self._reader.open(path) as file:
+                self._lengths[path] = file.length
+                if not file.clean_header:
+                    self._add(path, "the header page is not zero behind the header record", _HEADER_PAGE_HINT)
                 self._check_content(path, role, file)
                 state = _state(file.form)
         except FileNotFoundError:
@@ -138,6 +167,13 @@ class Verifier:
         if relation is not None:
             cluster = self._cluster_of(path)
             block = _first_block(relation, cluster)
+        if role.kind in SMALL_KINDS:
+            start = bytes(next(file.chunks(), b""))
+            fault = small_file_fault(role.kind, path.rpartition("/")[2], start)
+            if fault:
+                self._add(path, fault, _SMALL_FILE_HINT)
+            elif role.kind == Kind.VERSION:
+                self._versions[path] = start
         try:
             for chunk in file.chunks():
                 if relation is not None and block >= 0:
@@ -179,7 +215,7 @@ class Verifier:
         cluster = None
         try:
             with self._reader.open(path) as file:
-                cluster = parse_control_file(b"".join(file.chunks()))
+                cluster = parse_control_file(bytes(next(file.chunks(), b"")))
             checksums = "on" if cluster.checksums else "off"
         except BadControlFile as error:
             self._add(path, str(error), _CONTROL_HINT)

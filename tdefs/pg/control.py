@@ -1,4 +1,4 @@
-"""What tdefs needs to know from pg_control: whether data pages have checksums; pure.
+"""What tdefs needs to know from pg_control: whether data pages have checksums, which files must be there; pure.
 
 The layout is ControlFileData of src/include/catalog/pg_control.h, as 64-bit little-endian hosts have it. Up to the
 checksum version it is the same from PostgreSQL 13 to 18; 18 put one field between it and the CRC.
@@ -13,12 +13,16 @@ from dataclasses import dataclass
 CONTROL_FILE = "global/pg_control"
 
 _VERSIONS = struct.Struct("<8xIII")  # pg_control_version, catalog_version_no, state
-_SIZES = struct.Struct("<II")  # blcksz, relseg_size
+_CHECKPOINT = struct.Struct("<QQ16xQ12xI")  # checkPoint; checkPointCopy: redo, nextXid, oldestXid
+_CHECKPOINT_AT = 32
+_SIZES = struct.Struct("<II4xI")  # blcksz, relseg_size, xlog_seg_size
 _SIZES_AT = 216
 _CHECKSUM_VERSION_AT = 252
 
 # PG_CONTROL_VERSION: where the CRC lies. 1300 is PostgreSQL 13 to 16, 1700 is 17, 1800 is 18.
 _CRC_AT = {1300: 288, 1700: 288, 1800: 292}
+# Where that of a version yet unknown may lie: the struct has grown by a few fields in ten years.
+_CRC_AT_LEAST, _CRC_AT_MOST = 256, 508
 
 # DBState: DB_SHUTDOWNED and DB_SHUTDOWNED_IN_RECOVERY
 _SHUT_DOWN = (1, 2)
@@ -34,19 +38,29 @@ class UnknownControlVersion(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ControlFile:
-    """What pg_control says of its cluster; ``segment_pages`` is the number of pages in a full segment."""
+    """What pg_control says of its cluster.
+
+    ``segment_pages`` is the number of pages in a full segment of a relation, ``wal_segment_size`` is in bytes.
+    ``checkpoint`` and ``redo`` are WAL positions: of the last checkpoint's record, and of where recovery begins.
+    Transactions from ``oldest_xid`` on, below ``next_xid``, have their states in pg_xact; both have 32 bits.
+    """
 
     version: int
     shut_down: bool
     page_size: int
     segment_pages: int
     checksums: bool
+    checkpoint: int
+    redo: int
+    wal_segment_size: int
+    next_xid: int
+    oldest_xid: int
 
 
 def parse_control_file(content: bytes) -> ControlFile:
     """Return what the *content* of a pg_control says.
 
-    :raises BadControlFile: it is cut short, or its CRC does not match.
+    :raises BadControlFile: it is cut short, its CRC does not match, or something stands behind that.
     :raises UnknownControlVersion: it is not of PostgreSQL 13 to 18.
     """
     if len(content) < _VERSIONS.size:
@@ -54,14 +68,45 @@ def parse_control_file(content: bytes) -> ControlFile:
     version, _, state = _VERSIONS.unpack_from(content)
     crc_at = _CRC_AT.get(version)
     if crc_at is None:
+        if not _has_crc_somewhere(content):
+            raise BadControlFile("pg_control is damaged: neither its version nor its CRC can be")
         raise UnknownControlVersion(f"pg_control is of version {version}; known are those of PostgreSQL 13 to 18")
     if len(content) < crc_at + 4:
         raise BadControlFile(f"pg_control is cut short: {len(content)} bytes are left")
     if crc32c(content[:crc_at]) != int.from_bytes(content[crc_at : crc_at + 4], "little"):
         raise BadControlFile("pg_control is damaged: its CRC does not match")
-    page_size, segment_pages = _SIZES.unpack_from(content, _SIZES_AT)
+    if any(content[crc_at + 4 :]):
+        # update_controlfile() of src/common/controldata_utils.c fills it up with zeros
+        raise BadControlFile("pg_control is damaged: behind its CRC it is not all zero")
+    checkpoint, redo, next_xid, oldest_xid = _CHECKPOINT.unpack_from(content, _CHECKPOINT_AT)
+    page_size, segment_pages, wal_segment_size = _SIZES.unpack_from(content, _SIZES_AT)
     (checksum_version,) = struct.unpack_from("<I", content, _CHECKSUM_VERSION_AT)
-    return ControlFile(version, state in _SHUT_DOWN, page_size, segment_pages, checksum_version != 0)
+    return ControlFile(
+        version,
+        state in _SHUT_DOWN,
+        page_size,
+        segment_pages,
+        checksum_version != 0,
+        checkpoint,
+        redo,
+        wal_segment_size,
+        next_xid & 0xFFFFFFFF,
+        oldest_xid,
+    )
+
+
+def _has_crc_somewhere(content: bytes) -> bool:
+    """Tell whether it may be intact, of a version whose layout is unknown."""
+    crc = 0xFFFFFFFF
+    for at, byte in enumerate(content[: _CRC_AT_MOST + 4]):
+        if (
+            at >= _CRC_AT_LEAST
+            and at % 4 == 0
+            and crc ^ 0xFFFFFFFF == int.from_bytes(content[at : at + 4], "little")
+        ):
+            return True
+        crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return False
 
 
 def crc32c(data: bytes) -> int:

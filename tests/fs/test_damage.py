@@ -204,6 +204,29 @@ def test_a_copy_of_a_relation_file_in_another_place_is_caught(filled: Volume) ->
         assert outcome(Path.read_bytes, filled.mountpoint / place) == Failure("EIO"), place
 
 
+def test_a_hard_link_made_outside_of_the_mount_to_another_place_is_caught(filled: Volume) -> None:
+    """The two are one inode, and the kernel does not say by which name it is opened: neither is believed then."""
+    (filled.backing / SWAPPED).unlink()
+    os.link(filled.backing / VICTIM, filled.backing / SWAPPED)
+    filled.mount()
+    assert (filled.mountpoint / VICTIM).read_bytes() == VICTIM.encode() + PAGE * 2
+    for name in (SWAPPED, VICTIM):
+        assert outcome(Path.read_bytes, filled.mountpoint / name) == Failure("EIO"), name
+    assert (
+        f"{VICTIM}, {SWAPPED}: the header belongs to relation file 16385 of database 5" in filled.log.read_text()
+    )
+
+
+def test_an_emptied_file_with_two_names_is_readable_under_both(filled: Volume) -> None:
+    os.link(filled.backing / VICTIM, filled.backing / "base/5/16400")
+    cut(filled.backing / VICTIM, 0)
+    filled.mount()
+    for name in (VICTIM, "base/5/16400"):
+        (filled.mountpoint / name).stat()
+    for name in (VICTIM, "base/5/16400"):
+        assert (filled.mountpoint / name).read_bytes() == b""
+
+
 def test_a_file_of_no_relation_in_a_relations_place_is_caught(filled: Volume) -> None:
     shutil.copyfile(filled.backing / "PG_VERSION", filled.backing / VICTIM)
     filled.mount()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +19,21 @@ from tdefs.format.stored import StoredFile
 from tdefs.fs.sealing import Expectations, Sealer, identity_at
 from tdefs.keys.keystore import create_keystore
 from tdefs.keys.protectors.command import CommandProtector
+from tdefs.pg.control import crc32c
 from tdefs.pg.pages import PAGE_SIZE, page_checksums
 from tdefs.volume import Session, create_volume, save_volume, write_session
 
 KEY_COMMAND = "printf %064d 7"
 PG_DATA = Path(__file__).parent.parent / "pg" / "data"
+SEGMENT_PAGES = 5
+#: Where fields of pg_control lie, and their sizes.
+_FIELDS = {
+    "state": (16, 4),
+    "checkpoint": (32, 8),
+    "redo": (40, 8),
+    "next_xid": (64, 8),
+    "segment_pages": (220, 4),
+}
 
 
 class _File:
@@ -61,13 +72,16 @@ class SmallVolume:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def seal(self, relpath: str, content: bytes, *, key: str | None = None) -> Header:
-        """Write an encrypted file."""
+    def seal(self, relpath: str, content: bytes, *, key: str | None = None, length: int = 0) -> Header:
+        """Write an encrypted file; behind its content it is a hole up to *length*."""
         header = self.sealer.new_header(key, identity_at(relpath))
         store = _File(self.path(relpath))
         store.truncate(HEADER_SIZE)
         store.pwrite(self.sealer.encode(header), 0)
-        StoredFile(store, self.sealer.cipher(header), HEADER_SIZE).write(0, content)
+        file = StoredFile(store, self.sealer.cipher(header), HEADER_SIZE)
+        file.write(0, content)
+        if length > len(content):
+            file.truncate(length)
         os.close(store.fd)
         return header
 
@@ -75,9 +89,18 @@ class SmallVolume:
         """Write a file as it is."""
         self.path(relpath).write_bytes(content)
 
-    def cluster(self, directory: str = "", control: str = "pg15_checksums") -> None:
-        """Make a directory a cluster by its pg_control, captured from a real one."""
-        self.seal(f"{directory}global/pg_control", (PG_DATA / f"{control}.pg_control").read_bytes())
+    def cluster(self, directory: str = "", control: str = "pg15_checksums", **changes: int) -> None:
+        """Make a directory a cluster by its pg_control, captured from a real one, and what no cluster lacks.
+
+        A full segment of a relation has :data:`SEGMENT_PAGES`; *changes* are others to pg_control, by field.
+        """
+        self.seal(f"{directory}global/pg_control", control_file(control, **changes))
+        for path in ("PG_VERSION", "base/5/PG_VERSION"):
+            self.seal(directory + path, b"15\n")
+        for path in ("global/pg_filenode.map", "base/5/pg_filenode.map"):
+            self.seal(directory + path, relation_map())
+        self.seal(f"{directory}pg_wal/000000010000000000000001", b"", length=16 << 20)
+        self.seal(f"{directory}pg_xact/0000", bytes(PAGE_SIZE))
 
     def damage(self, relpath: str, offset: int, mask: int = 1) -> None:
         """Change bits of one stored byte."""
@@ -93,6 +116,22 @@ class SmallVolume:
     def cut(self, relpath: str, size: int) -> None:
         """Cut a stored file."""
         os.truncate(self.volume.backing / relpath, size)
+
+
+def control_file(name: str, **changes: int) -> bytes:
+    """Return a captured pg_control with other values in some fields, and a CRC that fits."""
+    content = bytearray((PG_DATA / f"{name}.pg_control").read_bytes())
+    for field, value in {"segment_pages": SEGMENT_PAGES, **changes}.items():
+        at, size = _FIELDS[field]
+        content[at : at + size] = value.to_bytes(size, "little")
+    content[288:292] = crc32c(bytes(content[:288])).to_bytes(4, "little")
+    return bytes(content)
+
+
+def relation_map() -> bytes:
+    """Return a pg_filenode.map of PostgreSQL 15 without mappings."""
+    content = struct.pack("<II", 0x592717, 0) + bytes(62 * 8)
+    return content + crc32c(content).to_bytes(4, "little") + bytes(4)
 
 
 class Command:

@@ -11,9 +11,16 @@ import pytest
 from tdefs.cli import verify
 from tdefs.errors import Exit
 from tdefs.fs.offline import CHUNK_SIZE
-from tdefs.pg.control import crc32c
 from tdefs.volume import VolumeLock
-from tests.unit.offline.offline_volumes import KEY_COMMAND, PG_DATA, Command, SmallVolume, good_pages
+from tests.unit.offline.offline_volumes import (
+    KEY_COMMAND,
+    PG_DATA,
+    SEGMENT_PAGES,
+    Command,
+    SmallVolume,
+    good_pages,
+    relation_map,
+)
 
 TABLE = "base/5/16384"
 UNLOCK = ("--key-command", KEY_COMMAND)
@@ -35,11 +42,9 @@ def healthy(small: SmallVolume) -> None:
     """Fill a volume with a cluster of every kind of file."""
     small.cluster()
     small.seal(TABLE, good_pages(3) + bytes(8192) + good_pages(1, 4))
-    small.seal(f"{TABLE}.1", good_pages(2, 131072))
+    small.seal(f"{TABLE}.1", good_pages(2, SEGMENT_PAGES))
     small.seal(f"{TABLE}_fsm", good_pages(1))
     small.seal("base/5/1259", bytes(3 * 8192) + (PG_DATA / "pg15_pg_class_block_3.page").read_bytes())
-    small.seal("pg_wal/000000010000000000000001", b"\x10\xd1" * 50000)
-    small.seal("PG_VERSION", b"15\n")
     small.plain("empty", b"")
 
 
@@ -48,8 +53,8 @@ def test_healthy_volume_is_clean(small: SmallVolume, command: Command) -> None:
     code, output = command.run(verify, small.volume.backing, *UNLOCK)
     assert code == 0
     assert [line.rsplit("  ", 1) for line in output.splitlines()] == [
-        ["files                  ", "8"],
-        ["encrypted              ", "7"],
+        ["files                  ", "12"],
+        ["encrypted              ", "11"],
         ["plain                  ", "0"],
         ["empty                  ", "1"],
         ["damaged                ", "0"],
@@ -68,7 +73,7 @@ def test_json_has_stable_keys(small: SmallVolume, command: Command) -> None:
     assert set(found) == {
         *("backing", "volume_id", "mounted", "files", "pages", "checksums", "findings", "notes"),
     }
-    assert found["files"] == {"encrypted": 7, "plain": 0, "empty": 1, "damaged": 0, "unreadable": 0}
+    assert found["files"] == {"encrypted": 11, "plain": 0, "empty": 1, "damaged": 0, "unreadable": 0}
     assert set(found["findings"][0]) == {"path", "kind", "error", "hint", "blocks"}
 
 
@@ -126,7 +131,7 @@ def test_relation_cut_inside_a_page_is_found(small: SmallVolume, command: Comman
 def test_file_cut_to_nothing_counts_as_empty(small: SmallVolume, command: Command) -> None:
     # PostgreSQL itself truncates relations to nothing, at any time: a length alone proves no damage
     healthy(small)
-    small.cut(TABLE, 0)
+    small.cut(f"{TABLE}.1", 0)
     assert report(command, small)["files"]["empty"] == 2
 
 
@@ -196,10 +201,7 @@ def test_flipped_bit_in_a_page_is_caught_by_its_checksum(small: SmallVolume, com
 
 def test_hint_says_that_a_crashed_cluster_repairs_torn_pages(small: SmallVolume, command: Command) -> None:
     healthy(small)
-    running = bytearray((PG_DATA / "pg15_checksums.pg_control").read_bytes())
-    running[16] = 6  # DB_IN_PRODUCTION
-    running[288:292] = crc32c(bytes(running[:288])).to_bytes(4, "little")
-    small.seal("global/pg_control", bytes(running))
+    small.cluster(state=6)  # DB_IN_PRODUCTION
     small.damage(TABLE, 8192 + 4321)
     (found,) = report(command, small)["findings"]
     assert "not shut down cleanly, and PostgreSQL repairs pages torn by a crash" in found["hint"]
@@ -210,7 +212,7 @@ def test_bad_page_of_a_later_segment_is_named_by_its_block_in_the_relation(
 ) -> None:
     healthy(small)
     small.damage(f"{TABLE}.1", 8192 + 8192 + 100)
-    assert report(command, small)["findings"][0]["blocks"] == [131073]
+    assert report(command, small)["findings"][0]["blocks"] == [SEGMENT_PAGES + 1]
 
 
 def test_bad_page_behind_the_first_chunk_is_found(small: SmallVolume, command: Command) -> None:
@@ -235,7 +237,7 @@ def test_without_checksums_a_scrambled_page_header_is_found(small: SmallVolume, 
     small.damage(f"{TABLE}.1", 8192 + 10)  # decrypts to another first block
     found = findings(command, small)
     assert list(found) == [f"{TABLE}.1"]
-    assert found[f"{TABLE}.1"].startswith("block 131072: the page header is ")
+    assert found[f"{TABLE}.1"].startswith(f"block {SEGMENT_PAGES}: the page header is ")
 
 
 def test_each_relation_file_belongs_to_the_nearest_cluster_above(small: SmallVolume, command: Command) -> None:
@@ -314,3 +316,97 @@ def test_verifying_writes_nothing(small: SmallVolume, command: Command) -> None:
     before = [(path, path.stat().st_mtime_ns, path.read_bytes()) for path in files]
     report(command, small)
     assert [(path, path.stat().st_mtime_ns, path.read_bytes()) for path in files] == before
+
+
+def test_bytes_behind_the_header_record_are_found_though_no_reader_needs_them(
+    small: SmallVolume, command: Command
+) -> None:
+    healthy(small)
+    small.damage(TABLE, 5000)
+    assert findings(command, small) == {TABLE: "the header page is not zero behind the header record"}
+
+
+@pytest.mark.parametrize(("path", "offset"), [("PG_VERSION", 0), ("base/5/PG_VERSION", 2)])
+def test_garbled_version_file_is_found(small: SmallVolume, command: Command, path: str, offset: int) -> None:
+    healthy(small)
+    small.damage(path, 8192 + offset)
+    assert findings(command, small) == {path: "PG_VERSION is damaged: it holds no version of PostgreSQL"}
+
+
+def test_version_file_of_another_version_is_found(small: SmallVolume, command: Command) -> None:
+    healthy(small)
+    small.seal("base/5/PG_VERSION", b"14\n")
+    small.seal("base/6/PG_VERSION", b"15\n")
+    small.seal("base/6/pg_filenode.map", relation_map())
+    assert findings(command, small) == {
+        "base/5/PG_VERSION": "PG_VERSION is damaged: it says 14, all others of the cluster say 15"
+    }
+
+
+def test_garbled_relation_map_is_found(small: SmallVolume, command: Command) -> None:
+    healthy(small)
+    small.damage("global/pg_filenode.map", 8192 + 300)
+    small.cut("base/5/pg_filenode.map", 8192 + 400)
+    assert findings(command, small) == {
+        "global/pg_filenode.map": "pg_filenode.map is damaged: its CRC does not match",
+        "base/5/pg_filenode.map": "pg_filenode.map is damaged: it cannot have a length of 400 bytes",
+    }
+
+
+def test_control_file_of_a_version_that_cannot_be_is_found(small: SmallVolume, command: Command) -> None:
+    """A garbled first block makes the version another number, which is not a newer PostgreSQL."""
+    healthy(small)
+    small.damage("global/pg_control", 8192)
+    assert list(findings(command, small)) == ["global/pg_control"]
+
+
+def test_huge_control_file_is_not_read_to_its_end(small: SmallVolume, command: Command) -> None:
+    healthy(small)
+    os.truncate(small.path("global/pg_control"), 8192 + (64 << 20))
+    assert findings(command, small) == {"global/pg_control": f"pg_control has 8192 bytes, not {64 << 20}"}
+
+
+REMOVED = {
+    "PG_VERSION": "the file is missing: the data directory has no PG_VERSION",
+    "global/pg_control": "the file is missing: the data directory has no global/pg_control",
+    "global/pg_filenode.map": "the file is missing: the data directory has no global/pg_filenode.map",
+    "base/5/PG_VERSION": "the file is missing: the database has no PG_VERSION",
+    "base/5/pg_filenode.map": "the file is missing: the database has no pg_filenode.map",
+    "pg_wal/000000010000000000000001": "the WAL segment is missing",
+    "pg_xact/0000": "the file is missing: it tells which transactions were committed",
+    TABLE: "the file is missing: there is a fsm fork and no main fork",
+}
+
+
+@pytest.mark.parametrize("path", REMOVED)
+def test_file_that_must_be_there_is_missed(small: SmallVolume, command: Command, path: str) -> None:
+    healthy(small)
+    small.path(f"{TABLE}.1").unlink()
+    small.path(path).unlink()
+    assert findings(command, small) == {path: REMOVED[path]}
+    code, output = command.run(verify, small.volume.backing, *UNLOCK)
+    assert code == Exit.VERIFY_FOUND_DAMAGE
+    assert f"{path}: {REMOVED[path]}\nHINT:  " in output
+
+
+def test_file_whose_absence_proves_nothing_is_not_missed(small: SmallVolume, command: Command) -> None:
+    """A relation without other forks, a free-space map: PostgreSQL removes and makes them at any time."""
+    healthy(small)
+    for path in ("base/5/1259", f"{TABLE}_fsm", f"{TABLE}.1"):
+        small.path(path).unlink()
+    assert findings(command, small) == {}
+
+
+def test_cluster_above_the_volume_root_is_looked_at_too(small: SmallVolume, command: Command) -> None:
+    small.cluster("15/main/")
+    small.seal(f"15/main/{TABLE}", good_pages(1))
+    small.path("15/main/PG_VERSION").unlink()
+    assert list(findings(command, small)) == ["15/main/PG_VERSION"]
+
+
+def test_empty_or_foreign_volume_lacks_nothing(small: SmallVolume, command: Command) -> None:
+    """Part of a cluster in a volume of its own: a tablespace, the WAL."""
+    small.seal("000000010000000000000001", b"")
+    small.seal("PG_15_202209061/5/16384", good_pages(1))
+    small.seal("PG_15_202209061/5/PG_VERSION", b"15\n")
+    assert findings(command, small) == {}

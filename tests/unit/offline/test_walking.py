@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -118,19 +119,36 @@ def test_reading_leaves_the_backing_directory_as_it_is(small: SmallVolume) -> No
 def test_directory_that_cannot_be_read_is_reported(small: SmallVolume, monkeypatch: pytest.MonkeyPatch) -> None:
     # root can read anything, so the refusal is the system call's
     small.seal("base/5/1259", b"x")
-    scandir = os.scandir
+    listdir = os.listdir
 
-    def refuse(path: Path) -> object:
-        if path.name == "5":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
+    def refuse(fd: int) -> list[str]:
+        if Path(f"/proc/self/fd/{fd}").readlink().name == "5":
+            raise PermissionError(13, "Permission denied", fd)
+        return listdir(fd)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(PermissionError):
         paths(small)
     errors: list[OSError] = []
     assert list(walk(small.volume, errors.append)) == []
     assert [error.filename for error in errors] == [str(small.volume.backing / "base/5")]
+
+
+def test_tree_deeper_than_any_path_is_read(small: SmallVolume) -> None:
+    """Through a mount, one step at a time, such trees can be made."""
+    small.seal("file", b"at the bottom")
+    fd = os.open(small.volume.backing, os.O_RDONLY)
+    for _ in range(600):
+        os.mkdir("directory", dir_fd=fd)
+        below = os.open("directory", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.rename(small.path("file"), "file", dst_dir_fd=fd)
+    os.close(fd)
+    path = "directory/" * 600 + "file"
+    assert paths(small) == [path]
+    assert read(small, path) == b"at the bottom"
+    subprocess.run(["rm", "-rf", str(small.volume.backing / "directory")], check=True)
 
 
 def test_directory_without_a_volume_is_refused(tmp_path: Path) -> None:

@@ -20,12 +20,15 @@ DATA = Path(__file__).parent / "data"
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("pg15_checksums", ControlFile(1300, True, 8192, 131072, True)),
-        ("pg15_no_checksums", ControlFile(1300, True, 8192, 131072, False)),
-        ("pg18_checksums", ControlFile(1800, True, 8192, 131072, True)),
+        ("pg15_checksums", ControlFile(1300, True, 8192, 131072, True, 0x17414F8, 0x17414F8, 16 << 20, 724, 716)),
+        (
+            "pg15_no_checksums",
+            ControlFile(1300, True, 8192, 131072, False, 0x1500718, 0x1500718, 16 << 20, 724, 716),
+        ),
+        ("pg18_checksums", ControlFile(1800, True, 8192, 131072, True, 0x16EF458, 0x16EF458, 16 << 20, 752, 744)),
     ],
 )
-def test_captured_control_file_says_whether_pages_have_checksums(name: str, expected: ControlFile) -> None:
+def test_captured_control_file_says_what_pg_controldata_says(name: str, expected: ControlFile) -> None:
     assert parse_control_file((DATA / f"{name}.pg_control").read_bytes()) == expected
 
 
@@ -51,5 +54,15 @@ def test_control_file_that_is_cut_short_is_refused(length: int) -> None:
 def test_control_file_of_an_unknown_version_is_told_apart_from_a_damaged_one() -> None:
     content = bytearray((DATA / "pg15_checksums.pg_control").read_bytes())
     content[8:12] = (1900).to_bytes(4, "little")
+    with pytest.raises(BadControlFile, match="neither its version nor its CRC can be"):
+        parse_control_file(bytes(content))
+    content[300:304] = crc32c(bytes(content[:300])).to_bytes(4, "little")
     with pytest.raises(UnknownControlVersion, match="1900"):
+        parse_control_file(bytes(content))
+
+
+def test_flipped_bit_behind_the_crc_of_a_control_file_is_caught() -> None:
+    content = bytearray((DATA / "pg15_checksums.pg_control").read_bytes())
+    content[5000] ^= 1
+    with pytest.raises(BadControlFile, match="behind its CRC it is not all zero"):
         parse_control_file(bytes(content))
