@@ -26,6 +26,11 @@ R = TypeVar("R")
 
 SUPPORTED_PYFUSE3 = "3.5.0"
 
+#: How many requests are worked on at a time: those that wait in trio's 40 threads, and some that need none.
+#: pyfuse3 counts its idle workers in the function that is replaced here, so it starts as many as it may and ends
+#: none, and each keeps a buffer of 1 MiB.
+WORKERS = 48
+
 _SPIN_SECONDS = 0.0001
 _POLL_MILLISECONDS = 20
 # At the latest after so many requests without a pause the other tasks (timers, signals, the control socket) run.

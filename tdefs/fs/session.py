@@ -19,7 +19,7 @@ from tdefs.fs.calls import SystemCalls
 from tdefs.fs.control import serve_control
 from tdefs.fs.ending import EndSignals
 from tdefs.fs.inodes import InodeTable
-from tdefs.fs.loop import install_polling_wait
+from tdefs.fs.loop import WORKERS, install_polling_wait
 from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits, source_name
 from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
@@ -172,7 +172,7 @@ async def _serve(
         await nursery.start(signals.unmount_on_first, request.mountpoint, device)
         nursery.start_soon(_announce, request.mountpoint, device, ready)
         nursery.start_soon(serve_control, request.volume, {"status": status})
-        await pyfuse3.main()
+        await pyfuse3.main(max_tasks=WORKERS)
         nursery.cancel_scope.cancel()
 
 

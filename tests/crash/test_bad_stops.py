@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit
+from tdefs.fs.mounts import unmount
 from tests.crash.conftest import Dice
 from tests.crash.writers import BUFFERED, DURABLE, MAPPED, check_written, stop, writing
 from tests.fs.children import needs_root
@@ -145,7 +146,7 @@ def test_of_two_that_unmount_at_once_neither_fails_and_nothing_is_lost(volume: V
     for turn in range(dice.rounds(2)):
         volume.mount()
         (daemon,) = volume.daemons
-        content = dice.random(turn).randbytes(1 << 20) * 60
+        content = dice.random(turn).randbytes(1 << 20) * 30
         (volume.mountpoint / "file").write_bytes(content)
         command = [str(TDEFS), "umount", str(volume.mountpoint)]
         both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -157,6 +158,13 @@ def test_of_two_that_unmount_at_once_neither_fails_and_nothing_is_lost(volume: V
         volume.mount()
         assert (volume.mountpoint / "file").read_bytes() == content
         volume.umount()
+
+
+def test_what_somebody_else_has_just_unmounted_is_no_error(volume: Volume) -> None:
+    """Between looking for the mount and unmounting it."""
+    volume.mount()
+    volume.umount()
+    unmount(volume.mountpoint)
 
 
 @contextmanager

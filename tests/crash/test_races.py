@@ -8,11 +8,14 @@ import os
 import re
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tdefs.cli import umount
 from tdefs.errors import Exit
+from tdefs.volume import Session, read_volume, write_session
 from tests.crash.conftest import Dice
 from tests.support.mounts import mounts_below
 from tests.support.processes import is_alive, send, wait_until
@@ -98,6 +101,22 @@ def test_a_dead_mount_is_left_alone_by_who_does_not_get_the_volume(volume: Volum
         assert command.wait() == Exit.VOLUME_IN_USE
         assert f"process {os.getpid()} is about to mount it" in command.said
         assert volume.is_mounted
+
+
+def test_umount_does_not_wait_for_the_daemon_of_the_next_mount(volume: Volume) -> None:
+    volume.mount()
+    volume.umount()
+    described = read_volume(volume.backing)
+    mine = Session(os.getpid(), str(volume.mountpoint), clean=False)
+    with (volume.backing / ".tdefs" / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_session(described, mine)
+        assert not umount._has_ended(described, mine)
+        assert umount._has_ended(described, replace(mine, pid=1))
+        # about to mount, not yet written down
+        write_session(described, Session(1 << 22, str(volume.mountpoint), clean=True))
+        assert umount._has_ended(described, replace(mine, pid=1 << 22))
+    assert umount._has_ended(described, mine)
 
 
 @pytest.mark.slow
