@@ -300,16 +300,22 @@ class InodeTable:
         raise OSError(ENOENT, os.strerror(ENOENT))
 
     def paths(self, inode: Inode) -> list[str]:
-        """Return the known paths of *inode*; of several, those that still lead to it, as in :meth:`place`."""
+        """Return the known paths of *inode*; of several, those that still lead to it, as in :meth:`place`.
+
+        :raises OSError: where that cannot be told.
+        """
         paths = [path_of(parent, name) for parent, name in inode.names]
         return paths if len(paths) == 1 else [path for path in dict.fromkeys(paths) if self._leads_to(path, inode)]
 
     def _leads_to(self, path: str, inode: Inode) -> bool:
         try:
             status = self._calls.stat("inodes:path", os.fsencode(path), self._root_fd)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
         except OSError as error:
-            # what is too long for a system call cannot be told, and counts
-            return error.errno == ENAMETOOLONG
+            if error.errno != ENAMETOOLONG:
+                raise
+            return True
         return (status.st_dev, status.st_ino) == inode.key
 
     def directory_fd(self, inode: Inode) -> int:

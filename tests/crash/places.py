@@ -100,6 +100,11 @@ class Place:
         (self.backing / name).touch(0o600)
         self._states[name] = [b""]
 
+    def linked_below(self, name: str, new: str) -> None:
+        """One more name that the daemon has not seen yet."""
+        (self.backing / new).hardlink_to(self.backing / name)
+        self._states[new] = list(self._states[name])
+
     def expect(self, name: str, data: bytes | None) -> None:
         """One more state that the file may be found in, for operations that are not here."""
         self._may_become(name, data)

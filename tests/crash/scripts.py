@@ -243,6 +243,19 @@ def _mode_of_linked(place: Place) -> None:
     place.read("other")
 
 
+def _empty_with_two_names(place: Place, faults: Faults) -> None:
+    """As the next mount leaves a file whose header a crash took away."""
+    place.empty_below("16385")
+    place.linked_below("16385", "16386")
+    for name in ("16385", "16386"):
+        (place.path / name).stat()
+
+
+def _open_to_write(place: Place) -> None:
+    with place.opened("16385"):
+        pass
+
+
 def _link_relation(place: Place) -> None:
     place.expect("backup", None)
     place.expect("backup", place.now("16385"))
@@ -350,6 +363,7 @@ SCRIPTS = (
     Script("exchange", _exchange, _two_different),
     Script("link", _link_and_unlink, _some_files),
     Script("change the mode of a linked file", _mode_of_linked, _linked_below),
+    Script("open an empty file with two names", _open_to_write, _empty_with_two_names, labels=("inodes:path",)),
     Script("link a relation", _link_relation, _some_files),
     Script("unlink", _unlink, _some_files),
     Script("other nodes", _nodes),

@@ -22,7 +22,7 @@ from tests.crash.gauges import Gauges, differences, table
 from tests.fs.children import needs_root
 from tests.support.processes import wait_until
 from tests.support.server import Server
-from tests.support.volume import Volume, complaints
+from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
 LOAD: Final = Path(__file__).parent / "load"
@@ -164,7 +164,7 @@ def test_a_soak_leaves_everything_where_it_was(server: Server, volume: Volume, d
     assert forgotten.open_handles <= before_forgotten.open_handles + 20
     assert forgotten.locks == before_forgotten.locks
     assert after.log_lines == readings[0][1].log_lines
-    assert complaints(volume) == []
+    assert volume.complaints() == []
     # memory levels off, and is bounded
     assert after.pss_kb - half.pss_kb < 3_000, "memory grows in the second half, too"
     assert after.pss_kb - readings[0][1].pss_kb < 10_000
