@@ -6,9 +6,9 @@ from copy import deepcopy
 from pathlib import Path
 from random import Random
 
-from tests.crash.disk.model import Keeps
-from tests.crash.disk.mounted import PowerCutDisk
 from tests.crash.ledger import Ledger
+from tests.crash.power.disk.model import Keeps
+from tests.crash.power.disk.mounted import PowerCutDisk
 from tests.support.mounts import detach
 from tests.support.processes import is_postgres, processes_in, wait_until
 from tests.support.server import Server

@@ -18,8 +18,8 @@ from random import Random
 import pytest
 
 from tests.crash.conftest import Dice
-from tests.crash.disk.model import Keeps
-from tests.crash.disk.mounted import PowerCutDisk
+from tests.crash.power.disk.model import Keeps
+from tests.crash.power.disk.mounted import PowerCutDisk
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 

@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from tests.crash.disk.model import ROOT, SECTOR, Disk, Keeps, Node
-from tests.crash.disk.mounted import PowerCutDisk
+from tests.crash.power.disk.model import ROOT, SECTOR, Disk, Keeps, Node
+from tests.crash.power.disk.mounted import PowerCutDisk
 from tests.support.workspace import Workspace
 
 

@@ -15,7 +15,7 @@ import pytest
 from tdefs.fs.control import ask
 from tdefs.volume import read_volume
 from tests.crash.conftest import Dice
-from tests.crash.writers import DURABLE, MAPPED, check_written, stop, writing
+from tests.crash.stops.writers import DURABLE, MAPPED, check_written, stop, writing
 from tests.support.processes import is_alive, send, wait_until
 from tests.support.volume import TDEFS, Volume
 

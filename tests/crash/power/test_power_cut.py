@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from tests.crash import broken
 from tests.crash.conftest import Dice
-from tests.crash.disk.mounted import PowerCutDisk
+from tests.crash.power import broken
+from tests.crash.power.disk.mounted import PowerCutDisk
 from tests.crash.scene import DISTURBANCES, Scene, Snapshot
 from tests.support.volume import TDEFS
 from tests.support.workspace import Workspace

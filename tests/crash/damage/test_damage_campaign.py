@@ -17,7 +17,8 @@ from tdefs.pg.pages import bad_pages
 from tdefs.policy.parse import parse_policy
 from tdefs.policy.paths import Kind, classify
 from tests.crash.conftest import Dice
-from tests.crash.damage_oracle import (
+from tests.crash.damage.damages import DAMAGES, Scene
+from tests.crash.damage.oracle import (
     ANOTHER_FILES,
     BLOCK,
     HEADER,
@@ -28,7 +29,6 @@ from tests.crash.damage_oracle import (
     fork_of,
     is_relation,
 )
-from tests.crash.damages import DAMAGES, Scene
 from tests.support.volume import TDEFS, Volume, relative_files
 from tests.support.workspace import Workspace
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.faults import Faults, Order
-from tests.crash.places import Place
+from tests.crash.faults.orders import Faults, Order
+from tests.crash.faults.places import Place
 from tests.fs.children import NOBODY, in_child
 
 PAGE = bytes(range(1, 256)) * 32 + b"\xff" * 32

@@ -16,7 +16,7 @@ import pytest
 from tdefs.errors import Exit
 from tdefs.fs.mounts import unmount
 from tests.crash.conftest import Dice
-from tests.crash.writers import BUFFERED, DURABLE, MAPPED, check_written, stop, writing
+from tests.crash.stops.writers import BUFFERED, DURABLE, MAPPED, check_written, stop, writing
 from tests.fs.children import needs_root
 from tests.support.mounts import is_mounted
 from tests.support.processes import is_alive, send, wait_until

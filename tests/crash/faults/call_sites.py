@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tdefs.fs
 from tdefs.fs.calls import SystemCalls
-from tests.crash.faults import Call
+from tests.crash.faults.orders import Call
 
 METHODS = frozenset(name for name, value in vars(SystemCalls).items() if callable(value) and name[0] != "_")
 

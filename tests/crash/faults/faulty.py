@@ -2,7 +2,7 @@
 
 Called like tdefs, with a directory outside of the mount as the first argument:
 ``faulty.py DIRECTORY mount BACKING MOUNTPOINT ...``. In the directory a test leaves orders while the mount serves,
-see ``tests.crash.faults``; what was called and what failed is written down there.
+see ``tests.crash.faults.orders``; what was called and what failed is written down there.
 """
 
 from __future__ import annotations

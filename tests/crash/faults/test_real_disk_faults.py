@@ -16,8 +16,8 @@ from random import Random
 import pytest
 
 from tests.crash.conftest import Dice
-from tests.crash.loop_disks import Btrfs, Ext4, ThinDisk
-from tests.crash.places import verified
+from tests.crash.faults.loop_disks import Btrfs, Ext4, ThinDisk
+from tests.crash.faults.places import verified
 from tests.crash.scene import Scene
 from tests.fs.children import in_child, needs_root
 from tests.support.processes import wait_until

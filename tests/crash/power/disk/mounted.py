@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.crash.disk.model import ROOT, Keeps
+from tests.crash.power.disk.model import ROOT, Keeps
 from tests.support.mounts import detach, is_mounted
 from tests.support.processes import wait_until
 
-_REPOSITORY = Path(__file__).parents[3]
+_REPOSITORY = Path(__file__).parents[4]
 
 
 class PowerCutDisk:
@@ -32,7 +32,7 @@ class PowerCutDisk:
         self._socket.unlink(missing_ok=True)
         words = [self.mountpoint, self._socket, *([image] if image else [])]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.disk.serve", *map(str, words)], cwd=_REPOSITORY
+            [sys.executable, "-m", "tests.crash.power.disk.serve", *map(str, words)], cwd=_REPOSITORY
         )
         ready = wait_until(lambda: self._socket.exists() and self._serves(), 30)
         assert ready, f"the disk does not serve: exit code {self._process.poll()}"

@@ -16,7 +16,7 @@ from random import Random
 import pytest
 
 from tests.crash.conftest import Dice
-from tests.crash.faults import Faults, Order
+from tests.crash.faults.orders import Faults, Order
 from tests.crash.scene import SYNC_METHODS, Scene
 from tests.support.processes import wait_until
 from tests.support.workspace import Workspace

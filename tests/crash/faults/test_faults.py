@@ -17,11 +17,11 @@ import pytest
 
 from tdefs.fs.control import ask
 from tdefs.volume import read_volume
-from tests.crash.call_sites import call_sites
 from tests.crash.conftest import Dice
-from tests.crash.faults import Call, Faults, Order
-from tests.crash.places import Place, verified
-from tests.crash.scripts import SCRIPTS, Script
+from tests.crash.faults.call_sites import call_sites
+from tests.crash.faults.orders import Call, Faults, Order
+from tests.crash.faults.places import Place, verified
+from tests.crash.faults.scripts import SCRIPTS, Script
 from tests.fs.children import needs_root
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace

@@ -12,7 +12,7 @@ import pytest
 from tdefs.errors import Exit
 from tests.crash.conftest import Dice
 from tests.crash.ledger import Ledger
-from tests.crash.test_bad_stops import has_ended, left_clean, suspended_seconds
+from tests.crash.stops.test_bad_stops import has_ended, left_clean, suspended_seconds
 from tests.support.processes import is_alive, is_postgres, processes_in, send, wait_until
 from tests.support.server import Server
 from tests.support.volume import Volume

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.faults import Faults, Order
-from tests.crash.places import verified
+from tests.crash.faults.orders import Faults, Order
+from tests.crash.faults.places import verified
 from tests.fs.children import in_child, needs_root
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace

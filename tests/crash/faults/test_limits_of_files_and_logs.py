@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.faults import Call, Faults, Order
-from tests.crash.places import verified
+from tests.crash.faults.orders import Call, Faults, Order
+from tests.crash.faults.places import verified
 from tests.fs.children import needs_root
 from tests.support.processes import wait_until
 from tests.support.volume import TDEFS, Volume

@@ -1,6 +1,6 @@
 """Serves a disk of the model by FUSE, in a process of its own, and cuts its power on command.
 
-    python -m tests.crash.disk.serve MOUNTPOINT SOCKET [IMAGE]
+    python -m tests.crash.power.disk.serve MOUNTPOINT SOCKET [IMAGE]
 
 A command is a JSON object on the socket, its answer a number. Nothing is cached for writing on the way, so that
 the model sees every write at once; the kernel below has no part in what lasts.
@@ -37,7 +37,7 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from tests.crash.disk.model import SECTOR, Disk, Keeps, Node
+from tests.crash.power.disk.model import SECTOR, Disk, Keeps, Node
 
 _FOREVER_SECONDS = 1e9
 _BLOCK = 4096

@@ -1,0 +1,1 @@
+"""A backing directory is damaged while nobody has it mounted."""

@@ -1,0 +1,1 @@
+"""Each system call of the daemon fails, and disks fail below it."""

@@ -1,0 +1,1 @@
+"""Power cuts, on a disk that forgets what nobody has synced."""

@@ -1,0 +1,1 @@
+"""The daemon is stopped, suspended or abused at a bad time."""
