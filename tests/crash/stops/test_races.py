@@ -15,7 +15,7 @@ import pytest
 
 from tdefs.cli import umount
 from tdefs.errors import Exit
-from tdefs.volume import Session, read_volume, write_session
+from tdefs.volume import Session, is_running, read_volume, write_session
 from tests.crash.conftest import Dice
 from tests.support.mounts import mounts_below
 from tests.support.processes import is_alive, send, wait_until
@@ -117,6 +117,15 @@ def test_umount_does_not_wait_for_the_daemon_of_the_next_mount(volume: Volume) -
         write_session(described, Session(1 << 22, str(volume.mountpoint), clean=True))
         assert umount._has_ended(described, replace(mine, pid=1 << 22))
     assert umount._has_ended(described, mine)
+
+
+def test_a_process_that_has_ended_and_was_not_waited_for_holds_nothing() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert is_running(process.pid)
+        process.kill()
+        assert wait_until(lambda: not is_running(process.pid), 10)
+        assert Path(f"/proc/{process.pid}").exists()
+    assert not is_running(process.pid)
 
 
 @pytest.mark.slow

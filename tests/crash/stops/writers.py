@@ -74,6 +74,7 @@ class Writer:
 
     process: subprocess.Popen[str]
     output: IO[str]
+    errors: IO[str]
     #: What it said was written: name and length.
     written: dict[str, int] = field(default_factory=dict)
 
@@ -89,7 +90,8 @@ class Writer:
         assert self.process.stdin
         self.process.stdin.close()
         code = self.process.wait(120)
-        assert may_fail or code == 0, "a writer met an error; its last words are on standard error"
+        self.errors.seek(0)
+        assert may_fail or code == 0, f"a writer met an error (exit code {code}): {self.errors.read()}"
         self.written = dict(json.loads(line) for line in self._so_far().splitlines())
 
     def _so_far(self) -> str:
@@ -103,10 +105,12 @@ def writing(directory: Path, dice: Random, ways: tuple[str, ...] = WAYS) -> Iter
     writers: list[Writer] = []
     try:
         for way in ways:
-            output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below
+            output, errors = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115 - closed below
             command = [sys.executable, "-c", _SCRIPT, str(directory), way, str(dice.random())]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, cwd="/", text=True)
-            writers.append(Writer(process, output))
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=errors, cwd="/", text=True
+            )
+            writers.append(Writer(process, output, errors))
         assert wait_until(lambda: all(writer.has_begun for writer in writers), 60), "a writer does not get on"
         yield writers
     finally:
@@ -116,6 +120,7 @@ def writing(directory: Path, dice: Random, ways: tuple[str, ...] = WAYS) -> Iter
             if writer.process.stdin:
                 writer.process.stdin.close()
             writer.output.close()
+            writer.errors.close()
 
 
 def stop(writers: list[Writer], *, may_fail: bool = False) -> dict[str, int]:
