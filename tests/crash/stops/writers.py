@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -95,8 +96,9 @@ class Writer:
         self.written = dict(json.loads(line) for line in self._so_far().splitlines())
 
     def _so_far(self) -> str:
-        self.output.seek(0)
-        return self.output.read()
+        # not read(): the writer writes at the offset that this file shares with it
+        fd = self.output.fileno()
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode()
 
 
 @contextmanager
