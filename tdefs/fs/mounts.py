@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from tdefs.errors import Exit, TdefsError
 FUSE_TYPE = "fuse.tdefs"
 
 _MNT_DETACH = 2
+# how often, and how far apart, a mount is tried that is in use by nobody who can be seen
+_BUSY_TRIES = 20
+_BUSY_PAUSE_SECONDS = 0.05
 # what requests to a mount whose daemon is gone end with
 _DEAD = (ENOTCONN, ECONNABORTED)
 
@@ -185,35 +189,47 @@ def unmount(mountpoint: Path) -> None:
 
     :raises TdefsError: MOUNT_BUSY, saying who uses it; MOUNT_FAILED.
     """
-    if os.geteuid() == 0:
-        if _libc.umount2(os.fsencode(mountpoint), 0) == 0:
+    devices = devices_at(mountpoint)
+    holders: list[str] = []
+    for _ in range(_BUSY_TRIES):
+        reason, busy = _unmount_once(mountpoint)
+        now = devices_at(mountpoint)
+        if not reason or not now or now != devices:
             return
-        error = ctypes.get_errno()
-        busy, reason = error == EBUSY, os.strerror(error)
-    else:
-        result = _fusermount("-u", "--", os.fspath(mountpoint))
-        if result.returncode == 0:
-            return
-        reason = result.stderr.strip()
-        busy = "busy" in reason
-    if not busy:
-        if not devices_at(mountpoint):
-            return
-        # fusermount3 lets nobody but the one who mounted unmount, and says it in terms of /etc/mtab
-        foreign = "not found in" in reason or "permitted" in reason
-        raise TdefsError(
-            Exit.MOUNT_FAILED,
-            f'could not unmount "{mountpoint}"',
-            detail=reason,
-            hint="unmount as root, or as the user who mounted it" if foreign else "",
-        )
-    holders = users_of(mountpoint)
+        if not busy:
+            # fusermount3 lets nobody but the one who mounted unmount, and says it in terms of /etc/mtab
+            foreign = "not found in" in reason or "permitted" in reason
+            raise TdefsError(
+                Exit.MOUNT_FAILED,
+                f'could not unmount "{mountpoint}"',
+                detail=reason,
+                hint="unmount as root, or as the user who mounted it" if foreign else "",
+            )
+        holders = users_of(mountpoint)
+        if holders:
+            break
+        # whoever just looks at the mount, as another umount does, holds it for an instant
+        time.sleep(_BUSY_PAUSE_SECONDS)
     raise TdefsError(
         Exit.MOUNT_BUSY,
         f'"{mountpoint}" is in use',
         detail="in use by " + "; ".join(holders) if holders else "by a process that this user cannot see",
         hint="stop PostgreSQL with 'pg_ctl stop', leave the directory, then try again",
     )
+
+
+def _unmount_once(mountpoint: Path) -> tuple[str, bool]:
+    """Try to unmount; return why it failed, or nothing, and whether that was since it is in use."""
+    if os.geteuid() == 0:
+        if _libc.umount2(os.fsencode(mountpoint), 0) == 0:
+            return "", False
+        error = ctypes.get_errno()
+        return os.strerror(error), error == EBUSY
+    result = _fusermount("-u", "--", os.fspath(mountpoint))
+    if result.returncode == 0:
+        return "", False
+    reason = result.stderr.strip() or f"fusermount3 ended with {result.returncode}"
+    return reason, "busy" in reason
 
 
 def users_of(mountpoint: Path) -> list[str]:

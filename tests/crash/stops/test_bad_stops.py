@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -165,6 +167,26 @@ def test_what_somebody_else_has_just_unmounted_is_no_error(volume: Volume) -> No
     volume.mount()
     volume.umount()
     unmount(volume.mountpoint)
+
+
+def test_who_looks_at_a_mount_does_not_keep_it_from_being_unmounted(volume: Volume) -> None:
+    """Each look, as of another umount, holds the mount for an instant, in which the kernel calls it busy."""
+    volume.mount()
+    (daemon,) = volume.daemons
+    send(daemon, signal.SIGSTOP)
+    go_on = Timer(0.3, send, (daemon, signal.SIGCONT))
+    command = [sys.executable, "-c", "import os, sys; print(flush=True); os.statvfs(sys.argv[1])"]
+    with subprocess.Popen([*command, volume.mountpoint], stdout=subprocess.PIPE, cwd="/") as looker:
+        try:
+            assert looker.stdout
+            looker.stdout.readline()
+            time.sleep(0.1)
+            go_on.start()
+            unmount(volume.mountpoint)
+        finally:
+            send(daemon, signal.SIGCONT)
+    assert not volume.is_mounted
+    assert has_ended(daemon)
 
 
 @contextmanager
