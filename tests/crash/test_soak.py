@@ -41,8 +41,8 @@ SECONDS: Final = 24
 TURN_SECONDS: Final = 3
 QUARTERS: Final = 4
 
-#: A buffer of 1 MiB for each worker, and what the daemon needs besides.
-MOST_MEMORY_KB: Final = WORKERS * 1032 + 70_000
+#: A buffer of 1 MiB for each worker, and what the daemon needs besides, with room for the allocator's whims.
+MOST_MEMORY_KB: Final = WORKERS * 1032 + 110_000
 #: As many files as the daemon keeps open between connections.
 IDLE: Final = 512
 
