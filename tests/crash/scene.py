@@ -72,19 +72,7 @@ class Scene:
         """Mounts, and starts the server, which recovers if need be."""
         if not self._plain:
             self.volume.mount()
-        self.server.run(
-            "pg_ctl",
-            "start",
-            "-w",
-            "-t",
-            "120",
-            "-D",
-            self.server.pgdata,
-            "-l",
-            self.server.log,
-            "-o",
-            f"-c wal_sync_method={sync_method}",
-        )
+        self.server.start(f"-c wal_sync_method={sync_method}", seconds=120)
 
     def stop(self) -> None:
         """Stops the server and unmounts."""

@@ -55,9 +55,14 @@ class Server:
 
     # --- the server
 
-    def start(self) -> None:
-        """Returns when the server answers."""
-        self.run("pg_ctl", "start", "-w", "-t", str(LIMIT), "-D", self.pgdata, "-l", self.log)
+    def start(self, options: str = "", *, seconds: int = LIMIT) -> None:
+        """Returns when the server answers.
+
+        :param options: for the server's command line
+
+        :param seconds: how long it may take
+        """
+        self.run("pg_ctl", "start", "-w", "-t", str(seconds), "-D", self.pgdata, "-l", self.log, "-o", options)
 
     def stop(self, mode: str = "fast") -> None:
         """:param mode: ``immediate`` is a crash to the next start"""

@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
+from tdefs.durable import fsync_directory
 from tests.crash.power.disk.model import ROOT, SECTOR, Disk, Keeps, Node
 from tests.crash.power.disk.mounted import PowerCutDisk
-from tests.support.workspace import Workspace
 
 
 def _file(disk: Disk, name: bytes, directory: Node | None = None) -> Node:
@@ -154,24 +154,13 @@ def test_journal_keeps_no_later_name_without_an_earlier_one() -> None:
         assert there == sorted(there, reverse=True)
 
 
-@pytest.fixture
-def disk(workspace: Workspace) -> Iterator[PowerCutDisk]:
-    disk = PowerCutDisk(workspace.directory("disk"))
-    try:
-        yield disk
-    finally:
-        disk.discard()
-
-
 def test_mounted_disk_forgets_what_nobody_synced(disk: PowerCutDisk) -> None:
     disk.switch_on()
     here = disk.mountpoint
     (here / "synced").write_bytes(b"s" * 10000)
     with (here / "synced").open("rb") as file:
         os.fsync(file.fileno())
-    directory = os.open(here, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(directory)
-    os.close(directory)
+    fsync_directory(here)
     (here / "forgotten").write_bytes(b"f")
     (here / "synced").rename(here / "renamed")
     assert disk.cut(Keeps.NOTHING, seed=1) > 0

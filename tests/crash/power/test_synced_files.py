@@ -10,13 +10,13 @@ import errno
 import json
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from tdefs.durable import fsync_directory
 from tests.crash.conftest import Dice
 from tests.crash.power.disk.model import Keeps
 from tests.crash.power.disk.mounted import PowerCutDisk
@@ -161,11 +161,7 @@ class Life:
         self._expected.certain(place)
 
     def _sync_directory(self, directory: str) -> None:
-        fd = os.open(self._root / directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        fsync_directory(self._root / directory)
         for place in PLACES:
             if os.path.dirname(place) == directory:  # noqa: PTH120 - it is text
                 self._expected.certain(place)
@@ -225,22 +221,13 @@ def _misfit(blocks: list[bytes], numbers: set[int], file: File) -> str:
     return ""
 
 
-@pytest.fixture
-def disk(workspace: Workspace) -> Iterator[PowerCutDisk]:
-    disk = PowerCutDisk(workspace.directory("disk"))
-    disk.switch_on()
-    try:
-        yield disk
-    finally:
-        disk.discard()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("keeps", list(Keeps))
 @pytest.mark.parametrize("policy", [None, SELECTIVE], ids=["everything", "selective"])
 def test_synced_bytes_of_any_file_survive_a_power_cut(
     scratch: Workspace, disk: PowerCutDisk, dice: Dice, keeps: Keeps, policy: str | None
 ) -> None:
+    disk.switch_on()
     volume = scratch.volume()
     volume.backing = disk.mountpoint / "backing"
     volume.init(policy=policy)
@@ -266,9 +253,7 @@ def _as_found(volume: Volume) -> Expected:
     for place in PLACES:
         (volume.mountpoint / place).unlink(missing_ok=True)
     for directory in DIRECTORIES:
-        fd = os.open(volume.mountpoint / directory, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(fd)
-        os.close(fd)
+        fsync_directory(volume.mountpoint / directory)
     return Expected()
 
 
