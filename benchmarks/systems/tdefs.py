@@ -9,7 +9,7 @@ from benchmarks.systems.base import Variant
 from benchmarks.systems.fuse import FuseSystem
 
 VARIANTS = (Variant("as recommended"),)
-_UNLOCK = ("--key-command", "printf %064d 7")
+_UNLOCK = ("--key-command", "printf %%064d 7")
 
 
 class Tdefs(FuseSystem):

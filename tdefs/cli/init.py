@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
+from tdefs.cli.unlock import open_recorded
 from tdefs.errors import Exit
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore import FIRST_DATA_KEY, create_keystore
+from tdefs.keys.keystore import FIRST_DATA_KEY, create_keystore, load_keystore
 from tdefs.keys.protectors.base import Protector
+from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
 from tdefs.policy.parse import load_policy
 from tdefs.volume import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
@@ -33,25 +36,31 @@ def _run(args: argparse.Namespace) -> int:
     names = {FIRST_DATA_KEY}
     if args.policy:
         names |= load_policy(args.policy).key_names()
-    protector = secret_from_arguments(args, confirm=True)
     volume = create_volume(args.backing, args.keystore, args.policy)
     with exclusive(volume):
         # another 'tdefs init' may have finished while this one waited for a passphrase
         refuse_existing(volume.backing)
-        ring = _complete(volume, names, protector)
+        ring, protector = _complete(volume, names, args)
+        open_recorded(load_keystore(volume.keystore), protector, "init")
     print(f"volume    {volume.backing} ({volume.volume_id.hex()})")
     print(f"keystore  {volume.keystore} (data keys {', '.join(ring.names())})")
     print(f"policy    {volume.policy or 'none: everything is encrypted'}")
     print("\nKeep a copy of the keystore elsewhere: without it nobody can read the volume, not even you.")
+    directory = command_directory(volume.keystore)
+    if directory.exists():
+        print(f"The same holds for {directory}, which has the key command's own files.")
     print(f"Mount it with: tdefs mount {volume.backing} MOUNTPOINT")
     return Exit.OK
 
 
-def _complete(volume: Volume, names: set[str], protector: Protector) -> KeyRing:
+def _complete(volume: Volume, names: set[str], args: argparse.Namespace) -> tuple[KeyRing, Protector]:
     """Create the keystore and make the directory a volume, or leave nothing behind."""
     # the first name becomes the default data key
     ordered = [FIRST_DATA_KEY, *sorted(names - {FIRST_DATA_KEY})]
+    directory = command_directory(volume.keystore)
+    found_directory = directory.exists()
     try:
+        protector = secret_from_arguments(args, volume.keystore, confirm=True)
         ring = create_keystore(volume.keystore, volume.volume_id, protector, data_key_names=ordered)
         try:
             save_volume(volume)
@@ -60,5 +69,7 @@ def _complete(volume: Volume, names: set[str], protector: Protector) -> KeyRing:
             raise
     except BaseException:
         abandon_volume(volume)
+        if not found_directory:
+            shutil.rmtree(directory, ignore_errors=True)
         raise
-    return ring
+    return ring, protector

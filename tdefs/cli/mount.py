@@ -155,6 +155,9 @@ def _check_key_names(policy: Policy, ring: KeyRing, policy_file: Path | None) ->
             detail=f'policy "{policy_file}"; the keystore holds {", ".join(ring.names())}',
             hint="use one of the keystore's data keys in the policy",
         )
+    for name in policy.key_names():
+        # refused now: later it would be a database that cannot create files
+        ring.current(name)
 
 
 def _prepare_mountpoint(mountpoint: Path | None, volume: Volume) -> Path:

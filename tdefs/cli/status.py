@@ -13,10 +13,22 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
 from tdefs.fs.mounts import find_mount, is_dead
 from tdefs.fs.offline import STATES, describe_all
+from tdefs.keys.document import DESTROYED
 from tdefs.volume import Volume, is_in_use, read_session, read_volume
 
 _FIELDS = (
-    *("mountpoint", "backing", "volume_id", "pid", "since", "keystore", "policy", "log_file", "memory_locked"),
+    *(
+        "mountpoint",
+        "backing",
+        "volume_id",
+        "pid",
+        "since",
+        "keystore",
+        "keystore_revision",
+        "policy",
+        "log_file",
+        "memory_locked",
+    ),
     *("page_cipher", "known_inodes", "open_handles"),
 )
 
@@ -65,8 +77,12 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
         states[found.state] += 1
         if found.data_key is not None and found.round is not None and found.algorithm is not None:
             rounds[found.data_key, found.round, found.algorithm] += 1
+    key_states: dict[tuple[str, int], str | None] = {}
     for key in daemon.get("data_keys", ()):
         rounds[key["name"], key["round"], key["algorithm"]] += 0
+        key_states[key["name"], key["round"]] = key.get("state")
+    for name, number in daemon.get("destroyed_rounds", ()):
+        key_states[name, number] = DESTROYED
     started = daemon.get("started")
     return {
         "mountpoint": str(mountpoint),
@@ -78,6 +94,7 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
         if started is None
         else datetime.fromtimestamp(started, UTC).astimezone().isoformat("T", "seconds"),
         "keystore": daemon.get("keystore", str(volume.keystore)),
+        "keystore_revision": daemon.get("keystore_revision"),
         "policy": daemon.get("policy", str(volume.policy) if volume.policy else None),
         "log_file": daemon.get("log_file"),
         "memory_locked": daemon.get("memory_locked"),
@@ -85,7 +102,13 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
         "known_inodes": daemon.get("known_inodes"),
         "open_handles": daemon.get("open_handles"),
         "data_keys": [
-            {"name": name, "round": number, "algorithm": algorithm, "files": files}
+            {
+                "name": name,
+                "round": number,
+                "algorithm": algorithm,
+                "state": key_states.get((name, number)),
+                "files": files,
+            }
             for (name, number, algorithm), files in sorted(rounds.items())
         ],
         "files": {state: states[state] for state in STATES},
@@ -104,8 +127,10 @@ def _print(status: dict[str, Any]) -> None:
         for name in _FIELDS
     )
     print_line()
-    keys = [(key["name"], key["round"], key["algorithm"], key["files"]) for key in status["data_keys"]]
-    print_table(("data key", "round", "algorithm", "files"), keys, numbers=("round", "files"))
+    keys = [
+        (key["name"], key["round"], key["algorithm"], key["state"], key["files"]) for key in status["data_keys"]
+    ]
+    print_table(("data key", "round", "algorithm", "state", "files"), keys, numbers=("round", "files"))
     print_line()
     print_table(("files", "count"), list(status["files"].items()), numbers=("count",))
     if status["requests"]:

@@ -1,35 +1,100 @@
-"""The arguments of commands that read a volume without mounting it, and unlocking the volume with them."""
+"""The arguments of commands that need the keystore, and unlocking it with them."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tdefs.config import load_config
+from tdefs.errors import TdefsError
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore import load_keystore
-from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
+from tdefs.keys.history import append
+from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
+from tdefs.keys.protectors.base import Protector
+from tdefs.keys.seal import open_history_key
+from tdefs.keys.secrets import add_unlock_arguments, is_secret_given, secret_from_arguments
 from tdefs.volume import Volume
 
 
-def add_keystore_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where the keystore is and what unlocks it."""
-    add_unlock_arguments(parser)
+def add_keystore_arguments(parser: argparse.ArgumentParser, *, recovery_prompt: bool = True) -> None:
+    """Add the options that say where the keystore is and what unlocks it.
+
+    Without ``recovery_prompt`` there is no ``--recovery-code``: ``protector add`` means something else by it.
+    """
+    add_unlock_arguments(parser, recovery=True, recovery_prompt=recovery_prompt)
+    add_keystore_place(parser)
+
+
+def add_keystore_place(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the keystore is."""
     parser.add_argument("--keystore", metavar="FILE", type=Path, help="instead of the one the volume remembers")
     parser.add_argument(
         "--config", metavar="FILE", type=Path, help="default: /etc/tdefs/tdefs.yaml if it is there"
     )
 
 
+def keystore_path(args: argparse.Namespace, volume: Volume) -> Path:
+    """Return the place of the keystore of *volume*.
+
+    :raises TdefsError: what is wrong with the configuration.
+    """
+    settings = load_config(args.config).for_backing(volume.backing)
+    return args.keystore or settings.keystore or volume.keystore
+
+
+def read_keystore(args: argparse.Namespace, volume: Volume) -> Keystore:
+    """Return the keystore of *volume*, locked.
+
+    :raises TdefsError: what is wrong with the keystore or the configuration.
+    """
+    keystore = load_keystore(keystore_path(args, volume))
+    keystore.check_volume(volume.volume_id)
+    return keystore
+
+
+def unlocking_secret(args: argparse.Namespace, volume: Volume) -> Protector:
+    """Return the secret for *volume*: what the command line does not say, the configuration does."""
+    settings = load_config(args.config).for_backing(volume.backing)
+    if not is_secret_given(args):
+        args.passphrase_file = settings.passphrase_file
+        args.key_command = settings.key_command
+    return secret_from_arguments(args, keystore_path(args, volume), confirm=False)
+
+
 def unlock(args: argparse.Namespace, volume: Volume) -> KeyRing:
-    """Return the keys of *volume*; what the command line does not say, the configuration does, as for a mount.
+    """Return the keys of *volume*.
 
     :raises TdefsError: what is wrong with the keystore, its secret or the configuration.
     """
-    settings = load_config(args.config).for_backing(volume.backing)
-    if args.passphrase_file is None and args.passphrase_fd is None and args.key_command is None:
-        args.passphrase_file = settings.passphrase_file
-        args.key_command = settings.key_command
-    keystore = load_keystore(args.keystore or settings.keystore or volume.keystore)
-    keystore.check_volume(volume.volume_id)
-    return keystore.unlock(secret_from_arguments(args, confirm=False))
+    # the module of a command has its name
+    command = args.run.__module__.rpartition(".")[2]
+    return open_recorded(read_keystore(args, volume), unlocking_secret(args, volume), command).ring
+
+
+def open_recorded(keystore: Keystore, protector: Protector, command: str) -> Unlocked:
+    """Unlock *keystore*, and write that down in its history, or that it failed.
+
+    A history that cannot be written is a warning: the database must be able to start.
+
+    :raises TdefsError: what is wrong with the keystore or its secret.
+    """
+    try:
+        unlocked = keystore.open(protector)
+    except TdefsError as error:
+        _record(keystore, "unlock failed", {"command": command, "error": error.exit_code.name}, None)
+        raise
+    document = unlocked.document
+    key = None
+    if document.history is not None:
+        key = open_history_key(document.volume_id, document.history, unlocked.master)
+    _record(keystore, "unlock", {"command": command, "protector": unlocked.protector_id}, key)
+    return unlocked
+
+
+def _record(keystore: Keystore, event: str, what: Mapping[str, str], key: bytes | None) -> None:
+    try:
+        append(keystore.path, event, what, key)
+    except OSError as error:
+        print(f"tdefs: warning: the keystore's history cannot be written: {error.strerror}", file=sys.stderr)

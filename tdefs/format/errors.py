@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from errno import EIO, EKEYREVOKED, ENOKEY
+
 
 class FormatError(Exception):
     """A stored file cannot be presented; the text says what is wrong with it, never what is in it."""
 
     hint = "restore the file from a backup; 'tdefs verify' lists every damaged file of a volume"
+    #: What a program is told that opens the file.
+    errno = EIO
 
 
 class DamagedHeader(FormatError):
@@ -41,6 +45,20 @@ class UnknownDataKey(FormatError):
     """An intact header that names a data key or round that the keystore does not hold."""
 
     hint = "mount with the keystore that was in use when the file was written"
+
+
+class DestroyedKey(FormatError):
+    """An intact header that names a round of a data key that was destroyed: nobody can read the file any more."""
+
+    hint = "remove the file, or restore file and keystore from backups of before the key was destroyed"
+    errno = ENOKEY
+
+
+class RevokedKey(FormatError):
+    """A new file needs a data key of which every round is revoked."""
+
+    hint = "make a new round with 'tdefs key rotate', or name another data key in the policy"
+    errno = EKEYREVOKED
 
 
 class IdentityMismatch(FormatError):

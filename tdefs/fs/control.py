@@ -1,4 +1,7 @@
-"""The daemon's control socket: one line of JSON asks, one line of JSON answers. No secret passes through it."""
+"""The daemon's control socket: one line of JSON asks, one line of JSON answers.
+
+No secret passes through it in the clear: new keys are sealed (see tdefs.keys.ring_message).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +20,8 @@ from tdefs.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_MAX_REQUEST = 4096
+_MAX_REQUEST = 1 << 20
+_PIECE = 65536
 _TIMEOUT_SECONDS = 5
 _MAX_ANSWER = 1 << 20
 # Each connection holds one of the descriptors that files need. Whoever comes when there are so many takes the
@@ -26,7 +30,8 @@ _MOST_CONNECTIONS = 16
 _BACKLOG = 64
 _RETRY_SECONDS = 0.01
 
-Answers = dict[str, Callable[[], dict[str, Any]]]
+#: What answers a request of a name, given all of the request.
+Answers = dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
 
 
 async def serve_control(volume: Volume, answers: Answers) -> None:
@@ -76,7 +81,7 @@ async def _answer(stream: trio.SocketStream, answers: Answers) -> None:
     request = bytearray()
     try:
         while b"\n" not in request and len(request) <= _MAX_REQUEST:
-            received = await stream.receive_some(_MAX_REQUEST)
+            received = await stream.receive_some(_PIECE)
             if not received:
                 break
             request += received
@@ -91,14 +96,14 @@ async def _answer(stream: trio.SocketStream, answers: Answers) -> None:
 def reply_to(request: bytes, answers: Answers) -> dict[str, Any]:
     """Return the answer to one request; what is none is told so."""
     try:
-        name = json.loads(request)["request"]
-        answer = answers[name]
+        asked = json.loads(request)
+        answer = answers[asked["request"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {"error": "unknown request"}
-    return answer()
+    return answer(asked)
 
 
-def ask(volume: Volume, name: str) -> dict[str, Any] | None:
+def ask(volume: Volume, name: str, **more: Any) -> dict[str, Any] | None:
     """Ask the daemon of *volume*; ``None`` if there is none, or it does not answer this user in time."""
     try:
         directory = os.open(volume.private, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -108,7 +113,7 @@ def ask(volume: Volume, name: str) -> dict[str, Any] | None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(_TIMEOUT_SECONDS)
             _connect(client, f"/proc/self/fd/{directory}/{volume.control_socket.name}")
-            client.sendall(json.dumps({"request": name}).encode() + b"\n")
+            client.sendall(json.dumps({"request": name, **more}).encode() + b"\n")
             reply = b""
             while not reply.endswith(b"\n") and len(reply) < _MAX_ANSWER:
                 received = client.recv(65536)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE
 from typing import TYPE_CHECKING
@@ -144,6 +145,10 @@ class InodeTable:
 
     def __len__(self) -> int:
         return len(self._by_number)
+
+    def __iter__(self) -> Iterator[Inode]:
+        """Every known inode, as of now."""
+        return iter(list(self._by_number.values()))
 
     def __getitem__(self, number: int) -> Inode:
         try:

@@ -7,7 +7,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
-from errno import EACCES, EIO, EPERM, EROFS, EXDEV
+from errno import EACCES, EPERM, EROFS, EXDEV
 
 from tdefs.errors import errno_of
 from tdefs.format.errors import DamagedLength, FormatError
@@ -20,6 +20,7 @@ from tdefs.fs.files import BackingStore, Content, OpenFile, PlainContent
 from tdefs.fs.inodes import Ghost, Inode, InodeTable, path_of, printable
 from tdefs.fs.losses import Loss
 from tdefs.fs.sealing import Broken, Empty, Form, Plain, Sealed, Sealer, check_identity, identity_at
+from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Decision, Policy
 from tdefs.policy.paths import classify
 
@@ -48,7 +49,7 @@ class Opener:
     def open(self, inode: Inode, *, writable: bool) -> OpenFile:
         """Return the open file of *inode*, opened now if it is not.
 
-        :raises OSError: EIO for a file that cannot be presented; the log says why.
+        :raises OSError: EIO or ENOKEY for a file that cannot be presented; the log says why.
         """
         if inode.open_file is not None:
             self._check_other_names(inode)
@@ -142,6 +143,14 @@ class Opener:
         while self._idle:
             file, _ = self._idle.popitem()
             self._close(file)
+
+    def adopt(self, ring: KeyRing) -> None:
+        """Use other keys from now on. What programs have open stays readable to them until they close it."""
+        self._sealer.adopt(ring)
+        self.close_all_idle()
+        for inode in self._inodes:
+            if inode.open_file is None and isinstance(inode.form, Sealed | Broken):
+                inode.form = None
 
     def _close(self, file: OpenFile) -> None:
         """Close; nobody asked for that, so there is nobody to be told of an error but who syncs next."""
@@ -342,7 +351,7 @@ class Opener:
     def _content(self, inode: Inode, fd: int, form: Form, size: int, *, can_write: bool) -> Content:
         """Return the content of an open backing file of *size* stored bytes, after the last checks.
 
-        :raises OSError: EIO for a file that cannot be presented; the log says why.
+        :raises OSError: EIO or ENOKEY for a file that cannot be presented; the log says why.
         """
         store = BackingStore(self._calls, fd)
         try:
@@ -418,4 +427,4 @@ class Opener:
         """Log why *inode* cannot be presented; return the error for who opens it."""
         names = ", ".join(printable(os.fsencode(path)) for path in self._inodes.paths(inode))
         log.error("%s: %s (HINT: %s)", names or printable(inode.path()), error, error.hint)
-        return OSError(EIO, os.strerror(EIO))
+        return OSError(error.errno, os.strerror(error.errno))

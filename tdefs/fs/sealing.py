@@ -7,13 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from tdefs.errors import TdefsError
+from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import (
     DamagedHeader,
+    DestroyedKey,
     ForeignFile,
     FormatError,
     IdentityMismatch,
     MissingHeader,
+    RevokedKey,
     UnknownDataKey,
 )
 from tdefs.format.header import (
@@ -161,6 +163,16 @@ class Sealer:
         self._mac_keys: dict[tuple[str, int], tuple[bytes, bytes]] = {}
 
     @property
+    def ring(self) -> KeyRing:
+        """The keys in use."""
+        return self._ring
+
+    def adopt(self, ring: KeyRing) -> None:
+        """Use other keys of the same volume from now on."""
+        self._ring = ring
+        self._mac_keys.clear()
+
+    @property
     def plain_files(self) -> bool:
         """Whether the volume may hold files that are not encrypted."""
         return self._expected.plain_files
@@ -170,8 +182,16 @@ class Sealer:
         return resembles_header(head, self._expected.volume_id)
 
     def new_header(self, key_name: str | None, identity: Identity) -> Header:
-        """Return a header for a new file under the newest round of a data key (``None``: the default one)."""
-        key = self._ring.current(key_name or self._ring.default_name)
+        """Return a header for a new file under the newest round of a data key (``None``: the default one).
+
+        :raises RevokedKey: no round of it may be used for new files.
+        """
+        try:
+            key = self._ring.current(key_name or self._ring.default_name)
+        except TdefsError as error:
+            if error.exit_code != Exit.DATA_KEY_REVOKED:
+                raise
+            raise RevokedKey(error.message) from None
         return Header(
             volume_id=self._ring.volume_id,
             file_id=os.urandom(FILE_ID_BYTES),
@@ -205,7 +225,8 @@ class Sealer:
         try:
             return self._ring.get(header.key_name, header.key_round)
         except TdefsError as error:
-            raise UnknownDataKey(error.message) from None
+            kind = DestroyedKey if error.exit_code == Exit.DATA_KEY_DESTROYED else UnknownDataKey
+            raise kind(error.message) from None
 
     def _header_keys(self, key: DataKey) -> tuple[bytes, bytes]:
         """Return the header MAC key and the fingerprint of a data key."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits, source_n
 from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
 from tdefs.fs.sealing import Expectations, Sealer
+from tdefs.keys.document import ACTIVE, REVOKED
 from tdefs.keys.hierarchy import KeyRing
+from tdefs.keys.ring_message import RingRefusedError, open_ring
 from tdefs.policy.model import Policy
 from tdefs.volume import SESSION_FILE, Session, Volume, was_left_clean, write_session
 
@@ -104,7 +106,7 @@ def run_session(
         try:
             install_polling_wait()
             log.info("mounted %s at %s", volume.backing, request.mountpoint)
-            trio.run(_serve, request, ring, operations, inodes, signals, announce)
+            trio.run(_serve, request, opener, sealer, operations, inodes, signals, announce)
         finally:
             pyfuse3.close(unmount=True)
             operations.close()
@@ -138,7 +140,8 @@ def _begin(volume: Volume, session: Session) -> None:
 
 async def _serve(
     request: MountRequest,
-    ring: KeyRing,
+    opener: Opener,
+    sealer: Sealer,
     operations: FuseOperations,
     inodes: InodeTable,
     signals: EndSignals,
@@ -147,7 +150,8 @@ async def _serve(
     """Serve requests until the kernel says that the mount is gone."""
     started = time.time()
 
-    def status() -> dict[str, Any]:
+    def status(_asked: Mapping[str, Any]) -> dict[str, Any]:
+        ring = sealer.ring
         return {
             "pid": os.getpid(),
             "mountpoint": os.fspath(request.mountpoint),
@@ -159,19 +163,40 @@ async def _serve(
             "started": started,
             "memory_locked": request.memory_locked,
             "page_cipher": "Python" if page_cipher is PythonPageCipher else "compiled",
-            "data_keys": [{"name": key.name, "round": key.round, "algorithm": key.algorithm} for key in ring],
+            "keystore_revision": ring.revision,
+            "data_keys": [
+                {
+                    "name": key.name,
+                    "round": key.round,
+                    "algorithm": key.algorithm,
+                    "state": REVOKED if ring.is_revoked(key) else ACTIVE,
+                }
+                for key in ring
+            ],
+            "destroyed_rounds": sorted(ring.destroyed),
             "known_inodes": len(inodes),
             "open_handles": operations.open_handles,
             "requests": dict(sorted(operations.requests.items())),
             "failures": dict(sorted(operations.complaints.counts.items())),
         }
 
+    def keys(asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Adopt new keys; nothing else runs meanwhile."""
+        try:
+            ring = open_ring(asked, sealer.ring)
+        except RingRefusedError as error:
+            log.warning("new keys were refused: %s", error)
+            return {"refused": str(error)}
+        opener.adopt(ring)
+        log.info("new keys: revision %d of the keystore", ring.revision)
+        return {"keystore_revision": ring.revision}
+
     device = next(iter(devices_at(request.mountpoint)[::-1]), "")  # none if it was unmounted already
     async with trio.open_nursery() as nursery:
         # first, since the mount can be used as soon as anything serves it, and then be told to end
         await nursery.start(signals.unmount_on_first, request.mountpoint, device)
         nursery.start_soon(_announce, request.mountpoint, device, ready)
-        nursery.start_soon(serve_control, request.volume, {"status": status})
+        nursery.start_soon(serve_control, request.volume, {"status": status, "keys": keys})
         await pyfuse3.main(max_tasks=WORKERS)
         nursery.cancel_scope.cancel()
 

@@ -109,6 +109,11 @@ def read_time(value: Any, where: str) -> datetime:
     raise MalformedError(f"{where}: expected a time like 2026-01-31T23:59:59Z")
 
 
+def read_optional(value: Any, where: str, read: Callable[[Any, str], _Item]) -> _Item | None:
+    """Return None for null, and else what ``read`` makes of the value."""
+    return None if value is None else read(value, where)
+
+
 def show_time(time: datetime) -> str:
     """Return ``time`` (in UTC, whole seconds) in the form that :func:`read_time` reads."""
     return time.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"

@@ -101,14 +101,29 @@ def key_fingerprint(data_key: DataKey) -> bytes:
 
 
 class KeyRing:
-    """The unlocked data keys of one volume, every round of each."""
+    """The unlocked data keys of one volume, every round of each that is not destroyed.
 
-    def __init__(self, volume_id: bytes, default_name: str, keys: Iterable[DataKey]) -> None:
+    ``revision`` is that of the keystore which they come from: of two rings the one with the higher is newer.
+    """
+
+    def __init__(
+        self,
+        volume_id: bytes,
+        default_name: str,
+        keys: Iterable[DataKey],
+        *,
+        revoked: Iterable[tuple[str, int]] = (),
+        destroyed: Iterable[tuple[str, int]] = (),
+        revision: int = 0,
+    ) -> None:
         """Raise ValueError if the volume id is not 16 bytes, a round is double or the default is missing."""
         if len(volume_id) != VOLUME_ID_BYTES:
             raise ValueError(f"a volume id has {VOLUME_ID_BYTES} bytes, not {len(volume_id)}")
         self.volume_id = volume_id
         self.default_name = default_name
+        self.revision = revision
+        self.revoked = frozenset(revoked)
+        self.destroyed = frozenset(destroyed)
         self._rounds: dict[str, dict[int, DataKey]] = {}
         for key in keys:
             if self._rounds.setdefault(key.name, {}).setdefault(key.round, key) is not key:
@@ -129,16 +144,35 @@ class KeyRing:
         """Return the names of the data keys, sorted."""
         return sorted(self._rounds)
 
+    def is_revoked(self, key: DataKey) -> bool:
+        """Tell whether no new file may use this round."""
+        return (key.name, key.round) in self.revoked
+
     def current(self, name: str) -> DataKey:
-        """Return the newest round of ``name``: the key for new files. TdefsError(DATA_KEY_UNKNOWN)."""
+        """Return the newest round of ``name`` that is not revoked: the key for new files.
+
+        Raises TdefsError: DATA_KEY_UNKNOWN, DATA_KEY_REVOKED.
+        """
         rounds = self._rounds.get(name)
         if rounds is None:
             raise self._unknown(f"data key {_shown(name)} is not in the keystore")
-        return rounds[max(rounds)]
+        active = [number for number, key in rounds.items() if not self.is_revoked(key)]
+        if not active:
+            raise TdefsError(
+                Exit.DATA_KEY_REVOKED,
+                f"data key {name} is revoked, so no new file may use it",
+                hint=f"make a new round with 'tdefs key rotate {name}', or name another key in the policy",
+            )
+        return rounds[max(active)]
 
     def get(self, name: str, round: int) -> DataKey:
-        """Return one round of ``name``: the key of an existing file. TdefsError(DATA_KEY_UNKNOWN)."""
+        """Return one round of ``name``: the key of an existing file.
+
+        Raises TdefsError: DATA_KEY_UNKNOWN, DATA_KEY_DESTROYED.
+        """
         key = self._rounds.get(name, {}).get(round)
+        if key is None and (name, round) in self.destroyed:
+            raise TdefsError(Exit.DATA_KEY_DESTROYED, f"round {round} of data key {name} was destroyed")
         if key is None:
             raise self._unknown(f"round {round} of data key {_shown(name)} is not in the keystore")
         return key

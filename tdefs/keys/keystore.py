@@ -11,12 +11,23 @@ from pathlib import Path
 
 from tdefs.durable import write_durably
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import MAX_BYTES, Document, damaged, parse, serialise
+from tdefs.keys.document import Document, damaged
+from tdefs.keys.document_text import MAX_BYTES, parse, serialise
 from tdefs.keys.hierarchy import KeyRing, MasterKey
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
-from tdefs.keys.seal import master_key_context, new_document, open_keys
+from tdefs.keys.seal import new_document, open_keys, open_master_key
 
 FIRST_DATA_KEY = "dk_1"
+
+
+@dataclass(frozen=True)
+class Unlocked:
+    """A keystore document with its current master key and its data keys; ``protector_id`` opened it."""
+
+    document: Document
+    master: MasterKey
+    protector_id: str
+    ring: KeyRing
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,11 @@ class Keystore:
             )
 
     def unlock(self, protector: Protector) -> KeyRing:
-        """Return the data keys, unlocked with ``protector``.
+        """Return the data keys, unlocked with ``protector``. Raises as :meth:`open`."""
+        return self.open(protector).ring
+
+    def open(self, protector: Protector) -> Unlocked:
+        """Unlock with ``protector``.
 
         Raises TdefsError: NO_SECRET if the keystore has no protector of this kind (before the secret is
         asked for), WRONG_SECRET if none of them opens, KEYSTORE_DAMAGED if the keystore was altered by
@@ -58,28 +73,33 @@ class Keystore:
                 f"the keystore cannot be unlocked with a {protector.kind}",
                 detail=f'the keystore "{self.path}" has protectors of kind: {", ".join(self.kinds())}',
                 hint="use --passphrase-file, --passphrase-fd or the prompt for a passphrase,"
-                " --key-command for a command",
+                " --key-command for a command, --recovery-code-file for a recovery code",
             )
-        return open_keys(self.document, self._master_keys(protector))
+        masters, by = self._master_keys(protector)
+        current = masters[self.document.current_master_key().name]
+        return Unlocked(self.document, current, by, open_keys(self.document, masters))
 
-    def _master_keys(self, protector: Protector) -> dict[str, MasterKey]:
-        """Return by name every master key that ``protector`` opens, the current one among them."""
+    def _master_keys(self, protector: Protector) -> tuple[dict[str, MasterKey], str]:
+        """Return by name every master key that ``protector`` opens, and which entry opened the current one."""
         opened: dict[str, MasterKey] = {}
+        by = ""
         refusal: WrongSecretError | None = None
+        current = self.document.current_master_key().name
         for entry in self.document.protectors:
             if entry.master_key in opened:
                 continue
-            context = master_key_context(self.volume_id, entry.master_key, entry.kind, entry.id)
             try:
-                opened[entry.master_key] = MasterKey(entry.master_key, protector.unwrap(entry, context))
+                opened[entry.master_key] = open_master_key(self.document, entry, protector)
             except NotMineError:
                 continue
             except WrongSecretError as error:
                 refusal = refusal or error
-        current = self.document.current_master_key().name
+                continue
+            if entry.master_key == current:
+                by = entry.id
         if current not in opened:
             raise refusal or WrongSecretError(f"the {protector.kind} does not unlock the master key {current}")
-        return opened
+        return opened, by
 
 
 def create_keystore(

@@ -14,15 +14,19 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector
 
 _MAX_PASSPHRASE_BYTES = 65536
 _THREE_OPTIONS = "use --passphrase-file, --passphrase-fd or --key-command"
 
 
-def add_unlock_arguments(parser: argparse.ArgumentParser) -> None:
+def add_unlock_arguments(
+    parser: argparse.ArgumentParser, *, recovery: bool = False, recovery_prompt: bool = True
+) -> None:
     """Add the options that say where the secret comes from; more than one is a usage error.
 
-    None takes the secret itself: arguments are visible to every user of the host.
+    None takes the secret itself: arguments are visible to every user of the host. ``recovery`` adds those for
+    a recovery code, which unlocks, but is never chosen by a person as a new secret.
     """
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
@@ -34,25 +38,55 @@ def add_unlock_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--passphrase-fd",
         metavar="N",
-        type=_descriptor_number,
+        type=descriptor_number,
         help="read the passphrase from the open file descriptor N to its end (less its last newline)",
     )
     group.add_argument(
         "--key-command",
         metavar="COMMAND",
-        help="run COMMAND by /bin/sh; it prints the key as 64 hexadecimal characters",
+        help="run COMMAND by /bin/sh; it prints the key as 64 hexadecimal characters; it may have %%d (a "
+        "directory for its files), %%p (a prompt), %%R (the terminal's descriptor) and %%%% (a percent sign)",
+    )
+    parser.add_argument(
+        "-R", "--authprompt", action="store_true", help="lend the terminal to the key command, for its %%R"
+    )
+    if recovery:
+        group.add_argument(
+            "--recovery-code-file", metavar="FILE", type=Path, help="read a recovery code from FILE"
+        )
+    if recovery and recovery_prompt:
+        group.add_argument("--recovery-code", action="store_true", help="ask for a recovery code on the terminal")
+
+
+def is_secret_given(args: argparse.Namespace) -> bool:
+    """Tell whether the command line says where the secret comes from."""
+    return (
+        args.passphrase_file is not None
+        or args.passphrase_fd is not None
+        or args.key_command is not None
+        or getattr(args, "recovery_code_file", None) is not None
+        or getattr(args, "recovery_code", False)
     )
 
 
-def secret_from_arguments(args: argparse.Namespace, *, confirm: bool) -> Protector:
+def secret_from_arguments(args: argparse.Namespace, keystore: Path, *, confirm: bool) -> Protector:
     """Return the protector for what :func:`add_unlock_arguments` parsed; no option means the terminal.
 
-    ``confirm`` has the terminal ask twice, for a new passphrase. Nothing is read, asked or run yet: the
+    ``keystore`` is the file that it is for: a key command keeps its own files beside it. ``confirm``, for a
+    new secret, has the terminal ask twice, or a key command run twice. Nothing is read, asked or run yet: the
     protector does so when it first needs its secret, and then raises TdefsError: NO_SECRET if there is
     none, KEY_COMMAND_FAILED. So a process that goes to the background must unlock before.
+
+    Raises TdefsError: USAGE for --authprompt without a key command, KEY_COMMAND_FAILED for its placeholders.
     """
     if args.key_command is not None:
-        return CommandProtector(args.key_command)
+        return CommandProtector(args.key_command, keystore, authprompt=args.authprompt, confirm=confirm)
+    if args.authprompt:
+        raise TdefsError(Exit.USAGE, "--authprompt is given, but no key command that could use it")
+    if getattr(args, "recovery_code_file", None) is not None:
+        return RecoveryCodeProtector(partial(read_passphrase_file, args.recovery_code_file, "recovery code"))
+    if getattr(args, "recovery_code", False):
+        return RecoveryCodeProtector(partial(ask_passphrase, confirm=False, name="Recovery code"))
     read: Callable[[], bytes]
     if args.passphrase_file is not None:
         read = partial(read_passphrase_file, args.passphrase_file)
@@ -63,16 +97,14 @@ def secret_from_arguments(args: argparse.Namespace, *, confirm: bool) -> Protect
     return PassphraseProtector(read)
 
 
-def read_passphrase_file(path: Path) -> bytes:
+def read_passphrase_file(path: Path, name: str = "passphrase") -> bytes:
     """Return the content of ``path``, without one newline at its end. TdefsError(NO_SECRET)."""
     try:
         with path.open("rb", buffering=0) as file:
             return _read_to_end(file.fileno())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
-        raise TdefsError(
-            Exit.NO_SECRET, f'could not read the passphrase file "{path}"', detail=reason or ""
-        ) from None
+        raise TdefsError(Exit.NO_SECRET, f'could not read the {name} file "{path}"', detail=reason or "") from None
 
 
 def read_passphrase_descriptor(descriptor: int) -> bytes:
@@ -94,14 +126,14 @@ def read_passphrase_descriptor(descriptor: int) -> bytes:
         ) from None
 
 
-def ask_passphrase(*, confirm: bool) -> bytes:
-    """Ask for the passphrase on the terminal, without echo, and return it in UTF-8.
+def ask_passphrase(*, confirm: bool, name: str = "Passphrase") -> bytes:
+    """Ask for the passphrase, or what ``name`` says, on the terminal, without echo; return it in UTF-8.
 
     Raises TdefsError(NO_SECRET) if there is no terminal, the input ends or the second answer differs.
     """
     _check_terminal()
-    passphrase = _ask("Passphrase: ")
-    if confirm and _ask("Passphrase again: ") != passphrase:
+    passphrase = _ask(f"{name}: ")
+    if confirm and _ask(f"{name} again: ") != passphrase:
         raise TdefsError(Exit.NO_SECRET, "the two passphrases are different")
     return passphrase
 
@@ -137,7 +169,8 @@ def _read_to_end(descriptor: int) -> bytes:
     return bytes(content.removesuffix(b"\n"))
 
 
-def _descriptor_number(text: str) -> int:
+def descriptor_number(text: str) -> int:
+    """Return the number of a descriptor, for argparse."""
     if not (text.isascii() and text.isdigit()) or len(text) > 9:
         raise argparse.ArgumentTypeError("a file descriptor is a number, such as 3")
     return int(text)

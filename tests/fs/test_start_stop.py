@@ -290,7 +290,7 @@ def test_a_wrong_passphrase_is_told_and_changes_nothing(scratch: Workspace) -> N
 
 def test_a_failing_key_command_is_told_and_changes_nothing(used: Volume) -> None:
     with nothing_happens(used):
-        for command in ("false", "echo no key", "/no/such/program", "printf %064d 1; exit 3"):
+        for command in ("false", "echo no key", "/no/such/program", "printf %%064d 1; exit 3"):
             check_failure(mount(used, unlock=["--key-command", command]), Exit.KEY_COMMAND_FAILED)
 
 

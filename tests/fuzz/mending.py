@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from tdefs.format.header import RECORD_SIZE
 from tdefs.keys.document import Document
+from tdefs.keys.document_text import signed_bytes
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.pg.control import crc32c
 
@@ -47,7 +48,7 @@ def with_checksum_line(text: bytes) -> bytes:
 def keystore_mac(document: Document, master_secret: bytes) -> bytes:
     """Return the MAC that makes a keystore document genuine (docs/FORMAT.md, Keystore)."""
     mac = HMAC(hkdf_sha256(master_secret, b"tdefs v1 keystore mac" + document.volume_id, 32), SHA256())
-    mac.update(document.signed_bytes())
+    mac.update(signed_bytes(document))
     return mac.finalize()
 
 

@@ -1,4 +1,7 @@
-"""What a protector is: something that wraps the master key and, given the same secret later, unwraps it."""
+"""What a protector is: something that wraps a key of 32 bytes and, given the same secret later, unwraps it.
+
+The key is a protector key, which opens the master key; in a keystore of version 1 it is the master key.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class WrongSecretError(TdefsError):
 
 @dataclass(frozen=True)
 class WrappedMasterKey:
-    """What a protector puts in the keystore: ``params`` (no secret) and the wrapped master key."""
+    """What a protector puts in the keystore: ``params`` (no secret) and the wrapped key."""
 
     params: Mapping[str, str | int]
     wrapped: bytes
@@ -43,11 +46,11 @@ class Protector(ABC):
 
     @abstractmethod
     def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
-        """Wrap the 32-byte ``master_secret`` for this ``context``."""
+        """Wrap the 32-byte key ``master_secret`` for this ``context``."""
 
     @abstractmethod
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
-        """Return the 32-byte master secret that ``wrap`` put in ``entry`` in the same ``context``.
+        """Return the 32-byte key that ``wrap`` put in ``entry`` in the same ``context``.
 
         Raises NotMineError for an entry of another kind, WrongSecretError if the secret does not fit, and
         TdefsError(KEYSTORE_DAMAGED) for parameters that this kind never writes.

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.protectors.base import NotMineError, Protector, WrappedMasterKey, WrongSecretError
-from tdefs.keys.protectors.command_run import CommandOutcome, run_command
+from tdefs.keys.protectors.command_directory import command_directory, ensure_command_directory
+from tdefs.keys.protectors.command_run import CommandOutcome, cleaned_up_before_signals, run_command
+from tdefs.keys.protectors.command_terminal import lent_terminal
+from tdefs.keys.protectors.command_text import (
+    DIRECTORY_VARIABLE,
+    PROMPT_VARIABLE,
+    TERMINAL_VARIABLE,
+    parse_command,
+)
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 
 KEY_HEX_CHARACTERS = 64
 TIMEOUT_SECONDS = 60.0
+# A person looks for the card first.
+PERSON_TIMEOUT_SECONDS = 300.0
 
 _PURPOSE = b"tdefs v1 command wrapping key"
 _WRAPPING_KEY_BYTES = 32
@@ -22,19 +36,93 @@ _MAX_OUTPUT_BYTES = 4096
 _HEX = re.compile(rb"[0-9a-fA-F]+")
 
 
+@dataclass(frozen=True)
+class KeyCommand:
+    """A shell command that prints 64 hexadecimal characters, as PostgreSQL's proposed cluster_key_command.
+
+    ``text`` may have the placeholders that :func:`parse_command` knows; ``keystore`` is what it unlocks, and
+    without one it has no %d and no %p; ``authprompt`` allows %R. Without ``timeout_seconds`` there is a minute,
+    or, where a person is asked on the terminal, five.
+
+    Making one raises TdefsError(KEY_COMMAND_FAILED) for a placeholder that is unknown or not allowed.
+    """
+
+    text: str
+    keystore: Path | None = None
+    authprompt: bool = False
+    timeout_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        used = parse_command(self.text).variables
+        if self.keystore is None and not used.isdisjoint((DIRECTORY_VARIABLE, PROMPT_VARIABLE)):
+            raise TdefsError(
+                Exit.KEY_COMMAND_FAILED, "the key command uses %d or %p, and there is no keystore that it is for"
+            )
+        if TERMINAL_VARIABLE in used and not self.authprompt:
+            raise TdefsError(
+                Exit.KEY_COMMAND_FAILED,
+                "the key command uses %R, but --authprompt was not given",
+                hint="call tdefs on a terminal, with --authprompt (-R)",
+            )
+
+    def read_key(self, *, again: bool = False) -> bytes:
+        """Run it and return the 32 bytes it printed; ``again`` makes %p say that it is the second time.
+
+        Raises TdefsError: KEY_COMMAND_FAILED, whose text tells how much the command printed and never what
+        (even a failing command's messages may have the key in them); NO_SECRET without a terminal for %R;
+        what is wrong with the directory for %d.
+        """
+        text = parse_command(self.text)
+        variables = {}
+        if self.keystore is not None:
+            if DIRECTORY_VARIABLE in text.variables:
+                directory = command_directory(self.keystore)
+                ensure_command_directory(directory)
+                variables[DIRECTORY_VARIABLE] = os.fspath(directory)
+            if PROMPT_VARIABLE in text.variables:
+                variables[PROMPT_VARIABLE] = _prompt(self.keystore, again)
+        descriptors: tuple[int, ...] = ()
+        timeout_seconds = self.timeout_seconds or TIMEOUT_SECONDS
+        with cleaned_up_before_signals(), ExitStack() as stack:
+            if TERMINAL_VARIABLE in text.variables:
+                terminal = stack.enter_context(lent_terminal())
+                variables[TERMINAL_VARIABLE] = str(terminal)
+                descriptors = (terminal,)
+                timeout_seconds = self.timeout_seconds or PERSON_TIMEOUT_SECONDS
+            outcome = run_command(
+                text.shell,
+                timeout_seconds=timeout_seconds,
+                max_output_bytes=_MAX_OUTPUT_BYTES,
+                variables=variables,
+                descriptors=descriptors,
+            )
+        _check_ending(outcome, timeout_seconds)
+        return _parse_key(outcome)
+
+
 class CommandProtector(Protector):
-    """A shell command that prints 64 hexadecimal characters, as PostgreSQL's proposed cluster_key_command."""
+    """The key that a key command prints wraps the master key."""
 
     kind = "command"
 
-    def __init__(self, command: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        """``command`` is run by ``/bin/sh -c``, once, when its key is needed."""
-        self._command = command
-        self._timeout_seconds = timeout_seconds
+    def __init__(
+        self, command: str, keystore: Path | None = None, *, authprompt: bool = False, confirm: bool = False
+    ) -> None:
+        """See KeyCommand. It is run when its key is needed: once or, to ``confirm`` a new key, twice."""
+        self._command = KeyCommand(command, keystore, authprompt)
+        self._confirm = confirm
 
     @cached_property
     def _key(self) -> bytes:
-        return read_key(self._command, self._timeout_seconds)
+        key = self._command.read_key()
+        if self._confirm and self._command.read_key(again=True) != key:
+            raise TdefsError(
+                Exit.KEY_COMMAND_FAILED,
+                "the key command printed two different keys when it was run twice",
+                detail="what a key protects could never be unlocked if the command did not print it again",
+                hint="type the same both times; a command that makes a key must keep it, for example in %d",
+            )
+        return key
 
     def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
         """See Protector. Raises TdefsError(KEY_COMMAND_FAILED)."""
@@ -60,14 +148,13 @@ class CommandProtector(Protector):
         return hkdf_sha256(self._key, _PURPOSE + context.to_bytes(), _WRAPPING_KEY_BYTES)
 
 
-def read_key(command: str, timeout_seconds: float = TIMEOUT_SECONDS) -> bytes:
-    """Run ``command`` and return the 32 bytes it printed as hexadecimal characters.
+def _prompt(keystore: Path, again: bool) -> str:
+    # The terminal acts upon control characters, and a file name may have them.
+    name = "".join(character if character.isprintable() else "?" for character in os.fspath(keystore))
+    return f'Secret for the keystore "{name}"{", again" if again else ""}: '
 
-    Raises TdefsError(KEY_COMMAND_FAILED), whose text tells how much the command printed and never what:
-    even a failing command's messages may have the key in them.
-    """
-    outcome = run_command(command, timeout_seconds=timeout_seconds, max_output_bytes=_MAX_OUTPUT_BYTES)
-    _check_ending(outcome, timeout_seconds)
+
+def _parse_key(outcome: CommandOutcome) -> bytes:
     printed = outcome.stdout.rstrip(b"\r\n")
     if outcome.overflowed or len(printed) != KEY_HEX_CHARACTERS:
         length = f"more than {_MAX_OUTPUT_BYTES}" if outcome.overflowed else str(len(printed))
@@ -90,6 +177,8 @@ def _check_ending(outcome: CommandOutcome, timeout_seconds: float) -> None:
         raise _failed(f"the key command was ended by signal {-outcome.status}", stderr)
     if outcome.status > 0:
         raise _failed(f"the key command failed with exit status {outcome.status}", stderr)
+    if outcome.stderr_bytes:
+        raise _failed("the key command printed messages on stderr", stderr)
 
 
 def _failed(message: str, detail: str) -> TdefsError:
@@ -97,5 +186,6 @@ def _failed(message: str, detail: str) -> TdefsError:
         Exit.KEY_COMMAND_FAILED,
         message,
         detail=detail,
-        hint=f"run the command by hand: it must print {KEY_HEX_CHARACTERS} hexadecimal characters and exit 0",
+        hint=f"run the command by hand: it must print {KEY_HEX_CHARACTERS} hexadecimal characters and nothing on"
+        " stderr, and exit 0",
     )

@@ -6,13 +6,18 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from types import FrameType
 
 from tdefs.errors import Exit, TdefsError
 
 _READ_BYTES = 4096
+# SIGINT is not among them: Python makes a KeyboardInterrupt of it.
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass
@@ -31,9 +36,17 @@ class CommandOutcome:
     overflowed: bool = False
 
 
-def run_command(command: str, *, timeout_seconds: float, max_output_bytes: int) -> CommandOutcome:
+def run_command(
+    command: str,
+    *,
+    timeout_seconds: float,
+    max_output_bytes: int,
+    variables: Mapping[str, str] | None = None,
+    descriptors: tuple[int, ...] = (),
+) -> CommandOutcome:
     """Run ``command`` by ``/bin/sh -c``, with an empty stdin, in a session and process group of its own.
 
+    ``variables`` are added to its environment; of the open descriptors it gets ``descriptors`` alone.
     Whatever of its process group still runs afterwards is killed. Raises TdefsError(KEY_COMMAND_FAILED) if
     it cannot be started.
     """
@@ -41,7 +54,7 @@ def run_command(command: str, *, timeout_seconds: float, max_output_bytes: int) 
     outcome = CommandOutcome()
     try:
         # A session of its own: what it starts in the background can be killed with it, and it cannot
-        # take its input from our terminal.
+        # take its input from our terminal unless it is lent to it.
         process = subprocess.Popen(
             ["/bin/sh", "-c", command],
             stdin=subprocess.DEVNULL,
@@ -49,6 +62,8 @@ def run_command(command: str, *, timeout_seconds: float, max_output_bytes: int) 
             stderr=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,
+            env={**os.environ, **(variables or {})},
+            pass_fds=descriptors,
         )
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it contains a null character"
@@ -64,6 +79,49 @@ def run_command(command: str, *, timeout_seconds: float, max_output_bytes: int) 
             if pipe is not None:
                 pipe.close()
     return outcome
+
+
+@contextmanager
+def cleaned_up_before_signals() -> Iterator[None]:
+    """Have a signal that ends this process wait until the block has cleaned up; Ctrl-Z does nothing in it.
+
+    The terminal's signals do not reach a command in a session of its own. If we just died of one, the
+    command would go on, with the terminal's echo off; if we were stopped, it and the shell would both read
+    from the terminal. What the caller has ignored stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [
+        number for number in (*_ENDING_SIGNALS, signal.SIGTSTP) if signal.getsignal(number) == signal.SIG_DFL
+    ]
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if number != signal.SIGTSTP:
+            for other in handled:
+                signal.signal(other, signal.SIG_IGN)
+            raise _EndedBySignal(number)
+
+    received = 0
+    try:
+        for number in handled:
+            signal.signal(number, end)
+        yield
+    except _EndedBySignal as ended:
+        received = ended.number
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+    if received:
+        signal.raise_signal(received)
+
+
+class _EndedBySignal(BaseException):
+    """A signal came that ends the process."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def _follow(

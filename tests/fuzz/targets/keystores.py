@@ -7,13 +7,13 @@ import re
 from dataclasses import replace
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, ProtectorEntry, parse, serialise
+from tdefs.keys.document import Document, ProtectorEntry
+from tdefs.keys.document_text import parse, serialise
 from tdefs.keys.hierarchy import MasterKey
-from tdefs.keys.protectors.base import NotMineError, Protector, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
-from tdefs.keys.seal import master_key_context, new_document, open_keys
-from tdefs.keys.wrapping import WrapContext
+from tdefs.keys.seal import new_document, open_keys, open_master_key
 from tests.fuzz.contract import Target, expect, refusal
 from tests.fuzz.mending import edited, keystore_mac, replacing, with_checksum_line
 
@@ -21,18 +21,9 @@ _LONG_HEX = re.compile(rb"[0-9a-f]{40,}")
 _CHECKSUM_LINE_BYTES = 72
 
 
-class _Remembering(PassphraseProtector):
-    """A passphrase protector that tells the master key which it wrapped."""
-
-    master_secret = b""
-
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
-        self.master_secret = master_secret
-        return super().wrap(master_secret, context)
-
-
-_protector = _Remembering(lambda: b"correct horse", cost=ScryptCost(n=16, r=1, p=1))
+_protector = PassphraseProtector(lambda: b"correct horse", cost=ScryptCost(n=16, r=1, p=1))
 _GENUINE = new_document(bytes(range(16)), _protector, ("dk_1", "dk_2"))
+_MASTER_SECRET = open_master_key(_GENUINE, _GENUINE.protectors[0], _protector).secret
 _GENUINE_OBJECT = json.loads(serialise(_GENUINE)[:-_CHECKSUM_LINE_BYTES])
 
 
@@ -63,9 +54,9 @@ def _fields(data: bytes) -> str:
         return _refusal(text, error)
     for entry in document.protectors:
         _open_protector(text, document, entry)
-    masters = {entry.name: MasterKey(entry.name, _protector.master_secret) for entry in document.master_keys}
+    masters = {entry.name: MasterKey(entry.name, _MASTER_SECRET) for entry in document.master_keys}
     outcome = "unlocked"
-    signed = replace(document, mac=keystore_mac(document, _protector.master_secret))
+    signed = replace(document, mac=keystore_mac(document, _MASTER_SECRET))
     for one in (signed, document):
         try:
             open_keys(one, masters)
@@ -81,13 +72,12 @@ def _unread() -> bytes:
 
 def _open_protector(text: bytes, document: Document, entry: ProtectorEntry) -> None:
     """Parameters that would take hours, or all memory, are refused before the passphrase is asked for."""
-    context = master_key_context(document.volume_id, entry.master_key, entry.kind, entry.id)
     protectors: tuple[Protector, ...] = (PassphraseProtector(_unread),)
     if entry.kind == CommandProtector.kind and entry.params:
         protectors += (CommandProtector("exit 1"),)
     for protector in protectors:
         try:
-            protector.unwrap(entry, context)
+            open_master_key(document, entry, protector)
         except (NotMineError, WrongSecretError):
             continue
         except TdefsError as error:

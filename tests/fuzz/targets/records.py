@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import reply_to
@@ -57,7 +59,7 @@ def _session(data: bytes) -> str:
 def _control(data: bytes) -> str:
     asked: list[str] = []
 
-    def answer() -> dict[str, object]:
+    def answer(_asked: Mapping[str, Any]) -> dict[str, Any]:
         asked.append("status")
         return {"pid": 1}
 

@@ -47,15 +47,24 @@ def data_keys(keystore: bytes, command_key: bytes) -> DataKeys:
     assert checksum == f"sha256:{hashlib.sha256(body).hexdigest()}\n".encode()
     document = json.loads(body)
     volume = bytes.fromhex(document["volume_id"])
+    kind = "master key" if document["version"] == 1 else "protector key"
     master = {}
     for entry in document["protectors"]:
         if entry["kind"] == "command":
-            where = context(volume, "master key by command", entry["master_key"], 0, entry["id"])
+            name = entry["master_key"] if document["version"] == 1 else entry["id"]
+            where = context(volume, f"{kind} by command", name, 0, entry["id"])
             wrapping_key = hkdf(command_key, b"tdefs v1 command wrapping key" + where, 32)
-            master[entry["master_key"]] = unwrap(wrapping_key, bytes.fromhex(entry["wrapped"]), where)
+            key = unwrap(wrapping_key, bytes.fromhex(entry["wrapped"]), where)
+            if document["version"] == 2:
+                where = context(volume, "master key", entry["master_key"], 0, entry["id"])
+                wrapping_key = hkdf(key, b"tdefs v1 master key wrapping", 32)
+                key = unwrap(wrapping_key, bytes.fromhex(entry["wrapped_master_key"]), where)
+            master[entry["master_key"]] = key
     keys = {}
     for data_key in document["data_keys"]:
         for entry in data_key["rounds"]:
+            if entry["state"] == "destroyed":
+                continue
             where = context(volume, "data key", data_key["name"], entry["round"], entry["wrapped_by"])
             wrapping_key = hkdf(master[entry["wrapped_by"]], b"tdefs v1 data key wrapping", 32)
             unwrapped = unwrap(wrapping_key, bytes.fromhex(entry["wrapped"]), where)

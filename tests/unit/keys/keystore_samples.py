@@ -17,6 +17,8 @@ WRONG_PASSPHRASE = b"incorrect zebra accumulator"
 KEY_HEX = "0123456789abcdef" * 4
 CHEAP = ScryptCost(n=16, r=1, p=1)
 GOLDEN = Path(__file__).parent / "golden" / "keystore-v1.json"
+#: Opens by PASSPHRASE and by the key KEY_HEX of a command; dk_1 has a destroyed, a revoked and an active round.
+GOLDEN_V2 = GOLDEN.with_name("keystore-v2.json")
 
 
 def passphrase(text: bytes = PASSPHRASE) -> PassphraseProtector:
@@ -25,6 +27,13 @@ def passphrase(text: bytes = PASSPHRASE) -> PassphraseProtector:
 
 def new_keystore(path: Path) -> KeyRing:
     return create_keystore(path, VOLUME_ID, passphrase())
+
+
+def private_copy(source: Path, target: Path) -> Path:
+    """Return a copy that others cannot read: the working tree cannot carry mode 0600."""
+    target.write_bytes(source.read_bytes())
+    target.chmod(0o600)
+    return target
 
 
 def everything_shown(error: BaseException) -> str:

@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, serialise
+from tdefs.keys.document import Document
+from tdefs.keys.document_text import serialise
 from tdefs.keys.hierarchy import KeyRing, key_fingerprint
 from tdefs.keys.keystore import Keystore, create_keystore, load_keystore
 from tdefs.keys.protectors.base import Protector, WrappedMasterKey
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.wrapping import WrapContext
+from tests.unit.golden import by_the_book
 from tests.unit.keys.keystore_samples import (
     GOLDEN,
+    GOLDEN_V2,
     KEY_HEX,
     OTHER_VOLUME_ID,
     PASSPHRASE,
@@ -30,6 +33,7 @@ from tests.unit.keys.keystore_samples import (
     everything_shown,
     new_keystore,
     passphrase,
+    private_copy,
 )
 
 
@@ -58,20 +62,38 @@ def test_keys_come_back_with_the_passphrase(path: Path) -> None:
 
 def test_keys_come_back_with_the_key_command(path: Path) -> None:
     created = create_keystore(path, VOLUME_ID, CommandProtector(f"echo {KEY_HEX}"))
-    unlocked = load_keystore(path).unlock(CommandProtector(f"printf %s {KEY_HEX.upper()}"))
+    unlocked = load_keystore(path).unlock(CommandProtector(f"printf %%s {KEY_HEX.upper()}"))
     assert list(unlocked) == list(created)
 
 
+def shown_keys(ring: KeyRing) -> dict[tuple[str, int, str], str]:
+    return {(key.name, key.round, key.algorithm): key_fingerprint(key).hex() for key in ring}
+
+
 def test_golden_keystore_of_version_1_opens_for_ever(tmp_path: Path) -> None:
-    copy = tmp_path / "keystore"  # the working tree cannot carry mode 0600
-    copy.write_bytes(GOLDEN.read_bytes())
-    copy.chmod(0o600)
+    copy = private_copy(GOLDEN, tmp_path / "keystore")
     ring = load_keystore(copy).unlock(PassphraseProtector(lambda: PASSPHRASE))
-    shown = {(key.name, key.round, key.algorithm): key_fingerprint(key).hex() for key in ring}
-    assert shown == {
+    assert shown_keys(ring) == {
         ("dk_1", 1, "aes-256-xts"): "233e122377727ad5",
         ("dk_2", 1, "aes-256-xts"): "1b3bcf5a4f59f5fd",
     }
+
+
+def test_golden_keystore_of_version_2_opens_for_ever(tmp_path: Path) -> None:
+    keystore = load_keystore(private_copy(GOLDEN_V2, tmp_path / "keystore"))
+    ring = keystore.unlock(PassphraseProtector(lambda: PASSPHRASE))
+    assert shown_keys(ring) == {
+        ("dk_1", 2, "aes-256-xts"): "c1feee54b03d4369",
+        ("dk_1", 3, "aes-256-xts"): "4cf88151f75f5eec",
+        ("dk_2", 1, "aes-256-xts"): "5ae20eb93c9a08ef",
+    }
+    assert ring.revoked == frozenset({("dk_1", 2)})
+    assert ring.destroyed == frozenset({("dk_1", 1)})
+    assert ring.current("dk_1").round == 3
+    assert list(keystore.unlock(CommandProtector(f"echo {KEY_HEX}"))) == list(ring)
+    # and as an outsider would open it
+    by_hand = by_the_book.data_keys(GOLDEN_V2.read_bytes(), bytes.fromhex(KEY_HEX))
+    assert by_hand == {(key.name, key.round): key.secret for key in ring}
 
 
 def test_keystore_is_readable_by_its_owner_only_whatever_the_umask(path: Path) -> None:

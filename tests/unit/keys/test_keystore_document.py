@@ -13,18 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import parse, serialise
-from tests.unit.keys.keystore_samples import GOLDEN, new_keystore
+from tdefs.keys.document_text import parse, serialise
+from tests.unit.keys.keystore_samples import GOLDEN, GOLDEN_V2, new_keystore
 
 GOLDEN_DATA = GOLDEN.read_bytes()
+GOLDEN_V2_DATA = GOLDEN_V2.read_bytes()
 
 
 def with_checksum(body: bytes) -> bytes:
     return body + f"sha256:{hashlib.sha256(body).hexdigest()}\n".encode()
 
 
-def golden_object() -> dict[str, Any]:
-    value = json.loads(GOLDEN_DATA[: GOLDEN_DATA.rindex(b"sha256:")])
+def golden_object(data: bytes = GOLDEN_V2_DATA) -> dict[str, Any]:
+    value = json.loads(data[: data.rindex(b"sha256:")])
     assert isinstance(value, dict)
     return value
 
@@ -55,9 +56,10 @@ def test_anything_appended_is_damage(appended: bytes) -> None:
     assert_damaged(GOLDEN_DATA + appended)
 
 
-def test_document_survives_a_round_trip() -> None:
-    document = parse(GOLDEN_DATA)
-    assert serialise(document) == GOLDEN_DATA
+@pytest.mark.parametrize("data", [GOLDEN_DATA, GOLDEN_V2_DATA], ids=["v1", "v2"])
+def test_document_survives_a_round_trip(data: bytes) -> None:
+    document = parse(data)
+    assert serialise(document) == data
     assert parse(serialise(document)) == document
 
 
@@ -67,13 +69,13 @@ def test_file_is_json_that_a_person_can_read_before_its_last_line(tmp_path: Path
     body, last_line = text[: text.rindex("sha256:")], text[text.rindex("sha256:") :]
     assert last_line == f"sha256:{hashlib.sha256(body.encode()).hexdigest()}\n"
     assert json.loads(body)["data_keys"][0]["name"] == "dk_1"
-    assert '\n  "version": 1,\n' in body
+    assert '\n  "version": 2,\n' in body
 
 
 def test_unknown_version_is_named_whatever_else_changed() -> None:
-    body = json.dumps({"format": "tdefs keystore", "version": 2, "novelty": []}).encode()
+    body = json.dumps({"format": "tdefs keystore", "version": 3, "novelty": []}).encode()
     error = assert_damaged(with_checksum(body))
-    assert "format version 2" in error.message
+    assert "format version 3" in error.message
     assert "newer" in error.hint
 
 
@@ -100,9 +102,12 @@ def places(value: Any) -> list[Callable[[Any], None]]:
     return found
 
 
+@pytest.mark.parametrize("golden", [GOLDEN_DATA, GOLDEN_V2_DATA], ids=["v1", "v2"])
 @given(st.data(), json_values)
-def test_odd_json_in_any_place_gives_a_keystore_or_a_tdefs_error(data: st.DataObject, odd: Any) -> None:
-    value = golden_object()
+def test_odd_json_in_any_place_gives_a_keystore_or_a_tdefs_error(
+    golden: bytes, data: st.DataObject, odd: Any
+) -> None:
+    value = golden_object(golden)
     data.draw(st.sampled_from(places(value)))(odd)
     try:
         document = parse(with_checksum(json.dumps(value).encode()))
@@ -150,9 +155,9 @@ def edit(path: list[str | int], value: Any) -> bytes:
         (["created"], "2026-02-30T00:00:00Z", "created"),
         (["created"], "2026-01-01T00:00:00+01:00", "created"),
         (["master_keys"], [], "master_keys"),
-        (["master_keys", 0, "current"], False, "current"),
+        (["master_keys", 1, "current"], False, "current"),
         (["master_keys", 0, "current"], 1, "true or false"),
-        (["master_keys", 0, "name"], "mk_9", "master key that is not there"),
+        (["master_keys", 1, "name"], "mk_9", "master key that is not there"),
         (["protectors", 0, "kind"], "Passphrase", "kind"),
         (["protectors", 0, "params", "n"], -1, "params.n"),
         (["protectors", 0, "params", "n"], "\ud800", "params.n"),
@@ -165,8 +170,24 @@ def edit(path: list[str | int], value: Any) -> bytes:
         (["data_keys", 0, "rounds", 0, "round"], True, "round"),
         (["data_keys", 0, "rounds", 0, "algorithm"], "rot13", "algorithm"),
         (["data_keys", 0, "rounds", 0, "state"], "unheard", "state"),
-        (["data_keys", 0, "rounds", 0, "wrapped_by"], "mk_2", "not there"),
-        (["data_keys", 0, "rounds", 0, "wrapped"], "00" * 59, "wrapped"),
+        (["data_keys", 0, "rounds", 1, "wrapped_by"], "mk_1", "not current"),
+        (["data_keys", 0, "rounds", 1, "wrapped"], "00" * 59, "wrapped"),
+        (["data_keys", 0, "rounds", 1, "wrapped"], None, "wrapped"),
+        (["data_keys", 0, "rounds", 0, "wrapped_by"], "mk_2", "destroyed"),
+        (["data_keys", 0, "rounds", 0, "wrapped"], "00" * 60, "destroyed"),
+        (["data_keys", 0, "rounds", 1, "state"], "active", "revoked"),
+        (["data_keys", 0, "rounds", 0, "destroyed"], None, "destroyed"),
+        (["data_keys", 0, "rounds", 2, "destroyed"], "2026-01-01T00:00:00Z", "destroyed"),
+        (["data_keys", 0, "rounds", 0, "fingerprint"], "00" * 7, "fingerprint"),
+        (["revision"], 0, "revision"),
+        (["protectors", 1, "label"], "two\nlines", "label"),
+        (["protectors", 1, "label"], "x" * 64, "label"),
+        (["protectors", 0, "kept_key"], "", "kept_key"),
+        (["protectors", 0, "wrapped_master_key"], "00" * 61, "wrapped_master_key"),
+        (["protectors", 0, "master_key"], "mk_1", "not current"),
+        (["history"], None, "history"),
+        (["history", "count"], -1, "count"),
+        (["history", "wrapped_by"], "mk_1", "not current"),
         (["data_keys", 0, "rounds", 0, "extra"], 1, "exactly the members"),
         (["mac"], "", "mac"),
     ],

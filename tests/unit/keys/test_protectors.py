@@ -14,7 +14,7 @@ import pytest
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
-from tdefs.keys.protectors.command import CommandProtector, read_key
+from tdefs.keys.protectors.command import CommandProtector, KeyCommand
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 from tests.unit.keys.keystore_samples import CHEAP, KEY_HEX, PASSPHRASE, VOLUME_ID, everything_shown, passphrase
@@ -172,7 +172,7 @@ def test_command_is_run_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["", "\\n", "\\n\\n\\n", "\\r\\n"])
 def test_trailing_newlines_of_a_key_command_are_stripped(end: str) -> None:
-    assert read_key(f"printf '{KEY_HEX}{end}'") == bytes.fromhex(KEY_HEX)
+    assert KeyCommand(f"printf '{KEY_HEX}{end}'").read_key() == bytes.fromhex(KEY_HEX)
 
 
 LEAK = "feedface"
@@ -191,6 +191,7 @@ LEAK = "feedface"
         (f"printf '{KEY_HEX[:32]}\\n{KEY_HEX[:23]}{LEAK}'", "not hexadecimal", ""),
         (f"printf '\\377{KEY_HEX[:55]}{LEAK}'", "not hexadecimal", ""),
         (f"while :; do echo {LEAK}; done", "wrong length", "more than 4096"),
+        (f"echo {KEY_HEX}; echo {LEAK} >&2", "messages on stderr", "printed 9 bytes on stderr"),
         ("nonexistent-command-of-tdefs", "exit status 127", "on stderr"),
         ("echo \0", "could not run", "null"),
     ],
@@ -199,7 +200,7 @@ def test_each_failure_of_a_key_command_is_told_apart_and_shows_no_output(
     command: str, message: str, detail: str
 ) -> None:
     with pytest.raises(TdefsError) as caught:
-        read_key(command)
+        KeyCommand(command).read_key()
     assert caught.value.exit_code == Exit.KEY_COMMAND_FAILED
     assert message in caught.value.message
     assert detail in caught.value.detail
@@ -223,7 +224,7 @@ def test_hanging_key_command_times_out_and_leaves_no_process(command: str, tmp_p
     pid_file = tmp_path / "pid"
     began = time.monotonic()
     with pytest.raises(TdefsError, match=r"did not finish within 0\.5 seconds") as caught:
-        read_key(command.format(pid=pid_file), timeout_seconds=0.5)
+        KeyCommand(command.format(pid=pid_file), timeout_seconds=0.5).read_key()
     assert time.monotonic() - began < 5
     assert caught.value.exit_code == Exit.KEY_COMMAND_FAILED
     assert "feedface" not in everything_shown(caught.value)
@@ -245,14 +246,14 @@ def assert_ends(pid: int) -> None:
 
 
 def test_stdin_of_a_key_command_is_empty() -> None:
-    assert read_key(f"cat; echo {KEY_HEX}") == bytes.fromhex(KEY_HEX)
+    assert KeyCommand(f"cat; echo {KEY_HEX}").read_key() == bytes.fromhex(KEY_HEX)
 
 
 def test_key_command_leaves_no_descriptor_open() -> None:
     before = os.listdir("/proc/self/fd")
-    read_key(f"echo {KEY_HEX}")
+    KeyCommand(f"echo {KEY_HEX}").read_key()
     with pytest.raises(TdefsError):
-        read_key("sleep 100", timeout_seconds=0.1)
+        KeyCommand("sleep 100", timeout_seconds=0.1).read_key()
     assert os.listdir("/proc/self/fd") == before
 
 

@@ -15,9 +15,16 @@ import pytest
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import secrets
+from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
-from tests.unit.keys.keystore_samples import PASSPHRASE, everything_shown
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector
+from tdefs.keys.recovery_text import show_code
+from tdefs.keys.seal import now
+from tdefs.keys.wrapping import WrapContext
+from tests.unit.keys.keystore_samples import PASSPHRASE, VOLUME_ID, everything_shown
+
+KEYSTORE = Path("/nonexistent/keystore")
 
 
 def parse(*arguments: str) -> argparse.Namespace:
@@ -50,14 +57,53 @@ def test_conflicting_or_invalid_options_are_usage_errors(
     with pytest.raises(SystemExit) as caught:
         parse(*arguments)
     assert caught.value.code == Exit.USAGE
-    assert "_descriptor_number" not in capsys.readouterr().err
+    assert "descriptor_number" not in capsys.readouterr().err
 
 
 def test_options_choose_the_protector_and_read_nothing_yet() -> None:
     for arguments in (("--passphrase-file", "/nonexistent"), ("--passphrase-fd", "999"), ()):
-        assert isinstance(secrets.secret_from_arguments(parse(*arguments), confirm=True), PassphraseProtector)
-    chosen = secrets.secret_from_arguments(parse("--key-command", "exit 1"), confirm=False)
+        assert isinstance(
+            secrets.secret_from_arguments(parse(*arguments), KEYSTORE, confirm=True), PassphraseProtector
+        )
+    chosen = secrets.secret_from_arguments(parse("--key-command", "exit 1"), KEYSTORE, confirm=False)
     assert isinstance(chosen, CommandProtector)
+
+
+@pytest.mark.parametrize("arguments", [("-R",), ("--authprompt", "--passphrase-file", "f")])
+def test_authprompt_without_a_key_command_is_a_usage_error(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(TdefsError) as caught:
+        secrets.secret_from_arguments(parse(*arguments), KEYSTORE, confirm=False)
+    assert caught.value.exit_code == Exit.USAGE
+
+
+def test_authprompt_lets_the_key_command_use_the_terminal() -> None:
+    for option in ("-R", "--authprompt"):
+        secrets.secret_from_arguments(parse(option, "--key-command", "ask %R"), KEYSTORE, confirm=False)
+    with pytest.raises(TdefsError, match="--authprompt was not given"):
+        secrets.secret_from_arguments(parse("--key-command", "ask %R"), KEYSTORE, confirm=False)
+
+
+def test_recovery_code_is_asked_for_without_echo_or_read_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser(prog="tdefs")
+    secrets.add_unlock_arguments(parser, recovery=True)
+    shown = show_code(4711)
+    file = tmp_path / "code"
+    file.write_text(shown.lower() + "\n")
+    prompts: list[str] = []
+    monkeypatch.setattr(secrets, "_check_terminal", lambda: None)
+    monkeypatch.setattr(getpass, "getpass", lambda prompt: prompts.append(prompt) or shown)  # type: ignore[func-returns-value]
+    context = WrapContext(VOLUME_ID, "protector key by recovery-code", "pr_1", 0, "pr_1")
+    wrapped = RecoveryCodeProtector(shown.encode).wrap(bytes(32), context)
+    entry = ProtectorEntry("pr_1", "recovery-code", now(), "mk_1", wrapped.params, wrapped.wrapped)
+    for words in (["--recovery-code"], ["--recovery-code-file", str(file)]):
+        args = parser.parse_args(words)
+        assert secrets.is_secret_given(args)
+        assert secrets.secret_from_arguments(args, KEYSTORE, confirm=False).unwrap(entry, context) == bytes(32)
+    assert prompts == ["Recovery code: "]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--recovery-code", "--passphrase-fd", "3"])
 
 
 CONTENTS = [

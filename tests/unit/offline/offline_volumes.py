@@ -23,7 +23,7 @@ from tdefs.pg.control import crc32c
 from tdefs.pg.pages import PAGE_SIZE, page_checksums
 from tdefs.volume import Session, create_volume, save_volume, write_session
 
-KEY_COMMAND = "printf %064d 7"
+KEY_COMMAND = "printf %%064d 7"
 PG_DATA = Path(__file__).parent.parent / "pg" / "data"
 SEGMENT_PAGES = 5
 #: Where fields of pg_control lie, and their sizes.

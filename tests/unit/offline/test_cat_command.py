@@ -95,7 +95,7 @@ def test_file_of_another_relation_is_refused(small: SmallVolume, run: Cat) -> No
 
 def test_wrong_key_gives_out_nothing(small: SmallVolume, run: Cat) -> None:
     small.seal("file", b"x")
-    assert refusal(run, "file", "--key-command", "printf %064d 8").exit_code == Exit.WRONG_SECRET
+    assert refusal(run, "file", "--key-command", "printf %%064d 8").exit_code == Exit.WRONG_SECRET
 
 
 def test_keystore_can_be_named(small: SmallVolume, run: Cat, tmp_path: Path) -> None:

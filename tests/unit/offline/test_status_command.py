@@ -30,7 +30,12 @@ def answer(small: SmallVolume) -> dict[str, Any]:
         "started": 1700000000.5,
         "memory_locked": True,
         "page_cipher": "compiled",
-        "data_keys": [{"name": key.name, "round": key.round, "algorithm": key.algorithm} for key in small.ring],
+        "keystore_revision": 7,
+        "data_keys": [
+            {"name": key.name, "round": key.round, "algorithm": key.algorithm, "state": "active"}
+            for key in small.ring
+        ],
+        "destroyed_rounds": [["dk_3", 1]],
         "known_inodes": 7,
         "open_handles": 3,
         "requests": {"open": 10, "read": 20},
@@ -66,6 +71,7 @@ def test_json_has_stable_keys(mounted: SmallVolume, command: Command) -> None:
         "daemon_answers": True,
         "pid": 4321,
         "keystore": "/etc/tdefs/keystore",
+        "keystore_revision": 7,
         "policy": None,
         "log_file": "/var/log/tdefs",
         "memory_locked": True,
@@ -73,8 +79,8 @@ def test_json_has_stable_keys(mounted: SmallVolume, command: Command) -> None:
         "known_inodes": 7,
         "open_handles": 3,
         "data_keys": [
-            {"name": "dk_1", "round": 1, "algorithm": "aes-256-xts", "files": 2},
-            {"name": "dk_2", "round": 1, "algorithm": "aes-256-xts", "files": 0},
+            {"name": "dk_1", "round": 1, "algorithm": "aes-256-xts", "state": "active", "files": 2},
+            {"name": "dk_2", "round": 1, "algorithm": "aes-256-xts", "state": "active", "files": 0},
         ],
         "files": {"encrypted": 2, "plain": 0, "empty": 1, "damaged": 1, "unreadable": 0},
         "requests": {"open": 10, "read": 20},
@@ -89,7 +95,7 @@ def test_text_shows_keys_counts_and_failures(mounted: SmallVolume, command: Comm
     for row in (
         ["pid", "4321"],
         ["memory", "locked", "yes"],
-        ["dk_1", "1", "aes-256-xts", "2"],
+        ["dk_1", "1", "aes-256-xts", "active", "2"],
         ["damaged", "1"],
         ["open", "10", "2"],
         ["read", "20", "0"],
@@ -106,7 +112,8 @@ def test_daemon_that_does_not_answer_leaves_the_rest(
     assert found["daemon_answers"] is False
     assert (found["pid"], found["since"], found["requests"]) == (4242, None, {})
     assert found["files"]["encrypted"] == 2
-    assert found["data_keys"] == [{"name": "dk_1", "round": 1, "algorithm": "aes-256-xts", "files": 2}]
+    (key,) = found["data_keys"]
+    assert key == {"name": "dk_1", "round": 1, "algorithm": "aes-256-xts", "state": None, "files": 2}
     assert command.run(status, MOUNTPOINT)[1].startswith("the daemon does not answer")
 
 

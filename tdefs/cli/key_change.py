@@ -1,0 +1,157 @@
+"""The sub-commands of ``tdefs key`` that change the keystore, and tell the daemon of a mounted volume."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+
+from tdefs.cli.daemon_keys import daemon_status, tell_daemon
+from tdefs.cli.key_files import KeyFiles
+from tdefs.cli.keystore_change import OpenChange, changing
+from tdefs.cli.output import print_line, printable
+from tdefs.cli.place import volume_of
+from tdefs.cli.unlock import unlock
+from tdefs.config import load_config
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.document import ACTIVE
+from tdefs.keys.hierarchy import KeyRing
+from tdefs.keys.key_changes import (
+    chosen_rounds,
+    create_data_key,
+    destroy_rounds,
+    find_data_key,
+    revoke_rounds,
+    rotate_data_key,
+    rotate_master_key,
+)
+from tdefs.keys.keystore import Unlocked
+from tdefs.policy.parse import load_policy
+from tdefs.volume import Volume
+
+_SHOWN_FILES = 50
+
+
+def run_create(args: argparse.Namespace) -> int:
+    """``tdefs key create``."""
+
+    def create(old: Unlocked) -> Unlocked:
+        return create_data_key(old, args.name, algorithm=args.algorithm, master_key=args.protect)
+
+    new = _change(args, "key create", create, key=args.name)
+    print_line(f"data key {args.name} is created ({args.algorithm}), protected by {new.master.name}")
+    return Exit.OK
+
+
+def run_rotate(args: argparse.Namespace) -> int:
+    """``tdefs key rotate``."""
+    new = _change(args, "key rotate", lambda old: rotate_data_key(old, args.name), key=args.name)
+    number = find_data_key(new.document, args.name).rounds[-1].round
+    print_line(f"data key {args.name} has the new round {number}, which new files use; older files stay readable")
+    return Exit.OK
+
+
+def run_revoke(args: argparse.Namespace) -> int:
+    """``tdefs key revoke``."""
+    volume = volume_of(args)
+
+    def revoke(old: Unlocked) -> Unlocked:
+        new = revoke_rounds(old, args.name, args.round)
+        entry = find_data_key(new.document, args.name)
+        if all(one.state != ACTIVE for one in entry.rounds) and args.name in _policy_keys(args, volume):
+            raise TdefsError(
+                Exit.DATA_KEY_NEEDED,
+                f"the policy names data key {args.name}, which would have no active round for new files",
+                hint=f"'tdefs key rotate {args.name}' first, and revoke the old round with --round,"
+                " or change the policy",
+            )
+        return new
+
+    new = _change(args, "key revoke", revoke, key=args.name, round=args.round)
+    rounds = [one.round for one in chosen_rounds(find_data_key(new.document, args.name), args.round)]
+    print_line(f"no new file may use {_named(args.name, rounds)}")
+    files = KeyFiles.scan(volume, args.name, rounds)
+    print_line(f"{len(files.paths)} files use it" + (":" if files.paths else ""))
+    for line in files.shown(_SHOWN_FILES):
+        print_line(f"    {line}")
+    return Exit.OK
+
+
+def run_destroy(args: argparse.Namespace) -> int:
+    """``tdefs key destroy``."""
+    volume = volume_of(args)
+    with changing(args, volume, "key destroy") as change:
+        rounds = [one.round for one in chosen_rounds(find_data_key(change.document, args.name), args.round)]
+        new = destroy_rounds(change.unlocked, args.name, args.round)
+        # that no new file can come under it from now on
+        tell_daemon(volume, change.unlocked.ring, change.unlocked.ring)
+        files = KeyFiles.scan(volume, args.name, rounds)
+        if args.destroy_files_of != args.name and (files.paths or files.unknown):
+            raise TdefsError(
+                Exit.DATA_KEY_NEEDED,
+                f"{len(files.paths)} files use {_named(args.name, rounds)}, and would be unreadable for ever"
+                + (f"; {len(files.unknown)} more could not be looked at" if files.unknown else ""),
+                detail="\n".join([*files.shown(_SHOWN_FILES), *files.unknown[:_SHOWN_FILES]]),
+                hint="write these files anew under another key first (VACUUM FULL, pg_basebackup, a dump), or add"
+                f" --destroy-files-of {args.name} if their loss is what you want",
+            )
+        _save_and_tell(change, volume, new, {"key": args.name, "round": args.round, "files": len(files.paths)})
+    print_line(f"{_named(args.name, rounds)} is destroyed; {len(files.paths)} files became unreadable for ever")
+    print_line("copies of the keystore made before still have the key: destroy them, too")
+    return Exit.OK
+
+
+def run_rotate_master(args: argparse.Namespace) -> int:
+    """``tdefs key rotate-master``."""
+    new = _change(args, "key rotate-master", rotate_master_key)
+    print_line(f"the master key is {new.master.name} now; every protector opens it, and no file was touched")
+    print_line("after a leak of the old keystore change the protectors, too, and before: see docs/KEYS.md")
+    return Exit.OK
+
+
+def run_reload(args: argparse.Namespace) -> int:
+    """``tdefs key reload``."""
+    volume = volume_of(args)
+    ring = unlock(args, volume)
+    if not tell_daemon(volume, ring, ring):
+        raise TdefsError(Exit.NOT_MOUNTED, f'volume "{volume.backing}" is not mounted')
+    print_line(f"the daemon uses revision {ring.revision} of the keystore")
+    return Exit.OK
+
+
+def _change(
+    args: argparse.Namespace, command: str, make: Callable[[Unlocked], Unlocked], **what: str | int | None
+) -> Unlocked:
+    volume = volume_of(args)
+    with changing(args, volume, command) as change:
+        _save_and_tell(change, volume, make(change.unlocked), what)
+        return change.unlocked
+
+
+def _save_and_tell(
+    change: OpenChange, volume: Volume, new: Unlocked, what: Mapping[str, str | int | None]
+) -> None:
+    """Save first: what the daemon uses must be in the keystore, or the next mount could not read it."""
+    old: KeyRing = change.unlocked.ring
+    change.save(new, None, **what)
+    try:
+        tell_daemon(volume, old, change.unlocked.ring)
+    except TdefsError:
+        print("tdefs: the keystore is changed", file=sys.stderr)
+        raise
+
+
+def _named(name: str, rounds: list[int]) -> str:
+    return f"{'rounds' if len(rounds) > 1 else 'round'} {', '.join(map(str, rounds))} of data key {name}"
+
+
+def _policy_keys(args: argparse.Namespace, volume: Volume) -> set[str]:
+    """Return the data keys that the policy names: the daemon's, the configuration's or the volume's."""
+    status = daemon_status(volume) or {}
+    settings = load_config(args.config).for_backing(volume.backing)
+    policy = status.get("policy") or settings.policy or volume.policy
+    try:
+        return set(load_policy(policy).key_names()) if policy else set()
+    except (TdefsError, OSError) as error:
+        print(f"tdefs: warning: the policy cannot be read: {printable(str(error))}", file=sys.stderr)
+        return set()

@@ -1,0 +1,154 @@
+"""The sub-commands of ``tdefs key`` that only look: list, show, verify."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from tdefs.cli.output import print_fields, print_json, print_line, print_table
+from tdefs.cli.place import volume_of
+from tdefs.cli.unlock import open_recorded, read_keystore, unlocking_secret
+from tdefs.errors import Exit, TdefsError
+from tdefs.fs.offline import describe_all
+from tdefs.keys.checking import check_protector, check_round
+from tdefs.keys.document import DataKeyEntry, Document, RoundEntry
+from tdefs.keys.fields import show_time
+from tdefs.keys.key_changes import find_data_key
+
+_LIST_HEADERS = ("data key", "round", "state", "algorithm", "created", "fingerprint", "wrapped by", "")
+_SHOW_HEADERS = ("round", "state", "algorithm", "created", "revoked", "destroyed", "wrapped by", "files")
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """``tdefs key list``."""
+    document = read_keystore(args, volume_of(args)).document
+    if args.json:
+        print_json(_as_object(document))
+        return Exit.OK
+    rows = [
+        (
+            *(entry.name, one.round, one.state, one.algorithm, show_time(one.created)),
+            *(one.fingerprint.hex() or None, one.wrapped_by, "default" if entry.default else ""),
+        )
+        for entry in document.data_keys
+        for one in entry.rounds
+    ]
+    print_table(_LIST_HEADERS, rows, numbers=("round",))
+    print_line()
+    masters = [
+        (one.name, "current" if one.current else "retired", show_time(one.created), _time(one.retired))
+        for one in document.master_keys
+    ]
+    print_table(("master key", "state", "created", "retired"), masters)
+    return Exit.OK
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """``tdefs key show``."""
+    volume = volume_of(args)
+    document = read_keystore(args, volume).document
+    entry = find_data_key(document, args.name)
+    files = Counter(found.round for found in describe_all(volume) if found.data_key == entry.name)
+    if args.json:
+        shown = _key_object(entry)
+        for one in shown["rounds"]:
+            one["files"] = files[one["round"]]
+        print_json(shown)
+        return Exit.OK
+    print_fields([("data key", entry.name), ("default", "yes" if entry.default else "no")])
+    print_line()
+    rows = [
+        (
+            *(one.round, one.state, one.algorithm, show_time(one.created), _time(one.revoked)),
+            *(_time(one.destroyed), one.wrapped_by, files[one.round]),
+        )
+        for one in entry.rounds
+    ]
+    print_table(_SHOW_HEADERS, rows, numbers=("round", "files"))
+    return Exit.OK
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """``tdefs key verify``: changes nothing.
+
+    :raises TdefsError: KEYSTORE_DAMAGED if a protector or a round leads nowhere.
+    """
+    volume = volume_of(args)
+    keystore = read_keystore(args, volume)
+    unlocked = open_recorded(keystore, unlocking_secret(args, volume), "key verify")
+    document, master = unlocked.document, unlocked.master
+    bad = 0
+
+    def tried(check: Callable[[], None], good: str) -> str:
+        nonlocal bad
+        try:
+            check()
+        except TdefsError as error:
+            bad += 1
+            return error.detail or error.message
+        return good
+
+    rows = []
+    for entry in document.protectors:
+        if entry.id == unlocked.protector_id:
+            rows.append((f"protector {entry.id}", f"opens {master.name} with the secret given"))
+        elif document.version > 1:
+            result = tried(lambda id=entry.id: check_protector(document, id, master), f"leads to {master.name}")  # type: ignore[misc]
+            rows.append((f"protector {entry.id}", f"{result}; its secret was not given"))
+    for key in document.data_keys:
+        for one in key.rounds:
+            result = tried(
+                lambda name=key.name, number=one.round: check_round(document, name, number, master),  # type: ignore[misc]
+                "unwraps" if one.wrapped is not None else "destroyed",
+            )
+            rows.append((f"data key {key.name} round {one.round}", result))
+    print_table(("what", "result"), rows)
+    if bad:
+        raise TdefsError(Exit.KEYSTORE_DAMAGED, f"{bad} parts of the keystore cannot be unwrapped")
+    return Exit.OK
+
+
+def _time(time: datetime | None) -> str | None:
+    return None if time is None else show_time(time)
+
+
+def _as_object(document: Document) -> dict[str, Any]:
+    """Return the JSON object of all keys; its keys are part of the interface."""
+    return {
+        "version": document.version,
+        "revision": document.revision,
+        "master_keys": [
+            {
+                "name": one.name,
+                "current": one.current,
+                "created": show_time(one.created),
+                "retired": _time(one.retired),
+            }
+            for one in document.master_keys
+        ],
+        "data_keys": [_key_object(entry) for entry in document.data_keys],
+    }
+
+
+def _key_object(entry: DataKeyEntry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "default": entry.default,
+        "rounds": [_round_object(one) for one in entry.rounds],
+    }
+
+
+def _round_object(one: RoundEntry) -> dict[str, Any]:
+    return {
+        "round": one.round,
+        "state": one.state,
+        "algorithm": one.algorithm,
+        "created": show_time(one.created),
+        "revoked": _time(one.revoked),
+        "destroyed": _time(one.destroyed),
+        "fingerprint": one.fingerprint.hex() or None,
+        "wrapped_by": one.wrapped_by,
+    }

@@ -1,0 +1,59 @@
+"""What all commands that change a keystore do: lock it, unlock its keys, save, and say what happened."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tdefs.cli.output import printable
+from tdefs.cli.unlock import keystore_path, open_recorded, unlocking_secret
+from tdefs.keys.document import Document
+from tdefs.keys.keystore import Unlocked
+from tdefs.keys.protectors.base import Protector
+from tdefs.keys.saving import KeystoreChange
+from tdefs.keys.upgrade import upgraded
+from tdefs.volume import Volume
+
+
+class OpenChange:
+    """A keystore that is locked against other changes, unlocked, and of the version that is written."""
+
+    def __init__(self, change: KeystoreChange, unlocked: Unlocked, protector: Protector) -> None:
+        self._change = change
+        self._protector = protector
+        self.unlocked = unlocked
+
+    @property
+    def path(self) -> Path:
+        """The place of the keystore."""
+        return self._change.keystore.path
+
+    @property
+    def document(self) -> Document:
+        """The keystore as it is."""
+        return self.unlocked.document
+
+    def save(self, new: Unlocked, secrets: Sequence[Protector] | None = None, **what: str | int | None) -> None:
+        """Write the new keystore; *secrets* are what must open it, by default what opened the old one.
+
+        :param what: what the history says of the change.
+        """
+        self.unlocked = self._change.save(new, [self._protector] if secrets is None else secrets, what)
+
+
+@contextmanager
+def changing(args: argparse.Namespace, volume: Volume, command: str) -> Iterator[OpenChange]:
+    """Hold the right to change the keystore of *volume* for the time of a ``with`` block.
+
+    :raises TdefsError: KEYSTORE_BUSY, and what is wrong with the keystore, its secret or the configuration.
+    """
+    with KeystoreChange(keystore_path(args, volume), command) as change:
+        for note in change.undone:
+            print(f"tdefs: {printable(note)}", file=sys.stderr)
+        change.keystore.check_volume(volume.volume_id)
+        protector = unlocking_secret(args, volume)
+        unlocked = open_recorded(change.keystore, protector, command)
+        yield OpenChange(change, upgraded(unlocked, protector), protector)

@@ -1,0 +1,171 @@
+"""``tdefs protector``: who can unlock the keystore."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import suppress
+from typing import Any
+
+from tdefs.cli.keystore_change import changing
+from tdefs.cli.output import print_json, print_line, print_table
+from tdefs.cli.place import add_place, volume_of
+from tdefs.cli.unlock import (
+    add_keystore_arguments,
+    add_keystore_place,
+    open_recorded,
+    read_keystore,
+    unlocking_secret,
+)
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.document import Document, ProtectorEntry
+from tdefs.keys.fields import show_time
+from tdefs.keys.new_secrets import add_new_secret_arguments, new_secret_from_arguments
+from tdefs.keys.protector_changes import add_protector, change_protector, find_protector, remove_protector
+from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
+from tdefs.keys.seal import check_mac, open_master_key
+
+_OPENS = "opens"
+_OTHER_SECRET = "does not open"  # noqa: S105 - what is said of one
+_OTHER_KIND = "of another kind"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``protector`` with its sub-commands."""
+    parser = subparsers.add_parser(
+        "protector", help="who can unlock the keystore: add, remove, change, list, test"
+    )
+    commands = parser.add_subparsers(dest="protector_command", metavar="COMMAND", required=True)
+
+    add = commands.add_parser("add", help="add a way to unlock the keystore")
+    add_place(add)
+    add.add_argument("--label", default="", help="a note for people, such as a name")
+    add_new_secret_arguments(add, "--recovery-code", "--new-recovery-code")
+    add_keystore_arguments(add, recovery_prompt=False)
+    add.set_defaults(run=_add)
+
+    change = commands.add_parser("change", help="give a protector a new secret, perhaps of another kind")
+    change.add_argument("id", metavar="ID", help="such as pr_1")
+    add_place(change)
+    add_new_secret_arguments(change, "--new-recovery-code")
+    add_keystore_arguments(change)
+    change.set_defaults(run=_change)
+
+    remove = commands.add_parser("remove", help="remove a protector; the last one stays")
+    remove.add_argument("id", metavar="ID", help="such as pr_2")
+    add_place(remove)
+    add_keystore_arguments(remove)
+    remove.set_defaults(run=_remove)
+
+    listing = commands.add_parser("list", help="list the protectors; needs no secret")
+    add_place(listing)
+    add_keystore_place(listing)
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_list)
+
+    test = commands.add_parser("test", help="say which protectors the given secret opens")
+    test.add_argument("--id", metavar="ID", help="this one must be among them")
+    add_place(test)
+    add_keystore_arguments(test)
+    test.set_defaults(run=_test)
+
+
+def _add(args: argparse.Namespace) -> int:
+    with changing(args, volume_of(args), "protector add") as change:
+        protector, code = new_secret_from_arguments(args, change.path)
+        new, id = add_protector(change.unlocked, protector, args.label)
+        _show_code(code)
+        change.save(new, [protector], protector=id, kind=protector.kind, label=args.label or None)
+    print_line(f"protector {id} ({protector.kind}) is added")
+    return Exit.OK
+
+
+def _change(args: argparse.Namespace) -> int:
+    with changing(args, volume_of(args), "protector change") as change:
+        find_protector(change.document, args.id)
+        protector, code = new_secret_from_arguments(args, change.path)
+        new = change_protector(change.unlocked, args.id, protector)
+        _show_code(code)
+        change.save(new, [protector], protector=args.id, kind=protector.kind)
+    print_line(f"protector {args.id} ({protector.kind}) has a new secret; the old one opens the keystore no more")
+    return Exit.OK
+
+
+def _show_code(code: str | None) -> None:
+    """Print a recovery code before it is of use: what was saved and could not be shown would lock people out."""
+    if code is not None:
+        print_line("recovery code, which is not shown again; it counts once tdefs says so below:")
+        print_line(f"\n    {code}\n")
+        sys.stdout.flush()
+
+
+def _remove(args: argparse.Namespace) -> int:
+    with changing(args, volume_of(args), "protector remove") as change:
+        entry = find_protector(change.document, args.id)
+        # what opened the keystore may be what goes
+        change.save(remove_protector(change.unlocked, args.id), [], protector=args.id, kind=entry.kind)
+        rest = ", ".join(_described(one) for one in change.document.protectors)
+    print_line(f"protector {_described(entry)} is removed; left: {rest}")
+    return Exit.OK
+
+
+def _described(entry: ProtectorEntry) -> str:
+    return f"{entry.id} ({entry.kind})"
+
+
+def _list(args: argparse.Namespace) -> int:
+    document = read_keystore(args, volume_of(args)).document
+    if args.json:
+        print_json([_as_object(entry) for entry in document.protectors])
+    else:
+        print_table(
+            ("id", "kind", "label", "created"),
+            [(one.id, one.kind, one.label or None, show_time(one.created)) for one in document.protectors],
+        )
+    return Exit.OK
+
+
+def _as_object(entry: ProtectorEntry) -> dict[str, Any]:
+    """Return the JSON object of a protector; its keys are part of the interface."""
+    return {
+        "id": entry.id,
+        "kind": entry.kind,
+        "label": entry.label,
+        "created": show_time(entry.created),
+        "master_key": entry.master_key,
+    }
+
+
+def _test(args: argparse.Namespace) -> int:
+    volume = volume_of(args)
+    keystore = read_keystore(args, volume)
+    document = keystore.document
+    if args.id is not None:
+        find_protector(document, args.id)
+    protector = unlocking_secret(args, volume)
+    with suppress(WrongSecretError):  # of which the table tells
+        open_recorded(keystore, protector, "protector test")
+    results = {entry.id: _tried(document, entry, protector) for entry in document.protectors}
+    print_table(
+        ("id", "kind", "label", "result"),
+        [(one.id, one.kind, one.label or None, results[one.id]) for one in document.protectors],
+    )
+    wanted = [results[args.id]] if args.id is not None else list(results.values())
+    if _OPENS not in wanted:
+        raise TdefsError(
+            Exit.WRONG_SECRET,
+            f"the {protector.kind} does not open {f'protector {args.id}' if args.id else 'any protector'}",
+        )
+    return Exit.OK
+
+
+def _tried(document: Document, entry: ProtectorEntry, protector: Protector) -> str:
+    try:
+        master = open_master_key(document, entry, protector)
+    except NotMineError:
+        return _OTHER_KIND
+    except WrongSecretError:
+        return _OTHER_SECRET
+    if entry.master_key == document.current_master_key().name:
+        check_mac(document, master)
+    return _OPENS

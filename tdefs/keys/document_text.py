@@ -1,0 +1,295 @@
+"""The keystore document as text, versions 1 and 2.
+
+The text is a JSON object, indented for a person to read, and then one last line::
+
+    sha256:<64 lower-case hexadecimal digits>
+
+over all bytes before that line. The checksum keeps no attacker out; it tells damage (a flipped bit, a
+truncation, something appended) from a wrong secret before any secret is asked for. What keeps an attacker
+out is ``mac``, over :func:`signed_bytes`, which only the master key can make (see seal.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys import fields
+from tdefs.keys.document import (
+    ACTIVE,
+    DESTROYED,
+    MAC_BYTES,
+    REVOKED,
+    STATES,
+    VERSION,
+    DataKeyEntry,
+    Document,
+    HistoryAnchor,
+    MasterKeyEntry,
+    ProtectorEntry,
+    RoundEntry,
+    damaged,
+)
+from tdefs.keys.fields import MalformedError
+from tdefs.keys.hierarchy import ALGORITHMS, FINGERPRINT_BYTES, KEY_NAME, MAX_ROUND, VOLUME_ID_BYTES
+from tdefs.keys.wrapping import WRAPPED_BYTES
+
+FORMAT = "tdefs keystore"
+MAX_BYTES = 1 << 20
+MAX_LABEL_CHARACTERS = 63
+
+_CHECKSUM_BYTES = len("sha256:") + 64 + 1
+_KIND = re.compile(r"[a-z][a-z0-9_-]{0,30}", re.ASCII)
+_MAX_PARAMETER_CHARACTERS = 4096
+_MAX_COUNT = 2**63 - 1
+
+_V1: dict[type, tuple[str, ...]] = {
+    Document: ("volume_id", "created", "master_keys", "protectors", "data_keys", "mac"),
+    MasterKeyEntry: ("name", "created", "current"),
+    ProtectorEntry: ("id", "kind", "created", "master_key", "params", "wrapped"),
+    DataKeyEntry: ("name", "default", "rounds"),
+    RoundEntry: ("round", "algorithm", "created", "state", "wrapped_by", "wrapped"),
+}
+_V2: dict[type, tuple[str, ...]] = {
+    Document: ("volume_id", "created", "revision", "master_keys", "protectors", "data_keys", "history", "mac"),
+    MasterKeyEntry: (*_V1[MasterKeyEntry], "retired"),
+    ProtectorEntry: (
+        *("id", "kind", "label", "created", "master_key", "params"),
+        *("wrapped", "wrapped_master_key", "kept_key"),
+    ),
+    DataKeyEntry: _V1[DataKeyEntry],
+    RoundEntry: (
+        *("round", "algorithm", "created", "state", "revoked", "destroyed", "fingerprint"),
+        *("wrapped_by", "wrapped"),
+    ),
+    HistoryAnchor: ("wrapped_by", "wrapped", "count", "mac"),
+}
+#: For each version the members of each object, in the order in which they are written.
+_MEMBERS = {1: _V1, 2: _V2}
+
+
+def signed_bytes(document: Document) -> bytes:
+    """Return what the MAC is over: the JSON without ``mac``, members sorted, no white space, ASCII."""
+    body = _plain(document, document.version)
+    del body["mac"]
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+def serialise(document: Document) -> bytes:
+    """Return the keystore file with this document, checksum line and all."""
+    body = json.dumps(_plain(document, document.version), indent=2, ensure_ascii=True).encode("ascii") + b"\n"
+    return body + _checksum_line(body)
+
+
+def parse(data: bytes) -> Document:
+    """Read a keystore file. Raises TdefsError(KEYSTORE_DAMAGED) for every other sequence of bytes."""
+    body, checksum_line = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if len(data) > MAX_BYTES or checksum_line != _checksum_line(body):
+        raise damaged("its content does not match its checksum")
+    try:
+        return _read_document(fields.read_json(body))
+    except MalformedError as error:
+        raise damaged(str(error)) from None
+
+
+def _checksum_line(body: bytes) -> bytes:
+    digest = Hash(SHA256())
+    digest.update(body)
+    return f"sha256:{digest.finalize().hex()}\n".encode("ascii")
+
+
+def _plain(value: Any, version: int) -> Any:
+    """Return a document or a part of it as JSON's own types."""
+    members = _MEMBERS[version].get(type(value))
+    if members is not None:
+        found = {name: _plain(getattr(value, name), version) for name in members}
+        return {"format": FORMAT, "version": version} | found if isinstance(value, Document) else found
+    match value:
+        case dict():
+            return {name: _plain(member, version) for name, member in value.items()}
+        case tuple():
+            return [_plain(item, version) for item in value]
+        case bytes():
+            return value.hex()
+        case datetime():
+            return fields.show_time(value)
+    return value
+
+
+def _read_document(value: Any) -> Document:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise MalformedError("it is no keystore of tdefs")
+    # Before the members, which another version may have added to or renamed.
+    version = fields.read_int(value.get("version"), "version", 1, 2**31)
+    if version not in _MEMBERS:
+        raise TdefsError(
+            Exit.KEYSTORE_DAMAGED,
+            f"the keystore has format version {version}, and this tdefs reads only versions 1 to {VERSION}",
+            hint="use the version of tdefs that wrote the keystore, or a newer one",
+        )
+    members = fields.read_object(value, "keystore", ("format", "version", *_MEMBERS[version][Document]))
+    document = Document(
+        volume_id=fields.read_hex(members["volume_id"], "volume_id", VOLUME_ID_BYTES),
+        created=fields.read_time(members["created"], "created"),
+        master_keys=fields.read_list(members["master_keys"], "master_keys", partial(_read_master_key, version)),
+        protectors=fields.read_list(members["protectors"], "protectors", partial(_read_protector, version)),
+        data_keys=fields.read_list(members["data_keys"], "data_keys", partial(_read_data_key, version)),
+        mac=fields.read_hex(members["mac"], "mac", MAC_BYTES),
+        version=version,
+        revision=fields.read_int(members["revision"], "revision", 1, _MAX_COUNT) if version > 1 else 0,
+        history=_read_history(members["history"], "history") if version > 1 else None,
+    )
+    _check_references(document)
+    return document
+
+
+def _read_master_key(version: int, value: Any, where: str) -> MasterKeyEntry:
+    members = fields.read_object(value, where, _MEMBERS[version][MasterKeyEntry])
+    return MasterKeyEntry(
+        name=fields.read_text(members["name"], f"{where}.name", KEY_NAME),
+        created=fields.read_time(members["created"], f"{where}.created"),
+        current=fields.read_bool(members["current"], f"{where}.current"),
+        retired=fields.read_optional(members.get("retired"), f"{where}.retired", fields.read_time),
+    )
+
+
+def _read_protector(version: int, value: Any, where: str) -> ProtectorEntry:
+    members = fields.read_object(value, where, _MEMBERS[version][ProtectorEntry])
+    entry = ProtectorEntry(
+        id=fields.read_text(members["id"], f"{where}.id", KEY_NAME),
+        kind=fields.read_text(members["kind"], f"{where}.kind", _KIND),
+        created=fields.read_time(members["created"], f"{where}.created"),
+        master_key=fields.read_text(members["master_key"], f"{where}.master_key", KEY_NAME),
+        params=_read_params(members["params"], f"{where}.params"),
+        # The length is the kind's affair: a key server's ciphertext is longer than ours.
+        wrapped=fields.read_hex(members["wrapped"], f"{where}.wrapped"),
+    )
+    if version == 1:
+        return entry
+    return replace(
+        entry,
+        label=_read_label(members["label"], f"{where}.label"),
+        wrapped_master_key=fields.read_hex(
+            members["wrapped_master_key"], f"{where}.wrapped_master_key", WRAPPED_BYTES
+        ),
+        kept_key=fields.read_hex(members["kept_key"], f"{where}.kept_key", WRAPPED_BYTES),
+    )
+
+
+def is_label(text: str) -> bool:
+    """Tell whether a protector may have this label: a short printable text, perhaps empty."""
+    return len(text) <= MAX_LABEL_CHARACTERS and text.isprintable()
+
+
+def _read_label(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not is_label(value):
+        raise MalformedError(f"{where}: expected a printable text of at most {MAX_LABEL_CHARACTERS} characters")
+    return value
+
+
+def _read_params(value: Any, where: str) -> dict[str, str | int]:
+    """Return texts and integers by name; what they mean and their bounds are the protector's to check."""
+    if not isinstance(value, dict):
+        raise MalformedError(f"{where}: expected an object")
+    for name, member in value.items():
+        fields.read_text(name, f"{where}: a name", KEY_NAME)
+        if isinstance(member, str):
+            # Also keeps out lone surrogates, which cannot be encoded again.
+            if len(member) > _MAX_PARAMETER_CHARACTERS or not member.isprintable():
+                raise MalformedError(f"{where}.{name}: expected a printable text of moderate length")
+        else:
+            fields.read_int(member, f"{where}.{name}", 0, _MAX_COUNT)
+    return value
+
+
+def _read_data_key(version: int, value: Any, where: str) -> DataKeyEntry:
+    members = fields.read_object(value, where, _MEMBERS[version][DataKeyEntry])
+    entry = DataKeyEntry(
+        name=fields.read_text(members["name"], f"{where}.name", KEY_NAME),
+        default=fields.read_bool(members["default"], f"{where}.default"),
+        rounds=fields.read_list(members["rounds"], f"{where}.rounds", partial(_read_round, version)),
+    )
+    numbers = [round_entry.round for round_entry in entry.rounds]
+    if numbers != sorted(set(numbers)):
+        raise MalformedError(f"{where}.rounds: expected ascending rounds")
+    return entry
+
+
+def _read_round(version: int, value: Any, where: str) -> RoundEntry:
+    members = fields.read_object(value, where, _MEMBERS[version][RoundEntry])
+    states = STATES if version > 1 else {ACTIVE}
+    state = fields.read_choice(members["state"], f"{where}.state", states)
+    entry = RoundEntry(
+        round=fields.read_int(members["round"], f"{where}.round", 1, MAX_ROUND),
+        algorithm=fields.read_choice(members["algorithm"], f"{where}.algorithm", ALGORITHMS),
+        created=fields.read_time(members["created"], f"{where}.created"),
+        state=state,
+        wrapped_by=None,
+        wrapped=None,
+    )
+    if state != DESTROYED:
+        entry = replace(
+            entry,
+            wrapped_by=fields.read_text(members["wrapped_by"], f"{where}.wrapped_by", KEY_NAME),
+            wrapped=fields.read_hex(members["wrapped"], f"{where}.wrapped", WRAPPED_BYTES),
+        )
+    elif members["wrapped_by"] is not None or members["wrapped"] is not None:
+        raise MalformedError(f"{where}: expected nothing wrapped in a destroyed round")
+    if version == 1:
+        return entry
+    entry = replace(
+        entry,
+        fingerprint=fields.read_hex(members["fingerprint"], f"{where}.fingerprint", FINGERPRINT_BYTES),
+        revoked=fields.read_optional(members["revoked"], f"{where}.revoked", fields.read_time),
+        destroyed=fields.read_optional(members["destroyed"], f"{where}.destroyed", fields.read_time),
+    )
+    if (entry.revoked is not None) != (state in (REVOKED, DESTROYED)):
+        raise MalformedError(f"{where}.revoked: does not fit the state")
+    if (entry.destroyed is not None) != (state == DESTROYED):
+        raise MalformedError(f"{where}.destroyed: does not fit the state")
+    return entry
+
+
+def _read_history(value: Any, where: str) -> HistoryAnchor:
+    members = fields.read_object(value, where, _V2[HistoryAnchor])
+    return HistoryAnchor(
+        wrapped_by=fields.read_text(members["wrapped_by"], f"{where}.wrapped_by", KEY_NAME),
+        wrapped=fields.read_hex(members["wrapped"], f"{where}.wrapped", WRAPPED_BYTES),
+        count=fields.read_int(members["count"], f"{where}.count", 0, _MAX_COUNT),
+        mac=fields.read_hex(members["mac"], f"{where}.mac", MAC_BYTES),
+    )
+
+
+def _check_references(document: Document) -> None:
+    """Raise MalformedError unless names are unique, the marks are set once and every named key is there."""
+    _check_unique("master_keys", document.master_keys, lambda entry: entry.name)
+    _check_unique("protectors", document.protectors, lambda entry: entry.id)
+    _check_unique("data_keys", document.data_keys, lambda entry: entry.name)
+    if sum(entry.current for entry in document.master_keys) != 1:
+        raise MalformedError("master_keys: expected exactly one that is current")
+    if sum(entry.default for entry in document.data_keys) != 1:
+        raise MalformedError("data_keys: expected exactly one that is the default")
+    # Since version 2 a new master key wraps everything anew, so nothing is left to the old ones.
+    current = document.current_master_key().name
+    usable = {entry.name for entry in document.master_keys} if document.version == 1 else {current}
+    if not usable.issuperset(entry.master_key for entry in document.protectors):
+        raise MalformedError("protectors: one wraps a master key that is not there or not current")
+    wrapping = {entry.wrapped_by for key in document.data_keys for entry in key.rounds} - {None}
+    if not usable.issuperset(wrapping):
+        raise MalformedError("data_keys: one is wrapped by a master key that is not there or not current")
+    if document.history is not None and document.history.wrapped_by not in usable:
+        raise MalformedError("history: its key is wrapped by a master key that is not there or not current")
+
+
+def _check_unique(where: str, entries: Iterable[Any], name_of: Callable[[Any], str]) -> None:
+    names = [name_of(entry) for entry in entries]
+    if len(names) != len(set(names)):
+        raise MalformedError(f"{where}: a name is there twice")

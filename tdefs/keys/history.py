@@ -1,0 +1,196 @@
+"""The history of a keystore: an append-only file beside it, one line of JSON for each event, chained by a MAC.
+
+Each line ends in its MAC: HMAC-SHA256, under the history's own key, over a purpose string, the MAC before it
+(32 zero bytes at the start), all lines since that one, and the line itself without the MAC. An event without
+the key, such as a wrong secret, has ``null`` there, and the next MAC covers it. So no line can be changed, added
+or removed without breaking a MAC, but for those after the last MAC and whole lines at the end; these the anchor
+in the keystore counts, up to the keystore's last change.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
+from tdefs.keys import fields
+from tdefs.keys.document import MAC_BYTES, HistoryAnchor
+from tdefs.keys.person import who
+from tdefs.keys.seal import now
+
+_PURPOSE = b"tdefs v1 history record"
+_START = bytes(MAC_BYTES)
+_LINE = re.compile(rb'(\{.*),"mac":(?:null|"([0-9a-f]{64})")\}', re.ASCII)
+
+
+def history_path(keystore: Path) -> Path:
+    """Return where the history of a keystore lies."""
+    keystore = keystore.resolve()
+    return keystore.with_name(f"{keystore.name}.history")
+
+
+def append(
+    keystore: Path, event: str, what: Mapping[str, str | int | None], key: bytes | None
+) -> tuple[int, bytes]:
+    """Write down one event, durably; return how many records there are now, and the last MAC among them.
+
+    ``what`` is shown to whoever may read the keystore, and has no secret. Raises OSError.
+    """
+    owner = keystore.stat()
+    path = history_path(keystore)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        data = _read(descriptor)
+        # the end of a line that a crash tore
+        mend = b"" if data.endswith(b"\n") or not data else b"\n"
+        lines = BytesIO(data + mend).readlines()
+        last, pending = _last_mac(lines)
+        record = {
+            "n": len(lines) + 1,
+            "time": fields.show_time(now()),
+            "event": event,
+            "who": who(),
+            "what": {name: value for name, value in what.items() if value is not None},
+        }
+        body = json.dumps(record, separators=(",", ":"), ensure_ascii=True).encode("ascii")[:-1]
+        if key is None:
+            line = body + b',"mac":null}\n'
+        else:
+            last = _mac(key, last, pending, body).finalize()
+            line = body + b',"mac":"' + last.hex().encode("ascii") + b'"}\n'
+        os.write(descriptor, mend + line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return len(lines) + 1, last
+
+
+@dataclass
+class History:
+    """What was read: ``records`` as their JSON objects, and ``findings``, what must not be, in words.
+
+    ``notes`` are what is no sign of foul play.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_history(keystore: Path) -> bytes:
+    """Return the file; nothing if there is none. Raises OSError."""
+    try:
+        return history_path(keystore).read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def check_history(data: bytes, key: bytes | None, anchor: HistoryAnchor | None, revision: int) -> History:
+    """Read the history; check it if there is a ``key``, against what the keystore's ``anchor`` says."""
+    found = History()
+    lines = BytesIO(data).readlines()
+    mac, pending, first = _START, b"", 1
+    anchored = _START
+    for number, line in enumerate(lines, 1):
+        match = _LINE.fullmatch(line.rstrip(b"\n"))
+        record = _parse(match[1] + b"}") if match else None
+        if record is None:
+            found.notes.append(f"line {number} is no record; a crash may have torn it")
+        else:
+            found.records.append(record)
+        if match is None or match[2] is None:
+            pending += line
+        else:
+            noted = bytes.fromhex(match[2].decode("ascii"))
+            if key is not None and not _is_right(key, mac, pending, match[1], noted):
+                found.findings.append(f"lines {first} to {number} are not as they were written")
+            mac, pending, first = noted, b"", number + 1
+        if anchor is not None and number == anchor.count:
+            anchored = mac
+    if key is not None and anchor is not None:
+        if len(lines) < anchor.count:
+            found.findings.append(
+                f"there are {len(lines)} records, and there were {anchor.count} when the keystore was last changed"
+            )
+        elif anchored != anchor.mac:
+            found.findings.append(f"line {anchor.count} is not the one of when the keystore was last changed")
+        if pending:
+            found.notes.append(f"what follows line {first - 1} is not covered by a MAC yet")
+        found.notes += _unfinished(found.records, revision)
+    return found
+
+
+def _unfinished(records: list[dict[str, Any]], revision: int) -> list[str]:
+    """Tell of changes that were written down and then stopped before the keystore had them."""
+    latest: dict[int, int] = {}
+    notes = []
+    for record in records:
+        made = record["what"].get("revision")
+        if isinstance(made, int):
+            if made in latest:
+                notes.append(f"the change of record {latest[made]} was stopped before it took effect")
+            latest[made] = record["n"]
+    notes += [
+        f"the change of record {number} was stopped before it took effect, or the keystore is an older one"
+        for made, number in latest.items()
+        if made > revision
+    ]
+    return notes
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and record.keys() == {"n", "time", "event", "who", "what"}
+    if not whole or not isinstance(record["who"], dict) or not isinstance(record["what"], dict):
+        return None
+    return dict(record)
+
+
+def _last_mac(lines: list[bytes]) -> tuple[bytes, bytes]:
+    """Return the last MAC, and all that comes after its line."""
+    for at in range(len(lines) - 1, -1, -1):
+        match = _LINE.fullmatch(lines[at].rstrip(b"\n"))
+        if match and match[2]:
+            return bytes.fromhex(match[2].decode("ascii")), b"".join(lines[at + 1 :])
+    return _START, b"".join(lines)
+
+
+def _mac(key: bytes, before: bytes, pending: bytes, body: bytes) -> HMAC:
+    mac = HMAC(key, SHA256())
+    mac.update(_PURPOSE + before + pending + body)
+    return mac
+
+
+def _is_right(key: bytes, before: bytes, pending: bytes, body: bytes, noted: bytes) -> bool:
+    try:
+        _mac(key, before, pending, body).verify(noted)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _read(descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    data = b""
+    while len(data) < size:
+        block = os.pread(descriptor, size - len(data), len(data))
+        if not block:
+            break
+        data += block
+    return data

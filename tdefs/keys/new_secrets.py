@@ -1,0 +1,64 @@
+"""The options for a new secret of a protector, beside those that unlock."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tdefs.keys.protectors.base import Protector
+from tdefs.keys.protectors.command import CommandProtector
+from tdefs.keys.protectors.passphrase import PassphraseProtector
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector
+from tdefs.keys.recovery_text import new_code, show_code
+from tdefs.keys.secrets import (
+    ask_passphrase,
+    descriptor_number,
+    read_passphrase_descriptor,
+    read_passphrase_file,
+)
+
+
+def add_new_secret_arguments(parser: argparse.ArgumentParser, *recovery_options: str) -> None:
+    """Add the options that say where the new secret comes from; ``recovery_options`` make a recovery code."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--new-passphrase-file", metavar="FILE", type=Path, help="read the new passphrase from FILE"
+    )
+    group.add_argument(
+        "--new-passphrase-fd",
+        metavar="N",
+        type=descriptor_number,
+        help="read the new passphrase from the open file descriptor N",
+    )
+    group.add_argument(
+        "--new-key-command", metavar="COMMAND", help="COMMAND prints the new key as 64 hexadecimal characters"
+    )
+    group.add_argument(
+        *recovery_options,
+        dest="new_recovery_code",
+        action="store_true",
+        help="make a recovery code and print it, once",
+    )
+
+
+def new_secret_from_arguments(args: argparse.Namespace, keystore: Path) -> tuple[Protector, str | None]:
+    """Return the protector for the new secret, and the recovery code to be printed if one was made.
+
+    No option means that the terminal asks for a new passphrase, twice. Raises nothing yet: see
+    :func:`tdefs.keys.secrets.secret_from_arguments`.
+    """
+    if args.new_recovery_code:
+        code = show_code(new_code())
+        return RecoveryCodeProtector(code.encode), code
+    if args.new_key_command is not None:
+        return CommandProtector(args.new_key_command, keystore, authprompt=args.authprompt, confirm=True), None
+    read: Callable[[], bytes]
+    if args.new_passphrase_file is not None:
+        read = partial(read_passphrase_file, args.new_passphrase_file)
+    elif args.new_passphrase_fd is not None:
+        read = partial(read_passphrase_descriptor, args.new_passphrase_fd)
+    else:
+        read = partial(ask_passphrase, confirm=True, name="New passphrase")
+    return PassphraseProtector(read), None

@@ -1,0 +1,133 @@
+"""New keys on their way to a running daemon: sealed under the data keys that both sides already have.
+
+The key of the seal is HKDF over the secrets of all rounds that both have, so only a process with the volume's
+keys can make or read a message. Whoever listens on the socket learns nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from tdefs.keys import fields
+from tdefs.keys.fields import MalformedError
+from tdefs.keys.hierarchy import ALGORITHMS, KEY_NAME, MAX_ROUND, SECRET_BYTES, DataKey, KeyRing
+from tdefs.keys.kdf import hkdf_sha256
+
+_PURPOSE = b"tdefs v1 key ring message"
+_SEAL_KEY_BYTES = 32
+_NONCE_BYTES = 12
+_MAX_REVISION = 2**63 - 1
+
+Rounds = list[tuple[str, int]]
+
+
+class RingRefusedError(Exception):
+    """A message that is not taken; the text says why, and has no secret."""
+
+
+def seal_ring(new: KeyRing, shared: Iterable[DataKey]) -> dict[str, Any]:
+    """Return the message that carries ``new`` to who has the keys ``shared``, as JSON's own types."""
+    keys = sorted(shared, key=_place)
+    rounds = [_place(key) for key in keys]
+    content = {
+        "revision": new.revision,
+        "default": new.default_name,
+        "keys": [
+            {"name": key.name, "round": key.round, "algorithm": key.algorithm, "secret": key.secret.hex()}
+            for key in new
+        ],
+        "revoked": sorted(new.revoked),
+        "destroyed": sorted(new.destroyed),
+    }
+    nonce = os.urandom(_NONCE_BYTES)
+    sealed = AESGCM(_seal_key(keys, new.volume_id)).encrypt(
+        nonce, json.dumps(content).encode("ascii"), _bound_to(new.volume_id, rounds)
+    )
+    return {"shared": [list(one) for one in rounds], "sealed": (nonce + sealed).hex()}
+
+
+def open_ring(message: Mapping[str, Any], held: KeyRing) -> KeyRing:
+    """Return the new ring in ``message``, checked by who has the ring ``held``.
+
+    It is taken only if it was sealed with every key that both rings have, is not older, changes no key and
+    loses none but those that it says are destroyed. Raises RingRefusedError.
+    """
+    try:
+        rounds = _read_rounds(message.get("shared"), "shared")
+        have = {_place(key): key for key in held}
+        if not rounds or not have.keys() >= set(rounds):
+            raise RingRefusedError("it is not sealed with keys of this mount")
+        sealed = message.get("sealed")
+        data = bytes.fromhex(sealed) if isinstance(sealed, str) else b""
+        content = AESGCM(_seal_key([have[one] for one in sorted(set(rounds))], held.volume_id)).decrypt(
+            data[:_NONCE_BYTES], data[_NONCE_BYTES:], _bound_to(held.volume_id, rounds)
+        )
+        new = _read_ring(fields.read_json(content), held.volume_id)
+    except (MalformedError, InvalidTag, ValueError):
+        # Raised outside: an error from within may hold what was decrypted.
+        pass
+    else:
+        _check(new, held, set(rounds))
+        return new
+    raise RingRefusedError("it is not sealed with the keys of this mount")
+
+
+def _check(new: KeyRing, held: KeyRing, shared: set[tuple[str, int]]) -> None:
+    keys = {_place(key): key for key in new}
+    if new.revision < held.revision:
+        raise RingRefusedError(f"it is older (revision {new.revision}) than the keys of this mount")
+    for key in held:
+        place = _place(key)
+        if place in keys and (keys[place] != key or place not in shared):
+            raise RingRefusedError(f"it has another key for round {key.round} of {key.name}")
+        if place not in keys and place not in new.destroyed:
+            raise RingRefusedError(f"it lacks round {key.round} of {key.name}")
+
+
+def _place(key: DataKey) -> tuple[str, int]:
+    return key.name, key.round
+
+
+def _seal_key(keys: Iterable[DataKey], volume_id: bytes) -> bytes:
+    return hkdf_sha256(b"".join(key.secret for key in keys), _PURPOSE + volume_id, _SEAL_KEY_BYTES)
+
+
+def _bound_to(volume_id: bytes, rounds: Rounds) -> bytes:
+    return _PURPOSE + volume_id + json.dumps(sorted(rounds)).encode("ascii")
+
+
+def _read_ring(value: Any, volume_id: bytes) -> KeyRing:
+    members = fields.read_object(value, "ring", ("revision", "default", "keys", "revoked", "destroyed"))
+    return KeyRing(
+        volume_id,
+        fields.read_text(members["default"], "default", KEY_NAME),
+        fields.read_list(members["keys"], "keys", _read_key),
+        revoked=_read_rounds(members["revoked"], "revoked"),
+        destroyed=_read_rounds(members["destroyed"], "destroyed"),
+        revision=fields.read_int(members["revision"], "revision", 0, _MAX_REVISION),
+    )
+
+
+def _read_key(value: Any, where: str) -> DataKey:
+    members = fields.read_object(value, where, ("name", "round", "algorithm", "secret"))
+    return DataKey(
+        fields.read_text(members["name"], where, KEY_NAME),
+        fields.read_int(members["round"], where, 1, MAX_ROUND),
+        fields.read_choice(members["algorithm"], where, ALGORITHMS),
+        fields.read_hex(members["secret"], where, SECRET_BYTES),
+    )
+
+
+def _read_rounds(value: Any, where: str) -> Rounds:
+    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 2 for one in value):
+        raise MalformedError(f"{where}: expected pairs of a name and a round")
+    return [
+        (fields.read_text(name, where, KEY_NAME), fields.read_int(number, where, 1, MAX_ROUND))
+        for name, number in value
+    ]

@@ -1,0 +1,147 @@
+"""What the history of a keystore tells of the commands. Covers tdefs/cli/key_history.py and unlock.py."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tdefs.cli import cat, init, key, protector
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.history import history_path
+from tests.unit.keys.keystore_samples import GOLDEN, PASSPHRASE
+from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+
+UNLOCK = ("--key-command", KEY_COMMAND)
+WRONG = ("--key-command", "printf %%064d 9")
+
+
+def history(small: SmallVolume, command: Command, *words: str) -> dict[str, Any]:
+    found = command.json(key, "history", "--volume", small.volume.backing, *(words or UNLOCK))
+    assert isinstance(found, dict)
+    return found
+
+
+def events(found: dict[str, Any]) -> list[str]:
+    return [record["event"] for record in found["records"]]
+
+
+def test_every_kind_of_event_is_in_the_history(small: SmallVolume, command: Command) -> None:
+    small.seal("file", b"content")
+    volume = ("--volume", small.volume.backing)
+    command.run(cat, small.volume.backing, "file", *UNLOCK)
+    with pytest.raises(TdefsError):
+        command.run(cat, small.volume.backing, "file", *WRONG)
+    command.run(protector, "add", *volume, *UNLOCK, "--recovery-code", "--label", "safe")
+    command.run(protector, "remove", "pr_2", *volume, *UNLOCK)
+    for action in (("create", "dk_3"), ("rotate", "dk_3"), ("revoke", "dk_3"), ("destroy", "dk_3")):
+        command.run(key, *action, *volume, *UNLOCK)
+    command.run(key, "rotate-master", *volume, *UNLOCK)
+    found = history(small, command)
+    assert (found["checked"], found["findings"], found["notes"]) == (True, [], [])
+    assert [event for event in events(found) if event != "unlock"] == [
+        "unlock failed",
+        *("protector add", "protector remove"),
+        *("key create", "key rotate", "key revoke", "key destroy", "key rotate-master"),
+    ]
+    by_event = {record["event"]: record["what"] for record in found["records"]}
+    assert by_event["unlock failed"] == {"command": "cat", "error": "WRONG_SECRET"}
+    assert by_event["protector add"] == {
+        "protector": "pr_2",
+        "kind": "recovery-code",
+        "label": "safe",
+        "revision": 2,
+    }
+    assert by_event["key destroy"] == {"key": "dk_3", "files": 0, "revision": 7}
+    assert found["records"][0]["what"] == {"command": "cat", "protector": "pr_1"}
+    text = history_path(small.volume.keystore).read_text()
+    for one in small.ring:
+        assert one.secret.hex() not in text
+    assert "7" * 64 not in text
+
+
+def test_history_begins_with_init(tmp_path: Path, command: Command) -> None:
+    command.run(init, tmp_path / "volume", *UNLOCK)
+    found = command.json(key, "history", "--volume", tmp_path / "volume", *UNLOCK)
+    assert [record["what"]["command"] for record in found["records"]] == ["init", "key history"]
+
+
+def test_removed_record_is_an_error_of_its_own(small: SmallVolume, command: Command) -> None:
+    command.run(key, "rotate", "dk_1", "--volume", small.volume.backing, *UNLOCK)
+    path = history_path(small.volume.keystore)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    with pytest.raises(TdefsError) as caught:
+        command.run(key, "history", "--volume", small.volume.backing, *UNLOCK)
+    assert caught.value.exit_code == Exit.HISTORY_BROKEN
+    path.unlink()
+    with pytest.raises(TdefsError) as caught:
+        command.run(key, "history", "--volume", small.volume.backing, *UNLOCK)
+    assert "there were 2 when the keystore was last changed" in caught.value.detail
+
+
+def test_history_is_shown_without_a_secret_but_not_checked(small: SmallVolume, command: Command) -> None:
+    command.run(key, "rotate", "dk_1", "--volume", small.volume.backing, *UNLOCK)
+    found = history(small, command, "--unchecked")
+    assert (found["checked"], events(found)) == (False, ["unlock", "key rotate"])
+    code, text = command.run(key, "history", "--unchecked", "--volume", small.volume.backing)
+    assert (code, text.splitlines()[-1]) == (0, "not checked")
+
+
+def test_control_characters_in_the_history_do_not_reach_the_terminal(small: SmallVolume, command: Command) -> None:
+    line = {"n": 1, "time": "x", "event": "\x1b[2J", "who": {}, "what": {}}
+    history_path(small.volume.keystore).write_text(json.dumps(line)[:-1] + ',"mac":null}\n')
+    _, text = command.run(key, "history", "--unchecked", "--volume", small.volume.backing)
+    assert "\x1b" not in text
+
+
+def test_history_that_cannot_be_written_does_not_keep_a_volume_locked(
+    small: SmallVolume, command: Command
+) -> None:
+    small.seal("file", b"content")
+    history_path(small.volume.keystore).mkdir()
+    assert command.run(cat, small.volume.backing, "file", *UNLOCK)[1] == "content"
+    assert "history cannot be written" in command.errors
+    before = small.volume.keystore.read_bytes()
+    with pytest.raises(OSError, match="directory"):
+        command.run(key, "rotate", "dk_1", "--volume", small.volume.backing, *UNLOCK)
+    assert small.volume.keystore.read_bytes() == before
+
+
+def test_keystore_of_version_1_gets_a_history_with_its_first_change(
+    small: SmallVolume, command: Command, tmp_path: Path
+) -> None:
+    old = tmp_path / "v1"
+    old.write_bytes(GOLDEN.read_bytes())
+    old.chmod(0o600)
+    volume_json = small.volume.private / "volume.json"
+    fields = json.loads(volume_json.read_text())
+    volume_json.write_text(json.dumps({**fields, "keystore": str(old), "volume_id": bytes(range(16)).hex()}))
+    (tmp_path / "secret").write_bytes(PASSPHRASE)
+    words = ("--volume", small.volume.backing, "--passphrase-file", tmp_path / "secret")
+    with pytest.raises(TdefsError) as caught:
+        command.run(key, "history", *words)
+    assert "version 1" in caught.value.message
+    command.run(key, "rotate", "dk_2", *words)
+    found = command.json(key, "history", *words)
+    assert found["findings"] == []
+    assert events(found) == ["unlock", "unlock", "key rotate", "unlock"]
+    assert json.loads(command.run(key, "list", "--json", "--volume", small.volume.backing)[1])["version"] == 2
+
+
+def test_failed_change_is_written_down_as_failed(
+    small: SmallVolume, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes, owner: os.stat_result) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tdefs.keys.saving._write", full)
+        with pytest.raises(OSError, match="No space"):
+            command.run(key, "rotate", "dk_1", "--volume", small.volume.backing, *UNLOCK)
+    found = history(small, command)
+    assert events(found) == ["unlock", "key rotate", "key rotate failed", "unlock"]
+    assert found["findings"] == []
+    assert "record 2 was stopped" in found["notes"][0]

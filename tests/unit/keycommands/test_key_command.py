@@ -1,0 +1,270 @@
+"""What ``tdefs key`` does to a keystore and tells of it. Covers tdefs/cli/key*.py and daemon_keys.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tdefs.cli import cat, daemon_keys, key, mount, verify
+from tdefs.errors import Exit, TdefsError
+from tdefs.fs.sealing import Expectations, Sealer
+from tdefs.keys.document_text import serialise
+from tdefs.keys.hierarchy import KeyRing
+from tdefs.keys.keystore import load_keystore
+from tdefs.keys.protectors.command import CommandProtector
+from tdefs.keys.ring_message import RingRefusedError, open_ring
+from tdefs.keys.saving import KeystoreChange
+from tdefs.keys.seal import sign
+from tdefs.volume import save_volume
+from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+
+UNLOCK = ("--key-command", KEY_COMMAND)
+
+
+class Keys:
+    """``tdefs key`` on one volume."""
+
+    def __init__(self, small: SmallVolume, command: Command) -> None:
+        self.small = small
+        self._command = command
+
+    def run(self, action: str, *words: str | Path) -> str:
+        return self._command.run(key, action, *words, "--volume", self.small.volume.backing)[1]
+
+    def refused(self, action: str, *words: str | Path) -> TdefsError:
+        before = self.small.volume.keystore.read_bytes()
+        with pytest.raises(TdefsError) as caught:
+            self.run(action, *words)
+        assert self.small.volume.keystore.read_bytes() == before
+        return caught.value
+
+    def ring(self) -> KeyRing:
+        return load_keystore(self.small.volume.keystore).unlock(CommandProtector(KEY_COMMAND))
+
+    def use(self) -> None:
+        """Have the volume's further files made with the keys as they are now."""
+        volume = self.small.volume
+        self.small.sealer = Sealer(
+            self.ring(), Expectations(volume.volume_id, plain_files=False, lost_headers=False)
+        )
+
+    def mount(self, mountpoint: Path, *words: str | Path) -> None:
+        self._command.run(mount, self.small.volume.backing, mountpoint, *words, *UNLOCK)
+
+    def read(self, path: str) -> str:
+        return self._command.run(cat, self.small.volume.backing, path, *UNLOCK)[1]
+
+
+@pytest.fixture
+def keys(small: SmallVolume, command: Command) -> Keys:
+    return Keys(small, command)
+
+
+class Daemon:
+    """The daemon's side of the control socket, as tdefs/fs/session.py answers."""
+
+    def __init__(self, ring: KeyRing) -> None:
+        self.ring = ring
+        self.silent = False
+        self.asked: list[str] = []
+
+    def ask(self, volume: object, name: str, **more: Any) -> dict[str, Any] | None:
+        self.asked.append(name)
+        if self.silent:
+            return None
+        if name == "status":
+            return {
+                "keystore_revision": self.ring.revision,
+                "data_keys": [{"name": one.name, "round": one.round} for one in self.ring],
+                "policy": None,
+            }
+        return self._adopt(json.loads(json.dumps(more)))
+
+    def _adopt(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            self.ring = open_ring(message, self.ring)
+        except RingRefusedError as error:
+            return {"refused": str(error)}
+        return {"keystore_revision": self.ring.revision}
+
+
+@pytest.fixture
+def daemon(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    """A daemon that has the volume mounted."""
+    daemon = Daemon(keys.ring())
+    monkeypatch.setattr(daemon_keys, "is_in_use", lambda volume: True)
+    monkeypatch.setattr(daemon_keys, "ask", daemon.ask)
+    monkeypatch.setattr(daemon_keys, "_PATIENCE_SECONDS", 0.3)
+    return daemon
+
+
+def test_created_key_is_there_and_known_to_the_daemon(keys: Keys, daemon: Daemon) -> None:
+    said = keys.run("create", "payroll", "--protect", "mk_1", "--algorithm", "aes-256-xts", *UNLOCK)
+    assert said == "data key payroll is created (aes-256-xts), protected by mk_1\n"
+    assert daemon.ring.names() == ["dk_1", "dk_2", "payroll"]
+    assert list(daemon.ring) == list(keys.ring())
+    assert keys.refused("create", "payroll", *UNLOCK).exit_code == Exit.DATA_KEY_EXISTS
+
+
+def test_new_round_is_known_to_the_daemon_and_old_files_stay_readable(keys: Keys, daemon: Daemon) -> None:
+    keys.small.seal("base/5/16384", b"old")
+    said = keys.run("rotate", "dk_1", *UNLOCK)
+    assert "new round 2" in said
+    assert daemon.ring.current("dk_1") == keys.ring().get("dk_1", 2)
+    keys.use()
+    keys.small.seal("base/5/16385", b"new")
+    assert (keys.read("base/5/16384"), keys.read("base/5/16385")) == ("old", "new")
+    shown = json.loads(keys.run("show", "dk_1", "--json"))
+    assert [(one["round"], one["files"]) for one in shown["rounds"]] == [(1, 1), (2, 1)]
+
+
+def test_revoke_lists_the_files_that_use_the_key(keys: Keys, daemon: Daemon) -> None:
+    keys.small.seal("base/5/16384", b"old")
+    keys.run("rotate", "dk_1", *UNLOCK)
+    said = keys.run("revoke", "dk_1", "--round", "1", *UNLOCK)
+    assert said.splitlines() == [
+        "no new file may use round 1 of data key dk_1",
+        "1 files use it:",
+        "    base/5/16384",
+    ]
+    assert ("dk_1", 1) in daemon.ring.revoked
+    assert keys.read("base/5/16384") == "old"
+    listed = json.loads(keys.run("list", "--json"))
+    states = [(one["round"], one["state"]) for one in listed["data_keys"][0]["rounds"]]
+    assert states == [(1, "revoked"), (2, "active")]
+
+
+def test_key_that_new_files_need_is_not_revoked(keys: Keys, tmp_path: Path) -> None:
+    assert keys.refused("revoke", "dk_1", *UNLOCK).exit_code == Exit.DATA_KEY_NEEDED
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\ndefault: dk_1\nkinds:\n  wal: dk_2\n")
+    save_volume(replace(keys.small.volume, policy=policy))
+    error = keys.refused("revoke", "dk_2", *UNLOCK)
+    assert error.exit_code == Exit.DATA_KEY_NEEDED
+    assert "the policy names data key dk_2" in error.message
+    save_volume(keys.small.volume)
+    keys.run("revoke", "dk_2", *UNLOCK)
+
+
+def test_mount_with_a_policy_that_names_a_revoked_key_is_refused(keys: Keys, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\ndefault: dk_1\nkinds:\n  wal: dk_2\n")
+    keys.run("revoke", "dk_2", *UNLOCK)
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    with pytest.raises(TdefsError) as caught:
+        keys.mount(mountpoint, "--policy", policy)
+    assert caught.value.exit_code == Exit.DATA_KEY_REVOKED
+    assert "data key dk_2 is revoked" in caught.value.message
+
+
+def test_key_in_use_is_destroyed_only_by_a_confirmation_that_names_it(keys: Keys, daemon: Daemon) -> None:
+    keys.small.seal("base/5/16384", b"lost", key="dk_2")
+    keys.small.seal("base/5/16385", b"kept", key="dk_1")
+    assert keys.refused("destroy", "dk_2", *UNLOCK).exit_code == Exit.DATA_KEY_NEEDED  # not revoked
+    keys.run("revoke", "dk_2", *UNLOCK)
+    error = keys.refused("destroy", "dk_2", *UNLOCK)
+    assert error.exit_code == Exit.DATA_KEY_NEEDED
+    assert error.message.startswith("1 files use round 1 of data key dk_2")
+    assert error.detail == "base/5/16384"
+    assert keys.refused("destroy", "dk_2", "--destroy-files-of", "dk_1", *UNLOCK).detail == "base/5/16384"
+    assert keys.read("base/5/16384") == "lost"
+    said = keys.run("destroy", "dk_2", "--destroy-files-of", "dk_2", *UNLOCK)
+    assert said.startswith("round 1 of data key dk_2 is destroyed; 1 files became unreadable")
+    assert daemon.ring.destroyed == {("dk_2", 1)}
+    with pytest.raises(TdefsError) as caught:
+        keys.read("base/5/16384")
+    assert caught.value.exit_code == Exit.FILE_DAMAGED
+    assert "was destroyed" in caught.value.message
+    assert "backups of before the key was destroyed" in caught.value.hint
+    assert keys.read("base/5/16385") == "kept"
+
+
+def test_key_that_no_file_uses_is_destroyed_without_a_confirmation(keys: Keys) -> None:
+    keys.run("rotate", "dk_1", *UNLOCK)
+    keys.run("revoke", "dk_1", "--round", "1", *UNLOCK)
+    said = keys.run("destroy", "dk_1", "--round", "1", *UNLOCK)
+    assert "0 files became unreadable" in said
+    assert [one.round for one in keys.ring() if one.name == "dk_1"] == [2]
+
+
+def test_file_that_cannot_be_looked_at_keeps_its_key(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys.small.seal("base/5/16384", b"x", key="dk_1")
+    keys.run("revoke", "dk_2", *UNLOCK)
+
+    def denied(volume: object, path: str) -> object:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tdefs.fs.offline.open_without_links", denied)
+    error = keys.refused("destroy", "dk_2", *UNLOCK)
+    assert "1 more could not be looked at" in error.message
+
+
+def test_verify_reports_files_of_a_destroyed_key_and_nothing_else(keys: Keys, command: Command) -> None:
+    keys.small.seal("base/5/16384", b"x" * 8192, key="dk_2")
+    keys.small.seal("other", b"kept", key="dk_1")
+    keys.run("revoke", "dk_2", *UNLOCK)
+    keys.run("destroy", "dk_2", "--destroy-files-of", "dk_2", *UNLOCK)
+    found = command.json(verify, keys.small.volume.backing, *UNLOCK)
+    assert [one["path"] for one in found["findings"]] == ["base/5/16384"]
+    assert "was destroyed" in found["findings"][0]["error"]
+
+
+def test_new_master_key_keeps_every_data_key(keys: Keys, daemon: Daemon) -> None:
+    before = list(keys.ring())
+    said = keys.run("rotate-master", *UNLOCK)
+    assert said.startswith("the master key is mk_2 now")
+    assert list(keys.ring()) == before == list(daemon.ring)
+    listed = json.loads(keys.run("list", "--json"))
+    assert [(one["name"], one["current"]) for one in listed["master_keys"]] == [("mk_1", False), ("mk_2", True)]
+
+
+def test_verify_tells_of_each_protector_and_each_round(keys: Keys) -> None:
+    with KeystoreChange(keys.small.volume.keystore, "test"):
+        pass
+    said = keys.run("verify", *UNLOCK)
+    assert "opens mk_1 with the secret given" in said
+    assert said.count("unwraps") == 2
+    assert keys.refused("verify", "--key-command", "printf %%064d 9").exit_code == Exit.WRONG_SECRET
+    # a protector whose way to the master key is spoilt, by someone who can make the MAC
+    keystore = load_keystore(keys.small.volume.keystore)
+    entry = keystore.document.protectors[0]
+    unlocked = keystore.open(CommandProtector(KEY_COMMAND))
+    spoilt = replace(keystore.document, protectors=(entry, replace(entry, id="pr_2")))
+    keys.small.volume.keystore.write_bytes(serialise(sign(spoilt, unlocked.master)))
+    error = keys.refused("verify", *UNLOCK)
+    assert error.exit_code == Exit.KEYSTORE_DAMAGED
+    assert error.message.startswith("1 parts")
+
+
+def test_daemon_that_cannot_be_told_is_an_error_of_its_own(keys: Keys, daemon: Daemon, command: Command) -> None:
+    daemon.silent = True
+    with pytest.raises(TdefsError) as caught:
+        keys.run("rotate", "dk_1", *UNLOCK)
+    assert caught.value.exit_code == Exit.DAEMON_NOT_TOLD
+    # the keystore has the round, the daemon can be told later
+    assert keys.ring().current("dk_1").round == 2
+    daemon.silent = False
+    assert keys.run("reload", *UNLOCK) == "the daemon uses revision 2 of the keystore\n"
+    assert daemon.ring.current("dk_1").round == 2
+
+
+def test_key_is_not_destroyed_while_the_daemon_may_use_it(keys: Keys, daemon: Daemon) -> None:
+    keys.run("revoke", "dk_2", *UNLOCK)
+    daemon.silent = True
+    assert keys.refused("destroy", "dk_2", *UNLOCK).exit_code == Exit.DAEMON_NOT_TOLD
+
+
+def test_reload_of_a_volume_that_is_not_mounted_says_so(keys: Keys) -> None:
+    assert keys.refused("reload", *UNLOCK).exit_code == Exit.NOT_MOUNTED
+
+
+def test_repair_says_that_there_is_nothing_or_what_it_did(keys: Keys) -> None:
+    assert keys.run("repair") == "nothing was left by a stopped change, and the keystore is whole\n"
+    keys.small.volume.keystore.with_name("keystore.new").write_bytes(b"torn")
+    assert "stopped before it took effect" in keys.run("repair")

@@ -1,0 +1,180 @@
+"""The promises of tdefs.keys.history: what was written down cannot be changed, added or removed unseen."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tdefs.keys.document import HistoryAnchor
+from tdefs.keys.history import History, append, check_history, history_path, read_history
+from tests.unit.keys.keystore_samples import GOLDEN_V2, private_copy
+
+KEY = bytes(range(32))
+OTHER_KEY = bytes(range(1, 33))
+EMPTY = HistoryAnchor("mk_1", bytes(60), 0, bytes(32))
+
+
+@pytest.fixture
+def keystore(tmp_path: Path) -> Path:
+    return private_copy(GOLDEN_V2, tmp_path / "keystore")
+
+
+@pytest.fixture
+def anchor(keystore: Path) -> HistoryAnchor:
+    """Six records, of which the third and the fourth are failures; anchored at the fifth."""
+    append(keystore, "unlock", {"command": "mount"}, KEY)
+    append(keystore, "key rotate", {"key": "dk_1", "revision": 2}, KEY)
+    append(keystore, "unlock failed", {"error": "WRONG_SECRET"}, None)
+    append(keystore, "unlock failed", {"error": "WRONG_SECRET"}, None)
+    count, mac = append(keystore, "key revoke", {"key": "dk_1", "round": None, "revision": 3}, KEY)
+    append(keystore, "unlock", {"command": "cat"}, KEY)
+    return replace(EMPTY, count=count, mac=mac)
+
+
+def check(keystore: Path, anchor: HistoryAnchor, *, key: bytes = KEY, revision: int = 3) -> History:
+    return check_history(read_history(keystore), key, anchor, revision)
+
+
+def test_records_say_when_who_and_what(
+    keystore: Path, anchor: HistoryAnchor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = check(keystore, anchor)
+    assert (found.findings, found.notes) == ([], [])
+    assert [record["n"] for record in found.records] == [1, 2, 3, 4, 5, 6]
+    assert found.records[4]["event"] == "key revoke"
+    assert found.records[4]["what"] == {"key": "dk_1", "revision": 3}
+    assert found.records[0]["who"].keys() >= {"user", "host"}
+    monkeypatch.setenv("SUDO_UID", "0")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    append(keystore, "unlock", {}, KEY)
+    assert check(keystore, anchor).records[-1]["who"]["sudo_user"] == "root"
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)  # then anybody could have set it
+    append(keystore, "unlock", {}, KEY)
+    assert "sudo_user" not in check(keystore, anchor).records[-1]["who"]
+
+
+def test_history_is_its_owners_alone(keystore: Path, anchor: HistoryAnchor) -> None:
+    assert stat.S_IMODE(history_path(keystore).stat().st_mode) == 0o600
+
+
+def test_any_changed_bit_shows(keystore: Path, anchor: HistoryAnchor) -> None:
+    data = read_history(keystore)
+    last = data.rindex(b"\n", 0, -1) + 1
+    for place in range(len(data) - 1):
+        altered = bytearray(data)
+        altered[place] ^= 1
+        found = check_history(bytes(altered), KEY, anchor, 3)
+        # the last line, behind the anchor, may also look like one that a crash tore
+        assert found.findings or (place >= last and found.notes), place
+
+
+def without(*numbers: int) -> Callable[[list[bytes]], list[bytes]]:
+    return lambda lines: [line for number, line in enumerate(lines, 1) if number not in numbers]
+
+
+def exchanged(lines: list[bytes]) -> list[bytes]:
+    return [lines[1], lines[0], *lines[2:]]
+
+
+def doubled(lines: list[bytes]) -> list[bytes]:
+    return [*lines[:2], lines[1], *lines[2:]]
+
+
+def with_a_forged_failure(lines: list[bytes]) -> list[bytes]:
+    return [*lines[:2], lines[2], *lines[2:]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(without(number) for number in (1, 2, 3, 4, 5)),
+        without(3, 4),
+        without(5, 6),
+        without(2, 3, 4, 5, 6),
+        without(1, 2, 3, 4, 5, 6),
+        exchanged,
+        doubled,
+        with_a_forged_failure,
+    ],
+)
+def test_removed_added_or_moved_record_shows(
+    keystore: Path, anchor: HistoryAnchor, change: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    lines = read_history(keystore).splitlines(keepends=True)
+    history_path(keystore).write_bytes(b"".join(change(lines)))
+    assert check(keystore, anchor).findings
+
+
+def test_history_rewritten_without_the_key_or_from_elsewhere_shows(keystore: Path, anchor: HistoryAnchor) -> None:
+    assert check(keystore, anchor, key=OTHER_KEY).findings
+    history_path(keystore).unlink()
+    for _ in range(6):
+        append(keystore, "unlock", {}, OTHER_KEY)
+    assert check(keystore, anchor).findings
+    history_path(keystore).unlink()
+    for _ in range(6):
+        append(keystore, "unlock", {}, KEY)  # of the same key, from a copy of the volume
+    (finding,) = check(keystore, anchor).findings
+    assert "line 5 is not the one" in finding
+
+
+def test_failures_at_the_end_are_not_covered_until_the_next_unlock(keystore: Path, anchor: HistoryAnchor) -> None:
+    append(keystore, "unlock failed", {}, None)
+    assert check(keystore, anchor).notes == ["what follows line 6 is not covered by a MAC yet"]
+    append(keystore, "unlock", {}, KEY)
+    assert check(keystore, anchor).notes == []
+
+
+def test_line_torn_by_a_crash_is_ended_and_noted(keystore: Path, anchor: HistoryAnchor) -> None:
+    whole = read_history(keystore)
+    torn = whole.splitlines(keepends=True)[5][:40]
+    history_path(keystore).write_bytes(whole + torn)
+    append(keystore, "unlock", {}, KEY)
+    found = check(keystore, anchor)
+    assert found.findings == []
+    assert found.notes == ["line 7 is no record; a crash may have torn it"]
+    assert found.records[-1]["n"] == 8
+
+
+def test_change_that_was_stopped_is_told_from_one_that_was_made(keystore: Path, anchor: HistoryAnchor) -> None:
+    append(keystore, "key rotate", {"revision": 4}, KEY)
+    (note,) = check(keystore, anchor).notes
+    assert note.startswith("the change of record 7 was stopped")
+    append(keystore, "key rotate", {"revision": 4}, KEY)
+    assert check(keystore, anchor, revision=4).notes == [
+        "the change of record 7 was stopped before it took effect"
+    ]
+
+
+@pytest.mark.parametrize("junk", [b"\n", b"{}\n", b'{"n":1,"mac":null}\n', b"\xff\xfe\n", b"[" * 5000 + b"\n"])
+def test_junk_in_the_history_is_no_record_and_harms_nothing(
+    keystore: Path, anchor: HistoryAnchor, junk: bytes
+) -> None:
+    with history_path(keystore).open("ab") as file:
+        file.write(junk)
+    append(keystore, "unlock", {}, KEY)
+    found = check(keystore, anchor)
+    assert found.findings == []
+    assert len(found.records) == 7
+    json.dumps(found.records)
+
+
+def test_two_writers_at_a_time_keep_the_chain(keystore: Path) -> None:
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            for _ in range(25):
+                append(keystore, "unlock", {}, KEY)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    found = check(keystore, EMPTY)
+    assert found.findings == []
+    assert [record["n"] for record in found.records] == list(range(1, 101))
