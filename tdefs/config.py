@@ -11,25 +11,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.settings import Settings
 from tdefs.yamlfile import (
     Mapping,
     Node,
     Problems,
     Scalar,
+    Sequence,
     check_version,
     items,
     known_fields,
     parse_yaml,
     printable,
     read_limited,
+    shape,
 )
 
 DEFAULT_PATH = Path("/etc/tdefs/tdefs.yaml")
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-_FIELDS = ("version", "log_level", "volumes")
-_VOLUME_FIELDS = ("mountpoint", "passphrase_file", "key_command", "keystore", "policy", "options", "log_file")
+_FIELDS = ("version", "log_level", "key_sources", "volumes")
+#: Where the secret of a volume comes from: at most one of these.
+_SECRET_FIELDS = ("passphrase_file", "key_command", "key_source")
+_VOLUME_FIELDS = ("mountpoint", *_SECRET_FIELDS, "keystore", "policy", "options", "log_file")
+_PATH_FIELDS = ("mountpoint", "passphrase_file", "keystore", "policy", "log_file")
+#: In no configuration is any of these the name of a field.
+_SECRETS = ("passphrase", "password", "secret", "key", "token", "pin")
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _OPTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/=-]*")
 
 
@@ -40,6 +49,7 @@ class VolumeConfig:
     mountpoint: Path | None = None
     passphrase_file: Path | None = None
     key_command: str | None = None
+    key_source: str | None = None
     keystore: Path | None = None
     policy: Path | None = None
     options: tuple[str, ...] = ()
@@ -52,12 +62,29 @@ class Config:
 
     log_level: str = "info"
     volumes: AbstractMapping[Path, VolumeConfig] = field(default_factory=dict)
+    key_sources: AbstractMapping[str, Settings] = field(default_factory=dict)
     source: Path | None = None
 
     def for_backing(self, backing: Path) -> VolumeConfig:
         """Return what is said of the volume in ``backing``, by whatever path either of them names it."""
         wanted = backing.resolve()
         return next((volume for path, volume in self.volumes.items() if path.resolve() == wanted), VolumeConfig())
+
+    def key_source(self, name: str) -> Settings:
+        """Return what is said of the key source ``name``.
+
+        Raises :class:`TdefsError` with ``Exit.CONFIG_INVALID`` if nothing is.
+        """
+        found = self.key_sources.get(name)
+        if found is None:
+            known = ", ".join(self.key_sources) or "none"
+            raise TdefsError(
+                Exit.CONFIG_INVALID,
+                f'there is no key source "{printable(name)}" in the configuration',
+                detail=f'"{self.source or DEFAULT_PATH}" describes: {known}',
+                hint="describe it there under key_sources, or name another file with --config",
+            )
+        return found
 
 
 def load_config(path: Path | None = None) -> Config:
@@ -96,9 +123,54 @@ def parse_config(data: bytes, source: Path) -> Config:
         log_level = _text(fields["log_level"], "log_level", problems)
         if log_level and log_level not in LOG_LEVELS:
             problems.add(fields["log_level"].line, f"log_level must be one of {', '.join(LOG_LEVELS)}")
+    key_sources = _key_sources(fields["key_sources"], problems) if "key_sources" in fields else {}
     volumes = _volumes(fields["volumes"], problems) if "volumes" in fields else {}
     problems.raise_if_any()
-    return Config(log_level, volumes, source)
+    return Config(log_level, volumes, key_sources, source)
+
+
+def _key_sources(node: Node, problems: Problems) -> dict[str, Settings]:
+    if not isinstance(node, Mapping):
+        problems.add(node.line, "key_sources must be names of key sources, each with its fields")
+        return {}
+    found = {}
+    for name, (key, value) in node.fields.items():
+        if not _SOURCE_NAME.fullmatch(name):
+            problems.add(key.line, "the name of a key source is of letters, digits, - and _, such as kms1")
+        elif isinstance(value, Mapping):
+            found[name] = _key_source(name, value, problems)
+        else:
+            problems.add(value.line, f'the key source "{name}" must be fields with values, not {shape(value)}')
+    return found
+
+
+def _key_source(name: str, node: Mapping, problems: Problems) -> Settings:
+    """Return the fields as they are written; what they mean is the affair of the kind."""
+    what = f'the key source "{name}"'
+    _refuse_secrets(node, problems)
+    values: dict[str, str | tuple[str, ...]] = {}
+    lines = {}
+    for field_name, (key, value) in node.fields.items():
+        if isinstance(value, Sequence):
+            values[field_name] = tuple(_text(item, f"an item of {field_name}", problems) for item in value.items)
+        else:
+            values[field_name] = _text(value, printable(field_name), problems)
+        lines[field_name] = key.line
+    kind = values.pop("kind", "")
+    if not isinstance(kind, str) or not kind:
+        problems.add(lines.get("kind", node.line), f"{what} needs a kind, which is a single value")
+        kind = ""
+    return Settings(name, kind, values, lines, problems.source, node.line)
+
+
+def _refuse_secrets(node: Mapping, problems: Problems) -> None:
+    for name in _SECRETS:
+        if name in node.fields:
+            problems.add(
+                node.fields[name][0].line,
+                "the secret itself must not stand in the configuration",
+                hint="Name a file or a command that has it, and change the secret that stood here.",
+            )
 
 
 def _volumes(node: Node, problems: Problems) -> dict[Path, VolumeConfig]:
@@ -117,25 +189,17 @@ def _volumes(node: Node, problems: Problems) -> dict[Path, VolumeConfig]:
 def _volume(node: Node, what: str, problems: Problems) -> VolumeConfig:
     fields = known_fields(node, _VOLUME_FIELDS, what, problems)
     if isinstance(node, Mapping):
-        for name in ("passphrase", "password", "secret", "key"):
-            if name in node.fields:
-                problems.add(
-                    node.fields[name][0].line,
-                    "the secret itself must not stand in the configuration",
-                    hint="Name a passphrase_file or a key_command, and change the secret that stood here.",
-                )
-    if "passphrase_file" in fields and "key_command" in fields:
-        problems.add(
-            fields["key_command"].line, f"{what} has both passphrase_file and key_command; one unlocks it"
-        )
-    paths = {
-        name: _path(fields[name], name, problems) for name in fields if name not in ("key_command", "options")
-    }
-    command = _text(fields["key_command"], "key_command", problems) if "key_command" in fields else None
+        _refuse_secrets(node, problems)
+    given = [name for name in _SECRET_FIELDS if name in fields]
+    if len(given) > 1:
+        problems.add(fields[given[1]].line, f"{what} has both {given[0]} and {given[1]}; one unlocks it")
+    paths = {name: _path(fields[name], name, problems) for name in _PATH_FIELDS if name in fields}
+    texts = {name: _text(fields[name], name, problems) for name in ("key_command", "key_source") if name in fields}
     return VolumeConfig(
         mountpoint=paths.get("mountpoint"),
         passphrase_file=paths.get("passphrase_file"),
-        key_command=command,
+        key_command=texts.get("key_command"),
+        key_source=texts.get("key_source"),
         keystore=paths.get("keystore"),
         policy=paths.get("policy"),
         options=_options(fields["options"], problems) if "options" in fields else (),

@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from tdefs.cli.unlock import open_recorded
+from tdefs.cli.unlock import add_config, open_recorded, source_finder
 from tdefs.errors import Exit
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.keystore import FIRST_DATA_KEY, create_keystore, load_keystore
@@ -29,6 +29,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--keystore", metavar="FILE", type=Path, help="default: BACKING/.tdefs/keystore")
     parser.add_argument("--policy", metavar="FILE", type=Path, help="default: everything is encrypted")
     add_unlock_arguments(parser)
+    add_config(parser)
     parser.set_defaults(run=_run)
 
 
@@ -60,7 +61,7 @@ def _complete(volume: Volume, names: set[str], args: argparse.Namespace) -> tupl
     directory = command_directory(volume.keystore)
     found_directory = directory.exists()
     try:
-        protector = secret_from_arguments(args, volume.keystore, confirm=True)
+        protector = secret_from_arguments(args, volume.keystore, source_finder(args), confirm=True)
         ring = create_keystore(volume.keystore, volume.volume_id, protector, data_key_names=ordered)
         try:
             save_volume(volume)

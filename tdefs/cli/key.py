@@ -18,7 +18,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "key", help="data keys and master key: create, list, show, verify, rotate, revoke, destroy, repair"
     )
-    commands = parser.add_subparsers(dest="key_command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
     _register_changes(commands)
 
     listing = commands.add_parser("list", help="list the data keys with their rounds; needs no secret")

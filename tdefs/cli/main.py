@@ -7,11 +7,11 @@ import os
 import sys
 
 from tdefs import __version__
-from tdefs.cli import cat, doctor, init, key, ls, mount, policy, protector, status, umount, verify
+from tdefs.cli import cat, doctor, init, key, key_source, ls, mount, policy, protector, status, umount, verify
 from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.host import harden_process
 
-_COMMANDS = (init, mount, umount, status, doctor, ls, cat, verify, policy, key, protector)
+_COMMANDS = (init, mount, umount, status, doctor, ls, cat, verify, policy, key, protector, key_source)
 
 
 def build_parser() -> argparse.ArgumentParser:

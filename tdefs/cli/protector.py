@@ -15,6 +15,7 @@ from tdefs.cli.unlock import (
     add_keystore_place,
     open_recorded,
     read_keystore,
+    source_finder,
     unlocking_secret,
 )
 from tdefs.errors import Exit, TdefsError
@@ -35,7 +36,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "protector", help="who can unlock the keystore: add, remove, change, list, test"
     )
-    commands = parser.add_subparsers(dest="protector_command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
 
     add = commands.add_parser("add", help="add a way to unlock the keystore")
     add_place(add)
@@ -72,7 +73,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add(args: argparse.Namespace) -> int:
     with changing(args, volume_of(args), "protector add") as change:
-        protector, code = new_secret_from_arguments(args, change.path)
+        protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
         new, id = add_protector(change.unlocked, protector, args.label)
         _show_code(code)
         change.save(new, [protector], protector=id, kind=protector.kind, label=args.label or None)
@@ -83,7 +84,7 @@ def _add(args: argparse.Namespace) -> int:
 def _change(args: argparse.Namespace) -> int:
     with changing(args, volume_of(args), "protector change") as change:
         find_protector(change.document, args.id)
-        protector, code = new_secret_from_arguments(args, change.path)
+        protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
         new = change_protector(change.unlocked, args.id, protector)
         _show_code(code)
         change.save(new, [protector], protector=args.id, kind=protector.kind)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tdefs.config import load_config
 from tdefs.errors import TdefsError
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.history import append
+from tdefs.keys.key_source import KeySource, make_key_source
 from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.seal import open_history_key
@@ -30,6 +31,11 @@ def add_keystore_arguments(parser: argparse.ArgumentParser, *, recovery_prompt: 
 def add_keystore_place(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where the keystore is."""
     parser.add_argument("--keystore", metavar="FILE", type=Path, help="instead of the one the volume remembers")
+    add_config(parser)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the configuration."""
     parser.add_argument(
         "--config", metavar="FILE", type=Path, help="default: /etc/tdefs/tdefs.yaml if it is there"
     )
@@ -60,7 +66,13 @@ def unlocking_secret(args: argparse.Namespace, volume: Volume) -> Protector:
     if not is_secret_given(args):
         args.passphrase_file = settings.passphrase_file
         args.key_command = settings.key_command
-    return secret_from_arguments(args, keystore_path(args, volume), confirm=False)
+        args.key_source = settings.key_source
+    return secret_from_arguments(args, keystore_path(args, volume), source_finder(args), confirm=False)
+
+
+def source_finder(args: argparse.Namespace) -> Callable[[str], KeySource]:
+    """Return what finds a key source in the configuration by its name."""
+    return lambda name: make_key_source(load_config(args.config).key_source(name))
 
 
 def unlock(args: argparse.Namespace, volume: Volume) -> KeyRing:

@@ -72,8 +72,8 @@ class Keystore:
                 Exit.NO_SECRET,
                 f"the keystore cannot be unlocked with a {protector.kind}",
                 detail=f'the keystore "{self.path}" has protectors of kind: {", ".join(self.kinds())}',
-                hint="use --passphrase-file, --passphrase-fd or the prompt for a passphrase,"
-                " --key-command for a command, --recovery-code-file for a recovery code",
+                hint="use --passphrase-file, --passphrase-fd or the prompt for a passphrase, --key-command for a"
+                " command, --key-source for a key source, --recovery-code-file for a recovery code",
             )
         masters, by = self._master_keys(protector)
         current = masters[self.document.current_master_key().name]

@@ -36,6 +36,9 @@ def add_new_secret_arguments(parser: argparse.ArgumentParser, *recovery_options:
         "--new-key-command", metavar="COMMAND", help="COMMAND prints the new key as 64 hexadecimal characters"
     )
     group.add_argument(
+        "--new-key-source", metavar="NAME", help="the key source that the configuration describes as NAME"
+    )
+    group.add_argument(
         *recovery_options,
         dest="new_recovery_code",
         action="store_true",
@@ -43,7 +46,9 @@ def add_new_secret_arguments(parser: argparse.ArgumentParser, *recovery_options:
     )
 
 
-def new_secret_from_arguments(args: argparse.Namespace, keystore: Path) -> tuple[Protector, str | None]:
+def new_secret_from_arguments(
+    args: argparse.Namespace, keystore: Path, find_source: Callable[[str], Protector]
+) -> tuple[Protector, str | None]:
     """Return the protector for the new secret, and the recovery code to be printed if one was made.
 
     No option means that the terminal asks for a new passphrase, twice. Raises nothing yet: see
@@ -54,6 +59,8 @@ def new_secret_from_arguments(args: argparse.Namespace, keystore: Path) -> tuple
         return RecoveryCodeProtector(code.encode), code
     if args.new_key_command is not None:
         return CommandProtector(args.new_key_command, keystore, authprompt=args.authprompt, confirm=True), None
+    if args.new_key_source is not None:
+        return find_source(args.new_key_source), None
     read: Callable[[], bytes]
     if args.new_passphrase_file is not None:
         read = partial(read_passphrase_file, args.new_passphrase_file)

@@ -17,7 +17,7 @@ from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector
 
 _MAX_PASSPHRASE_BYTES = 65536
-_THREE_OPTIONS = "use --passphrase-file, --passphrase-fd or --key-command"
+_OTHER_OPTIONS = "use --passphrase-file, --passphrase-fd, --key-command or --key-source"
 
 
 def add_unlock_arguments(
@@ -47,6 +47,9 @@ def add_unlock_arguments(
         help="run COMMAND by /bin/sh; it prints the key as 64 hexadecimal characters; it may have %%d (a "
         "directory for its files), %%p (a prompt), %%R (the terminal's descriptor) and %%%% (a percent sign)",
     )
+    group.add_argument(
+        "--key-source", metavar="NAME", help="ask the key source that the configuration describes as NAME"
+    )
     parser.add_argument(
         "-R", "--authprompt", action="store_true", help="lend the terminal to the key command, for its %%R"
     )
@@ -64,15 +67,19 @@ def is_secret_given(args: argparse.Namespace) -> bool:
         args.passphrase_file is not None
         or args.passphrase_fd is not None
         or args.key_command is not None
+        or args.key_source is not None
         or getattr(args, "recovery_code_file", None) is not None
         or getattr(args, "recovery_code", False)
     )
 
 
-def secret_from_arguments(args: argparse.Namespace, keystore: Path, *, confirm: bool) -> Protector:
+def secret_from_arguments(
+    args: argparse.Namespace, keystore: Path, find_source: Callable[[str], Protector], *, confirm: bool
+) -> Protector:
     """Return the protector for what :func:`add_unlock_arguments` parsed; no option means the terminal.
 
-    ``keystore`` is the file that it is for: a key command keeps its own files beside it. ``confirm``, for a
+    ``keystore`` is the file that it is for: a key command keeps its own files beside it. ``find_source`` returns
+    the key source of a name. ``confirm``, for a
     new secret, has the terminal ask twice, or a key command run twice. Nothing is read, asked or run yet: the
     protector does so when it first needs its secret, and then raises TdefsError: NO_SECRET if there is
     none, KEY_COMMAND_FAILED. So a process that goes to the background must unlock before.
@@ -83,6 +90,8 @@ def secret_from_arguments(args: argparse.Namespace, keystore: Path, *, confirm: 
         return CommandProtector(args.key_command, keystore, authprompt=args.authprompt, confirm=confirm)
     if args.authprompt:
         raise TdefsError(Exit.USAGE, "--authprompt is given, but no key command that could use it")
+    if args.key_source is not None:
+        return find_source(args.key_source)
     if getattr(args, "recovery_code_file", None) is not None:
         return RecoveryCodeProtector(partial(read_passphrase_file, args.recovery_code_file, "recovery code"))
     if getattr(args, "recovery_code", False):
@@ -144,7 +153,7 @@ def _check_terminal() -> None:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
         raise TdefsError(
-            Exit.NO_SECRET, "there is no terminal to ask for the passphrase", hint=_THREE_OPTIONS
+            Exit.NO_SECRET, "there is no terminal to ask for the passphrase", hint=_OTHER_OPTIONS
         ) from None
 
 
@@ -157,7 +166,7 @@ def _ask(prompt: str) -> bytes:
     except (EOFError, OSError, UnicodeError, getpass.GetPassWarning):
         pass
     # Raised here, without a context: a UnicodeDecodeError carries what was typed.
-    raise TdefsError(Exit.NO_SECRET, "could not read a passphrase from the terminal", hint=_THREE_OPTIONS)
+    raise TdefsError(Exit.NO_SECRET, "could not read a passphrase from the terminal", hint=_OTHER_OPTIONS)
 
 
 def _read_to_end(descriptor: int) -> bytes:

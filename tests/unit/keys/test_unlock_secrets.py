@@ -16,6 +16,7 @@ import pytest
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import secrets
 from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector
@@ -25,6 +26,10 @@ from tdefs.keys.wrapping import WrapContext
 from tests.unit.keys.keystore_samples import PASSPHRASE, VOLUME_ID, everything_shown
 
 KEYSTORE = Path("/nonexistent/keystore")
+
+
+def no_source(name: str) -> Protector:
+    raise AssertionError(f"nobody asked for a key source, but {name} is to be found")
 
 
 def parse(*arguments: str) -> argparse.Namespace:
@@ -63,24 +68,25 @@ def test_conflicting_or_invalid_options_are_usage_errors(
 def test_options_choose_the_protector_and_read_nothing_yet() -> None:
     for arguments in (("--passphrase-file", "/nonexistent"), ("--passphrase-fd", "999"), ()):
         assert isinstance(
-            secrets.secret_from_arguments(parse(*arguments), KEYSTORE, confirm=True), PassphraseProtector
+            secrets.secret_from_arguments(parse(*arguments), KEYSTORE, no_source, confirm=True),
+            PassphraseProtector,
         )
-    chosen = secrets.secret_from_arguments(parse("--key-command", "exit 1"), KEYSTORE, confirm=False)
+    chosen = secrets.secret_from_arguments(parse("--key-command", "exit 1"), KEYSTORE, no_source, confirm=False)
     assert isinstance(chosen, CommandProtector)
 
 
 @pytest.mark.parametrize("arguments", [("-R",), ("--authprompt", "--passphrase-file", "f")])
 def test_authprompt_without_a_key_command_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     with pytest.raises(TdefsError) as caught:
-        secrets.secret_from_arguments(parse(*arguments), KEYSTORE, confirm=False)
+        secrets.secret_from_arguments(parse(*arguments), KEYSTORE, no_source, confirm=False)
     assert caught.value.exit_code == Exit.USAGE
 
 
 def test_authprompt_lets_the_key_command_use_the_terminal() -> None:
     for option in ("-R", "--authprompt"):
-        secrets.secret_from_arguments(parse(option, "--key-command", "ask %R"), KEYSTORE, confirm=False)
+        secrets.secret_from_arguments(parse(option, "--key-command", "ask %R"), KEYSTORE, no_source, confirm=False)
     with pytest.raises(TdefsError, match="--authprompt was not given"):
-        secrets.secret_from_arguments(parse("--key-command", "ask %R"), KEYSTORE, confirm=False)
+        secrets.secret_from_arguments(parse("--key-command", "ask %R"), KEYSTORE, no_source, confirm=False)
 
 
 def test_recovery_code_is_asked_for_without_echo_or_read_from_a_file(
@@ -100,7 +106,9 @@ def test_recovery_code_is_asked_for_without_echo_or_read_from_a_file(
     for words in (["--recovery-code"], ["--recovery-code-file", str(file)]):
         args = parser.parse_args(words)
         assert secrets.is_secret_given(args)
-        assert secrets.secret_from_arguments(args, KEYSTORE, confirm=False).unwrap(entry, context) == bytes(32)
+        assert secrets.secret_from_arguments(args, KEYSTORE, no_source, confirm=False).unwrap(
+            entry, context
+        ) == bytes(32)
     assert prompts == ["Recovery code: "]
     with pytest.raises(SystemExit):
         parser.parse_args(["--recovery-code", "--passphrase-fd", "3"])

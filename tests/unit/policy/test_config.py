@@ -39,7 +39,7 @@ def test_the_default_file_is_read_if_it_exists(monkeypatch: pytest.MonkeyPatch, 
     path = tmp_path / "tdefs.yaml"
     path.write_text("version: 1\nlog_level: debug\n")
     monkeypatch.setattr(config, "DEFAULT_PATH", path)
-    assert load_config() == Config("debug", {}, path)
+    assert load_config() == Config("debug", source=path)
 
 
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
