@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 Cell = str | int | None
 
 
@@ -38,6 +36,8 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, numbe
     """
     cells = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     alignment = ["right" if header in numbers else "left" for header in headers]
+    from tabulate import tabulate  # here, since most commands print no table, and it takes longer than they do
+
     # without an own colalign for an empty table, which tabulate refuses
     table = tabulate(
         cells,

@@ -16,7 +16,7 @@ import trio
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.pages import PythonPageCipher, page_cipher
 from tdefs.fs.calls import SystemCalls
-from tdefs.fs.control import serve_control
+from tdefs.fs.control_server import serve_control
 from tdefs.fs.ending import EndSignals
 from tdefs.fs.inodes import InodeTable
 from tdefs.fs.loop import WORKERS, install_polling_wait

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.control import reply_to
+from tdefs.fs.control_server import reply_to
 from tdefs.pg.control import BadControlFile, UnknownControlVersion, parse_control_file
 from tdefs.pg.pages import PAGE_SIZE, bad_pages
 from tdefs.pg.settings import parse_settings

@@ -1,0 +1,100 @@
+"""The daemon's end of the control socket (see control.py for the other one).
+
+No secret passes through it in the clear: new keys are sealed (see tdefs.keys.ring_message).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import trio
+
+from tdefs.fs.control import TIMEOUT_SECONDS
+from tdefs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_MAX_REQUEST = 1 << 20
+_PIECE = 65536
+# Each connection holds one of the descriptors that files need. Whoever comes when there are so many takes the
+# place of who has waited longest.
+_MOST_CONNECTIONS = 16
+_BACKLOG = 64
+
+#: What answers a request of a name, given all of the request.
+Answers = dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
+
+
+async def serve_control(volume: Volume, answers: Answers) -> None:
+    """Answer requests ``{"request": NAME}`` until cancelled, by calling the function of that name."""
+    path = volume.control_socket
+    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            with suppress(FileNotFoundError):
+                path.unlink()
+            # through the descriptor, since a socket's address is limited to 107 bytes
+            await listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+            path.chmod(0o600)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            # a full disk, or a directory in its place, is no reason not to serve the mount
+            log.warning("no control socket, so 'tdefs status' will know less: %s", error)
+            return
+
+        connections: list[trio.CancelScope] = []
+
+        async def answer(stream: trio.SocketStream) -> None:
+            async with stream:
+                with trio.move_on_after(TIMEOUT_SECONDS) as connection:
+                    connections.append(connection)
+                    if len(connections) > _MOST_CONNECTIONS:
+                        connections[0].cancel()
+                        del connections[0]
+                    try:
+                        await _answer(stream, answers)
+                    finally:
+                        with suppress(ValueError):
+                            connections.remove(connection)
+
+        await trio.serve_listeners(answer, [trio.SocketListener(listener)])
+    finally:
+        listener.close()
+        os.close(directory)
+        # what lies there may be something else, or the disk read-only: no reason to end the mount
+        with suppress(OSError):
+            path.unlink()
+
+
+async def _answer(stream: trio.SocketStream, answers: Answers) -> None:
+    """Serve one request; whatever comes in, the daemon lives."""
+    request = bytearray()
+    try:
+        while b"\n" not in request and len(request) <= _MAX_REQUEST:
+            received = await stream.receive_some(_PIECE)
+            if not received:
+                break
+            request += received
+        reply = reply_to(bytes(request), answers)
+        await stream.send_all(json.dumps(reply).encode() + b"\n")
+    except trio.BrokenResourceError:
+        log.debug("the control client went away")
+    except Exception:
+        log.exception("unexpected error in a control request")
+
+
+def reply_to(request: bytes, answers: Answers) -> dict[str, Any]:
+    """Return the answer to one request; what is none is told so."""
+    try:
+        asked = json.loads(request)
+        answer = answers[asked["request"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {"error": "unknown request"}
+    return answer(asked)
