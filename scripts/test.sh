@@ -124,7 +124,8 @@ check 'ruff check' .venv/bin/ruff check .
 check 'ruff format' .venv/bin/ruff format --check .
 check 'mypy' .venv/bin/mypy --strict
 check 'shellcheck' shellcheck "${scripts[@]}"
-check 'pytest' .venv/bin/python -m pytest "$@"
+# Two at a time: one test waits for disks and servers while the other computes.
+check 'pytest' .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"
 
 printf '\n'
 if ((${#failed[@]})); then

@@ -13,6 +13,16 @@ from tests.support.workspace import Workspace
 _WORKSPACE = pytest.StashKey[Workspace]()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has pytest-xdist keep together what shares a fixture that takes long: a file, or a version's clusters."""
+    for item in items:
+        group = item.nodeid.partition("::")[0]
+        if isinstance(item, pytest.Function) and "pair" in item.fixturenames:
+            group = f"the clusters of {item.callspec.params['version']}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def workspace(pytestconfig: pytest.Config) -> Iterator[Workspace]:
     """The directory of this run below /var/tmp; at the end nothing in it is mounted, running or left."""

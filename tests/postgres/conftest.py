@@ -29,9 +29,9 @@ def pair(workspace: Workspace, version: str) -> Iterator[Pair]:
             cluster.load()
         yield pair
         # A clean end is a promise too; after a failure release() does it by force.
-        for server in workspace.servers[servers:]:
-            server.stop()
-        for volume in workspace.volumes[volumes:]:
+        for cluster in (pair.encrypted, pair.plain):
+            cluster.server.stop()
+        for volume in pair.encrypted.volumes:
             volume.umount()
     finally:
         workspace.release(volumes, servers)

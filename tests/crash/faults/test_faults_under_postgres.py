@@ -107,6 +107,7 @@ class FaultyScene(Scene):
 @pytest.fixture(scope="module")
 def scene(workspace: Workspace) -> Iterator[FaultyScene]:
     """A cluster on a mounted volume; in the end nothing in it is corrupt."""
+    volumes, servers = len(workspace.volumes), len(workspace.servers)
     scene = FaultyScene(workspace)
     scene.create()
     scene.volume.mount()
@@ -115,6 +116,7 @@ def scene(workspace: Workspace) -> Iterator[FaultyScene]:
     assert len(daemons) == 1
     scene.start_server()
     scene.check()
+    workspace.release(volumes, servers)
 
 
 @pytest.mark.slow
