@@ -163,9 +163,9 @@ def test_status_says_by_what_the_host_opens(by_tpm: Site, by_host_key: Site) -> 
 
 
 def test_a_copy_does_not_open_on_another_machine_until_that_is_enabled_itself(
-    site: Site, other_machine: Machine
+    by_host_key: Site, other_machine: Machine
 ) -> None:
-    copy = site.at(other_machine)
+    copy = by_host_key.at(other_machine)
     assert not copy.opens()
     refused = copy.tdefs("key", "verify", "--auto-open", code=25).stderr
     assert "auto-open is not enabled on this host" in refused
@@ -173,7 +173,7 @@ def test_a_copy_does_not_open_on_another_machine_until_that_is_enabled_itself(
 
     copy.tdefs("auto-open", "enable", "--label", "server B", *copy.volume.unlock)
     assert copy.opens()
-    assert copy.at(site.machine).opens()
+    assert copy.at(by_host_key.machine).opens()
     copy.tdefs("auto-open", "disable")
     assert copy.protectors() == {"pr_1": "", "pr_2": "server A"}
 
@@ -253,17 +253,17 @@ def test_a_tpm_that_is_gone_is_told_before_a_person_is_asked(by_tpm: Site) -> No
 def test_a_tpm_that_measured_another_start_does_not_open(by_tpm: Site) -> None:
     enabled = by_tpm.tdefs("auto-open", "enable", "--pcrs", "7,11")
     assert "by the TPM now" in enabled.stdout
+    assert "stolen machine that boots by itself" in enabled.stdout
     assert by_tpm.opens()
     by_tpm.machine.tpm_tool("tpm2_pcrextend", f"11:sha256={1:064x}")
     refused = by_tpm.tdefs("key", "verify", "--auto-open", code=73).stderr
     assert "the state of the machine is not the one the key is bound to" in refused
 
 
-def test_what_each_is_worth_is_said_when_it_is_chosen(by_tpm: Site) -> None:
-    assert "stolen machine that boots by itself" in by_tpm.tdefs("auto-open", "enable", "--tpm").stdout
-    chosen = by_tpm.tdefs("auto-open", "enable", "--host-key").stdout
-    assert "by a host key now" in chosen
-    assert "Leave /var/lib/tdefs/host-keys out of backups" in chosen
+def test_a_host_with_a_tpm_can_be_bound_to_a_host_key_and_is_told_its_worth(by_tpm: Site) -> None:
+    said = by_tpm.tdefs("auto-open", "enable", "--host-key").stdout
+    assert "by a host key now" in said
+    assert "Leave /var/lib/tdefs/host-keys out of backups" in said
 
 
 def test_a_host_without_a_tpm_cannot_be_bound_to_one(by_host_key: Site) -> None:
