@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.volume import TDEFS, Volume
+from tests.support.volume import TDEFS
 from tests.support.workspace import Workspace
 
 
