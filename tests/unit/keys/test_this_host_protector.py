@@ -252,3 +252,22 @@ def test_pcrs_are_those_a_tpm_has() -> None:
         assert PCRS.fullmatch(text)
     for text in ("", "24", "7,", "sha256:7", "07", "7 "):
         assert not PCRS.fullmatch(text)
+
+
+def test_the_tools_get_the_secret_by_a_pipe_and_nothing_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for tool in ("createprimary", "readpublic", "flushcontext", "create"):
+        record = f'{{ env; echo "$@"; }} >>{tmp_path}/seen; cat >>{tmp_path}/read'
+        (tmp_path / f"tpm2_{tool}").write_text(f"#!/bin/sh\n{record}\n")
+        (tmp_path / f"tpm2_{tool}").chmod(0o755)
+    monkeypatch.setattr(tpm, "_SAFE_PATH", f"{tmp_path}:/usr/bin:/bin")
+    # by which the library would print all that it sends
+    monkeypatch.setenv("TSS2_LOG", "all+trace")
+    secret = b"sealed secret of thirty-two byte"
+    Tpm("swtpm:path=/nonexistent").seal(secret)
+    seen = (tmp_path / "seen").read_text()
+    assert "TPM2TOOLS_TCTI=swtpm:path=/nonexistent" in seen
+    assert "TSS2_LOG" not in seen
+    assert secret.decode() not in seen
+    assert (tmp_path / "read").read_bytes() == secret
