@@ -159,9 +159,9 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _result(one: HostEntry) -> str:
-    if not one.is_mine:
-        return "of another host"
-    return "opens" if one.opens else "does not open"
+    if one.refusal is not None:
+        return "does not open"
+    return "opens" if one.is_mine else "of another host"
 
 
 def _as_object(one: HostEntry) -> dict[str, Any]:

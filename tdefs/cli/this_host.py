@@ -11,7 +11,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, ProtectorEntry
 from tdefs.keys.keystore import Keystore
 from tdefs.keys.protectors.base import NotMineError
-from tdefs.keys.protectors.this_host import ThisHostProtector
+from tdefs.keys.protectors.this_host import HostRefusedError, ThisHostProtector
 from tdefs.keys.protectors.this_host_key import DEFAULT_DIRECTORY, HostKeyHolder
 from tdefs.keys.protectors.this_host_tpm import TpmHolder
 from tdefs.keys.seal import open_master_key
@@ -22,9 +22,9 @@ _ENABLE = "'tdefs auto-open enable' on this host, with another secret that opens
 
 @dataclass(frozen=True)
 class HostEntry:
-    """An entry of the kind, what keeps its secret, and whether it was made on this host and opens.
+    """An entry of the kind, what keeps its secret, and whether it was made on this host.
 
-    ``refusal`` says why one of this host does not.
+    ``refusal`` says why one does not open that is not simply of another host.
     """
 
     entry: ProtectorEntry
@@ -56,7 +56,8 @@ def survey(document: Document, protector: ThisHostProtector) -> list[HostEntry]:
         except NotMineError:
             found.append(HostEntry(entry, title, is_mine=False))
         except TdefsError as error:
-            found.append(HostEntry(entry, title, is_mine=True, refusal=error))
+            # one that is damaged, or that a newer tdefs made, need not be of this host
+            found.append(HostEntry(entry, title, isinstance(error, HostRefusedError), error))
         else:
             found.append(HostEntry(entry, title, is_mine=True))
     return found

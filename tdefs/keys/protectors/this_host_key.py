@@ -60,7 +60,7 @@ class HostKeyHolder(Holder):
 
     def fetch(self, params: Params, where: str, machine: bytes | None, *, here: bool) -> bytes:
         """See Holder."""
-        path = self._path(fields.read_hex(params["host_key"], f"{where}: host_key", _ID_BYTES).hex())
+        path = self._path_in(params, where)
         try:
             key = _read(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -93,8 +93,11 @@ class HostKeyHolder(Holder):
     def forget(self, params: Params) -> None:
         """See Holder."""
         with suppress(FileNotFoundError):
-            self._path(str(params["host_key"])).unlink()
+            self._path_in(params, "host key").unlink()
             fsync_directory(self.directory)
+
+    def _path_in(self, params: Params, where: str) -> Path:
+        return self._path(fields.read_hex(params["host_key"], f"{where}: host_key", _ID_BYTES).hex())
 
     def _path(self, id: str) -> Path:
         return self.directory / f"{id}.key"

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from tdefs.cli.this_host import survey
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import tpm
 from tdefs.keys.document import ProtectorEntry
@@ -22,10 +23,10 @@ from tdefs.keys.protectors.base import NotMineError
 from tdefs.keys.protectors.this_host import HostRefusedError, ThisHostProtector
 from tdefs.keys.protectors.this_host_key import HostKeyHolder
 from tdefs.keys.protectors.this_host_tpm import PCRS, TpmHolder
-from tdefs.keys.seal import now
+from tdefs.keys.seal import new_document, now
 from tdefs.keys.tpm import Sealed, Tpm
 from tdefs.keys.wrapping import WrapContext
-from tests.unit.keys.keystore_samples import VOLUME_ID, everything_shown
+from tests.unit.keys.keystore_samples import VOLUME_ID, everything_shown, passphrase
 
 CONTEXT = WrapContext(VOLUME_ID, "protector key by this-host", "pr_2", 0, "pr_2")
 SECRET = bytes(range(32))
@@ -192,6 +193,17 @@ def test_parameters_that_are_never_written_are_damage(
     with pytest.raises(TdefsError) as caught:
         protector().unwrap(replace(entry, params=params), CONTEXT)
     assert caught.value.exit_code is Exit.KEYSTORE_DAMAGED
+
+
+def test_what_a_newer_version_made_is_not_taken_for_this_hosts(
+    protector: Callable[[], ThisHostProtector], entry: ProtectorEntry
+) -> None:
+    newer = replace(entry, params={**entry.params, "by": "enclave"})
+    document = new_document(VOLUME_ID, passphrase(), ["dk_1"])
+    document = replace(document, protectors=(*document.protectors, newer))
+    (found,) = survey(document, protector())
+    assert (found.entry, found.title, found.is_mine, found.opens) == (newer, "something unknown", False, False)
+    assert found.refusal is not None
 
 
 def test_a_tpm_of_this_machine_that_is_silent_is_refused_and_that_of_another_not_mine(
