@@ -78,13 +78,13 @@ def opening_host(keystore: Keystore, settings: VolumeConfig) -> ThisHostProtecto
 
 
 def demanded_host(keystore: Keystore, settings: VolumeConfig) -> ThisHostProtector:
-    """Return this host, which must open *keystore*.
+    """Return this host, which must open *keystore*; if it does not, opening says why, and it is recorded.
 
-    :raises TdefsError: NO_SECRET if auto-open is not enabled on this host; else why it does not open.
+    :raises TdefsError: NO_SECRET if auto-open is not enabled on this host.
     """
     protector = ThisHostProtector(holders(settings))
     found = survey(keystore.document, protector)
-    if any(one.opens for one in found):
+    if any(one.is_mine for one in found):
         return protector
     raise next(iter(_refusals(found)), not_enabled(found))
 

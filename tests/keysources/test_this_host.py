@@ -298,6 +298,8 @@ def test_a_host_key_that_others_can_read_is_refused(by_host_key: Site) -> None:
     key.chmod(0o640)
     refused = by_host_key.tdefs("key", "verify", "--auto-open", code=23).stderr
     assert re.search(r"is accessible to other users[\s\S]*chmod 600 /var/lib/tdefs/host-keys/", refused)
+    history = by_host_key.tdefs("key", "history", "--unchecked", "--json").stdout
+    assert json.loads(history)["records"][-1]["what"] == {"command": "key verify", "error": "KEYSTORE_EXPOSED"}
 
 
 def test_a_machine_without_an_id_has_no_host_key(by_host_key: Site) -> None:
