@@ -33,9 +33,13 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _FIELDS = ("version", "log_level", "key_sources", "volumes")
 #: Where the secret of a volume comes from: at most one of these.
-_SECRET_FIELDS = ("passphrase_file", "key_command", "key_source")
-_VOLUME_FIELDS = ("mountpoint", *_SECRET_FIELDS, "keystore", "policy", "options", "log_file")
-_PATH_FIELDS = ("mountpoint", "passphrase_file", "keystore", "policy", "log_file")
+_SECRET_FIELDS = ("passphrase_file", "passphrase_credential", "key_command", "key_source")
+_TEXT_FIELDS = ("passphrase_credential", "key_command", "key_source")
+_PATH_FIELDS = ("mountpoint", "passphrase_file", "keystore", "policy", "log_file", "host_key_directory")
+_VOLUME_FIELDS = (
+    *("mountpoint", *_SECRET_FIELDS, "keystore", "policy", "options", "log_file"),
+    "host_key_directory",
+)
 #: In no configuration is any of these the name of a field.
 _SECRETS = ("passphrase", "password", "secret", "key", "token", "pin")
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
@@ -48,12 +52,14 @@ class VolumeConfig:
 
     mountpoint: Path | None = None
     passphrase_file: Path | None = None
+    passphrase_credential: str | None = None
     key_command: str | None = None
     key_source: str | None = None
     keystore: Path | None = None
     policy: Path | None = None
     options: tuple[str, ...] = ()
     log_file: Path | None = None
+    host_key_directory: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,16 +200,18 @@ def _volume(node: Node, what: str, problems: Problems) -> VolumeConfig:
     if len(given) > 1:
         problems.add(fields[given[1]].line, f"{what} has both {given[0]} and {given[1]}; one unlocks it")
     paths = {name: _path(fields[name], name, problems) for name in _PATH_FIELDS if name in fields}
-    texts = {name: _text(fields[name], name, problems) for name in ("key_command", "key_source") if name in fields}
+    texts = {name: _text(fields[name], name, problems) for name in _TEXT_FIELDS if name in fields}
     return VolumeConfig(
         mountpoint=paths.get("mountpoint"),
         passphrase_file=paths.get("passphrase_file"),
+        passphrase_credential=texts.get("passphrase_credential"),
         key_command=texts.get("key_command"),
         key_source=texts.get("key_source"),
         keystore=paths.get("keystore"),
         policy=paths.get("policy"),
         options=_options(fields["options"], problems) if "options" in fields else (),
         log_file=paths.get("log_file"),
+        host_key_directory=paths.get("host_key_directory"),
     )
 
 

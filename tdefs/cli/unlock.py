@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tdefs.cli.this_host import demanded_host, opening_host
 from tdefs.config import load_config
 from tdefs.errors import TdefsError
 from tdefs.keys.hierarchy import KeyRing
@@ -61,12 +62,25 @@ def read_keystore(args: argparse.Namespace, volume: Volume) -> Keystore:
 
 
 def unlocking_secret(args: argparse.Namespace, volume: Volume) -> Protector:
-    """Return the secret for *volume*: what the command line does not say, the configuration does."""
+    """Return the secret for *volume*: what the command line does not say, the configuration does.
+
+    If neither does, this host itself opens the keystore where auto-open is enabled on it.
+
+    :raises TdefsError: what is wrong with the keystore or the configuration; why this host does not open it, if
+        the command line says that it must.
+    """
     settings = load_config(args.config).for_backing(volume.backing)
+    if getattr(args, "auto_open", False):
+        return demanded_host(read_keystore(args, volume), settings)
     if not is_secret_given(args):
         args.passphrase_file = settings.passphrase_file
+        args.passphrase_credential = settings.passphrase_credential
         args.key_command = settings.key_command
         args.key_source = settings.key_source
+    if not is_secret_given(args):
+        host = opening_host(read_keystore(args, volume), settings)
+        if host is not None:
+            return host
     return secret_from_arguments(args, keystore_path(args, volume), source_finder(args), confirm=False)
 
 

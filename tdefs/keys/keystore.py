@@ -73,7 +73,8 @@ class Keystore:
                 f"the keystore cannot be unlocked with a {protector.kind}",
                 detail=f'the keystore "{self.path}" has protectors of kind: {", ".join(self.kinds())}',
                 hint="use --passphrase-file, --passphrase-fd or the prompt for a passphrase, --key-command for a"
-                " command, --key-source for a key source, --recovery-code-file for a recovery code",
+                " command, --key-source for a key source, --recovery-code-file for a recovery code; a this-host"
+                " opens by itself on its own host",
             )
         masters, by = self._master_keys(protector)
         current = masters[self.document.current_master_key().name]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import shlex
+import stat
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.credential import credential_path
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
@@ -26,7 +30,7 @@ def add_unlock_arguments(
     """Add the options that say where the secret comes from; more than one is a usage error.
 
     None takes the secret itself: arguments are visible to every user of the host. ``recovery`` adds those for
-    a recovery code, which unlocks, but is never chosen by a person as a new secret.
+    what unlocks but is never chosen by a person as a first secret: a recovery code, and this host.
     """
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
@@ -40,6 +44,11 @@ def add_unlock_arguments(
         metavar="N",
         type=descriptor_number,
         help="read the passphrase from the open file descriptor N to its end (less its last newline)",
+    )
+    group.add_argument(
+        "--passphrase-credential",
+        metavar="NAME",
+        help="read the passphrase from the credential NAME that systemd hands to the unit",
     )
     group.add_argument(
         "--key-command",
@@ -57,6 +66,14 @@ def add_unlock_arguments(
         group.add_argument(
             "--recovery-code-file", metavar="FILE", type=Path, help="read a recovery code from FILE"
         )
+        group.add_argument(
+            "--auto-open", action="store_true", help="open it as this host, or fail: see 'tdefs auto-open'"
+        )
+        group.add_argument(
+            "--ask-passphrase",
+            action="store_true",
+            help="ask on the terminal, even if this host could open it or the configuration names a secret",
+        )
     if recovery and recovery_prompt:
         group.add_argument("--recovery-code", action="store_true", help="ask for a recovery code on the terminal")
 
@@ -66,10 +83,13 @@ def is_secret_given(args: argparse.Namespace) -> bool:
     return (
         args.passphrase_file is not None
         or args.passphrase_fd is not None
+        or args.passphrase_credential is not None
         or args.key_command is not None
         or args.key_source is not None
         or getattr(args, "recovery_code_file", None) is not None
         or getattr(args, "recovery_code", False)
+        or getattr(args, "auto_open", False)
+        or getattr(args, "ask_passphrase", False)
     )
 
 
@@ -101,19 +121,41 @@ def secret_from_arguments(
         read = partial(read_passphrase_file, args.passphrase_file)
     elif args.passphrase_fd is not None:
         read = partial(read_passphrase_descriptor, args.passphrase_fd)
+    elif args.passphrase_credential is not None:
+        read = partial(read_passphrase_credential, args.passphrase_credential)
     else:
         read = partial(ask_passphrase, confirm=confirm)
     return PassphraseProtector(read)
 
 
 def read_passphrase_file(path: Path, name: str = "passphrase") -> bytes:
-    """Return the content of ``path``, without one newline at its end. TdefsError(NO_SECRET)."""
+    """Return the content of ``path``, without one newline at its end; warn if other users can read it, too.
+
+    Raises TdefsError(NO_SECRET).
+    """
+    return _read_file(path, f'{name} file "{path}"', private=True)
+
+
+def read_passphrase_credential(name: str) -> bytes:
+    """Return the content of a credential of systemd, without one newline at its end. TdefsError(NO_SECRET)."""
+    return _read_file(credential_path(name), f'credential "{name}"', private=False)
+
+
+def _read_file(path: Path, what: str, *, private: bool) -> bytes:
     try:
         with path.open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if private and stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+                # Only a warning: the database must be able to start.
+                print(
+                    f"tdefs: warning: the {what} can be read by other users\n"
+                    f"HINT:  chmod 600 {shlex.quote(str(path))}",
+                    file=sys.stderr,
+                )
             return _read_to_end(file.fileno())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
-        raise TdefsError(Exit.NO_SECRET, f'could not read the {name} file "{path}"', detail=reason or "") from None
+        raise TdefsError(Exit.NO_SECRET, f"could not read the {what}", detail=reason or "") from None
 
 
 def read_passphrase_descriptor(descriptor: int) -> bytes:

@@ -19,7 +19,7 @@ _PATHS = ("base/5/16385", "base/5/16400.1", "base/5/1259", "pg_wal/0000000100000
 #: A value that stands for a secret in the wrong place.
 CANARY = b"hunter2hunter2"
 _CANARY_AS_A_VALUE = re.compile(
-    rb"\n +(mountpoint|passphrase_file|keystore|policy|log_file|password): " + CANARY + rb"\n"
+    rb"\n +(mountpoint|passphrase_file|keystore|policy|log_file|host_key_directory|password): " + CANARY + rb"\n"
 )
 
 
@@ -63,7 +63,10 @@ def _config(data: bytes) -> str:
 def _check_config(config: Config) -> None:
     config.for_backing(Path("/nowhere"))
     for volume in config.volumes.values():
-        for path in (volume.mountpoint, volume.passphrase_file, volume.keystore, volume.policy, volume.log_file):
+        for path in (
+            *(volume.mountpoint, volume.passphrase_file, volume.keystore, volume.policy, volume.log_file),
+            volume.host_key_directory,
+        ):
             if path is not None:
                 path.exists()  # a system call takes it
 
@@ -137,7 +140,7 @@ _CONFIG_WORDS = (
                 "keystore",
                 "policy",
             ),
-            *("options", "log_file", "password", "secret"),
+            *("options", "log_file", "host_key_directory", "passphrase_credential", "password", "secret"),
         )
     ),
     b"/srv",

@@ -76,6 +76,14 @@ def test_a_volume_is_found_through_a_symbolic_link(tmp_path: Path) -> None:
         ("version: 1\nvolumes:\n  srv: {}", 't.yaml:3: the backing directory "srv" is not an absolute path'),
         ("version: 1\nvolumes:\n  /a: {}\n  /a: {}", 't.yaml:4: duplicate field "/a", first on line 3'),
         ("version: 1\nvolumes:\n  /a:\n    policy: p", "t.yaml:4: policy must be an absolute path"),
+        (
+            "version: 1\nvolumes:\n  /a:\n    host_key_directory: keys",
+            "t.yaml:4: host_key_directory must be an absolute path",
+        ),
+        (
+            "version: 1\nvolumes:\n  /a:\n    passphrase_credential: c\n    key_source: s",
+            't.yaml:5: the volume "/a" has both passphrase_credential and key_source',
+        ),
         ("version: 1\nvolumes:\n  /a:\n    policy:", "t.yaml:4: policy must be a single value"),
         ("version: 1\nvolumes:\n  /a:\n    options: [ro, 'a,b']", "t.yaml:4: an item of options must be"),
         ("version: 1\nvolumes:\n  /a:\n    options: ro", "t.yaml:4: options must be a list"),

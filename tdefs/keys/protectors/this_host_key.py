@@ -1,0 +1,149 @@
+"""A file as the holder of a secret on this host, for hosts without a TPM: one host key for each protector."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from tdefs.durable import fsync_directory, write_durably
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys import fields
+from tdefs.keys.hierarchy import SECRET_BYTES
+from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.protectors.base import NotMineError
+from tdefs.keys.protectors.this_host import Holder, Params, new_secret
+
+DEFAULT_DIRECTORY = Path("/var/lib/tdefs/host-keys")
+
+_ID_BYTES = 16
+_PURPOSE = b"tdefs v1 host key on machine"
+_KEY = re.compile(rb"[0-9a-f]{64}\n")
+_AGAIN = "unlock with another secret, and run 'tdefs auto-open enable' again"
+
+
+class HostKeyHolder(Holder):
+    """Files in ``directory``, which their user alone can read. They are bound to machine-id(5): a copied file
+    is of no use on another machine, unless the machine's id is copied with it.
+    """
+
+    name = "host-key"
+    title = "a host key"
+    members = ("host_key",)
+
+    def __init__(self, directory: Path = DEFAULT_DIRECTORY) -> None:
+        self.directory = directory
+
+    def keep(self, machine: bytes) -> tuple[bytes, Params]:
+        """See Holder. Makes the directory, too, but not those above the default one's parent."""
+        id, key = os.urandom(_ID_BYTES).hex(), new_secret()
+        path = self._path(id)
+        try:
+            self._make_directory()
+            write_durably(path, f"{key.hex()}\n".encode("ascii"), replace=False)
+            owner = self.directory.stat()
+            if os.geteuid() == 0 and owner.st_uid != 0:
+                # what root makes for a daemon of another user must be readable to that
+                os.chown(path, owner.st_uid, owner.st_gid)
+        except OSError as error:
+            raise TdefsError(
+                Exit.OS_ERROR,
+                f'could not make the host key "{path}"',
+                detail=error.strerror or "",
+                hint="a daemon that is not root's needs a directory of its own: see host_key_directory in"
+                " docs/KEYS.md",
+            ) from None
+        return _bound(key, machine), {"host_key": id}
+
+    def fetch(self, params: Params, where: str, machine: bytes | None, *, here: bool) -> bytes:
+        """See Holder."""
+        path = self._path_in(params, where)
+        try:
+            key = _read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            if not here:
+                raise NotMineError from None
+            raise TdefsError(
+                Exit.WRAPPING_KEY_UNUSABLE, f'the host key "{path}" is not there any more', hint=_AGAIN
+            ) from None
+        except PermissionError:
+            if not here:
+                raise NotMineError from None
+            raise TdefsError(
+                Exit.KEY_SOURCE_UNAVAILABLE,
+                f'the host key "{path}" belongs to another user',
+                hint="run tdefs as root, or as the user for whom auto-open was enabled",
+            ) from None
+        except OSError as error:
+            raise TdefsError(
+                Exit.OS_ERROR, f'could not read the host key "{path}"', detail=error.strerror or ""
+            ) from None
+        if machine is None or not here:
+            raise TdefsError(
+                Exit.WRAPPING_KEY_UNUSABLE,
+                f'the host key "{path}" was made on another machine',
+                detail="it is bound to the id in /etc/machine-id, which is another one now",
+                hint=_AGAIN,
+            )
+        return _bound(key, machine)
+
+    def forget(self, params: Params) -> None:
+        """See Holder."""
+        with suppress(FileNotFoundError):
+            self._path_in(params, "host key").unlink()
+            fsync_directory(self.directory)
+
+    def _path_in(self, params: Params, where: str) -> Path:
+        return self._path(fields.read_hex(params["host_key"], f"{where}: host_key", _ID_BYTES).hex())
+
+    def _path(self, id: str) -> Path:
+        return self.directory / f"{id}.key"
+
+    def _make_directory(self) -> None:
+        for directory, mode in ((self.directory.parent, 0o755), (self.directory, 0o700)):
+            with suppress(FileExistsError):
+                directory.mkdir(mode)
+                fsync_directory(directory.parent)
+        _check(self.directory, self.directory.stat(), "directory of host keys")
+
+
+def _bound(key: bytes, machine: bytes) -> bytes:
+    return hkdf_sha256(key, _PURPOSE + machine, SECRET_BYTES)
+
+
+def _read(path: Path) -> bytes:
+    """Return the 32 bytes in a host key that nobody else can read. Raises OSError, TdefsError."""
+    _check(path.parent, path.parent.stat(), "directory of host keys")
+    # Nonblocking, so that a FIFO in its place is refused instead of waited on.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        _check(path, status, "host key")
+        content = os.read(descriptor, 2 * SECRET_BYTES + 2) if stat.S_ISREG(status.st_mode) else b""
+    finally:
+        os.close(descriptor)
+    if not _KEY.fullmatch(content):
+        raise TdefsError(Exit.WRAPPING_KEY_UNUSABLE, f'the host key "{path}" is damaged', hint=_AGAIN)
+    return bytes.fromhex(content.decode("ascii"))
+
+
+def _check(path: Path, status: os.stat_result, what: str) -> None:
+    """Raise TdefsError(KEYSTORE_EXPOSED) if another user than its own or root may use it."""
+    quoted = shlex.quote(str(path))
+    if os.geteuid() != 0 and status.st_uid not in (0, os.geteuid()):
+        raise TdefsError(
+            Exit.KEYSTORE_EXPOSED,
+            f'the {what} "{path}" belongs to another user',
+            detail=f"its owner is user {status.st_uid}, and tdefs runs as user {os.geteuid()}",
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        raise TdefsError(
+            Exit.KEYSTORE_EXPOSED,
+            f'the {what} "{path}" is accessible to other users',
+            detail=f"its mode is {mode:04o}, and group and others may have no permission",
+            hint=f"chmod {'700' if stat.S_ISDIR(status.st_mode) else '600'} {quoted}",
+        )

@@ -1,0 +1,207 @@
+"""Sealing a key in this host's TPM, by the programs of tpm2-tools.
+
+A key is sealed under the storage primary key, which the TPM derives from a seed of its own and which is the same
+each time until the TPM is cleared. What comes out is stored elsewhere, and this TPM alone can load it. Nothing
+is stored in the TPM, and nothing on a disk: the programs exchange files in memory, and secrets go through pipes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from tdefs.errors import Exit, TdefsError
+
+#: The kernel's device with a resource manager, for several users of the TPM.
+DEVICE = Path("/dev/tpmrm0")
+#: The variable by which tpm2-tools(1) are told of another TPM.
+TCTI_VARIABLE = "TPM2TOOLS_TCTI"
+NAME_BYTES = 34
+SEALED_BYTES = 32
+
+# A TPM is slow.
+_TIMEOUT_SECONDS = 30.0
+_SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Written out: another version's defaults would make another primary key, under which nothing could be loaded.
+_PRIMARY = (
+    *("-C", "o", "-g", "sha256", "-G", "ecc256:aes128cfb"),
+    *("-a", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|decrypt"),
+)
+# noda: there is no password to guess, so a TPM locked after wrong guesses at others' need not refuse.
+_SEALED = "fixedtpm|fixedparent|noda"
+_PCR_BANK = "sha256"
+_POLICY_CODES = (0x99D, 0x128)  # TPM_RC_POLICY_FAIL of session 1, TPM_RC_PCR_CHANGED
+_AUTH_CODES = (0x9A2, 0x98E, 0x921)  # TPM_RC_BAD_AUTH, TPM_RC_AUTH_FAIL, TPM_RC_LOCKOUT
+_ERROR = re.compile(r"^ERROR: (Esys_\w+\(0x([0-9A-Fa-f]+)\)[ -~]{0,160})$", re.ASCII | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a TPM sealed: two opaque parts, and the PCRs (such as "7", or "" for none) that it asks for."""
+
+    public: bytes
+    private: bytes
+    pcrs: str = ""
+
+
+class Tpm:
+    """The TPM of this host: the one behind /dev/tpmrm0, or the one that TPM2TOOLS_TCTI names.
+
+    Every method raises TdefsError: KEY_SOURCE_UNAVAILABLE if the programs or the TPM are missing or do not
+    answer, KEY_SERVER_REFUSED if the TPM does not do what is asked (another boot state, a password),
+    WRAPPING_KEY_UNUSABLE for what it cannot load.
+    """
+
+    def __init__(self, tcti: str | None = None) -> None:
+        # Without one, tpm2-tools would also try a simulator on a port that any user can open.
+        self._tcti = tcti or os.environ.get(TCTI_VARIABLE) or f"device:{DEVICE}"
+
+    def is_there(self) -> bool:
+        """Tell whether this host has a TPM, or is told of one; it may still not answer."""
+        return self._tcti != f"device:{DEVICE}" or DEVICE.exists()
+
+    @property
+    def name(self) -> bytes:
+        """The name of the storage primary key, 34 bytes; another TPM, or this one cleared, has another."""
+        return self._primary[1]
+
+    def seal(self, secret: bytes, pcrs: str = "") -> Sealed:
+        """Seal ``secret``, 32 bytes; with ``pcrs`` it is unsealed only while these have their present values."""
+        with _Files() as files:
+            parent, public, private = files.new(self._primary[0]), files.new(), files.new()
+            words = ["-C", parent, "-g", "sha256", "-i", "-", "-u", public, "-r", private]
+            if pcrs:
+                policy = files.new()
+                self._run(files, "createpolicy", "--policy-pcr", "-l", f"{_PCR_BANK}:{pcrs}", "-L", policy)
+                words += ["-L", policy, "-a", _SEALED]
+            else:
+                words += ["-a", f"{_SEALED}|userwithauth"]
+            self._run(files, "create", *words, secret=secret)
+            return Sealed(files.read(public), files.read(private), pcrs)
+
+    def unseal(self, sealed: Sealed) -> bytes:
+        """Return the secret, 32 bytes."""
+        with _Files() as files:
+            parent, loaded = files.new(self._primary[0]), files.new()
+            public, private = files.new(sealed.public), files.new(sealed.private)
+            self._run(files, "load", "-C", parent, "-u", public, "-r", private, "-c", loaded)
+            words = ["-p", f"pcr:{_PCR_BANK}:{sealed.pcrs}"] if sealed.pcrs else []
+            secret = self._run(files, "unseal", "-c", loaded, *words)
+        if len(secret) != SEALED_BYTES:
+            raise TdefsError(Exit.WRAPPING_KEY_UNUSABLE, "the TPM gave something that is no key")
+        return secret
+
+    @cached_property
+    def _primary(self) -> tuple[bytes, bytes]:
+        """The saved context of the storage primary key, and its name."""
+        if not self.is_there():
+            raise TdefsError(Exit.KEY_SOURCE_UNAVAILABLE, f'this host has no TPM: there is no "{DEVICE}"')
+        with _Files() as files:
+            context, name = files.new(), files.new()
+            self._run(files, "createprimary", *_PRIMARY, "-c", context)
+            self._run(files, "readpublic", "-c", context, "-n", name)
+            return files.read(context), files.read(name)
+
+    def _run(self, files: _Files, tool: str, *words: str, secret: bytes = b"") -> bytes:
+        """Run one of the programs with ``secret`` on its stdin; return its stdout."""
+        # Nothing else from the environment: TSS2_LOG can have the library print what it sends.
+        environment = {"PATH": _SAFE_PATH, "LC_ALL": "C", TCTI_VARIABLE: self._tcti}
+        try:
+            try:
+                done = subprocess.run(
+                    [f"tpm2_{tool}", "-Q", *words],
+                    input=secret,
+                    capture_output=True,
+                    timeout=_TIMEOUT_SECONDS,
+                    pass_fds=files.descriptors,
+                    env=environment,
+                    check=False,
+                )
+            finally:
+                self._flush(environment)
+        except OSError as error:
+            raise TdefsError(
+                Exit.KEY_SOURCE_UNAVAILABLE,
+                f"the TPM cannot be used: tpm2_{tool} of tpm2-tools cannot be run",
+                detail=error.strerror or "",
+                hint="apt install tpm2-tools",
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise TdefsError(
+                Exit.KEY_SOURCE_UNAVAILABLE, f"the TPM did not answer within {_TIMEOUT_SECONDS:g} seconds"
+            ) from None
+        if done.returncode != 0:
+            raise _explained(tool, done.stderr.decode("ascii", "replace"))
+        return done.stdout
+
+    def _flush(self, environment: dict[str, str]) -> None:
+        """Without a resource manager, what a program has loaded stays in the TPM, which has room for three."""
+        if self._tcti != f"device:{DEVICE}":
+            with suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(
+                    ["tpm2_flushcontext", "-Q", "-t"],
+                    capture_output=True,
+                    timeout=_TIMEOUT_SECONDS,
+                    env=environment,
+                    check=False,
+                )
+
+
+class _Files:
+    """Files in memory, known to other programs by paths, for the time of a ``with`` block."""
+
+    def __init__(self) -> None:
+        self.descriptors: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+    def new(self, content: bytes = b"") -> str:
+        descriptor = os.memfd_create("tdefs-tpm")
+        self.descriptors.append(descriptor)
+        os.pwrite(descriptor, content, 0)
+        return f"/dev/fd/{descriptor}"
+
+    def read(self, path: str) -> bytes:
+        return Path(path).read_bytes()
+
+
+def _explained(tool: str, said: str) -> TdefsError:
+    """Return the error for what a program said of the TPM's answer; these lines hold codes and no data."""
+    found: Sequence[tuple[str, str]] = _ERROR.findall(said)
+    if not found:
+        return TdefsError(
+            Exit.KEY_SOURCE_UNAVAILABLE,
+            "the TPM cannot be reached",
+            detail=f"tpm2_{tool} got no answer from it",
+            hint=f"who is to use {DEVICE} must be root or in its group (tss)",
+        )
+    detail, code = found[-1][0], int(found[-1][1], 16)
+    if code in _POLICY_CODES:
+        return TdefsError(
+            Exit.KEY_SERVER_REFUSED,
+            "the TPM does not release the key: the state of the machine is not the one the key is bound to",
+            detail=detail,
+            hint="what the PCRs measure was changed, such as firmware, Secure Boot or boot loader;"
+            " if that was you, unlock with another secret, and 'tdefs auto-open enable' again",
+        )
+    if code in _AUTH_CODES:
+        return TdefsError(
+            Exit.KEY_SERVER_REFUSED,
+            "the TPM wants a password for its owner hierarchy, or is locked after wrong ones",
+            detail=detail,
+        )
+    if tool in ("load", "unseal"):
+        return TdefsError(Exit.WRAPPING_KEY_UNUSABLE, "the TPM refuses the key it once sealed", detail=detail)
+    return TdefsError(Exit.KEY_SERVER_REFUSED, f"the TPM refused tpm2_{tool}", detail=detail)
