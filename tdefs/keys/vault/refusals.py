@@ -24,18 +24,25 @@ _TRY_AGAIN = {
     vault.PreconditionFailed: "it has not yet caught up with its cluster",
     vault.VaultNotInitialized: "it is not initialized",
 }
+_BROKEN_OFF = (
+    *(ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError),
+    *(ConnectionResetError, BrokenPipeError),
+)
 _SEALED = "Vault is sealed"
 
 
 def of_transport(error: requests.RequestException, server: str, timeout_seconds: int) -> TdefsError:
     """Return what to tell of a request that got no answer."""
     causes = list(_causes(error))
-    if any(isinstance(one, ssl.SSLError) and not _is_broken_off(one) for one in causes):
+    if any(isinstance(one, ssl.SSLError) and not isinstance(one, _BROKEN_OFF) for one in causes):
         return _untrusted(causes, server)
     if isinstance(error, requests.Timeout):
         return unreachable(server, f"no answer within {timeout_seconds} s")
     if any(isinstance(one, socket.gaierror) for one in causes):
         return unreachable(server, "the name of its host is unknown")
+    if any(isinstance(one, _BROKEN_OFF) for one in causes):
+        # Its TLS alert is lost if it closes the connection while the request is still being sent to it.
+        return unreachable(server, "it broke off, as one does that wants another client certificate")
     reasons = (one.strerror for one in causes if isinstance(one, OSError) and one.strerror)
     return unreachable(server, next(reasons, "the connection broke").lower())
 
@@ -58,11 +65,12 @@ def of_answer(error: vault.VaultError, server: str, rights: str, login_refused: 
 
 def of_login(error: vault.VaultError, server: str, auth_path: str, login_refused: str) -> TdefsError:
     """Return what to tell of a login that failed."""
-    if isinstance(error, vault.InvalidPath):
-        detail = f"there is no auth method at auth/{auth_path}, or no such namespace"
-        return refused(f"{server} does not know what to log in to", detail)
-    if isinstance(error, vault.InvalidRequest | vault.Forbidden | vault.Unauthorized):
-        return refused(f"{server} refuses the login", login_refused)
+    if isinstance(error, vault.InvalidRequest | vault.InvalidPath | vault.Forbidden | vault.Unauthorized):
+        # Vault does not tell strangers which of them it is.
+        return refused(
+            f"{server} refuses the login",
+            f"{login_refused}; or there is no auth method at auth/{auth_path}, or no such namespace",
+        )
     return of_answer(error, server, f"update on auth/{auth_path}/login", login_refused)
 
 
@@ -91,10 +99,6 @@ def _untrusted(causes: list[BaseException], server: str) -> TdefsError:
         detail=detail.rstrip("."),
         hint="check address, ca and client certificate",
     )
-
-
-def _is_broken_off(error: ssl.SSLError) -> bool:
-    return isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -99,13 +99,15 @@ class VaultServer:
         # hvac takes what the session says before what it is told itself.
         session.trust_env = False
         session.verify = True if self.ca is None else str(self.ca)
-        certificate = tuple(map(str, self.client_certificate or ()))
-        session.cert = certificate or None
+        certificate: tuple[str, str] | None = None
+        if self.client_certificate is not None:
+            certificate = (str(self.client_certificate[0]), str(self.client_certificate[1]))
+        session.cert = certificate
         # Nothing is left out or None: hvac would look for it in the environment.
         return hvac.Client(
             url=self.address,
             token="",
-            cert=certificate,
+            cert=certificate or (),
             verify=session.verify,
             timeout=self.timeout_seconds,
             proxies={},

@@ -31,8 +31,9 @@ class Described:
         self.server = server
         self.kind = f"vault-{kind}"
         self.name = f"{kind}-{secrets.token_hex(4)}"
-        self.directory = directory
-        self.config = directory / "tdefs.yaml"
+        self.directory = directory / kind
+        self.directory.mkdir()
+        self.config = self.directory / "tdefs.yaml"
         self.policy = server.policy(kind, self.name)
         self.token = server.token(self.policy)
         place = {"key_name": self.name} if kind == "transit" else {"mount": "kv", "path": f"tdefs/{self.name}"}
@@ -60,12 +61,16 @@ class Described:
             "secret_id_file": self.credential("secret-id", secret_id),
         }
 
-    def write(self, **more: object) -> Path:
-        """Writes the configuration and returns its path."""
-        fields = {"kind": self.kind} | {name: value for name, value in self.fields.items() if value is not None}
-        document = {"version": 1, **more, "key_sources": {"bao": fields}}
-        self.config.write_text(yaml.safe_dump(document, sort_keys=False))
+    def write(self, beside: Described | None = None, **more: object) -> Path:
+        """Writes the configuration, with another key source called ``beside``, and returns its path."""
+        sources = {"bao": self._described()}
+        if beside is not None:
+            sources["beside"] = beside._described()
+        self.config.write_text(yaml.safe_dump({"version": 1, **more, "key_sources": sources}, sort_keys=False))
         return self.config
+
+    def _described(self) -> dict[str, object]:
+        return {"kind": self.kind} | {name: value for name, value in self.fields.items() if value is not None}
 
     def source(self) -> KeySource:
         return make_key_source(load_config(self.write()).key_source("bao"))

@@ -81,8 +81,9 @@ def test_hosts_that_make_the_key_at_the_same_time_use_the_same(kv: Described) ->
 
 
 def test_the_host_that_comes_second_does_not_overwrite(kv: Described, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = kv.source()
-    read, asked = source._read, []  # type: ignore[attr-defined]
+    source: Any = kv.source()
+    read = source._read
+    asked: list[Any] = []
 
     def late(*arguments: Any) -> Any:
         """Between a host's look and its writing, another one writes."""
