@@ -150,7 +150,8 @@ class VaultKV(KeySource):
             raise not_vault(self._server.title)
         text, key = data.get(_FIELD), b""
         try:
-            key = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+            # What a person has put there may end in a newline.
+            key = base64.b64decode(text.strip(), validate=True) if isinstance(text, str) else b""
         except ValueError:
             key = b""
         if len(key) != _KEY_BYTES:

@@ -104,7 +104,7 @@ def test_the_host_that_comes_second_does_not_overwrite(kv: Described, monkeypatc
 
 def test_a_new_version_is_used_next_and_the_old_one_still_opens(kv: Described) -> None:
     old = kv.wrap()
-    put(kv, key=new_key())
+    put(kv, key=f"{new_key()}\n")
     new = kv.wrap()
     assert (old.params["key_version"], new.params["key_version"]) == (1, 2)
     assert kv.unwrap(old) == kv.unwrap(new) == SECRET
