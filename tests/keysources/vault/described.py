@@ -7,7 +7,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hvac.exceptions
 import pytest
+import requests
 import yaml
 
 from tdefs.config import load_config
@@ -95,7 +97,11 @@ class Described:
         assert error.exit_code is expected, error.render()
         assert self.token not in error.render()
         assert error.message[0].islower() or error.message.startswith(str(self.config))
-        assert error.__context__ is None or error.__suppress_context__
+        cause = error.__context__
+        while cause is not None:
+            # these have the request in them, and so the token
+            assert not isinstance(cause, requests.RequestException | hvac.exceptions.VaultError)
+            cause = cause.__context__
         return error
 
 

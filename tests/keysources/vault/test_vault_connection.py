@@ -259,6 +259,27 @@ def test_a_server_that_hangs_is_given_up_after_the_time_out(transit: Described) 
     assert time.monotonic() - begin < 2
 
 
+def test_a_server_that_hangs_after_the_login_is_waited_for_once(
+    transit: Described, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = transit.wrap()
+    transit.with_role(*transit.server.role(transit.policy))
+    transit.fields["timeout_seconds"] = 1
+    take = hvac.adapters.JSONAdapter.get_login_token
+
+    def hang(*arguments: object) -> str:
+        transit.server.hang()
+        return str(take(*arguments))
+
+    monkeypatch.setattr(hvac.adapters.JSONAdapter, "get_login_token", hang)
+    begin = time.monotonic()
+    try:
+        assert transit.refusal(entry, Exit.KEY_SERVER_UNREACHABLE)
+    finally:
+        transit.server.go_on()
+    assert time.monotonic() - begin < 1.9
+
+
 def test_a_sealed_server_is_said_to_be_sealed_and_serves_once_it_is_unsealed(
     transit: Described, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,12 +301,12 @@ def test_a_sealed_server_is_said_to_be_sealed_and_serves_once_it_is_unsealed(
 
 @contextmanager
 def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[tuple[str, list[str]]]:
-    """A server on this host that gives everybody the same answer; the paths that it was asked for."""
+    """A server on this host that gives everybody the same answer; the tokens that it was shown."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked.append(self.path)
+            asked.append(self.headers.get("X-Vault-Token", ""))
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(status)
             for name, value in headers.items():
@@ -309,8 +330,9 @@ def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[tup
             thread.join()
 
 
-def test_no_redirect_is_followed(either: Described) -> None:
+def test_no_redirect_is_followed(either: Described, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = either.wrap()
+    monkeypatch.setenv("VAULT_TOKEN", "s.misleading")
     with (
         answering(200, {"Content-Type": "application/json"}, b'{"data": {}}') as (elsewhere, asked_elsewhere),
         answering(307, {"Location": f"{elsewhere}/v1/x"}, b"") as (address, asked),
@@ -319,7 +341,8 @@ def test_no_redirect_is_followed(either: Described) -> None:
         assert "redirect" in either.refusal(entry, Exit.KEY_SERVER_REFUSED).detail
         either.with_role(WRONG_ID, WRONG_ID)
         assert "redirect" in either.refusal(entry, Exit.KEY_SERVER_REFUSED).detail
-    assert asked
+    # a login shows no token, also none of the environment
+    assert asked == [either.token, ""]
     assert asked_elsewhere == []
 
 

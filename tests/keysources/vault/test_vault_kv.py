@@ -80,7 +80,12 @@ def test_hosts_that_make_the_key_at_the_same_time_use_the_same(kv: Described) ->
     assert metadata["data"]["current_version"] == 1
 
 
-def test_the_host_that_comes_second_does_not_overwrite(kv: Described, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("all_rights", [False, True])
+def test_the_host_that_comes_second_does_not_overwrite(
+    kv: Described, monkeypatch: pytest.MonkeyPatch, all_rights: bool
+) -> None:
+    if all_rights:
+        kv.credential("token", kv.server.admin.token)
     source: Any = kv.source()
     read = source._read
     asked: list[Any] = []
