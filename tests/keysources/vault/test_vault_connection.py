@@ -27,6 +27,7 @@ from tdefs.keys.wrapping import WrapContext
 from tests.keysources.vault.certificates import Authority
 from tests.keysources.vault.described import SECRET, Described
 from tests.keysources.vault.server import OpenBao
+from tests.support.processes import wait_until
 
 WRONG_ID = "00000000-0000-0000-0000-000000000000"
 
@@ -140,9 +141,17 @@ def test_the_token_file_is_read_each_time(either: Described) -> None:
 
 def test_an_expired_token_is_refused(transit: Described) -> None:
     entry = transit.wrap()
-    transit.credential("token", transit.server.token(transit.policy, ttl="1s"))
-    assert transit.unwrap(entry) == SECRET
-    time.sleep(1.2)
+    token = transit.server.token(transit.policy, ttl="1s")
+
+    def has_expired() -> bool:
+        try:
+            transit.server.admin.auth.token.lookup(token)
+        except hvac.exceptions.VaultError:
+            return True
+        return False
+
+    assert wait_until(has_expired, 20)
+    transit.credential("token", token)
     assert "has expired" in transit.refusal(entry, Exit.KEY_SERVER_REFUSED).detail
 
 
@@ -237,7 +246,7 @@ def test_a_server_that_is_down_is_asked_again_until_patience_ends(
     transit.fields |= {"address": "https://127.0.0.1:9", "patience_seconds": 1}
     begin = time.monotonic()
     assert transit.refusal(entry, Exit.KEY_SERVER_UNREACHABLE).detail == "connection refused"
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 10
     said = capfd.readouterr().err
     assert "the key server https://127.0.0.1:9 does not answer: connection refused; trying again" in said
 
@@ -256,7 +265,7 @@ def test_a_server_that_hangs_is_given_up_after_the_time_out(transit: Described) 
     with hanging(transit.server):
         error = transit.refusal(entry, Exit.KEY_SERVER_UNREACHABLE)
     assert error.detail == "no answer within 1 s"
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 8
 
 
 def test_a_server_that_hangs_after_the_login_is_waited_for_once(
@@ -271,13 +280,14 @@ def test_a_server_that_hangs_after_the_login_is_waited_for_once(
         transit.server.hang()
         return str(take(*arguments))
 
+    given_back: list[object] = []
     monkeypatch.setattr(hvac.adapters.JSONAdapter, "get_login_token", hang)
-    begin = time.monotonic()
+    monkeypatch.setattr(hvac.api.auth_methods.Token, "revoke_self", given_back.append)
     try:
         assert transit.refusal(entry, Exit.KEY_SERVER_UNREACHABLE)
     finally:
         transit.server.go_on()
-    assert time.monotonic() - begin < 1.9
+    assert given_back == []
 
 
 def test_a_sealed_server_is_said_to_be_sealed_and_serves_once_it_is_unsealed(

@@ -110,7 +110,7 @@ def test_an_outage_while_mounted_harms_nothing_and_the_next_mount_says_why(
     begin = time.monotonic()
     refused = volume.tdefs(*mount, check=False)
     assert refused.returncode == Exit.KEY_SERVER_UNREACHABLE
-    assert time.monotonic() - begin < 6
+    assert time.monotonic() - begin < 15
     assert f"{ending.address} does not answer: connection refused; trying again for up to" in refused.stderr
     assert not volume.is_mounted
 
