@@ -145,7 +145,8 @@ class Command:
         """Return exit code and output; an error that reaches the user is raised."""
         parser = argparse.ArgumentParser()
         module.register(parser.add_subparsers())
-        args = parser.parse_args([module.__name__.rpartition(".")[2], *map(str, arguments)])
+        command = module.__name__.rpartition(".")[2].replace("_", "-")
+        args = parser.parse_args([command, *map(str, arguments)])
         code = args.run(args)
         captured = self._capture.readouterr()
         self.errors = captured.err
