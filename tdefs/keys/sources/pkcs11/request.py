@@ -1,0 +1,71 @@
+"""What the process that has the token's module is asked, and what it says, as JSON through its pipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.attempts import UnreachableError
+from tdefs.keys.protectors.base import WrongSecretError
+
+AES_GCM = "aes-gcm"
+RSA_OAEP = "rsa-oaep"
+
+LOOK = "look"
+ENCRYPT = "encrypt"
+PUBLIC_KEY = "public-key"
+DECRYPT = "decrypt"
+#: What comes before each but ``look``, in messages.
+LOGIN = "log in"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One operation on a token.
+
+    The PIN is in ``pin`` where a person typed it, or else in the file ``pin_file``; ``look`` needs none. ``data``
+    (and ``aad`` of AES-GCM) are hexadecimal.
+    """
+
+    operation: str
+    module: str
+    token_label: str
+    serial: str
+    key_label: str
+    mechanism: str
+    create: bool = False
+    pin: str = ""
+    pin_file: str = ""
+    data: str = ""
+    aad: str = ""
+
+    def dump(self) -> bytes:
+        """Return the JSON of the request."""
+        return json.dumps(asdict(self)).encode("ascii")
+
+    def __repr__(self) -> str:
+        return f"Request({self.operation!r})"
+
+
+def dump_error(error: TdefsError) -> dict[str, Any]:
+    """Return an error as the other side can raise it again."""
+    return {
+        "class": type(error).__name__,
+        "exit_code": error.exit_code,
+        "message": error.message,
+        "detail": error.detail,
+        "hint": error.hint,
+    }
+
+
+def load_error(said: Mapping[str, Any]) -> TdefsError:
+    """Return the error that :func:`dump_error` was given."""
+    message, detail, hint = said["message"], said["detail"], said["hint"]
+    if said["class"] == UnreachableError.__name__:
+        return UnreachableError(message, detail=detail)
+    if said["class"] == WrongSecretError.__name__:
+        return WrongSecretError(message, detail=detail, hint=hint)
+    return TdefsError(Exit(said["exit_code"]), message, detail=detail, hint=hint)

@@ -1,0 +1,215 @@
+"""The process with the token's module: one request from stdin, one answer to stdout, and it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pkcs11
+from pkcs11.constants import Attribute, MechanismFlag, ObjectClass
+from pkcs11.mechanisms import MGF, GCMParams, KeyType, Mechanism
+from pkcs11.types import DecryptMixin, EncryptMixin, Key, Session, Token
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.host import harden_process
+from tdefs.keys.secrets import read_passphrase_file
+from tdefs.keys.sources.pkcs11.answers import absent, of_error, refusal_before_login, unavailable, unusable
+from tdefs.keys.sources.pkcs11.request import (
+    AES_GCM,
+    DECRYPT,
+    LOGIN,
+    LOOK,
+    PUBLIC_KEY,
+    Request,
+    dump_error,
+)
+from tdefs.keys.wrapping import NONCE_BYTES
+
+_KEY_BITS = 256
+_MECHANISMS = {AES_GCM: Mechanism.AES_GCM}
+
+
+def main() -> None:
+    """Answer one request."""
+    harden_process()
+    answers = os.dup(1)
+    os.dup2(2, 1)  # modules print
+    request = Request(**json.load(sys.stdin))
+    try:
+        said = answer(request)
+    except TdefsError as error:
+        said = {"error": dump_error(error)}
+    with os.fdopen(answers, "w") as pipe:
+        json.dump(said, pipe)
+
+
+def answer(request: Request) -> dict[str, Any]:
+    """Do what is asked. Raises TdefsError: UnreachableError only before the PIN is tried."""
+    with _module(request.module) as module:
+        token = _find(module, request)
+        found = {"token_label": token.label, "token_serial": token.serial.decode("ascii", "replace")}
+        if request.operation == LOOK:
+            return found
+        name = f'token "{token.label}"'
+        _check_mechanism(token, name, request.mechanism)
+        refusal = refusal_before_login(token.flags, name, typed=not request.pin_file)
+        if refusal is not None:
+            raise refusal
+        pin = request.pin or _read_pin(Path(request.pin_file))
+        stage = LOGIN
+        try:
+            with token.open(rw=request.create, user_pin=pin) as session:
+                stage = request.operation
+                return found | _operate(session, name, request)
+        except pkcs11.PKCS11Error as error:
+            told = of_error(error, name, stage)
+        raise told
+
+
+@contextmanager
+def _module(path: str) -> Iterator[Any]:
+    """Load and initialise the module; finalise it at the end, which closes what it has open elsewhere."""
+    try:
+        module = pkcs11.lib(path)
+    except pkcs11.PKCS11Error as error:
+        # The binding has no class of its own for what the dynamic linker says.
+        if type(error) is pkcs11.PKCS11Error:
+            hint = "see module in the key source: it is the path of a library of the token's maker"
+            raise unavailable(f'the PKCS#11 module "{path}" cannot be loaded', str(error), hint) from None
+        raise absent(
+            f'the PKCS#11 module "{path}" does not start', f"it answered {type(error).__name__}"
+        ) from None
+    try:
+        yield module
+    finally:
+        with suppress(pkcs11.PKCS11Error):
+            module.finalize()
+
+
+def _find(module: Any, request: Request) -> Token:
+    try:
+        tokens: list[Token] = [
+            token
+            for token in module.get_tokens()
+            if request.token_label in ("", token.label)
+            and request.serial in ("", token.serial.decode("ascii", "replace").strip())
+        ]
+    except pkcs11.PKCS11Error as error:
+        raise absent("the tokens cannot be listed", f"the module answered {type(error).__name__}") from None
+    wanted = f'"{request.token_label}"' if request.token_label else f"with the serial number {request.serial}"
+    if not tokens:
+        raise absent(f"there is no token {wanted}", "it is not plugged in, or not reachable")
+    if len(tokens) > 1:
+        raise unavailable(f"there are {len(tokens)} tokens {wanted}", hint="say which by token_label and serial")
+    return tokens[0]
+
+
+def _check_mechanism(token: Token, name: str, mechanism: str) -> None:
+    if _MECHANISMS.get(mechanism, Mechanism.RSA_PKCS_OAEP) not in token.slot.get_mechanisms():
+        hint = "mechanism: rsa-oaep is what smart cards have" if mechanism == AES_GCM else ""
+        raise unusable(f"{name} has not the mechanism {mechanism}", hint=hint)
+
+
+def _read_pin(path: Path) -> str:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise unavailable(f'the PIN file "{path}" cannot be read', error.strerror or "") from None
+    if mode & 0o077:
+        raise TdefsError(
+            Exit.KEYSTORE_EXPOSED,
+            f'the PIN file "{path}" is accessible to other users',
+            detail=f"its mode is {mode:04o}, and group and others may have no permission",
+            hint=f"chmod 600 {shlex.quote(str(path))}, and change the PIN",
+        )
+    pin = read_passphrase_file(path, "PIN").decode("utf-8", "replace")
+    if not pin:
+        raise TdefsError(Exit.NO_SECRET, f'the PIN file "{path}" is empty')
+    return pin
+
+
+def _operate(session: Session, name: str, request: Request) -> dict[str, str]:
+    data, aad = bytes.fromhex(request.data), bytes.fromhex(request.aad)
+    if request.mechanism == AES_GCM:
+        key = _key(session, name, request, ObjectClass.SECRET_KEY, KeyType.AES)
+        if request.operation == DECRYPT:
+            parameters = GCMParams(data[:NONCE_BYTES], aad)
+            return {"data": _decrypt(key, name, data[NONCE_BYTES:], Mechanism.AES_GCM, parameters).hex()}
+        _check_stays(key, name)
+        nonce = os.urandom(NONCE_BYTES)
+        return {"data": (nonce + _encrypt(key, name, data, Mechanism.AES_GCM, GCMParams(nonce, aad))).hex()}
+    key = _key(session, name, request, ObjectClass.PRIVATE_KEY, KeyType.RSA)
+    if request.operation == PUBLIC_KEY:
+        _check_stays(key, name)
+        return {"modulus": key[Attribute.MODULUS].hex(), "exponent": key[Attribute.PUBLIC_EXPONENT].hex()}
+    oaep = (Mechanism.SHA_1, MGF.SHA1, None)
+    return {"data": _decrypt(key, name, data, Mechanism.RSA_PKCS_OAEP, oaep).hex()}
+
+
+def _encrypt(key: Key, name: str, data: bytes, mechanism: Mechanism, parameters: Any) -> bytes:
+    if not isinstance(key, EncryptMixin):
+        raise unusable(f'the key "{key.label}" in {name} may not encrypt')
+    done = key.encrypt(data, mechanism=mechanism, mechanism_param=parameters)
+    return done if isinstance(done, bytes) else b"".join(done)
+
+
+def _decrypt(key: Key, name: str, data: bytes, mechanism: Mechanism, parameters: Any) -> bytes:
+    if not isinstance(key, DecryptMixin):
+        raise unusable(f'the key "{key.label}" in {name} may not decrypt')
+    done = key.decrypt(data, mechanism=mechanism, mechanism_param=parameters)
+    return done if isinstance(done, bytes) else b"".join(done)
+
+
+def _key(session: Session, name: str, request: Request, kind: ObjectClass, key_type: KeyType) -> Key:
+    """Return the key of the label, making it if that was asked for."""
+    label = request.key_label
+    try:
+        return session.get_key(object_class=kind, key_type=key_type, label=label)
+    except pkcs11.MultipleObjectsReturned:
+        raise unusable(f'there are several {key_type.name} keys "{label}" in {name}') from None
+    except pkcs11.NoSuchKey:
+        if not request.create:
+            hint = "create: yes in the key source makes it with the next new protector"
+            raise unusable(
+                f'there is no {key_type.name} key "{label}" in {name}',
+                hint=hint if kind is ObjectClass.SECRET_KEY else "",
+            ) from None
+    return session.generate_key(
+        KeyType.AES,
+        _KEY_BITS,
+        label=label,
+        store=True,
+        capabilities=MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
+        template={
+            Attribute.PRIVATE: True,
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: False,
+            Attribute.MODIFIABLE: False,
+        },
+    )
+
+
+def _check_stays(key: Key, name: str) -> None:
+    """Refuse a key that the token would give away: then the token protects nothing."""
+    for attribute, wanted in ((Attribute.SENSITIVE, True), (Attribute.EXTRACTABLE, False)):
+        try:
+            found = key[attribute]
+        except pkcs11.AttributeTypeInvalid:  # of cards that cannot give keys away at all
+            continue
+        if found is not wanted:
+            raise unusable(
+                f'the key "{key.label}" can leave {name}',
+                f"its attribute {attribute.name} is {found}",
+                "have the token make a key that is sensitive and not extractable",
+            )
+
+
+if __name__ == "__main__":
+    main()
