@@ -331,7 +331,9 @@ def test_missing_credentials_region_and_profile_are_told(
     assert kms.requests == []
 
 
-@pytest.mark.parametrize("answer", [{}, {"KeyId": "{arn}", "Plaintext": "AAAA"}, {"KeyId": "other"}])
+@pytest.mark.parametrize(
+    "answer", [{}, {"KeyId": "{arn}", "Plaintext": "AAAA"}, {"KeyId": "other", "Plaintext": "A" * 43 + "="}]
+)
 def test_answers_that_are_not_of_the_service_are_refused(
     site: Site, key_id: str, kms: KmsStandIn, answer: dict[str, str]
 ) -> None:
@@ -398,7 +400,7 @@ def test_an_outage_harms_no_mount_but_only_the_next(
     server = KmsStandIn()  # of its own, as it is stopped; moto's keys belong to the process
     try:
         site = Site(tmp_path, None, server)  # type: ignore[arg-type] # everything runs as processes here
-        site.describe(key_id, "patience_seconds: 2")
+        site.describe(key_id, "patience_seconds: 1")
         volume = scratch.volume("aws")
         unlock = ("--key-source", "kms", "--config", site.config)
         volume.tdefs("init", volume.backing, "--keystore", volume.keystore, *unlock)
@@ -410,7 +412,7 @@ def test_an_outage_harms_no_mount_but_only_the_next(
         volume.umount()
         done = volume.tdefs("mount", volume.backing, volume.mountpoint, *unlock, check=False)
         assert done.returncode == Exit.KEY_SERVER_UNREACHABLE
-        assert "does not answer: boto3 says EndpointConnectionError; trying again for up to 2 s" in done.stderr
+        assert "does not answer: boto3 says EndpointConnectionError; trying again for up to 1 s" in done.stderr
         assert not volume.is_mounted
         wrapping_key = server.requests[0][1]["Plaintext"]
         for file in (volume.log, volume.keystore, Path(f"{volume.keystore}.history")):

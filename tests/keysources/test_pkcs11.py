@@ -178,8 +178,10 @@ def test_what_a_token_wrapped_opens_in_its_context_alone(site: Site, changes: di
     site.describe(**changes)
     entry = entry_of(site.source())
     assert site.source().unwrap(entry, CONTEXT) == SECRET
-    with pytest.raises(WrongSecretError):
+    with pytest.raises(WrongSecretError) as caught:
         site.source().unwrap(entry, WrapContext(bytes(16), CONTEXT.purpose, "pr_1", 0, "pr_1"))
+    if not changes:
+        assert caught.value.detail == "the token answered GeneralError", "the token did not check the context"
     site.describe("other", key_label="small")
     with pytest.raises(NotMineError):
         site.source("other").unwrap(entry, CONTEXT)
@@ -299,8 +301,8 @@ def test_a_token_that_is_plugged_in_late_is_waited_for(site: Site, token: SoftTo
 
 def test_a_module_that_hangs_or_crashes_is_ended_and_told(site: Site, tmp_path: Path) -> None:
     hanging = compiled_module(tmp_path, "hanging", "sleep(60);")
-    crashing = compiled_module(tmp_path, "crashing", 'puts("noise"); fflush(stdout); abort();')
-    refusing = compiled_module(tmp_path, "refusing", "")
+    crashing = compiled_module(tmp_path, "crashing", "abort();")
+    refusing = compiled_module(tmp_path, "refusing", 'puts("noise"); fflush(stdout);')
     site.describe(module=str(hanging), timeout_seconds="1", patience_seconds="30")
     site.describe("crashing", module=str(crashing))
     site.describe("refusing", module=str(refusing))
@@ -337,34 +339,15 @@ def test_the_pin_is_asked_for_once_on_the_terminal_and_only_if_the_token_is_ther
     site: Site, token: SoftToken
 ) -> None:
     site.describe(pin_file="")
-    words = [
-        TDEFS,
-        "init",
-        site.backing,
-        "--keystore",
-        site.keystore,
-        "--key-source",
-        "hsm",
-        "--config",
-        site.config,
-    ]
+    place: list[str | Path] = ["--key-source", "hsm", "--config", site.config]
+    words = [TDEFS, "init", site.backing, "--keystore", site.keystore, *place]
     with Terminal(words, env=token.environment) as terminal:
         terminal.expect(f"PIN for token {LABEL}: ")
         terminal.press(f"{PIN}\n")
         code, echo = terminal.end()
         assert (code, echo, terminal.unread) == (0, True, 0), terminal.shown
         assert PIN not in terminal.shown
-    verify: list[str | Path] = [
-        TDEFS,
-        "key",
-        "verify",
-        "--volume",
-        site.backing,
-        "--key-source",
-        "hsm",
-        "--config",
-        site.config,
-    ]
+    verify = [TDEFS, "key", "verify", "--volume", site.backing, *place]
     with Terminal(verify, env=token.environment) as terminal:
         terminal.expect("PIN for token")
         terminal.press("000000\n")
@@ -389,7 +372,7 @@ def test_a_mount_has_neither_module_nor_pin_and_outlives_the_token(
     scratch: Workspace, token: SoftToken, tmp_path: Path
 ) -> None:
     site = Site(tmp_path, None)  # type: ignore[arg-type] # everything runs as processes here
-    site.describe(patience_seconds="2")
+    site.describe(patience_seconds="1")
     volume = scratch.volume("token")
     unlock = ("--key-source", "hsm", "--config", site.config)
     volume.tdefs("init", volume.backing, "--keystore", volume.keystore, *unlock)
@@ -405,7 +388,7 @@ def test_a_mount_has_neither_module_nor_pin_and_outlives_the_token(
     volume.umount()
     done = volume.tdefs("mount", volume.backing, volume.mountpoint, *unlock, check=False)
     assert done.returncode == Exit.KEY_SERVER_UNREACHABLE
-    assert "trying again for up to 2 s" in done.stderr
+    assert "trying again for up to 1 s" in done.stderr
     assert not volume.is_mounted
     for file in (volume.log, volume.keystore, Path(f"{volume.keystore}.history")):
         assert PIN not in file.read_text(), file
