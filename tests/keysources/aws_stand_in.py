@@ -9,6 +9,7 @@ import json
 import ssl
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,34 @@ class KmsStandIn:
 
     def admin(self, region: str = REGION) -> KMSClient:
         """Return a client of one who may do all, to make keys."""
-        return boto3.client(
-            "kms",
-            region_name=region,
-            endpoint_url=self.url,
-            aws_access_key_id="admin",
-            aws_secret_access_key="admin",
-        )
+        client: KMSClient = self._client("kms", region)
+        return client
+
+    def check_identities(self, check: bool) -> None:
+        """Have moto refuse who is none of its IAM users, or lacks a right; else anybody may do all."""
+        allowed = b"0" if check else b"inf"
+        plain = {"Content-Type": "text/plain"}
+        request = urllib.request.Request(f"{self.url}/moto-api/reset-auth", allowed, plain)  # noqa: S310
+        with urllib.request.urlopen(request) as answer:  # noqa: S310
+            assert answer.status == 200
+
+    def user(self, *actions: str) -> dict[str, str]:
+        """Return the variables with credentials of a new IAM user, who may do these actions."""
+        iam = self._client("iam", REGION)
+        iam.create_user(UserName="host")
+        statement = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        iam.put_user_policy(UserName="host", PolicyName="policy", PolicyDocument=policy)
+        made = iam.create_access_key(UserName="host")["AccessKey"]
+        return {"AWS_ACCESS_KEY_ID": made["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"]}
 
     def refuse(self, code: str, message: str = "no", status: int = 400) -> None:
         """Answer the next request with an error, in the form of KMS."""
         self.answers.append((status, {"__type": code, "message": message}))
+
+    def _client(self, service: Any, region: str) -> Any:
+        session = boto3.Session(aws_access_key_id="admin", aws_secret_access_key="admin")
+        return session.client(service, region_name=region, endpoint_url=self.url)
 
     def _serve(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         request = Request(environ)

@@ -60,10 +60,10 @@ def kms(server: KmsStandIn, monkeypatch: pytest.MonkeyPatch) -> KmsStandIn:
     return server
 
 
-@pytest.fixture
-def key_id(kms: KmsStandIn) -> str:
-    """The ARN of a new key."""
-    return kms.admin().create_key()["KeyMetadata"]["Arn"]
+@pytest.fixture(scope="module")
+def key_id(server: KmsStandIn) -> str:
+    """The ARN of a key."""
+    return server.admin().create_key()["KeyMetadata"]["Arn"]
 
 
 class Site:
@@ -246,6 +246,27 @@ def test_errors_of_the_service_have_their_own_exit_codes(
     assert "\x1b" not in error.render()
     assert ("user u: no" in error.detail) == (code == "AccessDeniedException")
     assert len(kms.requests) == 1
+
+
+def test_only_who_has_the_right_encrypts_and_decrypts(
+    site: Site, key_id: str, kms: KmsStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.describe(key_id)
+    entry = entry_of(site.source())
+    may_decrypt = kms.user("kms:Decrypt")
+    kms.check_identities(True)
+    try:
+        assert site.refused().exit_code == Exit.KEY_SERVER_REFUSED
+        monkeypatch.delenv("AWS_SESSION_TOKEN")
+        for name, value in may_decrypt.items():
+            monkeypatch.setenv(name, value)
+        assert site.source().unwrap(entry, CONTEXT) == SECRET
+        error = site.refused()
+        # moto tells of rights in XML, unlike the service, so that the error has the HTTP status alone
+        assert (error.exit_code, error.detail) == (Exit.KEY_SERVER_REFUSED, "it answered 403")
+        assert kms.requests[-1][0] == "Encrypt"
+    finally:
+        kms.check_identities(False)
 
 
 def test_a_key_that_is_not_there_is_told_by_its_name(site: Site, kms: KmsStandIn) -> None:
