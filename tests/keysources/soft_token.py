@@ -20,13 +20,15 @@ class SoftToken:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.tokens = root / "tokens"
-        configuration = root / "softhsm2.conf"
-        self.environment = {"SOFTHSM2_CONF": str(configuration)}
+        self._configuration = root / "softhsm2.conf"
+        self.environment = {"SOFTHSM2_CONF": str(self._configuration)}
         root.mkdir(mode=0o700, exist_ok=True)
         self.tokens.mkdir(mode=0o700, exist_ok=True)
-        configuration.write_text(
-            f"directories.tokendir = {self.tokens}\nobjectstore.backend = file\nlog.level = ERROR\n"
-        )
+        self.configure("objectstore.backend = file")
+
+    def configure(self, line: str) -> None:
+        """Write the configuration, with a line more than it needs."""
+        self._configuration.write_text(f"directories.tokendir = {self.tokens}\nlog.level = ERROR\n{line}\n")
 
     def copy(self, root: Path) -> SoftToken:
         """Make the same tokens, with all that is in them, in another directory."""

@@ -228,6 +228,18 @@ def test_what_is_lacking_is_told(site: Site, changes: dict[str, str], expected: 
     assert (error.exit_code, text in error.message) == (expected, True), error.render()
 
 
+def test_a_token_without_the_mechanism_is_told(site: Site, token: SoftToken) -> None:
+    token.configure("slots.mechanisms = CKM_AES_KEY_GEN,CKM_RSA_PKCS")
+    site.describe()
+    site.describe("card", key_label="card", mechanism="rsa-oaep")
+    for name, mechanism in {"hsm": "aes-gcm", "card": "rsa-oaep"}.items():
+        error = site.refused(name)
+        assert (error.exit_code, error.message) == (
+            Exit.WRAPPING_KEY_UNUSABLE,
+            f'token "{LABEL}" has not the mechanism {mechanism}',
+        )
+
+
 def test_two_tokens_of_one_name_are_told_apart_by_the_serial_number(site: Site, token: SoftToken) -> None:
     site.describe()
     serial = str(site.source().wrap(SECRET, CONTEXT).params["token_serial"])
