@@ -15,7 +15,7 @@ from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 3
+ROUNDS = 2
 #: Commits that must follow each change.
 COMMITS = 20
 
