@@ -14,7 +14,7 @@ from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.seal import kept_protector_key, open_history_key
 
-#: So many bytes of a key in a row count as a leak; a third of it, beginning at any multiple of four.
+#: A key is searched for in pieces of so many bytes that begin every four: any 15 in a row are found.
 PIECE = 12
 _STEP = 4
 
