@@ -17,11 +17,26 @@ LAG = 60
 
 
 class PassphraseVolume(Volume):
-    """A volume whose passphrase is in a file: what this host alone knows, so that it starts without a person."""
+    """A volume whose passphrase is in a file, until its host is told to open it by itself."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._config = root / "tdefs.yaml"
+        self._opens_by_itself = False
 
     @property
     def unlock(self) -> list[str]:
+        if self._opens_by_itself:
+            return ["--auto-open", "--config", str(self._config)]
         return ["--passphrase-file", str(self.key_file)]
+
+    def enable_auto_open(self) -> None:
+        """Has this volume's host open the keystore from now on; its host key lies beside, not in /var/lib."""
+        host_keys = self.root / "host-keys"
+        host_keys.mkdir(mode=0o700)
+        self._config.write_text(f"version: 1\nvolumes:\n  {self.backing}:\n    host_key_directory: {host_keys}\n")
+        self.run("auto-open", "enable", "--host-key", "--config", self._config)
+        self._opens_by_itself = True
 
     def change_passphrase(self) -> Path:
         """Gives the first protector another passphrase; returns the file with the old one."""

@@ -56,21 +56,18 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def standby(scratch: Workspace, primary: Host, kind: str) -> Host:
-    """A standby of its own keys, or of the primary's in a copy of the keystore, whose secret is then its own."""
+    """A standby of its own keys and secret, or a copy of the primary's keystore that its host opens."""
     print(f"\nstandby with {'a copy of the keystore' if kind == 'copy' else 'a keystore of its own'}")
     host = Host.new(scratch, "standby")
     if kind == "copy":
         volume = host.volume
-        brought, own_secret = volume.root / "brought", volume.key_file
+        brought = volume.root / "brought"
         shutil.copy2(primary.volume.keystore, brought)
         volume.key_file = primary.volume.key_file
         volume.init("--existing-keystore", brought)
         brought.unlink()
-        # How this host opens its copy is its own affair: here by a file with another passphrase. A protector that
-        # starts it without a person would be added in the same place.
-        volume.run("protector", "change", "pr_1", "--new-passphrase-file", own_secret)
-        volume.key_file = own_secret
-        say("init --existing-keystore; protector change: its own secret")
+        volume.enable_auto_open()
+        say("init --existing-keystore, auto-open enable")
     else:
         host.volume.init()
         say("init: its own keys, its own secret")
@@ -121,11 +118,15 @@ def test_keys_of_primary_and_standby_change_apart(primary: Host, standby: Host, 
     say("standby: the same keystore, daemon and server as before; nothing was copied or reopened")
 
     assert not standby.volume.opens_with(primary.volume.key_file)
+    assert standby.volume.opens_with(old) == (kind == "copy")
     standby.restart()
     primary.restart()
     add(primary)
     standby.has_all_of(primary, ALL)
-    say("both restarted, each with its own keystore and secret; the standby goes on")
+    say(
+        "both restarted, the standby "
+        + ("by auto-open; its copy still has the old passphrase" if kind == "copy" else "with its own passphrase")
+    )
 
     if kind == "own":
         words = ("verify", standby.volume.backing, "--keystore", primary.volume.keystore)
