@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from tdefs.cli.unlock import add_config, open_recorded, source_finder
 from tdefs.errors import Exit
+from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore import FIRST_DATA_KEY, create_keystore, load_keystore
+from tdefs.keys.keystore import FIRST_DATA_KEY, Keystore, create_keystore, load_keystore
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
@@ -23,10 +25,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "init",
         help="create a volume and its keystore",
         description="Creates a volume in an empty directory, and a keystore with a master key and the data keys "
-        "that the policy names (dk_1 without one). The places of both files are remembered by the volume.",
+        "that the policy names (dk_1 without one). The places of both files are remembered by the volume. With "
+        "--existing-keystore the keys are those of another volume, whose secret is then asked for.",
     )
     parser.add_argument("backing", metavar="BACKING", type=Path, help="the directory that will hold ciphertext")
     parser.add_argument("--keystore", metavar="FILE", type=Path, help="default: BACKING/.tdefs/keystore")
+    parser.add_argument(
+        "--existing-keystore",
+        metavar="FILE",
+        type=Path,
+        help="copy this keystore, with its keys and protectors, instead of making new keys: for a standby",
+    )
     parser.add_argument("--policy", metavar="FILE", type=Path, help="default: everything is encrypted")
     add_unlock_arguments(parser)
     add_config(parser)
@@ -37,11 +46,14 @@ def _run(args: argparse.Namespace) -> int:
     names = {FIRST_DATA_KEY}
     if args.policy:
         names |= load_policy(args.policy).key_names()
+    source = load_keystore(args.existing_keystore) if args.existing_keystore else None
     volume = create_volume(args.backing, args.keystore, args.policy)
+    if source is not None:
+        volume = replace(volume, volume_id=source.volume_id)
     with exclusive(volume):
         # another 'tdefs init' may have finished while this one waited for a passphrase
         refuse_existing(volume.backing)
-        ring, protector = _complete(volume, names, args)
+        ring, protector = _complete(volume, source, names, args)
         open_recorded(load_keystore(volume.keystore), protector, "init")
     print(f"volume    {volume.backing} ({volume.volume_id.hex()})")
     print(f"keystore  {volume.keystore} (data keys {', '.join(ring.names())})")
@@ -50,23 +62,34 @@ def _run(args: argparse.Namespace) -> int:
     directory = command_directory(volume.keystore)
     if directory.exists():
         print(f"The same holds for {directory}, which has the key command's own files.")
+    if source is not None:
+        print(f"It is a copy of {source.path}, which this volume does not need; do not leave that lying about.")
     print(f"Mount it with: tdefs mount {volume.backing} MOUNTPOINT")
     return Exit.OK
 
 
-def _complete(volume: Volume, names: set[str], args: argparse.Namespace) -> tuple[KeyRing, Protector]:
+def _complete(
+    volume: Volume, source: Keystore | None, names: set[str], args: argparse.Namespace
+) -> tuple[KeyRing, Protector]:
     """Create the keystore and make the directory a volume, or leave nothing behind."""
-    # the first name becomes the default data key
-    ordered = [FIRST_DATA_KEY, *sorted(names - {FIRST_DATA_KEY})]
     directory = command_directory(volume.keystore)
     found_directory = directory.exists()
     try:
-        protector = secret_from_arguments(args, volume.keystore, source_finder(args), confirm=True)
-        ring = create_keystore(volume.keystore, volume.volume_id, protector, data_key_names=ordered)
+        protector = secret_from_arguments(args, volume.keystore, source_finder(args), confirm=source is None)
+        if source is not None:
+            copy_command_directory(source.path, volume.keystore)
+            ring = copy_keystore(source, volume.keystore, protector)
+        else:
+            # the first name becomes the default data key
+            ordered = [FIRST_DATA_KEY, *sorted(names - {FIRST_DATA_KEY})]
+            ring = create_keystore(volume.keystore, volume.volume_id, protector, data_key_names=ordered)
         try:
             save_volume(volume)
         except BaseException:
-            volume.keystore.unlink()
+            if source is not None:
+                remove_copy(volume.keystore)
+            else:
+                volume.keystore.unlink()
             raise
     except BaseException:
         abandon_volume(volume)

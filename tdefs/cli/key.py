@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 
 from tdefs.cli import key_change, key_history, key_show
-from tdefs.cli.output import print_line, printable
-from tdefs.cli.place import add_place, volume_of
-from tdefs.cli.unlock import add_keystore_arguments, add_keystore_place, keystore_path
-from tdefs.errors import Exit
+from tdefs.cli.place import add_place
+from tdefs.cli.unlock import add_keystore_arguments, add_keystore_place
 from tdefs.keys.hierarchy import AES_256_XTS
-from tdefs.keys.saving import repair
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,7 +41,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     mend = commands.add_parser("repair", help="put in order what a stopped change left, and say what it was")
     _add_unlocked(mend)
-    mend.set_defaults(run=_repair)
+    mend.set_defaults(run=key_change.run_repair)
 
 
 def _register_changes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,6 +73,9 @@ def _register_changes(commands: argparse._SubParsersAction[argparse.ArgumentPars
     _add_locked(destroy, key_change.run_destroy)
 
     master = commands.add_parser("rotate-master", help="make a new master key, and wrap all keys anew")
+    master.add_argument(
+        "-r", "--repair", action="store_true", help="rotate nothing, but do and tell what 'tdefs key repair' does"
+    )
     _add_locked(master, key_change.run_rotate_master)
 
     reload = commands.add_parser(
@@ -95,10 +95,3 @@ def _add_unlocked(parser: argparse.ArgumentParser, *, json: bool = False) -> Non
     add_keystore_place(parser)
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _repair(args: argparse.Namespace) -> int:
-    notes = repair(keystore_path(args, volume_of(args)))
-    for note in notes or ["nothing was left by a stopped change, and the keystore is whole"]:
-        print_line(printable(note))
-    return Exit.OK

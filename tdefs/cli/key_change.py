@@ -11,7 +11,7 @@ from tdefs.cli.key_files import KeyFiles
 from tdefs.cli.keystore_change import OpenChange, changing
 from tdefs.cli.output import print_line, printable
 from tdefs.cli.place import volume_of
-from tdefs.cli.unlock import unlock
+from tdefs.cli.unlock import keystore_path, unlock
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ACTIVE
@@ -26,6 +26,7 @@ from tdefs.keys.key_changes import (
     rotate_master_key,
 )
 from tdefs.keys.keystore import Unlocked
+from tdefs.keys.saving import repair
 from tdefs.policy.parse import load_policy
 from tdefs.volume import Volume
 
@@ -103,9 +104,19 @@ def run_destroy(args: argparse.Namespace) -> int:
 
 def run_rotate_master(args: argparse.Namespace) -> int:
     """``tdefs key rotate-master``."""
+    if args.repair:
+        return run_repair(args)
     new = _change(args, "key rotate-master", rotate_master_key)
     print_line(f"the master key is {new.master.name} now; every protector opens it, and no file was touched")
     print_line("after a leak of the old keystore change the protectors, too, and before: see docs/KEYS.md")
+    return Exit.OK
+
+
+def run_repair(args: argparse.Namespace) -> int:
+    """``tdefs key repair``, and ``--repair`` of ``rotate-master``; needs no secret."""
+    notes = repair(keystore_path(args, volume_of(args)))
+    for note in notes or ["nothing was left by a stopped change, and the keystore is whole"]:
+        print_line(printable(note))
     return Exit.OK
 
 

@@ -42,6 +42,13 @@ class OpenChange:
         :param what: what the history says of the change.
         """
         self.unlocked = self._change.save(new, [self._protector] if secrets is None else secrets, what)
+        if self._change.lacking:
+            print(
+                "tdefs: warning: the history is not as it was written: "
+                f"{printable(self._change.lacking)}\n"
+                "DETAIL:  the record of this change says so; a keystore copied without its history lacks it, too",
+                file=sys.stderr,
+            )
 
 
 @contextmanager

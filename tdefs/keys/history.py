@@ -111,6 +111,9 @@ def check_history(data: bytes, key: bytes | None, anchor: HistoryAnchor | None, 
             found.notes.append(f"line {number} is no record; a crash may have torn it")
         else:
             found.records.append(record)
+            if "lacking" in record["what"]:
+                lacking = record["what"]["lacking"]
+                found.notes.append(f"before record {record['n']} the history was not as it was written: {lacking}")
         if match is None or match[2] is None:
             pending += line
         else:

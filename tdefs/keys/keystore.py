@@ -121,7 +121,11 @@ def create_keystore(
     """
     if os.path.lexists(path):
         raise _exists(path)
-    document = new_document(volume_id, protector, data_key_names)
+    return write_new_keystore(path, new_document(volume_id, protector, data_key_names), protector)
+
+
+def write_new_keystore(path: Path, document: Document, protector: Protector) -> KeyRing:
+    """Write a keystore where there is none; as :func:`create_keystore`, which has it made."""
     data = serialise(document)
     ring = Keystore(path, parse(data)).unlock(protector)
     try:

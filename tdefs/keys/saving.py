@@ -25,19 +25,21 @@ from tdefs.keys import fields
 from tdefs.keys.checking import faults
 from tdefs.keys.document import Document
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
-from tdefs.keys.history import append
+from tdefs.keys.history import append, check_history, read_history
 from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
 from tdefs.keys.person import who
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.seal import now, open_history_key, sign
 
 _MAX_LOCK_BYTES = 4096
+_SHOWN_FINDINGS = 3
 
 
 class KeystoreChange:
     """The right to change one keystore, for the time of a ``with`` block.
 
-    ``keystore`` is what was found, still locked by its secret; ``undone`` says what an earlier attempt left.
+    ``keystore`` is what was found, still locked by its secret; ``undone`` says what an earlier attempt left, and,
+    after :meth:`save`, ``lacking`` what was wrong with the history before, or nothing.
     """
 
     def __init__(self, path: Path, command: str) -> None:
@@ -47,6 +49,7 @@ class KeystoreChange:
         self._command = command
         self._lock: int | None = None
         self.undone: list[str] = []
+        self.lacking = ""
 
     def __enter__(self) -> Self:
         """Take the lock. Raises TdefsError: KEYSTORE_BUSY, and what :func:`load_keystore` raises; OSError."""
@@ -112,7 +115,12 @@ class KeystoreChange:
         if document.history is None:
             raise ValueError("a keystore of version 1 is not written")
         key = open_history_key(document.volume_id, document.history, master)
-        count, mac = append(self.path, event, {**what, "revision": document.revision if finished else None}, key)
+        if finished:
+            # from now on the keystore counts what is there now, so what is not there must be told here
+            found = check_history(read_history(self.path), key, document.history, document.revision).findings
+            self.lacking = "; ".join(found[:_SHOWN_FINDINGS])
+            what = {**what, "lacking": self.lacking or None, "revision": document.revision}
+        count, mac = append(self.path, event, what, key)
         document = sign(replace(document, history=replace(document.history, count=count, mac=mac)), master)
         return replace(unlocked, document=document)
 

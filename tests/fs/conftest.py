@@ -12,7 +12,7 @@ from tdefs.keys.keystore import create_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.volume import create_volume, save_volume
 
-pytest.register_assert_rewrite("tests.fs.twins", "tests.fs.children")
+pytest.register_assert_rewrite("tests.fs.twins", "tests.fs.children", "tests.fs.life")
 
 from tests.fs.twins import Twins  # noqa: E402 - after the line above, so that its assertions explain themselves
 from tests.support.volume import Volume  # noqa: E402

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 import subprocess
@@ -170,3 +171,22 @@ def test_a_busy_mount_says_by_whom_to_a_user_too(cluster: Cluster) -> None:
 
     said, pid = cluster.run(work)
     assert f"sleep (process {pid})" in said
+
+
+def test_memory_of_the_daemon_is_closed_to_its_own_user(cluster: Cluster) -> None:
+    """A program that broke into the server, as the same user, must not read the keys from there."""
+
+    def look() -> dict[str, int]:
+        (daemon,) = cluster.volume.daemons
+        seen = {}
+        for name in ("mem", "environ", "maps", "fd/0"):
+            try:
+                os.close(os.open(f"/proc/{daemon}/{name}", os.O_RDONLY))
+                seen[name] = 0
+            except OSError as error:
+                seen[name] = error.errno or -1
+        return seen
+
+    seen = cluster.run(look)
+    assert seen.keys() == {"mem", "environ", "maps", "fd/0"}
+    assert set(seen.values()) == {errno.EACCES}, seen

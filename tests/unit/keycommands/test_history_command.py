@@ -145,3 +145,19 @@ def test_failed_change_is_written_down_as_failed(
     assert events(found) == ["unlock", "key rotate", "key rotate failed", "unlock"]
     assert found["findings"] == []
     assert "record 2 was stopped" in found["notes"][0]
+
+
+def test_change_after_records_were_removed_tells_of_them_for_ever(small: SmallVolume, command: Command) -> None:
+    """Nor does a keystore that was copied without its history look broken for ever: what it lacks is noted."""
+    volume = ("--volume", small.volume.backing)
+    command.run(key, "rotate", "dk_1", *volume, *UNLOCK)
+    history_path(small.volume.keystore).unlink()
+    command.run(key, "rotate", "dk_1", *volume, *UNLOCK)
+    lack = "there are 1 records, and there were 2 when the keystore was last changed"
+    assert f"the history is not as it was written: {lack}" in command.errors
+    found = history(small, command)
+    assert found["records"][1]["what"] == {"key": "dk_1", "lacking": lack, "revision": 3}
+    assert f"before record 2 the history was not as it was written: {lack}" in found["notes"]
+    assert found["findings"] == []
+    command.run(key, "rotate", "dk_1", *volume, *UNLOCK)
+    assert command.errors == ""

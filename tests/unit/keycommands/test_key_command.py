@@ -264,7 +264,15 @@ def test_reload_of_a_volume_that_is_not_mounted_says_so(keys: Keys) -> None:
     assert keys.refused("reload", *UNLOCK).exit_code == Exit.NOT_MOUNTED
 
 
-def test_repair_says_that_there_is_nothing_or_what_it_did(keys: Keys) -> None:
-    assert keys.run("repair") == "nothing was left by a stopped change, and the keystore is whole\n"
-    keys.small.volume.keystore.with_name("keystore.new").write_bytes(b"torn")
-    assert "stopped before it took effect" in keys.run("repair")
+@pytest.mark.parametrize("words", [("repair",), ("rotate-master", "--repair"), ("rotate-master", "-r")])
+def test_repair_says_that_there_is_nothing_or_what_it_did(keys: Keys, words: tuple[str, ...]) -> None:
+    """Without a secret; and it changes no key."""
+    keystore = keys.small.volume.keystore
+    before = keystore.read_bytes()
+    assert keys.run(*words) == "nothing was left by a stopped change, and the keystore is whole\n"
+    keystore.with_name("keystore.new").write_bytes(b"torn")
+    said = keys.run(*words)
+    assert f'"{keystore.with_name("keystore.new")}", which was incomplete, is removed' in said
+    assert "the keystore is as it was before (revision 1)" in said
+    assert not keystore.with_name("keystore.new").exists()
+    assert keystore.read_bytes() == before

@@ -60,10 +60,11 @@ def kill_before(number: int, work: Callable[[], object]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
 
 
-def table(calls: list[str], outcomes: list[str]) -> str:
-    """Return which outcome a kill before each call had, for the record."""
+def table(calls: list[str], outcomes: list[str], repairs: list[str]) -> str:
+    """Return for the record, in Markdown, what a kill before each call left, and what repair said of it."""
     rows = [
-        f"{number:3} before {name:14} {outcome}"
-        for number, (name, outcome) in enumerate(zip(calls, outcomes, strict=True))
+        f"| {number} | {name} | {outcome} | {repair or 'nothing was left'} |"
+        for number, (name, outcome, repair) in enumerate(zip(calls, outcomes, repairs, strict=True))
     ]
-    return "\n".join([*rows, f"{len(rows)} points: {dict(Counter(outcomes))}"])
+    head = ["| point | killed before the call | what opens | what repair said |", "| ---: | --- | --- | --- |"]
+    return "\n".join([*head, *rows, "", f"{len(rows)} points: {dict(Counter(outcomes))}"])

@@ -1,4 +1,9 @@
-"""The promises of tdefs.keys.saving: whenever a change stops, the old or the new keystore is there whole."""
+"""The promises of tdefs.keys.saving: whenever a change stops, the old or the new keystore is there whole.
+
+What a kill before each call leaves is printed as a table by
+
+    python -m pytest -q -s tests/unit/keys/test_keystore_saving.py -k kill_before_any_call
+"""
 
 from __future__ import annotations
 
@@ -81,18 +86,18 @@ def opens(path: Path, protector: Protector) -> KeyRing | None:
 def passphrase_outcome(path: Path) -> str:
     old, new = opens(path, passphrase()), opens(path, passphrase(NEW_PASSPHRASE))
     assert (old is None) != (new is None)
-    return "opens with the new secret" if old is None else "opens with the old secret"
+    return "the new secret, not the old" if old is None else "the old secret, not the new"
 
 
 def master_outcome(path: Path) -> str:
     assert opens(path, passphrase(OTHER_PASSPHRASE)) is not None
-    return f"opens with {load_keystore(path).open(passphrase()).master.name}"
+    return f"every secret opens {load_keystore(path).open(passphrase()).master.name}"
 
 
 def data_outcome(path: Path) -> str:
     ring = opens(path, passphrase())
     assert ring is not None
-    return f"opens with {len(list(ring))} rounds"
+    return f"every secret opens dk_1 up to round {len(list(ring))}"
 
 
 @pytest.mark.parametrize(
@@ -101,12 +106,16 @@ def data_outcome(path: Path) -> str:
     ids=["change a passphrase", "rotate the master key", "rotate a data key"],
 )
 def test_kill_before_any_call_leaves_the_old_or_the_new_keystore(
-    path: Path, tmp_path: Path, work: Callable[[Path], None], outcome: Callable[[Path], str]
+    path: Path,
+    tmp_path: Path,
+    work: Callable[[Path], None],
+    outcome: Callable[[Path], str],
+    request: pytest.FixtureRequest,
 ) -> None:
     original, history = path.read_bytes(), read_history(path)
     keys = load_keystore(path).unlock(passphrase())
     calls = calls_of(lambda: work(path))
-    outcomes = []
+    outcomes, repairs = [], []
     for number in range(len(calls)):
         copy = tmp_path / f"{number}" / "keystore"
         copy.parent.mkdir()
@@ -116,7 +125,8 @@ def test_kill_before_any_call_leaves_the_old_or_the_new_keystore(
         kill_before(number, lambda copy=copy: work(copy))  # type: ignore[misc]
         outcomes.append(outcome(copy))
         left = (copy.parent / "keystore.new").exists()
-        assert len(repair(copy)) == left
+        repairs.append("; ".join(repair(copy)).replace(f"{copy.parent}/", ""))
+        assert bool(repairs[-1]) == left
         assert {entry.name for entry in copy.parent.iterdir()} <= FILES
         # nothing is in the way of the next change, and no key was lost
         if outcomes[-1] == outcomes[0]:
@@ -126,7 +136,7 @@ def test_kill_before_any_call_leaves_the_old_or_the_new_keystore(
         ring = load_keystore(copy).unlock(passphrase(OTHER_PASSPHRASE))
         assert ring.get("dk_1", 1) == keys.get("dk_1", 1)
         assert history_findings(copy) == []
-    print(table(calls, outcomes))
+    print(f"\n{request.node.callspec.id}\n\n{table(calls, outcomes, repairs)}")
     assert len(set(outcomes)) == 2
     swap = calls.index("replace")
     assert set(outcomes[: swap + 1]) == {outcomes[0]}
@@ -271,7 +281,7 @@ def test_symbolic_link_to_the_keystore_stays_one(path: Path, tmp_path: Path) -> 
     link.symlink_to(path)
     change_passphrase(link)
     assert link.is_symlink()
-    assert passphrase_outcome(path) == "opens with the new secret"
+    assert passphrase_outcome(path) == "the new secret, not the old"
 
 
 def test_missing_keystore_is_not_locked(tmp_path: Path) -> None:

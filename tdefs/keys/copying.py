@@ -1,0 +1,78 @@
+"""A second volume with the keys of a first, such as a standby's: a copy of the keystore that goes its own way."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from tdefs.durable import fsync_directory
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.hierarchy import KeyRing
+from tdefs.keys.history import append, history_path
+from tdefs.keys.keystore import Keystore, write_new_keystore
+from tdefs.keys.protectors.base import Protector
+from tdefs.keys.protectors.command_directory import command_directory
+from tdefs.keys.seal import new_history_anchor, open_history_key, sign
+from tdefs.keys.upgrade import upgraded
+
+
+def copy_keystore(source: Keystore, path: Path, protector: Protector) -> KeyRing:
+    """Write a copy of ``source`` at ``path`` and return its data keys; ``protector`` opens both.
+
+    Keys and protectors are the same. The history is the copy's own, with a key of its own, and begins with where
+    it comes from: the records of before stay with the original, and are not missing here.
+
+    Raises TdefsError: VOLUME_EXISTS if there is something at ``path``, or a history of something that was there;
+    OSError; and as :meth:`Keystore.open`. After an error neither file is there.
+    """
+    if history_path(path).exists():
+        raise _exists(history_path(path), "the history of another keystore")
+    original = source.document
+    unlocked = upgraded(source.open(protector), protector)
+    history = new_history_anchor(original.volume_id, unlocked.master)
+    document = sign(
+        replace(unlocked.document, history=history, revision=unlocked.document.revision + 1), unlocked.master
+    )
+    ring = write_new_keystore(path, document, protector)
+    what: dict[str, str | int | None] = {
+        "from": str(source.path),
+        "from_revision": original.revision,
+        "from_records": original.history.count if original.history else None,
+        "revision": document.revision,
+    }
+    try:
+        append(path, "keystore copy", what, open_history_key(document.volume_id, history, unlocked.master))
+    except BaseException:
+        remove_copy(path)
+        raise
+    return ring
+
+
+def remove_copy(path: Path) -> None:
+    """Undo :func:`copy_keystore`, whose copy nobody has used yet."""
+    path.unlink()
+    history_path(path).unlink(missing_ok=True)
+
+
+def copy_command_directory(source: Path, path: Path) -> None:
+    """Copy what the key command of the keystore ``source`` keeps beside it to beside ``path``, if there is any.
+
+    Raises TdefsError(VOLUME_EXISTS) if there is something at that place already; OSError.
+    """
+    found, place = command_directory(source), command_directory(path)
+    if not found.is_dir():
+        return
+    try:
+        shutil.copytree(found, place, symlinks=True)
+    except FileExistsError:
+        raise _exists(place, "a directory for the files of a key command") from None
+    fsync_directory(place.parent)
+
+
+def _exists(path: Path, what: str) -> TdefsError:
+    return TdefsError(
+        Exit.VOLUME_EXISTS,
+        f'there is {what} at "{path}" already',
+        hint="choose another place with --keystore, or move it away if nothing needs it",
+    )
