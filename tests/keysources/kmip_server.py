@@ -27,7 +27,7 @@ class KmipDatabase:
 
     def __init__(self, directory: Path) -> None:
         # its session prints tracebacks of broken connections, and its debug messages hold keys
-        logging.getLogger("kmip").setLevel(logging.CRITICAL)
+        logging.getLogger("kmip.server").setLevel(logging.CRITICAL)
         self._file = directory / "kmip.sqlite"
         self.engine = KmipEngine(policies=copy.deepcopy(policy.policies), database_path=str(self._file))
 
@@ -122,4 +122,3 @@ class PlainServer:
                 self._held.append(connection)
                 if self._greeting:
                     connection.sendall(self._greeting)
-

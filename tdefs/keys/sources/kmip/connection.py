@@ -118,7 +118,7 @@ class Connection:
         self._socket.settimeout(self._left())
         try:
             self._socket.sendall(request)
-        except ConnectionError:
+        except (ConnectionError, ssl.SSLEOFError):
             # With TLS 1.3 a server that refuses the certificate says so after the handshake, and closes; reading
             # what it said gives the reason.
             self._receive(1)

@@ -15,7 +15,7 @@ from tdefs.keys.key_source import Certificate, KeySource
 from tdefs.keys.protectors.base import NotMineError, WrappedMasterKey, WrongSecretError
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.kmip.client import Client
-from tdefs.keys.sources.kmip.fields import KmipSettings, read_fields
+from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields
 from tdefs.keys.sources.kmip.servers import Servers
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 from tdefs.keys.wrapping_keys import ACTIVE, WRAPPING_KEY_BYTES, ServerKey, WrappingKeys
@@ -45,6 +45,11 @@ class KmipSource(KeySource, WrappingKeys):
     def from_settings(cls, read: SettingsReader) -> Self:
         """See KeySource."""
         return cls(read_fields(read))
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        """The servers, in the order of the configuration."""
+        return self._settings.servers
 
     def certificates(self) -> Sequence[Certificate]:
         """See KeySource."""
