@@ -74,7 +74,7 @@ class KmipScene:
             "ca": str(self.authority.path),
             "certificate": str(self.client.certificate),
             "private_key": str(self.client.key),
-            "timeout_seconds": "1",
+            "timeout_seconds": "10",
             "patience_seconds": "0",
             **changes,
         }

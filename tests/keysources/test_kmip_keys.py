@@ -18,7 +18,6 @@ from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import make_key_source
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
 from tdefs.keys.sources.kmip import KmipSource
-from tdefs.keys.wrapping_keys import REVOCATION_REASONS
 from tests.keysources.kmip_scene import CONTEXT, SECRET, KmipScene, entry_of, refusal
 from tests.support.workspace import Workspace
 
@@ -107,7 +106,7 @@ def test_a_registered_key_is_the_key_that_was_given(scene: KmipScene, source: Km
     assert source.unwrap(entry, CONTEXT) == SECRET
 
 
-@pytest.mark.parametrize("reason", REVOCATION_REASONS)
+@pytest.mark.parametrize("reason", ["key-compromise", "ca-compromise", "superseded"])
 def test_a_revoked_key_neither_wraps_nor_unlocks(scene: KmipScene, source: KmipSource, reason: str) -> None:
     uid = active_key(source, f"revoked for {reason}")
     named = scene.cluster_source(key_id=uid)
@@ -195,20 +194,21 @@ def test_an_entry_is_bound_to_its_place(source: KmipSource) -> None:
     source.forget(entry)
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
+def test_parameters_that_are_never_written_are_damage(source: KmipSource) -> None:
+    entry = entry_of(source.wrap(SECRET, CONTEXT))
+    right: dict[str, str | int] = {"key": "1", "created": 1, "source": "kms1"}
+    wrong: list[dict[str, str | int]] = [
         {},
         {"key": "1", "created": 1},
-        {"key": "1", "created": 2, "source": "kms1"},
-        {"key": 1, "created": 1, "source": "kms1"},
-        {"key": "", "created": 1, "source": "kms1"},
-        {"key": "1", "created": 1, "source": "kms1", "more": "x"},
-    ],
-)
-def test_parameters_that_are_never_written_are_damage(source: KmipSource, params: dict[str, Any]) -> None:
-    entry = replace(entry_of(source.wrap(SECRET, CONTEXT)), params=params)
-    assert unlock_refusal(source, entry).exit_code is Exit.KEYSTORE_DAMAGED
+        {**right, "created": 2},
+        {**right, "key": 1},
+        {**right, "key": ""},
+        {**right, "source": 1},
+        {**right, "more": "x"},
+    ]
+    for params in wrong:
+        assert unlock_refusal(source, replace(entry, params=params)).exit_code is Exit.KEYSTORE_DAMAGED
+    source.forget(entry)
 
 
 def test_a_key_whose_creation_was_answered_into_the_void_is_found_again(
@@ -233,7 +233,7 @@ def test_a_key_whose_creation_was_answered_into_the_void_is_found_again(
     assert patient.unwrap(entry, CONTEXT) == SECRET
 
 
-@pytest.mark.parametrize("version", ["1.0", "1.1", "1.3", "1.4"])
+@pytest.mark.parametrize("version", ["1.0", "1.4"])
 def test_older_and_newer_versions_of_kmip_are_spoken(scene: KmipScene, version: str) -> None:
     source = scene.cluster_source(kmip_version=version)
     entry = entry_of(source.wrap(SECRET, CONTEXT))

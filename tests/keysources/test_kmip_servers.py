@@ -85,10 +85,11 @@ def test_hosts_are_checked_as_names_and_as_addresses(scene: KmipScene) -> None:
 
 
 @pytest.mark.parametrize("names", [("kms.example",), ("127.0.0.2",), ()])
-def test_a_certificate_for_another_host_is_refused(scene: KmipScene, names: tuple[str, ...]) -> None:
-    # without alternative names a common name would have to do, as in old times
-    pair = scene.authority.sign("127.0.0.1", *names)
-    error = refusal(scene.source(scene.server(pair).address))
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_certificate_for_another_host_is_refused(scene: KmipScene, names: tuple[str, ...], host: str) -> None:
+    # the common name is right; it counted in old times where there are no alternative names
+    pair = scene.authority.sign(host, *names)
+    error = refusal(scene.source(f"{host}:{scene.server(pair).port}"))
     assert error.exit_code is Exit.KEY_SERVER_UNTRUSTED
     assert "mismatch" in error.detail
     assert "subject alternative names" in error.hint
@@ -121,7 +122,7 @@ def test_a_client_certificate_that_the_server_does_not_take_is_told(
     source = scene.source(
         scene.server(version=version).address, certificate=str(pair.certificate), private_key=str(pair.key)
     )
-    for _ in range(5):  # with TLS 1.3 the refusal races with the request
+    for _ in range(3):  # with TLS 1.3 the refusal races with the request
         error = refusal(source)
         assert error.exit_code is Exit.KEY_SERVER_REFUSED
         assert "does not accept the client certificate" in error.message
@@ -201,10 +202,13 @@ def test_the_first_server_that_answers_is_asked_and_the_others_are_told(
 
 
 def test_a_server_that_hangs_is_left_after_its_time_and_not_asked_first_again(scene: KmipScene) -> None:
-    source = scene.source(scene.plain_server().address, scene.server().address, patience_seconds="30")
+    source = scene.source(
+        scene.plain_server().address, scene.server().address, timeout_seconds="1", patience_seconds="30"
+    )
     started = time.monotonic()
     wraps_and_unwraps(source)
-    assert 1 <= time.monotonic() - started < 2
+    # three times would take three seconds
+    assert 1 <= time.monotonic() - started < 3
 
 
 def test_a_server_that_is_not_trusted_is_passed_over(scene: KmipScene, capfd: pytest.CaptureFixture[str]) -> None:
@@ -218,8 +222,8 @@ def test_with_all_servers_down_it_ends_in_time_and_names_each(
 ) -> None:
     hanging = scene.plain_server().address
     started = time.monotonic()
-    error = refusal(scene.source(NOBODY, hanging, patience_seconds="3"))
-    assert time.monotonic() - started < 5
+    error = refusal(scene.source(NOBODY, hanging, timeout_seconds="1", patience_seconds="3"))
+    assert time.monotonic() - started < 6
     assert error.exit_code is Exit.KEY_SERVER_UNREACHABLE
     assert f"{NOBODY} is not reachable: connection refused" in error.detail
     assert f"{hanging} is not reachable: no answer within 1 s" in error.detail

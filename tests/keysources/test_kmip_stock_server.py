@@ -71,7 +71,7 @@ def port(scene: KmipScene) -> Iterator[int]:
 
 
 def test_the_stock_server_serves_the_key_source(scene: KmipScene, port: int) -> None:
-    source = scene.source(f"127.0.0.1:{port}", timeout_seconds="10")
+    source = scene.source(f"127.0.0.1:{port}")
     wraps_and_unwraps(source)
     uid = source.create_key("stock")
     source.activate_key(uid)

@@ -149,8 +149,8 @@ class KmipSource(KeySource, WrappingKeys):
     def _readable(self, key: ServerKey) -> ServerKey:
         """Return the key if it may unwrap.
 
-        KMIP lets a deactivated key process what it has protected only "under extraordinary circumstances and
-        when special permission is granted": here by the configuration.
+        KMIP lets a deactivated key process what it has protected only in extraordinary circumstances, and by
+        special permission: here that of the configuration.
         """
         if key.state == _DEACTIVATED and self._settings.unwrap_deactivated:
             print(f"tdefs: warning: the key {printable(key.uid)} is deactivated", file=sys.stderr, flush=True)
