@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 import sys
 import time
@@ -30,8 +31,11 @@ class Servers:
         self._told: set[str] = set()
 
     def ask(self, ask: Callable[[Client], Result]) -> Result:
-        """Return what ``ask`` returns of the first server that answers."""
-        until = time.monotonic() + self._settings.patience_seconds
+        """Return what ``ask`` returns of the first server that answers.
+
+        Without patience each server is asked once, and has all of its time.
+        """
+        until = time.monotonic() + (self._settings.patience_seconds or math.inf)
         return attempt(
             lambda: self._ask_in_order(ask, until),
             f"the key server{'s' if len(self._order) > 1 else ''} {', '.join(map(str, self._order))}",
