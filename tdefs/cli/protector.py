@@ -30,6 +30,7 @@ from tdefs.keys.seal import check_mac, open_master_key
 _OPENS = "opens"
 _OTHER_SECRET = "does not open"  # noqa: S105 - what is said of one
 _OTHER_KIND = "of another kind"
+_NO_KEY = "its wrapping key is unusable"
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -180,6 +181,10 @@ def _tried(document: Document, entry: ProtectorEntry, protector: Protector) -> s
         return _OTHER_KIND
     except WrongSecretError:
         return _OTHER_SECRET
+    except TdefsError as error:
+        if error.exit_code is not Exit.WRAPPING_KEY_UNUSABLE:
+            raise
+        return _NO_KEY
     if entry.master_key == document.current_master_key().name:
         check_mac(document, master)
     return _OPENS

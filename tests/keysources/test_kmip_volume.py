@@ -201,6 +201,10 @@ def test_protectors_come_and_go_with_their_keys(volume: KmipVolume, scene: KmipS
     assert "opens" in volume.at("protector", "test", "--id", "pr_2").stdout
     assert len(volume.keys()) == 2
 
+    # with the key of one protector revoked the other still unlocks
+    volume.key_source("revoke", "kms1", first)
+    tested = volume.at("protector", "test").stdout.splitlines()
+    assert [line.rstrip().endswith("its wrapping key is unusable") for line in tested] == [False, True, False]
     done = volume.at("protector", "remove", "pr_1", "--destroy-wrapping-key")
     assert f"its wrapping key {first} is destroyed" in done.stdout
     assert protectors(volume) == ["pr_2"]
