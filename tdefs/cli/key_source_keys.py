@@ -13,7 +13,7 @@ from tdefs.cli.output import print_json, print_line, print_table
 from tdefs.cli.unlock import add_config, source_finder
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.fields import show_time
-from tdefs.keys.private_files import read_private
+from tdefs.keys.private_files import read_file
 from tdefs.keys.secrets import descriptor_number, read_passphrase_descriptor
 from tdefs.keys.wrapping_keys import REVOCATION_REASONS, WRAPPING_KEY_BYTES, ServerKey, WrappingKeys
 
@@ -139,7 +139,7 @@ def _read_key(args: argparse.Namespace) -> bytes:
     if args.key_fd is not None:
         text = read_passphrase_descriptor(args.key_fd, "key")
     else:
-        text = read_private(args.key_file, "key file")
+        text = read_file(args.key_file, "key", secret=True)
         if len(text) == WRAPPING_KEY_BYTES:
             return text
     if _HEX_KEY.fullmatch(text):

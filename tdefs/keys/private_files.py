@@ -1,4 +1,4 @@
-"""Files with the secrets of key sources: private keys, tokens, passwords of either."""
+"""The files that a key source needs: read, and refused where they are not fit, or a secret is open to others."""
 
 from __future__ import annotations
 
@@ -9,50 +9,41 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 
-_MAX_BYTES = 65536
+_MAX_BYTES = 1 << 16
 
 
-def check_private(path: Path, what: str) -> None:
-    """Refuse a file that is missing, or that anybody but its owner may read or write.
+def read_file(path: Path, what: str, *, secret: bool) -> bytes:
+    """Return the content of the ``what`` file.
 
-    ``what`` says what it holds. Raises TdefsError(KEY_SOURCE_UNAVAILABLE).
+    Raises TdefsError(KEY_SOURCE_UNAVAILABLE) if it cannot be read, or is ``secret`` and others have access to it.
     """
     try:
-        status = path.stat()
-    except OSError as error:
-        raise unreadable(path, what, error) from None
-    _check(path, what, status)
-
-
-def read_private(path: Path, what: str) -> bytes:
-    """Return the content of a file that :func:`check_private` lets pass. Raises the same."""
-    try:
-        with path.open("rb", buffering=0) as file:
+        # Nonblocking, so that a FIFO in its place is refused below instead of waited on.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
-            content = file.read(_MAX_BYTES + 1) or b""
+            if not stat.S_ISREG(status.st_mode):
+                raise unfit(path, what, "it is no regular file")
+            if secret:
+                _check_private(path, what, status)
+            data = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise unreadable(path, what, error) from None
-    _check(path, what, status)
-    if len(content) > _MAX_BYTES:
-        raise TdefsError(Exit.KEY_SOURCE_UNAVAILABLE, f'the {what} "{path}" is longer than {_MAX_BYTES} bytes')
-    return content
+        raise unfit(path, what, error.strerror or "") from None
+    if len(data) > _MAX_BYTES:
+        raise unfit(path, what, f"it has more than {_MAX_BYTES} bytes")
+    return data
 
 
-def unreadable(path: Path, what: str, error: OSError) -> TdefsError:
-    """Return the error for a file that a key source needs and that cannot be read."""
+def unfit(path: Path, what: str, detail: str, hint: str = "") -> TdefsError:
+    """Return the error for a file that a key source needs and cannot use."""
     return TdefsError(
-        Exit.KEY_SOURCE_UNAVAILABLE,
-        f'could not read the {what} "{path}"',
-        detail=error.strerror or type(error).__name__,
+        Exit.KEY_SOURCE_UNAVAILABLE, f'the {what} file "{path}" cannot be used', detail=detail, hint=hint
     )
 
 
-def _check(path: Path, what: str, status: os.stat_result) -> None:
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o077:
-        raise TdefsError(
-            Exit.KEY_SOURCE_UNAVAILABLE,
-            f'the {what} "{path}" is accessible to other users',
-            detail=f"its mode is {mode:04o}, and group and others may have no permission",
-            hint=f"chmod 600 {shlex.quote(str(path))}",
-        )
+def _check_private(path: Path, what: str, status: os.stat_result) -> None:
+    quoted = shlex.quote(str(path))
+    if os.geteuid() != 0 and status.st_uid not in (0, os.geteuid()):
+        hint = f"chown {os.geteuid()} {quoted} && chmod 600 {quoted}"
+        raise unfit(path, what, f"it belongs to another user, {status.st_uid}", hint)
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise unfit(path, what, "group or others have access to it", f"chmod 600 {quoted}")

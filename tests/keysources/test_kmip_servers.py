@@ -159,7 +159,7 @@ def test_a_private_key_with_a_password_is_used_and_none_is_asked_for(scene: Kmip
     assert error.exit_code is Exit.KEY_SOURCE_UNAVAILABLE
     password.chmod(0o640)
     error = refusal(scene.source(server, private_key_password_file=str(password), **changes))
-    assert "accessible to other users" in error.message
+    assert error.detail == "group or others have access to it"
     assert error.hint == f"chmod 600 {password}"
 
 
@@ -170,7 +170,7 @@ def test_a_private_key_that_others_can_read_or_write_is_refused(scene: KmipScene
     changes = {"certificate": str(pair.certificate), "private_key": str(pair.key)}
     error = refusal(scene.source(scene.server().address, **changes))
     assert error.exit_code is Exit.KEY_SOURCE_UNAVAILABLE
-    assert "accessible to other users" in error.message
+    assert error.detail == "group or others have access to it"
 
 
 @pytest.mark.parametrize("field", ["ca", "certificate", "private_key"])
@@ -185,8 +185,7 @@ def test_files_that_cannot_be_used_are_named(
     error = refusal(scene.source(NOBODY, **{field: str(path)}))
     assert error.exit_code is Exit.KEY_SOURCE_UNAVAILABLE
     assert content is None or content not in error.render()
-    if content is not None or field != "certificate":
-        assert str(path) in error.message
+    assert str(path) in error.message
 
 
 def test_the_first_server_that_answers_is_asked_and_the_others_are_told(

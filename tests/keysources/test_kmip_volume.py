@@ -157,7 +157,7 @@ def test_keys_are_created_registered_activated_revoked_and_destroyed(volume: Kmi
     key_file = volume.root / "kek"
     key_file.touch(0o644)
     key_file.write_text(os.urandom(32).hex() + "\n")
-    assert "accessible to other users" in volume.key_source(
+    assert "group or others have access to it" in volume.key_source(
         "register", "kms1", "--key-file", key_file, code=Exit.KEY_SOURCE_UNAVAILABLE
     )
     key_file.chmod(0o600)

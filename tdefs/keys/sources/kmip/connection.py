@@ -11,7 +11,7 @@ from typing import Self
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.attempts import UnreachableError
-from tdefs.keys.private_files import check_private, read_private, unreadable
+from tdefs.keys.private_files import read_file, unfit
 from tdefs.keys.sources.kmip.fields import KmipSettings, Server
 
 #: What a KMIP reply begins with: the tag Response Message, and the type Structure; then 4 bytes of length.
@@ -33,12 +33,12 @@ def tls_context(settings: KmipSettings) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if settings.tls_minimum == "1.3" else ssl.TLSVersion.TLSv1_2
     # the names that count are the subject alternative names (RFC 9525)
     context.hostname_checks_common_name = False
+    # OpenSSL opens the files by their names; reading them first tells what is wrong with which
+    read_file(settings.ca, "ca", secret=False)
     try:
         context.load_verify_locations(settings.ca)
-    except ssl.SSLError:
-        raise _bad_file(f'the ca "{settings.ca}" holds no certificate in PEM') from None
-    except OSError as error:
-        raise unreadable(settings.ca, "ca", error) from None
+    except OSError:
+        raise unfit(settings.ca, "ca", "it holds no certificate in PEM") from None
     _load_client_certificate(context, settings)
     return context
 
@@ -46,22 +46,18 @@ def tls_context(settings: KmipSettings) -> ssl.SSLContext:
 def _load_client_certificate(context: ssl.SSLContext, settings: KmipSettings) -> None:
     password = b""
     if settings.private_key_password_file is not None:
-        password = read_private(settings.private_key_password_file, "password file").removesuffix(b"\n")
-    check_private(settings.private_key, "private key")
+        password = read_file(settings.private_key_password_file, "password", secret=True).removesuffix(b"\n")
+    read_file(settings.certificate, "certificate", secret=False)
+    read_file(settings.private_key, "private key", secret=True)
     try:
         # an empty password: without one OpenSSL would ask for it on the terminal
         context.load_cert_chain(settings.certificate, settings.private_key, password)
-    except ssl.SSLError:
-        raise _bad_file(
+    except (OSError, ValueError):
+        raise TdefsError(
+            Exit.KEY_SOURCE_UNAVAILABLE,
             f'certificate "{settings.certificate}" and private key "{settings.private_key}" cannot be used',
             hint="both must be in PEM and belong together; private_key_password_file names the password's file",
         ) from None
-    except OSError as error:
-        raise unreadable(settings.certificate, "certificate", error) from None
-
-
-def _bad_file(message: str, hint: str = "") -> TdefsError:
-    return TdefsError(Exit.KEY_SOURCE_UNAVAILABLE, message, hint=hint)
 
 
 class UntrustedError(TdefsError):
