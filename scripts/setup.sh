@@ -28,7 +28,7 @@ usage() { sed -n '2,8s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"; }
 extras=
 while (($#)); do
     case $1 in
-        --dev) extras='[dev,postgres18,keycommands,vault-transit,vault-kv,openbao,aws-kms,pkcs11]' ;;
+        --dev) extras='[dev,postgres18,keycommands,kmip,vault-transit,vault-kv,openbao,aws-kms,pkcs11]' ;;
         -h | --help)
             usage
             exit 0
@@ -152,7 +152,7 @@ wanted_stamp() {
 
 venv_is_current() {
     [[ -x $venv/bin/tdefs && -r $stamp ]] || return 1
-    grep -qxF -e "$(wanted_stamp "$extras")" -e "$(wanted_stamp '[dev,postgres18,keycommands,vault-transit,vault-kv,openbao,aws-kms,pkcs11]')" -- "$stamp"
+    grep -qxF -e "$(wanted_stamp "$extras")" -e "$(wanted_stamp '[dev,postgres18,keycommands,kmip,vault-transit,vault-kv,openbao,aws-kms,pkcs11]')" -- "$stamp"
 }
 
 # A directory that was copied or moved here has scripts that start another place's Python.

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tdefs.cli.output import print_json, print_line, printable
+from tdefs.cli.unlock import add_config
+from tdefs.config import load_config
+from tdefs.doctor.certificates import examine_certificates
 from tdefs.doctor.cluster import examine_cluster, find_clusters
-from tdefs.doctor.findings import Finding, Level
+from tdefs.doctor.findings import Finding, Level, risk
 from tdefs.doctor.host import examine_host
-from tdefs.errors import Exit
+from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
 from tdefs.fs.mounts import find_mount, tdefs_mounts
+from tdefs.keys.key_source import make_key_source
 from tdefs.volume import read_volume
 
 _UNSEEN = "What roles and databases have set of their own cannot be seen so: psql's \\drds lists it."
@@ -24,10 +30,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what weakens a mount: PostgreSQL's settings, files in the clear, the host",
         description="Examines the mount at MOUNTPOINT and the PostgreSQL cluster on it, changes nothing, and says "
         "what weakens them: settings that lose commits, WAL or tablespaces in the clear, keys that may get into "
-        "swap. Run it as root, or as the user who mounted.",
+        "swap, certificates of key sources that expire. Run it as root, or as the user who mounted.",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_config(parser)
     parser.set_defaults(run=_run)
 
 
@@ -38,12 +45,24 @@ def _run(args: argparse.Namespace) -> int:
     clusters = find_clusters(mount.mountpoint)
     for pgdata in clusters:
         findings += examine_cluster(pgdata, [each.mountpoint for each in tdefs_mounts()])
+    findings += _key_sources(args)
     findings.sort(key=lambda finding: list(Level).index(finding.level))
     if args.json:
         print_json([{"level": one.level.value, "what": one.what, "hint": one.hint} for one in findings])
     else:
         _print(findings, clusters)
     return Exit.DOCTOR_FOUND_RISKS if any(one.level is Level.RISK for one in findings) else Exit.OK
+
+
+def _key_sources(args: argparse.Namespace) -> Iterator[Finding]:
+    """Yield what is wrong with any key source of the configuration: it describes what this host relies on."""
+    for name, settings in load_config(args.config).key_sources.items():
+        try:
+            source = make_key_source(settings)
+        except TdefsError as error:
+            yield risk(f'key source "{name}" cannot be used: {error.message}', error.hint or "see docs/KMS.md")
+        else:
+            yield from examine_certificates(name, source, datetime.now(UTC))
 
 
 def _print(findings: list[Finding], clusters: list[Path]) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tdefs.cli.key_source_keys import register_key_commands
 from tdefs.cli.output import print_json, print_line, print_table
 from tdefs.cli.unlock import add_config, source_finder
 from tdefs.config import load_config
@@ -20,7 +21,8 @@ from tdefs.keys.settings import Settings
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command ``key-source`` with its sub-commands."""
     parser = subparsers.add_parser(
-        "key-source", help="key servers, tokens and the like that the configuration describes: list, test"
+        "key-source",
+        help="key servers, tokens and the like that the configuration describes: list, test; and their keys",
     )
     commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
 
@@ -33,6 +35,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     test.add_argument("name", metavar="NAME", help="what the configuration calls it")
     add_config(test)
     test.set_defaults(run=_test)
+
+    register_key_commands(commands)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from tdefs.cli.unlock import (
     source_finder,
     unlocking_secret,
 )
+from tdefs.cli.wrapping_key_end import destroy_wrapping_key, source_with_key_of
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, ProtectorEntry
 from tdefs.keys.fields import show_time
@@ -29,6 +30,7 @@ from tdefs.keys.seal import check_mac, open_master_key
 _OPENS = "opens"
 _OTHER_SECRET = "does not open"  # noqa: S105 - what is said of one
 _OTHER_KIND = "of another kind"
+_NO_KEY = "its wrapping key is unusable"
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,6 +56,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     remove = commands.add_parser("remove", help="remove a protector; the last one stays")
     remove.add_argument("id", metavar="ID", help="such as pr_2")
+    remove.add_argument(
+        "--destroy-wrapping-key",
+        action="store_true",
+        help="also destroy the key that the key server has for this protector alone; older copies of the keystore "
+        "then do not open by it, either",
+    )
     add_place(remove)
     add_keystore_arguments(remove)
     remove.set_defaults(run=_remove)
@@ -101,12 +109,18 @@ def _show_code(code: str | None) -> None:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    with changing(args, volume_of(args), "protector remove") as change:
+    volume = volume_of(args)
+    with changing(args, volume, "protector remove") as change:
         entry = find_protector(change.document, args.id)
+        key = source_with_key_of(args, volume.backing, entry) if args.destroy_wrapping_key else None
         # what opened the keystore may be what goes
         change.save(remove_protector(change.unlocked, args.id), [], protector=args.id, kind=entry.kind)
         rest = ", ".join(_described(one) for one in change.document.protectors)
     print_line(f"protector {_described(entry)} is removed; left: {rest}")
+    if key is not None:
+        source, uid = key
+        destroy_wrapping_key(source, uid, entry)
+        print_line(f"its wrapping key {uid} is destroyed")
     return Exit.OK
 
 
@@ -167,6 +181,10 @@ def _tried(document: Document, entry: ProtectorEntry, protector: Protector) -> s
         return _OTHER_KIND
     except WrongSecretError:
         return _OTHER_SECRET
+    except TdefsError as error:
+        if error.exit_code is not Exit.WRAPPING_KEY_UNUSABLE:
+            raise
+        return _NO_KEY
     if entry.master_key == document.current_master_key().name:
         check_mac(document, master)
     return _OPENS

@@ -64,8 +64,8 @@ class Keystore:
         """Unlock with ``protector``.
 
         Raises TdefsError: NO_SECRET if the keystore has no protector of this kind (before the secret is
-        asked for), WRONG_SECRET if none of them opens, KEYSTORE_DAMAGED if the keystore was altered by
-        someone without the master key, and what fetching the secret raises.
+        asked for), WRONG_SECRET or WRAPPING_KEY_UNUSABLE if none of them opens, KEYSTORE_DAMAGED if the
+        keystore was altered by someone without the master key, and what fetching the secret raises.
         """
         if protector.kind not in self.kinds():
             raise TdefsError(
@@ -84,7 +84,7 @@ class Keystore:
         """Return by name every master key that ``protector`` opens, and which entry opened the current one."""
         opened: dict[str, MasterKey] = {}
         by = ""
-        refusal: WrongSecretError | None = None
+        refusal: TdefsError | None = None
         current = self.document.current_master_key().name
         for entry in self.document.protectors:
             if entry.master_key in opened:
@@ -93,7 +93,10 @@ class Keystore:
                 opened[entry.master_key] = open_master_key(self.document, entry, protector)
             except NotMineError:
                 continue
-            except WrongSecretError as error:
+            except TdefsError as error:
+                # A key server may have revoked the key of one protector, and have that of the next.
+                if error.exit_code not in (Exit.WRONG_SECRET, Exit.WRAPPING_KEY_UNUSABLE):
+                    raise
                 refusal = refusal or error
                 continue
             if entry.master_key == current:

@@ -158,7 +158,7 @@ def _read_file(path: Path, what: str, *, private: bool) -> bytes:
         raise TdefsError(Exit.NO_SECRET, f"could not read the {what}", detail=reason or "") from None
 
 
-def read_passphrase_descriptor(descriptor: int) -> bytes:
+def read_passphrase_descriptor(descriptor: int, name: str = "passphrase") -> bytes:
     """Return what is left to read of ``descriptor``, without one newline at its end.
 
     The descriptor is closed, unless it is one of the standard three. Raises TdefsError(NO_SECRET).
@@ -172,7 +172,7 @@ def read_passphrase_descriptor(descriptor: int) -> bytes:
     except OSError as error:
         raise TdefsError(
             Exit.NO_SECRET,
-            f"could not read the passphrase from file descriptor {descriptor}",
+            f"could not read the {name} from file descriptor {descriptor}",
             detail=error.strerror or "",
         ) from None
 

@@ -1,0 +1,49 @@
+"""The files that a key source needs: read, and refused where they are not fit, or a secret is open to others."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from pathlib import Path
+
+from tdefs.errors import Exit, TdefsError
+
+_MAX_BYTES = 1 << 16
+
+
+def read_file(path: Path, what: str, *, secret: bool) -> bytes:
+    """Return the content of the ``what`` file.
+
+    Raises TdefsError(KEY_SOURCE_UNAVAILABLE) if it cannot be read, or is ``secret`` and others have access to it.
+    """
+    try:
+        # Nonblocking, so that a FIFO in its place is refused below instead of waited on.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise unfit(path, what, "it is no regular file")
+            if secret:
+                _check_private(path, what, status)
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise unfit(path, what, error.strerror or "") from None
+    if len(data) > _MAX_BYTES:
+        raise unfit(path, what, f"it has more than {_MAX_BYTES} bytes")
+    return data
+
+
+def unfit(path: Path, what: str, detail: str, hint: str = "") -> TdefsError:
+    """Return the error for a file that a key source needs and cannot use."""
+    return TdefsError(
+        Exit.KEY_SOURCE_UNAVAILABLE, f'the {what} file "{path}" cannot be used', detail=detail, hint=hint
+    )
+
+
+def _check_private(path: Path, what: str, status: os.stat_result) -> None:
+    quoted = shlex.quote(str(path))
+    if os.geteuid() != 0 and status.st_uid not in (0, os.geteuid()):
+        hint = f"chown {os.geteuid()} {quoted} && chmod 600 {quoted}"
+        raise unfit(path, what, f"it belongs to another user, {status.st_uid}", hint)
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise unfit(path, what, "group or others have access to it", f"chmod 600 {quoted}")

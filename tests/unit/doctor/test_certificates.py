@@ -1,0 +1,91 @@
+"""The doctor tells of certificates that expire, before the next unlock fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tdefs.doctor.certificates import examine_certificates
+from tdefs.doctor.findings import Finding, Level
+from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.key_source import Certificate, KeySource
+from tdefs.keys.protectors.base import WrappedMasterKey
+from tdefs.keys.settings import SettingsReader
+from tdefs.keys.wrapping import WrapContext
+from tests.keysources.certificates import Authority
+
+NOW = datetime.now(UTC)
+
+
+class Source(KeySource):
+    """A key source that has certificates, and no more."""
+
+    kind = "kmip"
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    @classmethod
+    def from_settings(cls, read: SettingsReader) -> Self:
+        raise NotImplementedError
+
+    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+        raise NotImplementedError
+
+    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
+        raise NotImplementedError
+
+    def certificates(self) -> Sequence[Certificate]:
+        return [Certificate(path, "client certificate") for path in self._paths]
+
+
+def examine(*paths: Path) -> list[Finding]:
+    return list(examine_certificates("kms1", Source(paths), NOW))
+
+
+def made(directory: Path, valid: timedelta) -> Path:
+    return Authority(directory).sign("client", client=True, valid=valid).certificate
+
+
+def test_a_certificate_that_is_good_for_long_is_not_told(tmp_path: Path) -> None:
+    assert examine(made(tmp_path, timedelta(days=31))) == []
+    assert examine() == []
+
+
+def test_one_that_expires_soon_is_advice_with_its_date(tmp_path: Path) -> None:
+    path = made(tmp_path, timedelta(days=29, hours=1))
+    [finding] = examine(path)
+    assert finding.level is Level.ADVICE
+    date = NOW + timedelta(days=29, hours=1)
+    assert finding.what == (f'key source "kms1": client certificate {path} expires on {date:%Y-%m-%d}, in 29 days')
+    assert "replace the file" in finding.hint
+
+
+def test_one_that_is_expired_is_a_risk(tmp_path: Path) -> None:
+    [finding] = examine(made(tmp_path, timedelta(days=-2)))
+    assert finding.level is Level.RISK
+    assert f"expired on {NOW - timedelta(days=2):%Y-%m-%d}" in finding.what
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_one_that_cannot_be_read_is_a_risk(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "client.pem"
+    if content is not None:
+        path.write_bytes(content)
+    [finding] = examine(path)
+    assert finding.level is Level.RISK
+    assert f"{path} cannot be read" in finding.what
+
+
+def test_of_a_chain_the_certificate_that_expires_is_named(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    good = authority.sign("good", client=True).certificate
+    old = authority.sign("old", client=True, valid=timedelta(days=-1)).certificate
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(good.read_bytes() + old.read_bytes())
+    [finding] = examine(chain)
+    assert f"{chain}: CN=old expired" in finding.what
