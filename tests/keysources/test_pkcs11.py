@@ -214,7 +214,7 @@ def test_another_token_with_a_key_of_the_same_name_does_not_open(site: Site, tok
         ({"serial": "0123"}, Exit.KEY_SERVER_UNREACHABLE, 'there is no token "tdefs token"'),
         ({"module": "/none.so"}, Exit.KEY_SOURCE_UNAVAILABLE, 'the PKCS#11 module "/none.so" cannot be loaded'),
         ({"module": "/etc/passwd"}, Exit.KEY_SOURCE_UNAVAILABLE, "cannot be loaded"),
-        ({"pin_file": "/none"}, Exit.KEY_SOURCE_UNAVAILABLE, 'the PIN file "/none" cannot be read'),
+        ({"pin_file": "/none"}, Exit.KEY_SOURCE_UNAVAILABLE, 'the PIN file "/none" cannot be used'),
         ({"module": "relative.so"}, Exit.CONFIG_INVALID, "module must be an absolute path"),
         ({"token_label": ""}, Exit.CONFIG_INVALID, "token_label or serial must say which token"),
         ({"mechanism": "rsa"}, Exit.CONFIG_INVALID, "mechanism must be one of aes-gcm, rsa-oaep"),
@@ -284,7 +284,7 @@ def test_a_pin_file_that_others_can_read_is_refused(site: Site) -> None:
     site.describe()
     site.pin_file.chmod(0o640)
     error = site.refused()
-    assert error.exit_code == Exit.KEYSTORE_EXPOSED
+    assert error.exit_code == Exit.KEY_SOURCE_UNAVAILABLE
     assert f"chmod 600 {site.pin_file}" in error.hint
     site.pin_file.chmod(0o600)
     site.pin_file.write_text("\n")

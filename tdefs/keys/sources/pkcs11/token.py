@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +17,7 @@ from pkcs11.types import DecryptMixin, EncryptMixin, Key, Session, Token
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.host import harden_process
-from tdefs.keys.secrets import read_passphrase_file
+from tdefs.keys.private_files import read_file
 from tdefs.keys.sources.pkcs11.answers import absent, of_error, refusal_before_login, unavailable, unusable
 from tdefs.keys.sources.pkcs11.request import (
     AES_GCM,
@@ -118,18 +116,7 @@ def _check_mechanism(token: Token, name: str, mechanism: str) -> None:
 
 
 def _read_pin(path: Path) -> str:
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError as error:
-        raise unavailable(f'the PIN file "{path}" cannot be read', error.strerror or "") from None
-    if mode & 0o077:
-        raise TdefsError(
-            Exit.KEYSTORE_EXPOSED,
-            f'the PIN file "{path}" is accessible to other users',
-            detail=f"its mode is {mode:04o}, and group and others may have no permission",
-            hint=f"chmod 600 {shlex.quote(str(path))}, and change the PIN",
-        )
-    pin = read_passphrase_file(path, "PIN").decode("utf-8", "replace")
+    pin = read_file(path, "PIN", secret=True).removesuffix(b"\n").decode("utf-8", "replace")
     if not pin:
         raise TdefsError(Exit.NO_SECRET, f'the PIN file "{path}" is empty')
     return pin
