@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LOG_BYTES = 10 << 20
 _LOG_FILES = 3
+# Between the record of a session and its mount.
+_MOUNTING_SECONDS = 1.0
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -124,7 +127,7 @@ def _acquire(lock: VolumeLock, volume: Volume) -> None:
         session = read_session(volume)
         if session is None or session.clean or not is_running(session.pid):
             raise
-        if any(mount.mountpoint == Path(session.mountpoint) for mount in tdefs_mounts()):
+        if _appears(Path(session.mountpoint)):
             raise
         raise TdefsError(
             error.exit_code,
@@ -132,6 +135,16 @@ def _acquire(lock: VolumeLock, volume: Volume) -> None:
             detail=f'process {session.pid} serves what was detached from "{session.mountpoint}" while in use',
             hint="it ends when the last file in it is closed: stop what was started there",
         ) from None
+
+
+def _appears(mountpoint: Path) -> bool:
+    """Tell whether there is a mount; one that another process is about to make gets the time for that."""
+    deadline = time.monotonic() + _MOUNTING_SECONDS
+    while all(mount.mountpoint != mountpoint for mount in tdefs_mounts()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_MOUNTING_SECONDS / 20)
+    return True
 
 
 def _recovered(volume: Volume, policy: Policy) -> Volume:
