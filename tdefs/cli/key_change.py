@@ -75,6 +75,8 @@ def run_revoke(args: argparse.Namespace) -> int:
     print_line(f"{len(files.paths)} files use it" + (":" if files.paths else ""))
     for line in files.shown(_SHOWN_FILES):
         print_line(f"    {line}")
+    if files.unknown:
+        print_line(f"{len(files.unknown)} more could not be looked at")
     return Exit.OK
 
 
@@ -85,14 +87,14 @@ def run_destroy(args: argparse.Namespace) -> int:
         rounds = [one.round for one in chosen_rounds(find_data_key(change.document, args.name), args.round)]
         new = destroy_rounds(change.unlocked, args.name, args.round)
         # that no new file can come under it from now on
-        tell_daemon(volume, change.unlocked.ring, change.unlocked.ring)
+        tell_daemon(volume, change.path, change.unlocked.ring, change.unlocked.ring)
         files = KeyFiles.scan(volume, args.name, rounds)
         if args.destroy_files_of != args.name and (files.paths or files.unknown):
             raise TdefsError(
                 Exit.DATA_KEY_NEEDED,
                 f"{len(files.paths)} files use {_named(args.name, rounds)}, and would be unreadable for ever"
                 + (f"; {len(files.unknown)} more could not be looked at" if files.unknown else ""),
-                detail="\n".join([*files.shown(_SHOWN_FILES), *files.unknown[:_SHOWN_FILES]]),
+                detail="\n".join([*files.shown(_SHOWN_FILES), *map(printable, files.unknown[:_SHOWN_FILES])]),
                 hint="write these files anew under another key first (VACUUM FULL, pg_basebackup, a dump), or add"
                 f" --destroy-files-of {args.name} if their loss is what you want",
             )
@@ -124,7 +126,7 @@ def run_reload(args: argparse.Namespace) -> int:
     """``tdefs key reload``."""
     volume = volume_of(args)
     ring = unlock(args, volume)
-    if not tell_daemon(volume, ring, ring):
+    if not tell_daemon(volume, keystore_path(args, volume), ring, ring):
         raise TdefsError(Exit.NOT_MOUNTED, f'volume "{volume.backing}" is not mounted')
     print_line(f"the daemon uses revision {ring.revision} of the keystore")
     return Exit.OK
@@ -146,7 +148,7 @@ def _save_and_tell(
     old: KeyRing = change.unlocked.ring
     change.save(new, None, **what)
     try:
-        tell_daemon(volume, old, change.unlocked.ring)
+        tell_daemon(volume, change.path, old, change.unlocked.ring)
     except TdefsError:
         print("tdefs: the keystore is changed", file=sys.stderr)
         raise

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import time
+from collections.abc import Collection
 from typing import Any
 
 from tdefs.volume import Volume
@@ -17,10 +19,25 @@ from tdefs.volume import Volume
 TIMEOUT_SECONDS = 5
 _MAX_ANSWER = 1 << 20
 _RETRY_SECONDS = 0.01
+#: The kernel's struct ucred (unix(7)): process, user, group.
+_CREDENTIALS = struct.Struct("3i")
 
 
-def ask(volume: Volume, name: str, **more: Any) -> dict[str, Any] | None:
-    """Ask the daemon of *volume*; ``None`` if there is none, or it does not answer this user in time."""
+class StrangerError(Exception):
+    """A process of another user than the daemon's may be listens on the control socket."""
+
+    def __init__(self, user: int) -> None:
+        super().__init__(f"a process of user {user} listens on the control socket")
+
+
+def ask(
+    volume: Volume, name: str, *, only_of: Collection[int] | None = None, **more: Any
+) -> dict[str, Any] | None:
+    """Ask the daemon of *volume*; ``None`` if there is none, or it does not answer this user in time.
+
+    :param only_of: the users whose process may be told; a volume's directory may be another user's to write to.
+    :raises StrangerError: a process of another user listens, which was told nothing.
+    """
     try:
         directory = os.open(volume.private, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -29,6 +46,8 @@ def ask(volume: Volume, name: str, **more: Any) -> dict[str, Any] | None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(TIMEOUT_SECONDS)
             _connect(client, f"/proc/self/fd/{directory}/{volume.control_socket.name}")
+            if only_of is not None and (user := _listener(client)) not in only_of:
+                raise StrangerError(user)
             client.sendall(json.dumps({"request": name, **more}).encode() + b"\n")
             reply = b""
             while not reply.endswith(b"\n") and len(reply) < _MAX_ANSWER:
@@ -56,3 +75,10 @@ def _connect(client: socket.socket, address: str) -> None:
             time.sleep(_RETRY_SECONDS)
         else:
             return
+
+
+def _listener(client: socket.socket) -> int:
+    """Return the user of the process that listens at the other end, as the kernel noted it at its listen(2)."""
+    user: int
+    _, user, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return user

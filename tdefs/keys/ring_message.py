@@ -28,12 +28,17 @@ Rounds = list[tuple[str, int]]
 
 
 class RingRefusedError(Exception):
-    """A message that is not taken; the text says why, and has no secret."""
+    """A message that is not taken, or not made; the text says why, and has no secret."""
 
 
 def seal_ring(new: KeyRing, shared: Iterable[DataKey]) -> dict[str, Any]:
-    """Return the message that carries ``new`` to who has the keys ``shared``, as JSON's own types."""
+    """Return the message that carries ``new`` to who has the keys ``shared``, as JSON's own types.
+
+    Raises RingRefusedError for no shared key at all, as anybody could open such a message.
+    """
     keys = sorted(shared, key=_place)
+    if not keys:
+        raise RingRefusedError("the other side says that it has none of the keys")
     rounds = [_place(key) for key in keys]
     content = {
         "revision": new.revision,

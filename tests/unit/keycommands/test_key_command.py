@@ -73,7 +73,7 @@ class Daemon:
         self.silent = False
         self.asked: list[str] = []
 
-    def ask(self, volume: object, name: str, **more: Any) -> dict[str, Any] | None:
+    def ask(self, volume: object, name: str, *, only_of: object = None, **more: Any) -> dict[str, Any] | None:
         self.asked.append(name)
         if self.silent:
             return None
@@ -179,7 +179,7 @@ def test_key_in_use_is_destroyed_only_by_a_confirmation_that_names_it(keys: Keys
     assert daemon.ring.destroyed == {("dk_2", 1)}
     with pytest.raises(TdefsError) as caught:
         keys.read("base/5/16384")
-    assert caught.value.exit_code == Exit.FILE_DAMAGED
+    assert caught.value.exit_code == Exit.DATA_KEY_DESTROYED
     assert "was destroyed" in caught.value.message
     assert "backups of before the key was destroyed" in caught.value.hint
     assert keys.read("base/5/16385") == "kept"

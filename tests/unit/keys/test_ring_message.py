@@ -51,10 +51,15 @@ def test_no_key_is_in_the_message_in_the_clear() -> None:
         assert key.secret.hex().encode().hex() not in wire
 
 
+def test_no_message_is_made_that_anybody_could_open() -> None:
+    with pytest.raises(RingRefusedError, match="none of the keys"):
+        seal_ring(NEW, [])
+
+
 def test_sender_without_the_keys_is_refused() -> None:
     stranger = replace(DK_1, secret=bytes(32))
     assert "not sealed" in refusal(seal_ring(NEW, [stranger, DK_2]))
-    assert "not sealed" in refusal(seal_ring(NEW, []))
+    assert "not sealed" in refusal(seal_ring(NEW, [DK_1]) | {"shared": []})
     assert "not sealed" in refusal(seal_ring(NEW, [DK_1, DK_2, replace(DK_2, name="dk_9")]))
 
 
