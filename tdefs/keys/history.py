@@ -9,6 +9,7 @@ in the keystore counts, up to the keystore's last change.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -71,7 +72,10 @@ def append(
         else:
             last = _mac(key, last, pending, body).finalize()
             line = body + b',"mac":"' + last.hex().encode("ascii") + b'"}\n'
-        os.write(descriptor, mend + line)
+        if os.write(descriptor, mend + line) != len(mend + line):
+            # a full disk took a part; the keystore must not count a record that is not there
+            os.ftruncate(descriptor, len(data))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

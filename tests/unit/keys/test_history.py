@@ -178,3 +178,18 @@ def test_two_writers_at_a_time_keep_the_chain(keystore: Path) -> None:
     found = check(keystore, EMPTY)
     assert found.findings == []
     assert [record["n"] for record in found.records] == list(range(1, 101))
+
+
+def test_record_that_a_full_disk_took_in_part_is_an_error_and_leaves_nothing(
+    keystore: Path, anchor: HistoryAnchor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_history(keystore)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
+    with pytest.raises(OSError, match="No space left"):
+        append(keystore, "key rotate", {"key": "dk_1", "revision": 4}, KEY)
+    monkeypatch.undo()
+    assert read_history(keystore) == before
+    append(keystore, "key rotate", {"key": "dk_1", "revision": 4}, KEY)
+    found = check(keystore, anchor, revision=4)
+    assert (found.findings, found.notes) == ([], [])
