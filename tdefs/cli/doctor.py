@@ -30,21 +30,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what weakens a mount: PostgreSQL's settings, files in the clear, the host",
         description="Examines the mount at MOUNTPOINT and the PostgreSQL cluster on it, changes nothing, and says "
         "what weakens them: settings that lose commits, WAL or tablespaces in the clear, keys that may get into "
-        "swap, certificates of key sources that expire. Run it as root, or as the user who mounted.",
+        "swap, certificates of key sources that expire. Run it as root, or as the user who mounted. Without "
+        "MOUNTPOINT it examines the key sources alone, such as when a certificate has expired and nothing mounts.",
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, nargs="?")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    mount = find_mount(args.mountpoint)
-    volume = read_volume(mount.backing)
-    findings = list(examine_host(volume, mount.mountpoint, ask(volume, "status")))
-    clusters = find_clusters(mount.mountpoint)
-    for pgdata in clusters:
-        findings += examine_cluster(pgdata, [each.mountpoint for each in tdefs_mounts()])
+    findings, clusters = ([], None) if args.mountpoint is None else _mount(args.mountpoint)
     findings += _key_sources(args)
     findings.sort(key=lambda finding: list(Level).index(finding.level))
     if args.json:
@@ -52,6 +48,17 @@ def _run(args: argparse.Namespace) -> int:
     else:
         _print(findings, clusters)
     return Exit.DOCTOR_FOUND_RISKS if any(one.level is Level.RISK for one in findings) else Exit.OK
+
+
+def _mount(mountpoint: Path) -> tuple[list[Finding], list[Path]]:
+    """Return what is wrong with a mount, and the clusters that were found on it."""
+    mount = find_mount(mountpoint)
+    volume = read_volume(mount.backing)
+    findings = list(examine_host(volume, mount.mountpoint, ask(volume, "status")))
+    clusters = find_clusters(mount.mountpoint)
+    for pgdata in clusters:
+        findings += examine_cluster(pgdata, [each.mountpoint for each in tdefs_mounts()])
+    return findings, clusters
 
 
 def _key_sources(args: argparse.Namespace) -> Iterator[Finding]:
@@ -65,15 +72,16 @@ def _key_sources(args: argparse.Namespace) -> Iterator[Finding]:
             yield from examine_certificates(name, source, datetime.now(UTC))
 
 
-def _print(findings: list[Finding], clusters: list[Path]) -> None:
+def _print(findings: list[Finding], clusters: list[Path] | None) -> None:
+    """Print for people; ``clusters`` is None where no mount was examined."""
     for finding in findings:
         print_line(f"{finding.level.value.upper()}: {printable(finding.what)}")
         print_line(f"HINT:  {printable(finding.hint)}")
     if not findings:
-        print_line("nothing weakens this mount")
-    for pgdata in clusters:
+        print_line(f"nothing weakens {'the key sources' if clusters is None else 'this mount'}")
+    for pgdata in clusters or ():
         print_line(
             f"{printable(str(pgdata))} was examined by its files, as its next start would find it. " + _UNSEEN
         )
-    if not clusters:
+    if clusters == []:
         print_line("there is no cluster on this mount: no settings were examined")

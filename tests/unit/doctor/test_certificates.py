@@ -9,14 +9,17 @@ from typing import Self
 
 import pytest
 
+from tdefs.cli import doctor
 from tdefs.doctor.certificates import examine_certificates
 from tdefs.doctor.findings import Finding, Level
+from tdefs.errors import Exit
 from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import Certificate, KeySource
 from tdefs.keys.protectors.base import WrappedMasterKey
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.certificates import Authority
+from tests.unit.offline.offline_volumes import Command
 
 NOW = datetime.now(UTC)
 
@@ -89,3 +92,21 @@ def test_of_a_chain_the_certificate_that_expires_is_named(tmp_path: Path) -> Non
     chain.write_bytes(good.read_bytes() + old.read_bytes())
     [finding] = examine(chain)
     assert f"{chain}: CN=old expired" in finding.what
+
+
+def test_without_a_mount_the_doctor_tells_of_key_sources(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tdefs.yaml"
+    expired = made(tmp_path, timedelta(days=-1))
+    lines = (
+        "kind: kmip",
+        "servers: [localhost]",
+        f"ca: {expired}",
+        f"certificate: {expired}",
+        "private_key: /key",
+    )
+    config.write_text("version: 1\nkey_sources:\n  kms1:\n" + "".join(f"    {line}\n" for line in lines))
+    assert Command(capsys).run(doctor, "--config", config)[0] == Exit.DOCTOR_FOUND_RISKS
+    config.write_text("version: 1\n")
+    assert Command(capsys).run(doctor, "--config", config) == (0, "nothing weakens the key sources\n")
