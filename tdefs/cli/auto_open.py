@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import socket
-import sys
 from typing import Any
 
 from tdefs.cli.keystore_change import changing
-from tdefs.cli.output import print_json, print_line, print_table, printable
+from tdefs.cli.output import print_json, print_line, print_table
 from tdefs.cli.place import add_place, volume_of
-from tdefs.cli.this_host import HostEntry, holders, not_enabled, survey
+from tdefs.cli.this_host import HostEntry, forget_here, holders, not_enabled, survey
 from tdefs.cli.unlock import add_keystore_arguments, add_keystore_place, open_recorded, read_keystore
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.document_text import MAX_LABEL_CHARACTERS
 from tdefs.keys.protector_changes import add_protector, remove_protector
 from tdefs.keys.protectors.this_host import ThisHostProtector
@@ -92,7 +90,7 @@ def _enable(args: argparse.Namespace) -> int:
             new = remove_protector(new, entry.id)
         change.save(new, [protector], protector=id, kind=protector.kind, by=keeper.name)
         for entry in old:
-            _forget(protector, entry)
+            forget_here(protector, entry)
     print_line(
         f"protector {id}{f' ({label})' if label else ''}: this host opens the keystore by {keeper.title} now"
     )
@@ -114,21 +112,12 @@ def _disable(args: argparse.Namespace) -> int:
         # what opened the keystore may be what goes
         change.save(new, [], protector=", ".join(entry.id for entry in mine), kind=protector.kind)
         for entry in mine:
-            _forget(protector, entry)
+            forget_here(protector, entry)
         rest = ", ".join(f"{one.id} ({one.kind})" for one in change.document.protectors)
     print_line(f"this host does not open the keystore any more; left: {rest}")
     if any(entry.params.get("by") == TpmHolder.name for entry in mine):
         print_line("copies of the keystore made before still open on this host, until its TPM is cleared")
     return Exit.OK
-
-
-def _forget(protector: ThisHostProtector, entry: ProtectorEntry) -> None:
-    """The keystore is changed already: what cannot be removed is of no use, and a warning."""
-    try:
-        protector.forget(entry)
-    except OSError as error:
-        place = printable(str(error.filename))
-        print(f'tdefs: warning: could not remove "{place}": {error.strerror}', file=sys.stderr)
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from tdefs.cli.keystore_change import changing
 from tdefs.cli.output import print_json, print_line, print_table
 from tdefs.cli.place import add_place, volume_of
+from tdefs.cli.this_host import forget_here, holders
 from tdefs.cli.unlock import (
     add_keystore_arguments,
     add_keystore_place,
@@ -19,13 +20,16 @@ from tdefs.cli.unlock import (
     unlocking_secret,
 )
 from tdefs.cli.wrapping_key_end import destroy_wrapping_key, source_with_key_of
+from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, ProtectorEntry
 from tdefs.keys.fields import show_time
 from tdefs.keys.new_secrets import add_new_secret_arguments, new_secret_from_arguments
 from tdefs.keys.protector_changes import add_protector, change_protector, find_protector, remove_protector
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
+from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.seal import check_mac, open_master_key
+from tdefs.volume import Volume
 
 _OPENS = "opens"
 _OTHER_SECRET = "does not open"  # noqa: S105 - what is said of one
@@ -90,12 +94,14 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _change(args: argparse.Namespace) -> int:
-    with changing(args, volume_of(args), "protector change") as change:
-        find_protector(change.document, args.id)
+    volume = volume_of(args)
+    with changing(args, volume, "protector change") as change:
+        old = find_protector(change.document, args.id)
         protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
         new = change_protector(change.unlocked, args.id, protector)
         _show_code(code)
         change.save(new, [protector], protector=args.id, kind=protector.kind)
+        _forget_host_key(args, volume, old)
     print_line(f"protector {args.id} ({protector.kind}) has a new secret; the old one opens the keystore no more")
     return Exit.OK
 
@@ -115,6 +121,7 @@ def _remove(args: argparse.Namespace) -> int:
         key = source_with_key_of(args, volume.backing, entry) if args.destroy_wrapping_key else None
         # what opened the keystore may be what goes
         change.save(remove_protector(change.unlocked, args.id), [], protector=args.id, kind=entry.kind)
+        _forget_host_key(args, volume, entry)
         rest = ", ".join(_described(one) for one in change.document.protectors)
     print_line(f"protector {_described(entry)} is removed; left: {rest}")
     if key is not None:
@@ -122,6 +129,13 @@ def _remove(args: argparse.Namespace) -> int:
         destroy_wrapping_key(source, uid, entry)
         print_line(f"its wrapping key {uid} is destroyed")
     return Exit.OK
+
+
+def _forget_host_key(args: argparse.Namespace, volume: Volume, entry: ProtectorEntry) -> None:
+    """Remove the host key of *entry* if it is this host's: with it, an old copy of the keystore would open."""
+    protector = ThisHostProtector(holders(load_config(args.config).for_backing(volume.backing)))
+    if entry.kind == protector.kind:
+        forget_here(protector, entry)
 
 
 def _described(entry: ProtectorEntry) -> str:

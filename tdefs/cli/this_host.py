@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tdefs.cli.output import printable
 from tdefs.config import VolumeConfig
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, ProtectorEntry
@@ -87,6 +88,18 @@ def demanded_host(keystore: Keystore, settings: VolumeConfig) -> ThisHostProtect
     if any(one.is_mine for one in found):
         return protector
     raise next(iter(_refusals(found)), not_enabled(found))
+
+
+def forget_here(protector: ThisHostProtector, entry: ProtectorEntry) -> None:
+    """Remove what this host keeps for *entry*, if it does, which is no longer in the keystore.
+
+    The keystore is changed already: what cannot be removed is of no use, and a warning.
+    """
+    try:
+        protector.forget(entry)
+    except OSError as error:
+        place = printable(str(error.filename))
+        print(f'tdefs: warning: could not remove "{place}": {error.strerror}', file=sys.stderr)
 
 
 def not_enabled(found: Sequence[HostEntry]) -> TdefsError:

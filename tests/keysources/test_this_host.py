@@ -273,6 +273,13 @@ def test_a_host_without_a_tpm_cannot_be_bound_to_one(by_host_key: Site) -> None:
     assert by_host_key.opens()
 
 
+@pytest.mark.parametrize("words", [("remove", "pr_2"), ("change", "pr_2", "--new-key-command", "printf %%064d 9")])
+def test_removed_or_changed_it_leaves_no_host_key(by_host_key: Site, words: tuple[str, ...]) -> None:
+    assert list(by_host_key.machine.host_keys.iterdir())
+    by_host_key.tdefs("protector", *words)
+    assert not list(by_host_key.machine.host_keys.iterdir())
+
+
 def test_disabled_it_leaves_no_host_key_but_never_the_keystore_shut(by_host_key: Site) -> None:
     (key,) = by_host_key.machine.host_keys.iterdir()
     by_host_key.tdefs("protector", "remove", "pr_1")
