@@ -10,7 +10,7 @@ from pathlib import Path
 from tdefs.cli.output import printable
 from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.errors import Exit, TdefsError
-from tdefs.format.errors import FormatError
+from tdefs.format.errors import DestroyedKey, FormatError
 from tdefs.fs.offline import OfflineReader, volume_at
 
 _NOT_THERE = {
@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
             sys.stdout.buffer.flush()
     except FormatError as error:
         raise TdefsError(
-            Exit.FILE_DAMAGED,
+            Exit.DATA_KEY_DESTROYED if isinstance(error, DestroyedKey) else Exit.FILE_DAMAGED,
             f'"{printable(args.path)}" cannot be decrypted: {error}',
             hint=error.hint,
         ) from None
