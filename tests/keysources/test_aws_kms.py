@@ -337,6 +337,17 @@ def test_an_endpoint_that_others_can_read_is_refused_wherever_it_is_named(
     assert "neither HTTPS nor on this host" in error.message
 
 
+def test_what_is_sent_in_the_clear_goes_by_no_proxy(
+    site: Site, key_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    site.describe(key_id)
+    assert "wraps and unwraps" in site.test()
+
+
 def test_missing_credentials_region_and_profile_are_told(
     site: Site, key_id: str, kms: KmsStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,25 +105,30 @@ class Endpoint:
     def _client(self) -> KMSClient:
         if self.ca is not None and not self.ca.is_file():
             raise answers.unavailable(f'there is no certificate file "{self.ca}"', hint="see ca in the key source")
+        client = self._made_client()
+        # AWS_ENDPOINT_URL and ~/.aws/config can name another place than the configuration of tdefs.
+        url = client.meta.endpoint_url
+        if not is_safe(url):
+            raise answers.untrusted(
+                "the endpoint of AWS KMS is neither HTTPS nor on this host",
+                hint="see AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_KMS, and endpoint_url in ~/.aws/config",
+            )
+        # HTTP would leave this host all the same, by the proxy that the environment names.
+        return client if url.startswith("https:") else self._made_client(Config(proxies={}))
+
+    def _made_client(self, more: Config | None = None) -> KMSClient:
         config = Config(
             connect_timeout=self.timeout_seconds,
             read_timeout=self.timeout_seconds,
             retries={"total_max_attempts": 1, "mode": "standard"},  # attempt() tries again, and tells why
         )
         try:
-            client = self._session.client(
+            return self._session.client(
                 "kms",
                 region_name=self.region_in_use,
                 endpoint_url=self.url or None,
                 verify=str(self.ca) if self.ca else None,
-                config=config,
+                config=config.merge(more or Config()),
             )
         except (NoRegionError, ValueError) as error:
             raise answers.unavailable("AWS KMS cannot be asked", f"boto3 says {type(error).__name__}") from None
-        # AWS_ENDPOINT_URL and ~/.aws/config can name another place than the configuration of tdefs.
-        if not is_safe(client.meta.endpoint_url):
-            raise answers.untrusted(
-                "the endpoint of AWS KMS is neither HTTPS nor on this host",
-                hint="see AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_KMS, and endpoint_url in ~/.aws/config",
-            )
-        return client
