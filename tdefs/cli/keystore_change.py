@@ -21,15 +21,12 @@ from tdefs.volume import Volume
 class OpenChange:
     """A keystore that is locked against other changes, unlocked, and of the version that is written."""
 
-    def __init__(self, change: KeystoreChange, unlocked: Unlocked, protector: Protector) -> None:
+    def __init__(self, change: KeystoreChange, path: Path, unlocked: Unlocked, protector: Protector) -> None:
+        #: The place of the keystore as commands that unlock name it, by which a key command finds its directory.
+        self.path = path
         self._change = change
         self._protector = protector
         self.unlocked = unlocked
-
-    @property
-    def path(self) -> Path:
-        """The place of the keystore."""
-        return self._change.keystore.path
 
     @property
     def document(self) -> Document:
@@ -57,10 +54,11 @@ def changing(args: argparse.Namespace, volume: Volume, command: str) -> Iterator
 
     :raises TdefsError: KEYSTORE_BUSY, and what is wrong with the keystore, its secret or the configuration.
     """
-    with KeystoreChange(keystore_path(args, volume), command) as change:
+    path = keystore_path(args, volume)
+    with KeystoreChange(path, command) as change:
         for note in change.undone:
             print(f"tdefs: {printable(note)}", file=sys.stderr)
         change.keystore.check_volume(volume.volume_id)
         protector = unlocking_secret(args, volume)
         unlocked = open_recorded(change.keystore, protector, command)
-        yield OpenChange(change, upgraded(unlocked, protector), protector)
+        yield OpenChange(change, path, upgraded(unlocked, protector), protector)

@@ -68,6 +68,18 @@ def test_added_protector_opens_beside_the_old_one(protectors: Protectors) -> Non
     assert re.search(r"^pr_2 +command +key server B +20", table, re.MULTILINE)
 
 
+def test_key_command_finds_its_files_again_beside_a_keystore_that_is_a_symbolic_link(
+    protectors: Protectors, tmp_path: Path
+) -> None:
+    keystore = protectors.small.volume.keystore
+    target = tmp_path / "safe" / "keystore"
+    target.parent.mkdir()
+    keystore.symlink_to(keystore.rename(target))
+    keeps = "[ -e %d/key ] || od -An -N 32 -v -t x1 /dev/urandom | tr -d ' \\n' >%d/key; cat %d/key"
+    protectors.run("add", *UNLOCK, "--new-key-command", keeps)
+    protectors.run("test", "--key-command", keeps, "--id", "pr_2")
+
+
 def test_changed_secret_replaces_the_old_one(protectors: Protectors) -> None:
     said = protectors.run("change", "pr_1", *UNLOCK, "--new-key-command", NEW_KEY_COMMAND)
     assert "the old one opens the keystore no more" in said
