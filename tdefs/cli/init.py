@@ -54,7 +54,8 @@ def _run(args: argparse.Namespace) -> int:
         # another 'tdefs init' may have finished while this one waited for a passphrase
         refuse_existing(volume.backing)
         ring, protector = _complete(volume, source, names, args)
-        open_recorded(load_keystore(volume.keystore), protector, "init")
+        event = "keystore create" if source is None else "unlock"  # a copy's history has begun already
+        open_recorded(load_keystore(volume.keystore), protector, "init", event, keys=" ".join(ring.names()))
     print(f"volume    {volume.backing} ({volume.volume_id.hex()})")
     print(f"keystore  {volume.keystore} (data keys {', '.join(ring.names())})")
     print(f"policy    {volume.policy or 'none: everything is encrypted'}")

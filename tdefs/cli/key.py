@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tdefs.cli import key_change, key_history, key_show
+from tdefs.cli.key_verify import run_verify
 from tdefs.cli.place import add_place
 from tdefs.cli.unlock import add_keystore_arguments, add_keystore_place
 from tdefs.keys.hierarchy import AES_256_XTS
@@ -30,11 +31,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verify = commands.add_parser("verify", help="check that each protector and each round can be unwrapped now")
     add_place(verify)
     add_keystore_arguments(verify)
-    verify.set_defaults(run=key_show.run_verify)
+    verify.set_defaults(run=run_verify)
 
     history = commands.add_parser("history", help="who unlocked and changed the keystore, checked by its MACs")
     add_place(history)
     add_keystore_arguments(history)
+    history.add_argument("--key", metavar="NAME", help="show only what was done with this data key")
     history.add_argument("--unchecked", action="store_true", help="show it without a secret, and without a check")
     history.add_argument("--json", action="store_true", help="print JSON")
     history.set_defaults(run=key_history.run_history)

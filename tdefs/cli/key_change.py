@@ -11,7 +11,7 @@ from tdefs.cli.key_files import KeyFiles
 from tdefs.cli.keystore_change import OpenChange, changing
 from tdefs.cli.output import print_line, printable
 from tdefs.cli.place import volume_of
-from tdefs.cli.unlock import keystore_path, unlock
+from tdefs.cli.unlock import keystore_path, record, unlock
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ACTIVE
@@ -116,7 +116,10 @@ def run_rotate_master(args: argparse.Namespace) -> int:
 
 def run_repair(args: argparse.Namespace) -> int:
     """``tdefs key repair``, and ``--repair`` of ``rotate-master``; needs no secret."""
-    notes = repair(keystore_path(args, volume_of(args)))
+    path = keystore_path(args, volume_of(args))
+    notes = repair(path)
+    if notes:
+        record(path, "key repair", {"found": "; ".join(notes)})
     for note in notes or ["nothing was left by a stopped change, and the keystore is whole"]:
         print_line(printable(note))
     return Exit.OK

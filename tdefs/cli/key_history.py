@@ -31,17 +31,18 @@ def run_history(args: argparse.Namespace) -> int:
             )
         key = open_history_key(document.volume_id, document.history, unlocked.master)
     found = check_history(read_history(keystore.path), key, document.history, document.revision)
+    records = [record for record in found.records if args.key is None or _concerns(record, args.key)]
     if args.json:
         print_json(
             {
                 "checked": key is not None,
-                "records": found.records,
+                "records": records,
                 "findings": found.findings,
                 "notes": found.notes,
             }
         )
     else:
-        rows = [_row(record) for record in found.records]
+        rows = [_row(record) for record in records]
         print_table(("n", "time", "event", "who", "what"), rows, numbers=("n",))
         print_line()
         for note in found.notes:
@@ -55,6 +56,12 @@ def run_history(args: argparse.Namespace) -> int:
             hint="compare it with a copy; a keystore copied without its history lacks the records of before, too",
         )
     return Exit.OK
+
+
+def _concerns(record: dict[str, Any], key: str) -> bool:
+    """Tell whether a record names the data key: that which was changed, or one of those that were made first."""
+    what = record["what"]
+    return key == what.get("key") or key in str(what.get("keys", "")).split()
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:

@@ -1,19 +1,17 @@
-"""The sub-commands of ``tdefs key`` that only look: list, show, verify."""
+"""The sub-commands of ``tdefs key`` that need no secret: list, show."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from tdefs.cli.output import print_fields, print_json, print_line, print_table
 from tdefs.cli.place import volume_of
-from tdefs.cli.unlock import open_recorded, read_keystore, unlocking_secret
-from tdefs.errors import Exit, TdefsError
+from tdefs.cli.unlock import read_keystore
+from tdefs.errors import Exit
 from tdefs.fs.offline import describe_all
-from tdefs.keys.checking import check_protector, check_round
 from tdefs.keys.document import DataKeyEntry, Document, RoundEntry
 from tdefs.keys.fields import show_time
 from tdefs.keys.key_changes import find_data_key
@@ -68,46 +66,6 @@ def run_show(args: argparse.Namespace) -> int:
         for one in entry.rounds
     ]
     print_table(_SHOW_HEADERS, rows, numbers=("round", "files"))
-    return Exit.OK
-
-
-def run_verify(args: argparse.Namespace) -> int:
-    """``tdefs key verify``: changes nothing.
-
-    :raises TdefsError: KEYSTORE_DAMAGED if a protector or a round leads nowhere.
-    """
-    volume = volume_of(args)
-    keystore = read_keystore(args, volume)
-    unlocked = open_recorded(keystore, unlocking_secret(args, volume), "key verify")
-    document, master = unlocked.document, unlocked.master
-    bad = 0
-
-    def tried(check: Callable[[], None], good: str) -> str:
-        nonlocal bad
-        try:
-            check()
-        except TdefsError as error:
-            bad += 1
-            return error.detail or error.message
-        return good
-
-    rows = []
-    for entry in document.protectors:
-        if entry.id == unlocked.protector_id:
-            rows.append((f"protector {entry.id}", f"opens {master.name} with the secret given"))
-        elif document.version > 1:
-            result = tried(lambda id=entry.id: check_protector(document, id, master), f"leads to {master.name}")  # type: ignore[misc]
-            rows.append((f"protector {entry.id}", f"{result}; its secret was not given"))
-    for key in document.data_keys:
-        for one in key.rounds:
-            result = tried(
-                lambda name=key.name, number=one.round: check_round(document, name, number, master),  # type: ignore[misc]
-                "unwraps" if one.wrapped is not None else "destroyed",
-            )
-            rows.append((f"data key {key.name} round {one.round}", result))
-    print_table(("what", "result"), rows)
-    if bad:
-        raise TdefsError(Exit.KEYSTORE_DAMAGED, f"{bad} parts of the keystore cannot be unwrapped")
     return Exit.OK
 
 

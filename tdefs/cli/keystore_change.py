@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tdefs.cli.output import printable
-from tdefs.cli.unlock import keystore_path, open_recorded, unlocking_secret
+from tdefs.cli.unlock import keystore_path, open_recorded, record, unlocking_secret
+from tdefs.errors import TdefsError
 from tdefs.keys.document import Document
 from tdefs.keys.keystore import Unlocked
 from tdefs.keys.protectors.base import Protector
@@ -27,6 +28,8 @@ class OpenChange:
         self._change = change
         self._protector = protector
         self.unlocked = unlocked
+        #: Whether it was tried to save, which the history tells by itself.
+        self.was_tried = False
 
     @property
     def document(self) -> Document:
@@ -38,6 +41,7 @@ class OpenChange:
 
         :param what: what the history says of the change.
         """
+        self.was_tried = True
         self.unlocked = self._change.save(new, [self._protector] if secrets is None else secrets, what)
         if self._change.lacking:
             print(
@@ -61,4 +65,11 @@ def changing(args: argparse.Namespace, volume: Volume, command: str) -> Iterator
         change.keystore.check_volume(volume.volume_id)
         protector = unlocking_secret(args, volume)
         unlocked = open_recorded(change.keystore, protector, command)
-        yield OpenChange(change, path, upgraded(unlocked, protector), protector)
+        opened = OpenChange(change, path, upgraded(unlocked, protector), protector)
+        try:
+            yield opened
+        except TdefsError as error:
+            if not opened.was_tried:
+                what = {"error": error.exit_code.name}
+                record(change.keystore.path, f"{command} refused", what, unlocked)
+            raise

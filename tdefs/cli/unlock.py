@@ -99,8 +99,12 @@ def unlock(args: argparse.Namespace, volume: Volume) -> KeyRing:
     return open_recorded(read_keystore(args, volume), unlocking_secret(args, volume), command).ring
 
 
-def open_recorded(keystore: Keystore, protector: Protector, command: str) -> Unlocked:
+def open_recorded(
+    keystore: Keystore, protector: Protector, command: str, event: str = "unlock", **what: str
+) -> Unlocked:
     """Unlock *keystore*, and write that down in its history, or that it failed.
+
+    *event* is what it is called there, and *what* is said of it beside the command and the protector.
 
     A history that cannot be written is a warning: the database must be able to start.
 
@@ -109,18 +113,19 @@ def open_recorded(keystore: Keystore, protector: Protector, command: str) -> Unl
     try:
         unlocked = keystore.open(protector)
     except TdefsError as error:
-        _record(keystore, "unlock failed", {"command": command, "error": error.exit_code.name}, None)
+        record(keystore.path, "unlock failed", {"command": command, "error": error.exit_code.name})
         raise
-    document = unlocked.document
-    key = None
-    if document.history is not None:
-        key = open_history_key(document.volume_id, document.history, unlocked.master)
-    _record(keystore, "unlock", {"command": command, "protector": unlocked.protector_id}, key)
+    record(keystore.path, event, {"command": command, "protector": unlocked.protector_id, **what}, unlocked)
     return unlocked
 
 
-def _record(keystore: Keystore, event: str, what: Mapping[str, str], key: bytes | None) -> None:
+def record(keystore: Path, event: str, what: Mapping[str, str], unlocked: Unlocked | None = None) -> None:
+    """Write an event down in the history of *keystore*, with a MAC if it is *unlocked*; warn if that fails."""
+    key = None
+    history = unlocked.document.history if unlocked is not None else None
+    if unlocked is not None and history is not None:
+        key = open_history_key(unlocked.document.volume_id, history, unlocked.master)
     try:
-        append(keystore.path, event, what, key)
+        append(keystore, event, what, key)
     except OSError as error:
         print(f"tdefs: warning: the keystore's history cannot be written: {error.strerror}", file=sys.stderr)

@@ -24,12 +24,14 @@ def check_protector(document: Document, id: str, master: MasterKey) -> None:
         raise damaged(f"protector {id} leads to another master key")
 
 
-def check_round(document: Document, name: str, number: int, master: MasterKey) -> None:
-    """Check that a round unwraps, unless it is destroyed. Raises TdefsError(KEYSTORE_DAMAGED)."""
+def check_round(document: Document, name: str, number: int, master: MasterKey) -> bool:
+    """Check that a round unwraps; return whether it is there. Raises TdefsError(KEYSTORE_DAMAGED)."""
     key = next(entry for entry in document.data_keys if entry.name == name)
     entry = next(one for one in key.rounds if one.round == number)
-    if entry.wrapped is not None:
-        unwrap_round(document.volume_id, name, entry, {master.name: master})
+    if entry.wrapped is None:
+        return False
+    unwrap_round(document.volume_id, name, entry, {master.name: master})
+    return True
 
 
 def faults(document: Document, master: MasterKey) -> Iterator[str]:

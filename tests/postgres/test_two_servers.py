@@ -150,5 +150,5 @@ def test_keys_of_primary_and_standby_change_apart(primary: Host, standby: Host, 
     history = json.loads(standby.volume.run("key", "history", "--json"))
     assert history["findings"] == []
     first = history["records"][0]
-    assert first["event"] == ("keystore copy" if kind == "copy" else "unlock")
+    assert first["event"] == ("keystore copy" if kind == "copy" else "keystore create")
     say(f"standby: key history: whole, {len(history['records'])} records, the first: {first['event']}")

@@ -67,6 +67,45 @@ def test_history_begins_with_init(tmp_path: Path, command: Command) -> None:
     command.run(init, tmp_path / "volume", *UNLOCK)
     found = command.json(key, "history", "--volume", tmp_path / "volume", *UNLOCK)
     assert [record["what"]["command"] for record in found["records"]] == ["init", "key history"]
+    assert events(found) == ["keystore create", "unlock"]
+    assert found["records"][0]["what"]["keys"] == "dk_1"
+
+
+def test_history_of_one_key_has_what_was_done_with_it(tmp_path: Path, command: Command) -> None:
+    place = ("--volume", tmp_path / "volume")
+    command.run(init, place[1], *UNLOCK)
+    command.run(key, "create", "dk_2", *place, *UNLOCK)
+    command.run(key, "rotate", "dk_1", *place, *UNLOCK)
+    found = command.json(key, "history", "--key", "dk_1", *place, *UNLOCK)
+    assert events(found) == ["keystore create", "key rotate"]
+    assert (found["checked"], found["findings"]) == (True, [])
+
+
+def test_refused_change_is_written_down(small: SmallVolume, command: Command) -> None:
+    place = ("--volume", small.volume.backing)
+    with pytest.raises(TdefsError):
+        command.run(protector, "remove", "pr_1", *place, *UNLOCK)
+    with pytest.raises(TdefsError):
+        command.run(key, "create", "dk_1", *place, *UNLOCK)
+    found = history(small, command)
+    refused = [(one["event"], one["what"]) for one in found["records"] if one["event"] != "unlock"]
+    assert refused == [
+        ("protector remove refused", {"error": "LAST_PROTECTOR"}),
+        ("key create refused", {"error": "DATA_KEY_EXISTS"}),
+    ]
+    assert found["findings"] == []
+
+
+def test_repair_is_written_down_with_what_it_found(small: SmallVolume, command: Command) -> None:
+    command.run(key, "repair", "--volume", small.volume.backing)
+    small.volume.keystore.with_name("keystore.new").write_bytes(b"torn")
+    command.run(key, "repair", "--volume", small.volume.backing)
+    found = history(small, command)
+    assert events(found) == ["key repair", "unlock"]
+    assert '"keystore.new", which was incomplete, is removed' in found["records"][0]["what"]["found"].replace(
+        f"{small.volume.keystore.parent}/", ""
+    )
+    assert found["findings"] == []
 
 
 def test_removed_record_is_an_error_of_its_own(small: SmallVolume, command: Command) -> None:
