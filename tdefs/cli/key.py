@@ -14,7 +14,9 @@ from tdefs.keys.hierarchy import AES_256_XTS
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command ``key`` with its sub-commands."""
     parser = subparsers.add_parser(
-        "key", help="data keys and master key: create, list, show, verify, rotate, revoke, destroy, repair"
+        "key",
+        help="data keys and master key: create, list, show, verify, rotate, revoke, destroy, rotate-master,"
+        " history, reload, repair",
     )
     commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
     _register_changes(commands)

@@ -228,6 +228,15 @@ def test_what_is_lacking_is_told(site: Site, changes: dict[str, str], expected: 
     assert (error.exit_code, text in error.message) == (expected, True), error.render()
 
 
+def test_for_a_lost_key_no_new_one_is_proposed(site: Site, token: SoftToken) -> None:
+    site.describe(key_label="lost", create="yes")
+    entry = entry_of(site.source())
+    token.tool("--delete-object", "--type", "secrkey", "--label", "lost")
+    with pytest.raises(TdefsError, match='there is no AES key "lost"') as caught:
+        site.source().unwrap(entry, CONTEXT)
+    assert "unlock with another protector" in caught.value.hint
+
+
 def test_a_token_without_the_mechanism_is_told(site: Site, token: SoftToken) -> None:
     token.configure("slots.mechanisms = CKM_AES_KEY_GEN,CKM_RSA_PKCS")
     site.describe()

@@ -163,10 +163,8 @@ def _key(session: Session, name: str, request: Request, kind: ObjectClass, key_t
         raise unusable(f'there are several {key_type.name} keys "{label}" in {name}') from None
     except pkcs11.NoSuchKey:
         if not request.create:
-            hint = "create: yes in the key source makes it with the next new protector"
             raise unusable(
-                f'there is no {key_type.name} key "{label}" in {name}',
-                hint=hint if kind is ObjectClass.SECRET_KEY else "",
+                f'there is no {key_type.name} key "{label}" in {name}', hint=_way_out(request.operation, kind)
             ) from None
     return session.generate_key(
         KeyType.AES,
@@ -181,6 +179,15 @@ def _key(session: Session, name: str, request: Request, kind: ObjectClass, key_t
             Attribute.MODIFIABLE: False,
         },
     )
+
+
+def _way_out(operation: str, kind: ObjectClass) -> str:
+    """Return what to do about a key that is not there: a new one would not open what the lost one has wrapped."""
+    if operation == DECRYPT:
+        return "restore it from the token's backup, or unlock with another protector"
+    if kind is ObjectClass.SECRET_KEY:
+        return "create: yes in the key source makes it with the next new protector"
+    return ""
 
 
 def _check_stays(key: Key, name: str) -> None:
