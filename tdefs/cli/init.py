@@ -7,7 +7,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from tdefs.cli.unlock import add_config, open_recorded, source_finder
+from tdefs.cli.unlock import add_config, open_recorded, source_finder, use_configured_secret
+from tdefs.config import load_config
 from tdefs.errors import Exit
 from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
 from tdefs.keys.hierarchy import KeyRing
@@ -25,8 +26,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "init",
         help="create a volume and its keystore",
         description="Creates a volume in an empty directory, and a keystore with a master key and the data keys "
-        "that the policy names (dk_1 without one). The places of both files are remembered by the volume. With "
-        "--existing-keystore the keys are those of another volume, whose secret is then asked for.",
+        "that the policy names (dk_1 without one). The places of both files are remembered by the volume. What "
+        "the command line leaves out, the configuration may say. With --existing-keystore the keys are those of "
+        "another volume, whose secret is then asked for.",
     )
     parser.add_argument("backing", metavar="BACKING", type=Path, help="the directory that will hold ciphertext")
     parser.add_argument("--keystore", metavar="FILE", type=Path, help="default: BACKING/.tdefs/keystore")
@@ -43,11 +45,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(args: argparse.Namespace) -> int:
+    settings = load_config(args.config).for_backing(args.backing)
+    use_configured_secret(args, settings)
+    policy = args.policy or settings.policy
     names = {FIRST_DATA_KEY}
-    if args.policy:
-        names |= load_policy(args.policy).key_names()
+    if policy:
+        names |= load_policy(policy).key_names()
     source = load_keystore(args.existing_keystore) if args.existing_keystore else None
-    volume = create_volume(args.backing, args.keystore, args.policy)
+    volume = create_volume(args.backing, args.keystore or settings.keystore, policy)
     if source is not None:
         volume = replace(volume, volume_id=source.volume_id)
     with exclusive(volume):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tdefs.cli.this_host import demanded_host, opening_host
-from tdefs.config import load_config
+from tdefs.config import VolumeConfig, load_config
 from tdefs.errors import TdefsError
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.history import append
@@ -72,16 +72,21 @@ def unlocking_secret(args: argparse.Namespace, volume: Volume) -> Protector:
     settings = load_config(args.config).for_backing(volume.backing)
     if getattr(args, "auto_open", False):
         return demanded_host(read_keystore(args, volume), settings)
-    if not is_secret_given(args):
-        args.passphrase_file = settings.passphrase_file
-        args.passphrase_credential = settings.passphrase_credential
-        args.key_command = settings.key_command
-        args.key_source = settings.key_source
+    use_configured_secret(args, settings)
     if not is_secret_given(args):
         host = opening_host(read_keystore(args, volume), settings)
         if host is not None:
             return host
     return secret_from_arguments(args, keystore_path(args, volume), source_finder(args), confirm=False)
+
+
+def use_configured_secret(args: argparse.Namespace, settings: VolumeConfig) -> None:
+    """Where the command line does not say where the secret comes from, let the configuration say it."""
+    if not is_secret_given(args):
+        args.passphrase_file = settings.passphrase_file
+        args.passphrase_credential = settings.passphrase_credential
+        args.key_command = settings.key_command
+        args.key_source = settings.key_source
 
 
 def source_finder(args: argparse.Namespace) -> Callable[[str], KeySource]:

@@ -71,6 +71,16 @@ def test_history_begins_with_init(tmp_path: Path, command: Command) -> None:
     assert found["records"][0]["what"]["keys"] == "dk_1"
 
 
+def test_init_takes_from_the_configuration_what_it_is_not_told(tmp_path: Path, command: Command) -> None:
+    config, keystore = tmp_path / "tdefs.yaml", tmp_path / "elsewhere"
+    config.write_text(
+        f'version: 1\nvolumes:\n  {tmp_path}/volume:\n    keystore: {keystore}\n    key_command: "{UNLOCK[1]}"\n'
+    )
+    command.run(init, tmp_path / "volume", "--config", config)
+    assert "dk_1" in command.run(key, "verify", "--volume", tmp_path / "volume", *UNLOCK)[1]
+    assert keystore.exists()
+
+
 def test_history_of_one_key_has_what_was_done_with_it(tmp_path: Path, command: Command) -> None:
     place = ("--volume", tmp_path / "volume")
     command.run(init, place[1], *UNLOCK)
