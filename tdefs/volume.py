@@ -374,6 +374,7 @@ def write_session(volume: Volume, session: Session) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.pwrite(fd, record, 0)
+        os.ftruncate(fd, len(record))  # a file that damage has made longer would stay damaged for ever
         os.fsync(fd)
     finally:
         os.close(fd)

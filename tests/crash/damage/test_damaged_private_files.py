@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from tdefs.volume import read_session, read_volume
 from tests.crash.conftest import Dice
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
@@ -143,3 +144,12 @@ def test_private_directory_of_another_volume_does_not_open_this_one(scratch: Wor
     with pytest.raises(OSError, match="Input/output"):
         os.open(used.mountpoint / "file", os.O_RDONLY)
     assert "file: the file belongs to another volume" in used.log.read_text()
+
+
+def test_a_record_of_the_session_with_something_behind_it_is_mended_by_the_next_mount(used: Volume) -> None:
+    record = used.backing / ".tdefs" / "session.json"
+    with record.open("ab") as file:
+        file.write(b"\xff" * 100)
+    used.mount()
+    used.umount()
+    assert read_session(read_volume(used.backing)) is not None

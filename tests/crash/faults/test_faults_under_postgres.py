@@ -61,6 +61,7 @@ class FaultyScene(Scene):
     def survive_fault(self, failing: Failing, code: int, dice: Random) -> None:
         """The disk fails under load, and works again; the mount goes on all the while."""
         self.start_server(dice.choice(SYNC_METHODS))
+        server = self._processes_of_server()
         with self.ledger.clients(self.server, dice.choice(failing.disturbances), dice):
             self.sleep(dice)
             self.ledger.expect_death()
@@ -72,7 +73,7 @@ class FaultyScene(Scene):
                     self._empty_cache()
                 met = wait_until(lambda: os.strerror(code) in self._log_from(told), _PATIENCE)
                 self.sleep(dice)
-            self.server.discard()
+            self._bury(server)
         assert met, f"PostgreSQL was not told; it says\n{self._log_from(told)[-2000:]}"
         assert self._failures() > failures
         self.start_server()

@@ -27,9 +27,11 @@ LEAKED = [{"name": "dk_1", "round": 1, "algorithm": "aes-256-xts", "state": "act
 def claimed(volume_directory: Path, data_keys: list[dict[str, Any]], *, user: int) -> Iterator[list[bytes]]:
     """Somebody has the volume's lock and listens in the daemon's place, as *user*; what they were asked."""
     heard: list[bytes] = []
+    directory = os.open(volume_directory, os.O_PATH)  # a socket's address is limited to 107 bytes
+    address = f"/proc/self/fd/{directory}/control"
     with (volume_directory / "lock").open("rb") as lock, socket.socket(socket.AF_UNIX) as listener:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        listener.bind(str(volume_directory / "control"))
+        listener.bind(address)
         os.seteuid(user)  # the kernel notes who calls listen(2)
         try:
             listener.listen()
@@ -54,9 +56,10 @@ def claimed(volume_directory: Path, data_keys: list[dict[str, Any]], *, user: in
             yield heard
         finally:
             with socket.socket(socket.AF_UNIX) as last:
-                last.connect(str(volume_directory / "control"))
+                last.connect(address)
                 last.sendall(b"end\n")
             thread.join()
+            os.close(directory)
 
 
 def rotated(small: SmallVolume, command: Command) -> TdefsError:
