@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from tdefs.keys.loopback import is_loopback
 from tdefs.keys.settings import SettingsReader
 
 _PART = r"(?!\.+(?:/|$))[A-Za-z0-9_.-]+"
@@ -47,17 +47,10 @@ def read_address(read: SettingsReader) -> str:
     plain = re.fullmatch(r"[a-z]+://[A-Za-z0-9_.:\[\]-]+(?:/[A-Za-z0-9_./-]*)?", text)
     if not plain or not host or parts.scheme not in ("https", "http"):
         raise read.wrong("address", "address must be like https://vault.example.com:8200")
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise read.wrong(
             "address",
             "address must begin with https: the wrapping key and the token would cross the network in the clear",
             hint="http is for 127.0.0.1, ::1 and localhost alone",
         )
     return text.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError, ConfigParseError, No
 
 from tdefs.errors import TdefsError
 from tdefs.keys.attempts import attempt
+from tdefs.keys.loopback import is_loopback
 from tdefs.keys.sources.aws_kms import answers
 
 if TYPE_CHECKING:
@@ -40,14 +40,7 @@ def is_safe(url: str) -> bool:
         return False
     if not host or parts.username is not None or parts.password is not None:
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
 
 
 @dataclass(frozen=True)
