@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EACCES
 
-from tdefs.format.errors import FormatError
+from tdefs.format.errors import DestroyedKey, FormatError
 from tdefs.fs.offline import (
     CHUNK_SIZE,
     DAMAGED,
@@ -147,7 +147,7 @@ class Verifier:
         except FileNotFoundError:
             return  # a mounted volume lives on
         except FormatError as error:
-            state = DAMAGED
+            state = UNREADABLE if isinstance(error, DestroyedKey) else DAMAGED
             self._add(path, str(error), error.hint)
         except OSError as error:
             state = UNREADABLE
