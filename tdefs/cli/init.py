@@ -12,7 +12,13 @@ from tdefs.config import load_config
 from tdefs.errors import Exit
 from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore import FIRST_DATA_KEY, Keystore, create_keystore, load_keystore
+from tdefs.keys.keystore import (
+    FIRST_DATA_KEY,
+    Keystore,
+    create_keystore,
+    load_keystore,
+    remove_what_is_not_saved,
+)
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
@@ -95,7 +101,9 @@ def _complete(
             if source is not None:
                 remove_copy(volume.keystore)
             else:
+                entries = load_keystore(volume.keystore).document.protectors
                 volume.keystore.unlink()
+                remove_what_is_not_saved(volume.keystore, protector, entries)
             raise
     except BaseException:
         abandon_volume(volume)

@@ -88,7 +88,7 @@ def _add(args: argparse.Namespace) -> int:
         protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
         new, id = add_protector(change.unlocked, protector, args.label)
         _show_code(code)
-        change.save(new, [protector], protector=id, kind=protector.kind, label=args.label or None)
+        change.save(new, [protector], maker=protector, protector=id, kind=protector.kind, label=args.label or None)
     print_line(f"protector {id} ({protector.kind}) is added")
     return Exit.OK
 
@@ -100,7 +100,7 @@ def _change(args: argparse.Namespace) -> int:
         protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
         new = change_protector(change.unlocked, args.id, protector)
         _show_code(code)
-        change.save(new, [protector], protector=args.id, kind=protector.kind)
+        change.save(new, [protector], maker=protector, protector=args.id, kind=protector.kind)
         _forget_host_key(args, volume, old)
     print_line(f"protector {args.id} ({protector.kind}) has a new secret; the old one opens the keystore no more")
     return Exit.OK

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from tdefs.keys import fields
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.protectors.base import NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, WrappedMasterKey, WrongSecretError
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.vault.names import PLACE, read_path
 from tdefs.keys.vault.refusals import unusable
@@ -46,6 +47,7 @@ class VaultKV(KeySource):
         self._path = read_path(read, "path")
         read.finish()
         self._place = (self._server.namespace, self._mount, self._path)
+        self._has_made_it = False
 
     @classmethod
     def from_settings(cls, read: SettingsReader) -> Self:
@@ -80,6 +82,19 @@ class VaultKV(KeySource):
                 detail="it is another key at the same path, or the keystore's entry was altered",
             ) from None
 
+    def made(self, entry: ProtectorEntry) -> Made | None:
+        """See Protector. Another host may use the key already, so it is never removed by itself."""
+        del entry
+        if not self._has_made_it:
+            return None
+        namespace = f" -namespace={shlex.quote(self._place[0])}" if self._place[0] else ""
+        place = f"-mount={shlex.quote(self._mount)} {shlex.quote(self._path)}"
+        return Made(
+            self._title,
+            f"vault kv metadata delete{namespace} {place}",
+            kept="the next protector of this key source uses it, and another host may do so already",
+        )
+
     @property
     def _title(self) -> str:
         return f'the wrapping key at "{self._mount}/{self._path}"'
@@ -108,6 +123,7 @@ class VaultKV(KeySource):
         except (hvac.exceptions.InvalidRequest, hvac.exceptions.Forbidden) as error:
             # If another host was faster, its key counts. To write at its path is "update", which may be forbidden.
             refused = error
+        self._has_made_it = refused is None
         found = self._read(client, None)
         if found is not None:
             return found
