@@ -97,6 +97,20 @@ def test_passphrase_comes_from_a_file_or_a_descriptor(protectors: Protectors, tm
     assert [one["kind"] for one in protectors.listed()] == ["passphrase"] * 2
 
 
+def test_new_passphrase_comes_from_a_credential(
+    protectors: Protectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "pg").write_text("correct horse battery staple\n")
+    protectors.run("add", *UNLOCK, "--new-passphrase-credential", "pg")
+    protectors.run("change", "pr_1", *UNLOCK, "--new-passphrase-credential", "pg")
+    assert [one["kind"] for one in protectors.listed()] == ["passphrase"] * 2
+    protectors.run("test", "--passphrase-file", tmp_path / "pg", "--id", "pr_1")
+    error = protectors.refused("add", "--passphrase-credential", "pg", "--new-passphrase-credential", "other")
+    assert error.exit_code == Exit.NO_SECRET
+    assert 'no credential "other"' in error.message
+
+
 def test_protector_can_be_removed_with_its_own_secret_but_not_the_last(protectors: Protectors) -> None:
     assert protectors.refused("remove", "pr_1", *UNLOCK).exit_code == Exit.LAST_PROTECTOR
     protectors.run("add", *UNLOCK, "--new-key-command", NEW_KEY_COMMAND)
