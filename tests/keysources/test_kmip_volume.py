@@ -282,3 +282,23 @@ def test_key_that_could_not_be_destroyed_is_named_with_the_commands_that_do(
         assert command.startswith("tdefs key-source ")
         volume.key_source(*command.split()[2:])
     assert volume.keys() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("protector", "test"),
+        ("key", "verify"),
+        ("key", "rotate-master"),
+        ("protector", "add", "--new-key-source", "kms1"),
+    ],
+)
+def test_each_warning_is_given_once(volume: KmipVolume, scene: KmipScene, words: tuple[str, ...]) -> None:
+    (uid,) = volume.keys()
+    volume.key_source("revoke", "kms1", uid)
+    scene.server()
+    volume.describe(scene, deactivated_key="unwrap")
+    scene.stop_first()
+    said = volume.at(*words).stderr
+    assert said.count("is deactivated") == 1, said
+    assert said.count("connection refused") == 1, said

@@ -42,6 +42,7 @@ class KmipSource(KeySource, WrappingKeys):
     def __init__(self, settings: KmipSettings) -> None:
         self._settings = settings
         self._servers = Servers(settings)
+        self._told: set[str] = set()
 
     @classmethod
     def from_settings(cls, read: SettingsReader) -> Self:
@@ -174,7 +175,9 @@ class KmipSource(KeySource, WrappingKeys):
         special permission: here that of the configuration.
         """
         if key.state == _DEACTIVATED and self._settings.unwrap_deactivated:
-            print(f"tdefs: warning: the key {printable(key.uid)} is deactivated", file=sys.stderr, flush=True)
+            if key.uid not in self._told:
+                self._told.add(key.uid)
+                print(f"tdefs: warning: the key {printable(key.uid)} is deactivated", file=sys.stderr, flush=True)
         elif key.state != ACTIVE:
             raise _not_active(key)
         return key
