@@ -183,7 +183,7 @@ def _test(args: argparse.Namespace) -> int:
     if _OPENS not in wanted:
         raise TdefsError(
             Exit.WRONG_SECRET,
-            f"the {protector.kind} does not open {f'protector {args.id}' if args.id else 'any protector'}",
+            f"{protector.words} does not open {f'protector {args.id}' if args.id else 'any protector'}",
         )
     return Exit.OK
 

@@ -44,6 +44,8 @@ class KeySource(Protector):
     the entry's parameters tell.
     """
 
+    words = "the key source"
+
     @classmethod
     @abstractmethod
     def from_settings(cls, read: SettingsReader) -> Self:

@@ -71,11 +71,11 @@ class Keystore:
         if protector.kind not in self.kinds():
             raise TdefsError(
                 Exit.NO_SECRET,
-                f"the keystore has no protector of kind {protector.kind}",
+                f"{protector.words} does not open the keystore, which has no protector of kind {protector.kind}",
                 detail=f'the keystore "{self.path}" has protectors of kind: {", ".join(self.kinds())}',
                 hint="use --passphrase-file, --passphrase-fd or the prompt for a passphrase, --key-command for a"
-                " command, --key-source for a key source, --recovery-code-file for a recovery code; this-host"
-                " opens by itself, on its own host",
+                " command, --key-source for a key source, --recovery-code-file for a recovery code; one"
+                " of kind this-host opens without any of these, on its own host",
             )
         masters, by = self._master_keys(protector)
         current = masters[self.document.current_master_key().name]
@@ -104,7 +104,7 @@ class Keystore:
                 by = entry.id
         if current not in opened:
             raise refusal or WrongSecretError(
-                f"none of the keystore's protectors of kind {protector.kind} was made by this one",
+                f"none of the keystore's protectors of kind {protector.kind} was made by {protector.words}",
                 detail="they are of another host, or of another key or place than the configuration names",
             )
         return opened, by

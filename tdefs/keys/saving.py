@@ -272,7 +272,7 @@ def _check(written: Keystore, wanted: Unlocked, secrets: Sequence[Protector]) ->
     for protector in secrets:
         opened = written.open(protector)
         if opened.master != wanted.master or list(opened.ring) != list(wanted.ring):
-            found.append(f"the {protector.kind} opens other keys")
+            found.append(f"{protector.words} opens other keys")
     if found:
         raise TdefsError(
             Exit.OS_ERROR,

@@ -56,6 +56,8 @@ class Protector(ABC):
     """
 
     kind: ClassVar[str]
+    #: What people call it in a sentence, such as "the passphrase".
+    words: ClassVar[str]
 
     @abstractmethod
     def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:

@@ -71,6 +71,7 @@ class ThisHostProtector(Protector):
     """This host. It opens the entries that were made on it, and wraps with one of its ``holders``."""
 
     kind = "this-host"
+    words = "this host"
 
     def __init__(
         self, holders: Sequence[Holder], *, keeper: Holder | None = None, machine_id_file: Path = MACHINE_ID_FILE

@@ -147,6 +147,7 @@ def test_test_says_which_protector_the_secret_opens(protectors: Protectors) -> N
     assert protectors.refused("test", "--id", "pr_1", *UNLOCK_NEW).exit_code == Exit.WRONG_SECRET
     error = protectors.refused("test", "--key-command", "printf %%064d 9")
     assert error.exit_code == Exit.WRONG_SECRET
+    assert error.message == "the key command does not open any protector"
 
 
 def recovery_code(said: str) -> str:

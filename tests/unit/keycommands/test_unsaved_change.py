@@ -25,6 +25,7 @@ class Elsewhere(Protector):
     """Makes a file for each entry; ``broken`` says that it cannot be removed, ``kept`` that it must not."""
 
     kind = "elsewhere"
+    words = "what is elsewhere"
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
