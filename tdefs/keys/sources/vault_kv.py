@@ -32,6 +32,12 @@ from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, w
 _PURPOSE = b"tdefs v1 vault kv wrapping key"
 _KEY_BYTES = 32
 _FIELD = "key"
+_DELETED, _DESTROYED = "deleted", "destroyed"
+_WAY_BACK = {
+    _DELETED: "what it wraps opens again once 'vault kv undelete' has restored the version",
+    _DESTROYED: "the server cannot restore a destroyed version: only a backup of the server can have it",
+}
+_WAY_OUT = "unlock with another protector; a new one can be made once there is a new version"
 _PARAMS = ("namespace", "mount", "path", "key_version")
 
 
@@ -152,7 +158,7 @@ class VaultKV(KeySource):
         except hvac.exceptions.InvalidPath as error:
             gone = _gone(error)
             if gone is not None:
-                refusal = unusable(f"{self._title} is {gone}", "so is what it wraps, unless it is restored")
+                refusal = unusable(f"{self._title} is {gone}", _WAY_BACK[gone], hint=_WAY_OUT)
             elif error.errors != []:
                 # With words it is the mount or the namespace that is missing.
                 raise
@@ -187,7 +193,7 @@ def _gone(error: hvac.exceptions.InvalidPath) -> str | None:
     metadata = data.get("metadata") if isinstance(data, dict) else None
     if not isinstance(metadata, dict):
         return None
-    return "destroyed" if metadata.get("destroyed") is True else "deleted"
+    return _DESTROYED if metadata.get("destroyed") is True else _DELETED
 
 
 def _wrapping_key(kept: bytes, context: WrapContext) -> bytes:

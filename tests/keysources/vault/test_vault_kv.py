@@ -134,7 +134,9 @@ def test_a_new_version_is_used_next_and_the_old_one_still_opens(kv: Described) -
 def test_a_deleted_version_is_unusable_until_it_is_restored(kv: Described) -> None:
     entry = kv.wrap()
     engine(kv).delete_secret_versions(path_of(kv), [1], mount_point="kv")
-    assert kv.refusal(entry, Exit.WRAPPING_KEY_UNUSABLE).message.endswith("is deleted")
+    error = kv.refusal(entry, Exit.WRAPPING_KEY_UNUSABLE)
+    assert error.message.endswith("is deleted")
+    assert "kv undelete" in error.detail
     assert wrap_refusal(kv, Exit.WRAPPING_KEY_UNUSABLE).message.endswith("is deleted")
     engine(kv).undelete_secret_versions(path_of(kv), [1], mount_point="kv")
     assert kv.unwrap(entry) == SECRET
@@ -143,7 +145,10 @@ def test_a_deleted_version_is_unusable_until_it_is_restored(kv: Described) -> No
 def test_a_destroyed_version_is_unusable_for_ever(kv: Described) -> None:
     entry = kv.wrap()
     engine(kv).destroy_secret_versions(path_of(kv), [1], mount_point="kv")
-    assert kv.refusal(entry, Exit.WRAPPING_KEY_UNUSABLE).message.endswith("is destroyed")
+    error = kv.refusal(entry, Exit.WRAPPING_KEY_UNUSABLE)
+    assert error.message.endswith("is destroyed")
+    assert "cannot restore a destroyed version" in error.detail
+    assert "another protector" in error.hint
 
 
 def test_a_removed_path_is_unusable_and_one_made_anew_is_told(kv: Described) -> None:
