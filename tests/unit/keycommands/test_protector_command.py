@@ -87,6 +87,24 @@ def test_changed_secret_replaces_the_old_one(protectors: Protectors) -> None:
     assert protectors.opens(NEW_KEY_COMMAND)
 
 
+def test_label_changes_and_the_secret_stays(protectors: Protectors) -> None:
+    protectors.run("add", *UNLOCK, "--new-key-command", NEW_KEY_COMMAND, "--label", "b")
+    # by one secret, the label of the protector of another
+    said = protectors.run("label", "pr_2", "rack 4", *UNLOCK)
+    assert said == 'protector pr_2 has the label "rack 4"\n'
+    assert [one["label"] for one in protectors.listed()] == ["", "rack 4"]
+    assert protectors.opens(KEY_COMMAND)
+    assert protectors.opens(NEW_KEY_COMMAND)
+    assert protectors.run("label", "pr_2", "", *UNLOCK_NEW) == "protector pr_2 has no label\n"
+    assert [one["label"] for one in protectors.listed()] == ["", ""]
+    for id, label, code in (
+        ("pr_7", "x", Exit.PROTECTOR_UNKNOWN),
+        ("pr_1", "x" * 64, Exit.USAGE),
+        ("pr_1", "\n", Exit.USAGE),
+    ):
+        assert protectors.refused("label", id, label, *UNLOCK).exit_code == code
+
+
 def test_passphrase_comes_from_a_file_or_a_descriptor(protectors: Protectors, tmp_path: Path) -> None:
     file = tmp_path / "passphrase"
     file.write_text("correct horse battery staple\n")
