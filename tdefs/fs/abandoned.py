@@ -46,7 +46,7 @@ def set_abandoned_aside(
 ) -> tuple[list[Finding], list[Note]]:
     """Return the findings that concern somebody, and a note for each directory that nobody misses.
 
-    In doubt a finding stays: where the cluster needs its WAL, or what lists its databases is not intact.
+    In doubt a finding stays: where the WAL may know more, or what lists the databases is not intact.
 
     :param unreadable: paths of files that no crash of PostgreSQL leaves so: what is found of them always stays.
     :param clusters: by directory, what the pg_control in it says.
@@ -67,9 +67,13 @@ def set_abandoned_aside(
     aside: list[Finding] = []
     for directory, of_directory in sorted(suspects.items()):
         base, _, number = directory.rpartition("/")
-        known = databases(base.removesuffix("base").rstrip("/"))
+        place = base.removesuffix("base").rstrip("/")
+        cluster = clusters.get(place)
+        if cluster is None or not (known := databases(place)):
+            continue
         standing = known.get(int(number))
-        if not known or standing == Standing.THERE:
+        # a DROP DATABASE that was begun is never undone, but a database may be known to the WAL alone
+        if standing == Standing.THERE or (standing is None and not cluster.needs_no_wal):
             continue
         count = len(of_directory)
         files = "1 file is missing or damaged" if count == 1 else f"{count} files are missing or damaged"
@@ -83,7 +87,7 @@ def _databases_of(
     place: str, cluster: ControlFile | None, reader: OfflineReader, damaged: set[str]
 ) -> dict[int, Standing]:
     """Return the databases of the cluster in the directory *place*; none if that cannot be told for sure."""
-    if cluster is None or not cluster.needs_no_wal or cluster.page_size != PAGE_SIZE:
+    if cluster is None or cluster.page_size != PAGE_SIZE:
         return {}
     prefix = f"{place}/" if place else ""
 

@@ -101,11 +101,13 @@ def test_what_a_crash_left_is_a_note_and_the_rest_is_damage(databases: Databases
 
 def test_in_doubt_what_is_missing_counts_as_damage(databases: Databases) -> None:
     databases.lose("dropped", "PG_VERSION")
+    databases.lose("halved", "PG_VERSION")
     missing = f"{databases.of['dropped']}/PG_VERSION"
     databases.server.start()
     databases.server.stop("immediate")
-    found, _, code = databases.verify()
+    found, notes, code = databases.verify()
     assert (list(found), code) == ([missing], DAMAGED)
+    assert databases.of["halved"] in notes, "that one is certain"
     assert "start it, stop it, and verify again" in found[missing]
 
     databases.server.start()
@@ -113,4 +115,5 @@ def test_in_doubt_what_is_missing_counts_as_damage(databases: Databases) -> None
     assert databases.verify()[0] == {}
     relation_map = databases.volume.mountpoint / "global" / "pg_filenode.map"
     relation_map.write_bytes(bytes(len(relation_map.read_bytes())))
-    assert sorted(databases.verify()[0]) == sorted([missing, "global/pg_filenode.map"])
+    found, _, _ = databases.verify()
+    assert sorted(found) == sorted([f"{databases.of['halved']}/PG_VERSION", missing, "global/pg_filenode.map"])
