@@ -14,7 +14,8 @@ from tdefs.cli.output import print_fields, print_json, print_line, printable
 from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.errors import Exit
 from tdefs.fs.offline import STATES, volume_at
-from tdefs.fs.verifying import Report, Verifier
+from tdefs.fs.report import Report
+from tdefs.fs.verifying import Verifier
 from tdefs.volume import Volume, is_in_use
 
 

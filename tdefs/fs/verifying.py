@@ -3,12 +3,11 @@ must be there but is missing."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from errno import EACCES
 
 from tdefs.format.errors import DestroyedKey, FormatError
+from tdefs.fs.abandoned import set_abandoned_aside
 from tdefs.fs.offline import (
     CHUNK_SIZE,
     DAMAGED,
@@ -20,6 +19,7 @@ from tdefs.fs.offline import (
     Plaintext,
     walk,
 )
+from tdefs.fs.report import Finding, Note, Report
 from tdefs.fs.sealing import Form, Plain, Sealed
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.pg.control import CONTROL_FILE, BadControlFile, ControlFile, UnknownControlVersion, parse_control_file
@@ -59,36 +59,6 @@ _READ_HINT = "see the kernel's log for errors of the disk"
 _RIGHTS_HINT = "verify as the user that mounts the volume"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something wrong with one file; ``blocks`` are block numbers of its relation fork, where that is what is."""
-
-    path: str
-    kind: str
-    error: str
-    hint: str
-    blocks: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something to know that is no damage; ``path`` is empty where it concerns the whole volume."""
-
-    path: str
-    text: str
-
-
-@dataclass(slots=True)
-class Report:
-    """What was found; ``checksums`` says for each cluster's directory ``on``, ``off`` or why it is unknown."""
-
-    states: Counter[str] = field(default_factory=Counter)
-    pages: int = 0
-    checksums: dict[str, str] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
-
-
 class Verifier:
     """Checks one volume, once."""
 
@@ -120,6 +90,10 @@ class Verifier:
             self._check(path, size)
             progress(size)
         self._check_structure()
+        unreadable = {path for path, length in self._lengths.items() if length is None}
+        aside = set_abandoned_aside(self._report.findings, unreadable, self._reader, self._clusters)
+        self._report.findings, notes = aside
+        self._report.notes += notes
         return self._report
 
     def _check_structure(self) -> None:
@@ -131,6 +105,7 @@ class Verifier:
             self._lengths, self._clusters, lambda path: (self._volume.backing / path).is_symlink()
         ):
             if gap.path not in known:
+                known.add(gap.path)
                 self._add(gap.path, gap.error, gap.hint)
 
     def _check(self, path: str, size: int) -> None:

@@ -24,8 +24,9 @@ _CRC_AT = {1300: 288, 1700: 288, 1800: 292}
 # Where that of a version yet unknown may lie: the struct has grown by a few fields in ten years.
 _CRC_AT_LEAST, _CRC_AT_MOST = 256, 508
 
-# DBState: DB_SHUTDOWNED and DB_SHUTDOWNED_IN_RECOVERY
-_SHUT_DOWN = (1, 2)
+# DBState
+_SHUTDOWNED = 1
+_SHUTDOWNED_IN_RECOVERY = 2
 
 
 class BadControlFile(Exception):
@@ -40,13 +41,15 @@ class UnknownControlVersion(Exception):
 class ControlFile:
     """What pg_control says of its cluster.
 
+    ``catalog_version`` is the date of the system catalogs' layout, ``state`` is a DBState.
     ``segment_pages`` is the number of pages in a full segment of a relation, ``wal_segment_size`` is in bytes.
     ``checkpoint`` and ``redo`` are WAL positions: of the last checkpoint's record, and of where recovery begins.
     Transactions from ``oldest_xid`` on, below ``next_xid``, have their states in pg_xact; both have 32 bits.
     """
 
     version: int
-    shut_down: bool
+    catalog_version: int
+    state: int
     page_size: int
     segment_pages: int
     checksums: bool
@@ -55,6 +58,16 @@ class ControlFile:
     wal_segment_size: int
     next_xid: int
     oldest_xid: int
+
+    @property
+    def shut_down(self) -> bool:
+        """Whether the server was stopped in order."""
+        return self.state in (_SHUTDOWNED, _SHUTDOWNED_IN_RECOVERY)
+
+    @property
+    def needs_no_wal(self) -> bool:
+        """Whether the relation files say all there is: a standby's may lack what its WAL still holds."""
+        return self.state == _SHUTDOWNED
 
 
 def parse_control_file(content: bytes) -> ControlFile:
@@ -65,7 +78,7 @@ def parse_control_file(content: bytes) -> ControlFile:
     """
     if len(content) < _VERSIONS.size:
         raise BadControlFile(f"pg_control is cut short: {len(content)} bytes are left")
-    version, _, state = _VERSIONS.unpack_from(content)
+    version, catalog_version, state = _VERSIONS.unpack_from(content)
     crc_at = _CRC_AT.get(version)
     if crc_at is None:
         if not _has_crc_somewhere(content):
@@ -83,7 +96,8 @@ def parse_control_file(content: bytes) -> ControlFile:
     (checksum_version,) = struct.unpack_from("<I", content, _CHECKSUM_VERSION_AT)
     return ControlFile(
         version,
-        state in _SHUT_DOWN,
+        catalog_version,
+        state,
         page_size,
         segment_pages,
         checksum_version != 0,

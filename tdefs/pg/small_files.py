@@ -17,6 +17,8 @@ _VERSION = re.compile(rb"[1-9][0-9]{0,2}(?:\.[0-9]{1,2})?\n")
 # RelMapFile of src/backend/utils/cache/relmapper.c: magic, count, mappings of 8 bytes, CRC. PostgreSQL 16 has 64
 # mappings, those before 62 and 4 bytes of padding.
 _MAP_MAGIC = struct.pack("<I", 0x592717)
+_MAP_HEADER = struct.Struct("<4sI")
+_MAPPING = struct.Struct("<II")
 _CRC_AT = {512: 504, 524: 520}
 
 
@@ -35,6 +37,13 @@ def small_file_fault(kind: Kind, name: str, content: bytes) -> str:
         if not content.startswith(_MAP_MAGIC) or crc32c(content[:crc_at]) != crc:
             return "pg_filenode.map is damaged: its CRC does not match"
     return ""
+
+
+def mapped_relfilenode(content: bytes, relation: int) -> int | None:
+    """Return where an intact pg_filenode.map says that the catalog with the OID *relation* lies."""
+    _, count = _MAP_HEADER.unpack_from(content)
+    mappings = content[_MAP_HEADER.size :][: count * _MAPPING.size]
+    return dict(_MAPPING.iter_unpack(mappings)).get(relation)
 
 
 def odd_versions(contents: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tdefs.pg.control import CONTROL_FILE, ControlFile
+from tdefs.pg.databases import XIDS_OF_SEGMENT
 from tdefs.pg.pages import PAGE_SIZE
 from tdefs.policy.paths import Kind, RelationFile, classify
 
@@ -23,8 +24,6 @@ _WAL_FROM_ELSEWHERE = ("backup_label", "standby.signal", "recovery.signal")
 _PERSISTENT_SLRUS = ("pg_xact", "pg_multixact/offsets", "pg_multixact/members", "pg_commit_ts")
 _WAL_SEGMENT = re.compile(r"[0-9A-F]{24}")
 _SLRU_SEGMENT = re.compile(r"[0-9A-F]{4,6}")
-# clog.c: two bits for each transaction, 32 pages in a segment
-_XIDS_OF_SEGMENT = PAGE_SIZE * 4 * 32
 _XIDS = 1 << 32
 # PG_CONTROL_FILE_SIZE of src/include/catalog/pg_control.h
 _CONTROL_FILE_BYTES = 8192
@@ -33,6 +32,10 @@ _RESTORE_HINT = "restore the file from a backup"
 _LEFTOVER_HINT = (
     "restore the file from a backup, unless no pg_class has a relation of this number: then a crash has left the "
     "other files, which are of no use, behind"
+)
+_DATABASE_HINT = (
+    "restore the file from a backup; if the cluster was not shut down cleanly, first start it, stop it, and "
+    "verify again: then it can be told whether a crash in CREATE or DROP DATABASE has left the directory behind"
 )
 _WAL_HINT = "recovery needs it: restore it from the WAL archive, or the cluster from a backup"
 _XACT_HINT = "restore the file from a backup, unless pg_resetwal -x was used on the cluster"
@@ -146,10 +149,10 @@ def _xact_gaps(
 ) -> Iterator[Gap]:
     if is_link(f"{prefix}pg_xact"):
         return
-    first = cluster.oldest_xid // _XIDS_OF_SEGMENT
-    count = ((cluster.next_xid - 1) // _XIDS_OF_SEGMENT - first) % (_XIDS // _XIDS_OF_SEGMENT) + 1
+    first = cluster.oldest_xid // XIDS_OF_SEGMENT
+    count = ((cluster.next_xid - 1) // XIDS_OF_SEGMENT - first) % (_XIDS // XIDS_OF_SEGMENT) + 1
     for number in range(first, first + count):
-        path = f"{prefix}pg_xact/{number % (_XIDS // _XIDS_OF_SEGMENT):04X}"
+        path = f"{prefix}pg_xact/{number % (_XIDS // XIDS_OF_SEGMENT):04X}"
         if path not in lengths:
             yield Gap(path, "the file is missing: it tells which transactions were committed", _XACT_HINT)
 
@@ -181,8 +184,7 @@ def _database_gaps(lengths: Mapping[str, int | None]) -> Iterator[Gap]:
                 yield Gap(
                     f"{directory}/{name}",
                     f"the file is missing: the database has no {name}",
-                    "restore the file from a backup, unless no pg_database has a database of this number: then a "
-                    "crash has left the directory behind",
+                    _DATABASE_HINT,
                 )
 
 

@@ -114,19 +114,21 @@ class Scene:
         """After :meth:`start`: everything acknowledged is there and nothing is corrupt; ends with a stop."""
         self.ledger.check(self.server)
         self.server.run("pg_amcheck", "--all", "--install-missing", "--heapallindexed", "--parent-check")
-        databases = self.server.psql("SELECT oid FROM pg_database").split()
-        self.server.stop()
+        databases = self.server.psql("SELECT oid FROM pg_database WHERE datconnlimit <> -2").split()
+        self.stop()
+        if not self._plain:
+            self.volume.tdefs("verify", self.volume.backing, *self.volume.unlock)
+            self.volume.mount()
         self._remove_abandoned_databases(databases)
         self.server.run("pg_checksums", "--check", "-D", self.server.pgdata)
         if not self._plain:
             self.volume.umount()
-            self.volume.tdefs("verify", self.volume.backing, *self.volume.unlock)
 
     def _remove_abandoned_databases(self, known: list[str]) -> None:
-        """Removes what an unfinished CREATE DATABASE left behind.
+        """Removes what an unfinished CREATE or DROP DATABASE left behind.
 
-        No catalog knows these files, and PostgreSQL neither syncs nor reads them again: a power cut may have torn
-        their pages, and pg_checksums looks at all that lies below base/.
+        PostgreSQL neither syncs nor reads these files again: a power cut may have torn their pages, and
+        pg_checksums looks at all that lies below base/.
         """
         for directory in (self.server.pgdata / "base").iterdir():
             if directory.name.isdigit() and directory.name not in known:

@@ -20,12 +20,18 @@ DATA = Path(__file__).parent / "data"
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("pg15_checksums", ControlFile(1300, True, 8192, 131072, True, 0x17414F8, 0x17414F8, 16 << 20, 724, 716)),
+        (
+            "pg15_checksums",
+            ControlFile(1300, 202209061, 1, 8192, 131072, True, 0x17414F8, 0x17414F8, 16 << 20, 724, 716),
+        ),
         (
             "pg15_no_checksums",
-            ControlFile(1300, True, 8192, 131072, False, 0x1500718, 0x1500718, 16 << 20, 724, 716),
+            ControlFile(1300, 202209061, 1, 8192, 131072, False, 0x1500718, 0x1500718, 16 << 20, 724, 716),
         ),
-        ("pg18_checksums", ControlFile(1800, True, 8192, 131072, True, 0x16EF458, 0x16EF458, 16 << 20, 752, 744)),
+        (
+            "pg18_checksums",
+            ControlFile(1800, 202506291, 1, 8192, 131072, True, 0x16EF458, 0x16EF458, 16 << 20, 752, 744),
+        ),
     ],
 )
 def test_captured_control_file_says_what_pg_controldata_says(name: str, expected: ControlFile) -> None:

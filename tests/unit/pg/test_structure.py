@@ -19,8 +19,9 @@ def cluster(
     redo: int | None = None,
     xids: tuple[int, int] = (3, 700),
 ) -> ControlFile:
+    state = 1 if shut_down else 6  # DB_SHUTDOWNED, DB_IN_PRODUCTION
     begin = checkpoint if redo is None else redo
-    return ControlFile(1300, shut_down, PAGE, 131072, True, checkpoint, begin, WAL, xids[1], xids[0])
+    return ControlFile(1300, 202209061, state, PAGE, 131072, True, checkpoint, begin, WAL, xids[1], xids[0])
 
 
 WHOLE: dict[str, int | None] = {
