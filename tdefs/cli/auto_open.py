@@ -88,7 +88,7 @@ def _enable(args: argparse.Namespace) -> int:
         new, id = add_protector(change.unlocked, protector, label)
         for entry in old:
             new = remove_protector(new, entry.id)
-        change.save(new, [protector], protector=id, kind=protector.kind, by=keeper.name)
+        change.save(new, [protector], maker=protector, protector=id, kind=protector.kind, by=keeper.name)
         for entry in old:
             forget_here(protector, entry)
     print_line(

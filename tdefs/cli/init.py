@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,13 @@ from tdefs.config import load_config
 from tdefs.errors import Exit
 from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore import FIRST_DATA_KEY, Keystore, create_keystore, load_keystore
+from tdefs.keys.keystore import (
+    FIRST_DATA_KEY,
+    Keystore,
+    create_keystore,
+    load_keystore,
+    remove_what_is_not_saved,
+)
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
@@ -52,15 +61,8 @@ def _run(args: argparse.Namespace) -> int:
     if policy:
         names |= load_policy(policy).key_names()
     source = load_keystore(args.existing_keystore) if args.existing_keystore else None
-    volume = create_volume(args.backing, args.keystore or settings.keystore, policy)
-    if source is not None:
-        volume = replace(volume, volume_id=source.volume_id)
-    with exclusive(volume):
-        # another 'tdefs init' may have finished while this one waited for a passphrase
-        refuse_existing(volume.backing)
-        ring, protector = _complete(volume, source, names, args)
-        event = "keystore create" if source is None else "unlock"  # a copy's history has begun already
-        open_recorded(load_keystore(volume.keystore), protector, "init", event, keys=" ".join(ring.names()))
+    with _no_directories_left(args.backing):
+        volume, ring = _create(args, args.keystore or settings.keystore, policy, source, names)
     print(f"volume    {volume.backing} ({volume.volume_id.hex()})")
     print(f"keystore  {volume.keystore} (data keys {', '.join(ring.names())})")
     print(f"policy    {volume.policy or 'none: everything is encrypted'}")
@@ -72,6 +74,35 @@ def _run(args: argparse.Namespace) -> int:
         print(f"It is a copy of {source.path}, which this volume does not need; do not leave that lying about.")
     print(f"Mount it with: tdefs mount {volume.backing} MOUNTPOINT")
     return Exit.OK
+
+
+@contextmanager
+def _no_directories_left(backing: Path) -> Iterator[None]:
+    """After a failure in the ``with`` block remove what directories it made on the way to *backing*, if empty."""
+    absent = [place for place in (backing, *backing.parents) if not os.path.lexists(place)]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for place in absent:
+                place.rmdir()
+        raise
+
+
+def _create(
+    args: argparse.Namespace, keystore: Path | None, policy: Path | None, source: Keystore | None, names: set[str]
+) -> tuple[Volume, KeyRing]:
+    """Create the volume and its keystore."""
+    volume = create_volume(args.backing, keystore, policy)
+    if source is not None:
+        volume = replace(volume, volume_id=source.volume_id)
+    with exclusive(volume):
+        # another 'tdefs init' may have finished while this one waited for a passphrase
+        refuse_existing(volume.backing)
+        ring, protector = _complete(volume, source, names, args)
+        event = "keystore create" if source is None else "unlock"  # a copy's history has begun already
+        open_recorded(load_keystore(volume.keystore), protector, "init", event, keys=" ".join(ring.names()))
+    return volume, ring
 
 
 def _complete(
@@ -95,7 +126,9 @@ def _complete(
             if source is not None:
                 remove_copy(volume.keystore)
             else:
+                entries = load_keystore(volume.keystore).document.protectors
                 volume.keystore.unlink()
+                remove_what_is_not_saved(volume.keystore, protector, entries)
             raise
     except BaseException:
         abandon_volume(volume)

@@ -149,7 +149,7 @@ def _save_and_tell(
 ) -> None:
     """Save first: what the daemon uses must be in the keystore, or the next mount could not read it."""
     old: KeyRing = change.unlocked.ring
-    change.save(new, None, **what)
+    change.save(new, None, maker=None, **what)
     try:
         tell_daemon(volume, change.path, old, change.unlocked.ring)
     except TdefsError:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from tdefs.cli.output import print_table
 from tdefs.cli.place import volume_of
 from tdefs.cli.this_host import holders
-from tdefs.cli.unlock import open_recorded, read_keystore, unlocking_secret
+from tdefs.cli.unlock import open_recorded, read_keystore, source_finder, unlocking_secret
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.checking import check_protector, check_round
 from tdefs.keys.document import ProtectorEntry
-from tdefs.keys.key_source import make_key_source
 from tdefs.keys.keystore import Unlocked
 from tdefs.keys.protectors.base import NotMineError, Protector
 from tdefs.keys.protectors.this_host import ThisHostProtector
@@ -99,4 +99,4 @@ def _without_person(
         yield "this host", lambda: ThisHostProtector(holders(config.for_backing(volume.backing)))
     for settings in config.key_sources.values():
         if settings.kind == entry.kind:
-            yield f'key source "{settings.name}"', lambda settings=settings: make_key_source(settings)  # type: ignore[misc]
+            yield f'key source "{settings.name}"', partial(source_finder(args), settings.name)

@@ -12,7 +12,7 @@ from tdefs.cli.output import printable
 from tdefs.cli.unlock import keystore_path, open_recorded, record, unlocking_secret
 from tdefs.errors import TdefsError
 from tdefs.keys.document import Document
-from tdefs.keys.keystore import Unlocked
+from tdefs.keys.keystore import Unlocked, remove_what_is_not_saved
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.saving import KeystoreChange
 from tdefs.keys.upgrade import upgraded
@@ -36,13 +36,28 @@ class OpenChange:
         """The keystore as it is."""
         return self.unlocked.document
 
-    def save(self, new: Unlocked, secrets: Sequence[Protector] | None = None, **what: str | int | None) -> None:
+    def save(
+        self,
+        new: Unlocked,
+        secrets: Sequence[Protector] | None = None,
+        *,
+        maker: Protector | None = None,
+        **what: str | int | None,
+    ) -> None:
         """Write the new keystore; *secrets* are what must open it, by default what opened the old one.
 
+        :param maker: the protector of the new entries; what it made elsewhere is removed if they are not saved.
         :param what: what the history says of the change.
         """
         self.was_tried = True
-        self.unlocked = self._change.save(new, [self._protector] if secrets is None else secrets, what)
+        try:
+            self.unlocked = self._change.save(new, [self._protector] if secrets is None else secrets, what)
+        except BaseException:
+            if maker is not None:
+                known = {entry.wrapped for entry in self.document.protectors}
+                entries = [entry for entry in new.document.protectors if entry.wrapped not in known]
+                remove_what_is_not_saved(self._change.path, maker, entries)
+            raise
         if self._change.lacking:
             print(
                 "tdefs: warning: the history is not as it was written: "

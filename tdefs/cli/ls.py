@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.output import print_json, print_table
-from tdefs.errors import Exit
-from tdefs.fs.offline import ENCRYPTED, PLAIN, Description, describe_all, volume_at
+from tdefs.cli.output import print_json, print_table, printable
+from tdefs.cli.unlock import add_keystore_place, read_keystore
+from tdefs.errors import Exit, TdefsError
+from tdefs.fs.offline import ENCRYPTED, PLAIN, UNREADABLE, Description, describe_all, volume_at
+from tdefs.keys.hierarchy import DestroyedRounds
+from tdefs.volume import Volume
 
 _YES_NO = {ENCRYPTED: "yes", PLAIN: "no"}
 _HEADERS = ("path", "kind", "encrypted", "data key", "round", "algorithm", "size")
@@ -21,15 +25,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "ls",
         help="list the files of a volume: encrypted or not, data key, round, algorithm",
         description="Lists the files of a volume as they are on the disk; needs no key. What a file says of "
-        "itself is checked only so far as that goes without one: 'tdefs verify' checks the rest.",
+        "itself is checked only so far as that goes without one: 'tdefs verify' checks the rest. The keystore is "
+        "asked which data keys were destroyed: files of these are unreadable.",
     )
     parser.add_argument("place", metavar="BACKING|MOUNTPOINT", type=Path)
+    add_keystore_place(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    found = describe_all(volume_at(args.place))
+    volume = volume_at(args.place)
+    found = describe_all(volume, _destroyed_rounds(args, volume))
     if args.json:
         print_json([_as_object(one) for one in found])
         return Exit.OK
@@ -51,9 +58,26 @@ def _run(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def _destroyed_rounds(args: argparse.Namespace, volume: Volume) -> DestroyedRounds:
+    """Return the rounds that are destroyed; a keystore that cannot be read is a warning, unless it was named."""
+    try:
+        return read_keystore(args, volume).document.destroyed_rounds()
+    except TdefsError as error:
+        if args.keystore is not None:
+            raise
+        print(
+            f"tdefs: warning: {printable(error.message)}\n"
+            "DETAIL:  files whose data key was destroyed are listed like all encrypted ones\n"
+            "HINT:  name the keystore with --keystore, and list as a user who may read it",
+            file=sys.stderr,
+        )
+    return {}
+
+
 def _as_object(one: Description) -> dict[str, Any]:
     """Return the JSON object of one file; its keys are part of the interface."""
     found = asdict(one)
     error = found.pop("error")
-    found["encrypted"] = one.state == ENCRYPTED
+    # also one whose key was destroyed: it is not in the clear
+    found["encrypted"] = one.state == ENCRYPTED or (one.state == UNREADABLE and one.algorithm is not None)
     return found if error is None else found | {"error": error}

@@ -25,7 +25,13 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, ProtectorEntry
 from tdefs.keys.fields import show_time
 from tdefs.keys.new_secrets import add_new_secret_arguments, new_secret_from_arguments
-from tdefs.keys.protector_changes import add_protector, change_protector, find_protector, remove_protector
+from tdefs.keys.protector_changes import (
+    add_protector,
+    change_protector,
+    find_protector,
+    label_protector,
+    remove_protector,
+)
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.seal import check_mac, open_master_key
@@ -40,7 +46,7 @@ _NO_KEY = "its wrapping key is unusable"
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command ``protector`` with its sub-commands."""
     parser = subparsers.add_parser(
-        "protector", help="who can unlock the keystore: add, remove, change, list, test"
+        "protector", help="who can unlock the keystore: add, remove, change, label, list, test"
     )
     commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
 
@@ -57,6 +63,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_new_secret_arguments(change, "--new-recovery-code")
     add_keystore_arguments(change)
     change.set_defaults(run=_change)
+
+    label = commands.add_parser("label", help="give a protector another label; its secret stays")
+    label.add_argument("id", metavar="ID", help="such as pr_1")
+    label.add_argument("label", metavar="TEXT", help='a note for people, such as a name; "" for none')
+    add_place(label)
+    add_keystore_arguments(label)
+    label.set_defaults(run=_label)
 
     remove = commands.add_parser("remove", help="remove a protector; the last one stays")
     remove.add_argument("id", metavar="ID", help="such as pr_2")
@@ -88,7 +101,7 @@ def _add(args: argparse.Namespace) -> int:
         protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
         new, id = add_protector(change.unlocked, protector, args.label)
         _show_code(code)
-        change.save(new, [protector], protector=id, kind=protector.kind, label=args.label or None)
+        change.save(new, [protector], maker=protector, protector=id, kind=protector.kind, label=args.label or None)
     print_line(f"protector {id} ({protector.kind}) is added")
     return Exit.OK
 
@@ -100,9 +113,19 @@ def _change(args: argparse.Namespace) -> int:
         protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
         new = change_protector(change.unlocked, args.id, protector)
         _show_code(code)
-        change.save(new, [protector], protector=args.id, kind=protector.kind)
+        change.save(new, [protector], maker=protector, protector=args.id, kind=protector.kind)
         _forget_host_key(args, volume, old)
     print_line(f"protector {args.id} ({protector.kind}) has a new secret; the old one opens the keystore no more")
+    return Exit.OK
+
+
+def _label(args: argparse.Namespace) -> int:
+    with changing(args, volume_of(args), "protector label") as change:
+        new = label_protector(change.unlocked, args.id, args.label)
+        change.save(new, protector=args.id, label=args.label)
+    print_line(
+        f'protector {args.id} has the label "{args.label}"' if args.label else f"protector {args.id} has no label"
+    )
     return Exit.OK
 
 
@@ -183,7 +206,7 @@ def _test(args: argparse.Namespace) -> int:
     if _OPENS not in wanted:
         raise TdefsError(
             Exit.WRONG_SECRET,
-            f"the {protector.kind} does not open {f'protector {args.id}' if args.id else 'any protector'}",
+            f"{protector.words} does not open {f'protector {args.id}' if args.id else 'any protector'}",
         )
     return Exit.OK
 

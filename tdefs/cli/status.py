@@ -14,6 +14,7 @@ from tdefs.fs.control import ask
 from tdefs.fs.mounts import find_mount, is_dead
 from tdefs.fs.offline import STATES, describe_all
 from tdefs.keys.document import DESTROYED
+from tdefs.keys.hierarchy import DestroyedRounds
 from tdefs.volume import Volume, is_in_use, read_session, read_volume
 
 _FIELDS = (
@@ -38,7 +39,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "status",
         help="what is mounted: keys (no secrets), counts of encrypted and plain files, requests and failures",
-        description="Says what is mounted at MOUNTPOINT. Files are counted as they are on the disk.",
+        description="Says what is mounted at MOUNTPOINT. Files are counted as they are on the disk; those whose "
+        "data key was destroyed are unreadable.",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -73,7 +75,10 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
     session = read_session(volume)
     states: Counter[str] = Counter()
     rounds: Counter[tuple[str, int, str]] = Counter()
-    for found in describe_all(volume):
+    destroyed: DestroyedRounds = dict.fromkeys(
+        (name, number) for name, number in daemon.get("destroyed_rounds", ())
+    )
+    for found in describe_all(volume, destroyed):
         states[found.state] += 1
         if found.data_key is not None and found.round is not None and found.algorithm is not None:
             rounds[found.data_key, found.round, found.algorithm] += 1
@@ -81,8 +86,7 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
     for key in daemon.get("data_keys", ()):
         rounds[key["name"], key["round"], key["algorithm"]] += 0
         key_states[key["name"], key["round"]] = key.get("state")
-    for name, number in daemon.get("destroyed_rounds", ()):
-        key_states[name, number] = DESTROYED
+    key_states |= dict.fromkeys(destroyed, DESTROYED)
     started = daemon.get("started")
     return {
         "mountpoint": str(mountpoint),

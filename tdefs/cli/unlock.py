@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 from tdefs.cli.this_host import demanded_host, opening_host
@@ -90,8 +91,15 @@ def use_configured_secret(args: argparse.Namespace, settings: VolumeConfig) -> N
 
 
 def source_finder(args: argparse.Namespace) -> Callable[[str], KeySource]:
-    """Return what finds a key source in the configuration by its name."""
-    return lambda name: make_key_source(load_config(args.config).key_source(name))
+    """Return what finds a key source in the configuration by its name.
+
+    A command has each of them once, which then asks for its PIN once, and gives each warning once.
+    """
+    find: Callable[[str], KeySource] | None = getattr(args, "find_key_source", None)
+    if find is None:
+        find = cache(lambda name: make_key_source(load_config(args.config).key_source(name)))
+        args.find_key_source = find
+    return find
 
 
 def unlock(args: argparse.Namespace, volume: Volume) -> KeyRing:

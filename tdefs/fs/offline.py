@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EBADF, EISDIR, ENOENT
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from tdefs.fs.sealing import (
     identity_at,
     look_at,
 )
-from tdefs.keys.hierarchy import KeyRing
+from tdefs.keys.hierarchy import DestroyedRounds, KeyRing, was_destroyed
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.policy.paths import classify
@@ -55,7 +55,8 @@ class Description:
     """What a file says of itself, without any key.
 
     ``state`` is one of :data:`STATES`; ``size`` is the plaintext length in bytes, ``None`` where it cannot be
-    told. ``data_key``, ``round`` and ``algorithm`` are there wherever the header could be read.
+    told. ``data_key``, ``round`` and ``algorithm`` are there wherever the header could be read. Who knows that
+    the data key was destroyed calls the file ``unreadable``, with the ``error``.
     """
 
     path: str
@@ -143,12 +144,25 @@ def _open_directory(volume: Volume, parts: list[str], access: int) -> int:
     return fd
 
 
-def describe_all(volume: Volume) -> Iterator[Description]:
-    """Describe every file of *volume*, in the order of :func:`walk`."""
+def describe_all(volume: Volume, destroyed: DestroyedRounds | None = None) -> Iterator[Description]:
+    """Describe every file of *volume*, in the order of :func:`walk`.
+
+    :param destroyed: the rounds whose files nobody can read any more; only who has a keystore knows of these.
+    """
     for path, _ in walk(volume):
         found = describe(volume, path)
         if found is not None:
-            yield found
+            yield _without_key(found, destroyed or {})
+
+
+def _without_key(found: Description, destroyed: DestroyedRounds) -> Description:
+    """Say of an encrypted file that it cannot be read if its data key is among the *destroyed* rounds."""
+    if found.state != ENCRYPTED or found.data_key is None or found.round is None:
+        return found
+    key = found.data_key, found.round
+    if key not in destroyed:
+        return found
+    return replace(found, state=UNREADABLE, error=was_destroyed(*key, destroyed[key]))
 
 
 def describe(volume: Volume, path: str) -> Description | None:

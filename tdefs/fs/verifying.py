@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from errno import EACCES
 
-from tdefs.format.errors import FormatError
+from tdefs.format.errors import DestroyedKey, FormatError
 from tdefs.fs.abandoned import set_abandoned_aside
 from tdefs.fs.offline import (
     CHUNK_SIZE,
@@ -122,7 +122,7 @@ class Verifier:
         except FileNotFoundError:
             return  # a mounted volume lives on
         except FormatError as error:
-            state = DAMAGED
+            state = UNREADABLE if isinstance(error, DestroyedKey) else DAMAGED
             self._add(path, str(error), error.hint)
         except OSError as error:
             state = UNREADABLE

@@ -116,6 +116,15 @@ class Document:
         """Return the one data key that is the default."""
         return next(entry for entry in self.data_keys if entry.default)
 
+    def destroyed_rounds(self) -> dict[tuple[str, int], datetime | None]:
+        """Return name and round of all that is destroyed of data keys, and when that was, in UTC."""
+        return {
+            (key.name, entry.round): entry.destroyed
+            for key in self.data_keys
+            for entry in key.rounds
+            if entry.state == DESTROYED
+        }
+
 
 def damaged(detail: str) -> TdefsError:
     """Return the error for a keystore that is not as it was written."""

@@ -84,15 +84,25 @@ def signed_bytes(document: Document) -> bytes:
 
 
 def serialise(document: Document) -> bytes:
-    """Return the keystore file with this document, checksum line and all."""
+    """Return the keystore file with this document, checksum line and all. Raises TdefsError(KEYSTORE_FULL)."""
     body = json.dumps(_plain(document, document.version), indent=2, ensure_ascii=True).encode("ascii") + b"\n"
-    return body + _checksum_line(body)
+    data = body + _checksum_line(body)
+    if len(data) > MAX_BYTES:
+        raise TdefsError(
+            Exit.KEYSTORE_FULL,
+            f"the keystore would have {len(data)} bytes, and the most is {MAX_BYTES}",
+            detail="every round of a data key stays in it, also one that is destroyed",
+            hint="remove protectors that nobody needs, and rotate data keys less often",
+        )
+    return data
 
 
 def parse(data: bytes) -> Document:
     """Read a keystore file. Raises TdefsError(KEYSTORE_DAMAGED) for every other sequence of bytes."""
     body, checksum_line = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-    if len(data) > MAX_BYTES or checksum_line != _checksum_line(body):
+    if len(data) > MAX_BYTES:
+        raise damaged(f"it has more than {MAX_BYTES} bytes, and tdefs writes none that large")
+    if checksum_line != _checksum_line(body):
         raise damaged("its content does not match its checksum")
     try:
         return _read_document(fields.read_json(body))

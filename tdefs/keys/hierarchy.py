@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.fields import show_time
 from tdefs.keys.kdf import hkdf_sha256
 
 SECRET_BYTES = 32
@@ -19,6 +21,9 @@ MAX_ROUND = 2**32 - 1
 
 AES_256_XTS = "aes-256-xts"
 ALGORITHMS = frozenset({AES_256_XTS})
+
+#: Rounds of data keys that were destroyed, and when, in UTC; None where that is not known.
+DestroyedRounds = Mapping[tuple[str, int], datetime | None]
 
 # At most 31 bytes of ASCII, so that a name fits a fixed field of a file header.
 KEY_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}", re.ASCII)
@@ -113,7 +118,7 @@ class KeyRing:
         keys: Iterable[DataKey],
         *,
         revoked: Iterable[tuple[str, int]] = (),
-        destroyed: Iterable[tuple[str, int]] = (),
+        destroyed: DestroyedRounds | None = None,
         revision: int = 0,
     ) -> None:
         """Raise ValueError if the volume id is not 16 bytes, a round is double or the default is missing."""
@@ -123,7 +128,7 @@ class KeyRing:
         self.default_name = default_name
         self.revision = revision
         self.revoked = frozenset(revoked)
-        self.destroyed = frozenset(destroyed)
+        self.destroyed = dict(destroyed or {})
         self._rounds: dict[str, dict[int, DataKey]] = {}
         for key in keys:
             if self._rounds.setdefault(key.name, {}).setdefault(key.round, key) is not key:
@@ -172,7 +177,7 @@ class KeyRing:
         """
         key = self._rounds.get(name, {}).get(round)
         if key is None and (name, round) in self.destroyed:
-            raise TdefsError(Exit.DATA_KEY_DESTROYED, f"round {round} of data key {name} was destroyed")
+            raise TdefsError(Exit.DATA_KEY_DESTROYED, was_destroyed(name, round, self.destroyed[name, round]))
         if key is None:
             raise self._unknown(f"round {round} of data key {_shown(name)} is not in the keystore")
         return key
@@ -183,6 +188,11 @@ class KeyRing:
             message,
             detail=f"the keystore has the data keys {', '.join(self.names())}",
         )
+
+
+def was_destroyed(name: str, round: int, time: datetime | None) -> str:
+    """Return in words that a round of a data key was destroyed, and when if ``time`` (in UTC) is known."""
+    return f"round {round} of data key {name} was destroyed" + (f" at {show_time(time)}" if time else "")
 
 
 def _shown(name: str) -> str:

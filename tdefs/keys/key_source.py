@@ -17,7 +17,6 @@ from typing import Self
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import sources
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.settings import Settings, SettingsReader
 
@@ -45,6 +44,8 @@ class KeySource(Protector):
     the entry's parameters tell.
     """
 
+    words = "the key source"
+
     @classmethod
     @abstractmethod
     def from_settings(cls, read: SettingsReader) -> Self:
@@ -56,13 +57,6 @@ class KeySource(Protector):
     def certificates(self) -> Sequence[Certificate]:
         """Return the certificate files that it uses, whose expiry ``tdefs doctor`` watches."""
         return ()
-
-    def forget(self, entry: ProtectorEntry) -> None:
-        """Destroy at the service what ``wrap`` made there for ``entry`` alone, if it made anything.
-
-        ``entry`` opens nothing afterwards. Raises TdefsError as ``unwrap`` does.
-        """
-        del entry
 
 
 def kinds() -> list[str]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tdefs.durable import write_durably
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, damaged
+from tdefs.keys.document import Document, ProtectorEntry, damaged
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
 from tdefs.keys.hierarchy import KeyRing, MasterKey
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
+from tdefs.keys.removing import remove_unsaved
 from tdefs.keys.seal import new_document, open_keys, open_master_key
 
 FIRST_DATA_KEY = "dk_1"
@@ -70,11 +71,11 @@ class Keystore:
         if protector.kind not in self.kinds():
             raise TdefsError(
                 Exit.NO_SECRET,
-                f"the keystore has no protector of kind {protector.kind}",
+                f"{protector.words} does not open the keystore, which has no protector of kind {protector.kind}",
                 detail=f'the keystore "{self.path}" has protectors of kind: {", ".join(self.kinds())}',
                 hint="use --passphrase-file, --passphrase-fd or the prompt for a passphrase, --key-command for a"
-                " command, --key-source for a key source, --recovery-code-file for a recovery code; this-host"
-                " opens by itself, on its own host",
+                " command, --key-source for a key source, --recovery-code-file for a recovery code; one"
+                " of kind this-host opens without any of these, on its own host",
             )
         masters, by = self._master_keys(protector)
         current = masters[self.document.current_master_key().name]
@@ -103,7 +104,7 @@ class Keystore:
                 by = entry.id
         if current not in opened:
             raise refusal or WrongSecretError(
-                f"none of the keystore's protectors of kind {protector.kind} was made by this one",
+                f"none of the keystore's protectors of kind {protector.kind} was made by {protector.words}",
                 detail="they are of another host, or of another key or place than the configuration names",
             )
         return opened, by
@@ -123,11 +124,30 @@ def create_keystore(
     that cannot undo what it did is found now and not at the first mount.
 
     Raises TdefsError: VOLUME_EXISTS if there is something at ``path``, which is left as it is; OS_ERROR;
-    and what the protector raises.
+    and what the protector raises. What the protector made elsewhere is removed then.
     """
     if os.path.lexists(path):
         raise _exists(path)
-    return write_new_keystore(path, new_document(volume_id, protector, data_key_names), protector)
+    document = new_document(volume_id, protector, data_key_names)
+    try:
+        return write_new_keystore(path, document, protector)
+    except BaseException:
+        remove_what_is_not_saved(path, protector, document.protectors)
+        raise
+
+
+def remove_what_is_not_saved(path: Path, protector: Protector, entries: Iterable[ProtectorEntry]) -> None:
+    """Undo what ``protector`` made elsewhere for ``entries`` that the keystore at ``path`` does not have.
+
+    Raises nothing: what is left behind is told on stderr.
+    """
+    try:
+        saved = {entry.wrapped for entry in load_keystore(path).document.protectors}
+    except TdefsError as error:
+        # the directory may be what failed, so nothing but its absence is certain
+        remove_unsaved(protector, entries, set() if error.exit_code is Exit.KEYSTORE_MISSING else None)
+    else:
+        remove_unsaved(protector, entries, saved)
 
 
 def write_new_keystore(path: Path, document: Document, protector: Protector) -> KeyRing:

@@ -15,6 +15,7 @@ from tdefs.keys.recovery_text import new_code, show_code
 from tdefs.keys.secrets import (
     ask_passphrase,
     descriptor_number,
+    read_passphrase_credential,
     read_passphrase_descriptor,
     read_passphrase_file,
 )
@@ -31,6 +32,11 @@ def add_new_secret_arguments(parser: argparse.ArgumentParser, *recovery_options:
         metavar="N",
         type=descriptor_number,
         help="read the new passphrase from the open file descriptor N",
+    )
+    group.add_argument(
+        "--new-passphrase-credential",
+        metavar="NAME",
+        help="read the new passphrase from the credential NAME that systemd hands to the unit",
     )
     group.add_argument(
         "--new-key-command", metavar="COMMAND", help="COMMAND prints the new key as 64 hexadecimal characters"
@@ -66,6 +72,8 @@ def new_secret_from_arguments(
         read = partial(read_passphrase_file, args.new_passphrase_file)
     elif args.new_passphrase_fd is not None:
         read = partial(read_passphrase_descriptor, args.new_passphrase_fd)
+    elif args.new_passphrase_credential is not None:
+        read = partial(read_passphrase_credential, args.new_passphrase_credential)
     else:
         read = partial(ask_passphrase, confirm=True, name="New passphrase")
     return PassphraseProtector(read), None

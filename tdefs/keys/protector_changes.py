@@ -29,8 +29,7 @@ def find_protector(document: Document, id: str) -> ProtectorEntry:
 
 def add_protector(unlocked: Unlocked, protector: Protector, label: str) -> tuple[Unlocked, str]:
     """Add ``protector``; return its id, too. Raises what the protector raises; USAGE for a bad label."""
-    if not is_label(label):
-        raise TdefsError(Exit.USAGE, f"a label is a printable text of at most {MAX_LABEL_CHARACTERS} characters")
+    _check_label(label)
     document = unlocked.document
     numbers = [entry.id.removeprefix(_PREFIX) for entry in document.protectors]
     id = f"{_PREFIX}{1 + max((int(number) for number in numbers if number.isdecimal()), default=0)}"
@@ -47,6 +46,16 @@ def change_protector(unlocked: Unlocked, id: str, protector: Protector) -> Unloc
     )
 
 
+def label_protector(unlocked: Unlocked, id: str, label: str) -> Unlocked:
+    """Give protector ``id`` another label, or none. Raises TdefsError: PROTECTOR_UNKNOWN, USAGE."""
+    _check_label(label)
+    old = find_protector(unlocked.document, id)
+    new = replace(old, label=label)
+    return _with_protectors(
+        unlocked, tuple(new if entry is old else entry for entry in unlocked.document.protectors)
+    )
+
+
 def remove_protector(unlocked: Unlocked, id: str) -> Unlocked:
     """Remove protector ``id``. Raises TdefsError: PROTECTOR_UNKNOWN, LAST_PROTECTOR."""
     old = find_protector(unlocked.document, id)
@@ -58,6 +67,11 @@ def remove_protector(unlocked: Unlocked, id: str) -> Unlocked:
             hint="add another one first, or change this one with 'tdefs protector change'",
         )
     return _with_protectors(unlocked, rest)
+
+
+def _check_label(label: str) -> None:
+    if not is_label(label):
+        raise TdefsError(Exit.USAGE, f"a label is a printable text of at most {MAX_LABEL_CHARACTERS} characters")
 
 
 def _with_protectors(unlocked: Unlocked, protectors: tuple[ProtectorEntry, ...]) -> Unlocked:

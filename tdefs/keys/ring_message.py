@@ -114,7 +114,7 @@ def _read_ring(value: Any, volume_id: bytes) -> KeyRing:
         fields.read_text(members["default"], "default", KEY_NAME),
         fields.read_list(members["keys"], "keys", _read_key),
         revoked=_read_rounds(members["revoked"], "revoked"),
-        destroyed=_read_rounds(members["destroyed"], "destroyed"),
+        destroyed=dict.fromkeys(_read_rounds(members["destroyed"], "destroyed")),
         revision=fields.read_int(members["revision"], "revision", 0, _MAX_REVISION),
     )
 

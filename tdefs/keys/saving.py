@@ -87,8 +87,8 @@ class KeystoreChange:
 
         ``secrets`` are those of the protectors that must open it, each of which is tried. ``what`` is for the
         history, in which the change is written down first. Returns the keystore as it was written.
-        Raises TdefsError(OS_ERROR) for a keystore that cannot be read back right, and what a secret raises;
-        OSError. The keystore is as it was then, unless only the last fsync, of the directory, failed.
+        Raises TdefsError: OS_ERROR for a keystore that cannot be read back right, KEYSTORE_FULL, and what a secret
+        raises; OSError. The keystore is as it was then, unless only the last fsync, of the directory, failed.
         """
         new = beside(self.path, "new")
         status = self.path.stat()
@@ -272,7 +272,7 @@ def _check(written: Keystore, wanted: Unlocked, secrets: Sequence[Protector]) ->
     for protector in secrets:
         opened = written.open(protector)
         if opened.master != wanted.master or list(opened.ring) != list(wanted.ring):
-            found.append(f"the {protector.kind} opens other keys")
+            found.append(f"{protector.words} opens other keys")
     if found:
         raise TdefsError(
             Exit.OS_ERROR,

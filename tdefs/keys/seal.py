@@ -190,7 +190,7 @@ def open_keys(document: Document, masters: Mapping[str, MasterKey]) -> KeyRing:
             if entry.wrapped is not None
         ],
         revoked=[(name, entry.round) for name, entry in rounds if entry.state == REVOKED],
-        destroyed=[(name, entry.round) for name, entry in rounds if entry.wrapped is None],
+        destroyed=document.destroyed_rounds(),
         revision=document.revision,
     )
 

@@ -23,9 +23,12 @@ def key(volume: Volume, *words: str, check: bool = True) -> Any:
     return volume.tdefs("key", *words, "--volume", volume.mountpoint, *volume.unlock, check=check)
 
 
+def status(volume: Volume) -> Any:
+    return json.loads(volume.tdefs("status", volume.mountpoint, "--json").stdout)
+
+
 def counts(volume: Volume) -> dict[tuple[str, int], tuple[str, int]]:
-    status = json.loads(volume.tdefs("status", volume.mountpoint, "--json").stdout)
-    return {(one["name"], one["round"]): (one["state"], one["files"]) for one in status["data_keys"]}
+    return {(one["name"], one["round"]): (one["state"], one["files"]) for one in status(volume)["data_keys"]}
 
 
 def test_life_of_a_data_key_under_a_mount(volume: Volume, mounted: Path) -> None:
@@ -48,6 +51,8 @@ def test_life_of_a_data_key_under_a_mount(volume: Volume, mounted: Path) -> None
         old.read_bytes()
     assert caught.value.errno == errno.ENOKEY
     assert counts(volume)["dk_1", 1] == ("destroyed", 1)
+    assert status(volume)["files"]["unreadable"] == 1
+    assert status(volume)["files"]["encrypted"] == 1
     assert new.read_bytes() == b"new" * 5000
     assert sorted(path.name for path in mounted.iterdir()) == ["new", "old"]
     (mounted / "newer").write_bytes(b"newer")

@@ -99,6 +99,10 @@ class KmipScene:
     def _addresses(self) -> list[str]:
         return [server.address for server in self._running]
 
+    def stop_first(self) -> None:
+        """Lets the server that is asked first be down."""
+        self._running[0].stop()
+
     def stop_all(self) -> None:
         """Lets the servers be down for a time."""
         for server in self._running:

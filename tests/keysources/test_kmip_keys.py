@@ -18,6 +18,7 @@ from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import make_key_source
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
 from tdefs.keys.sources.kmip import KmipSource
+from tdefs.keys.sources.kmip.client import Client
 from tests.keysources.kmip_scene import CONTEXT, SECRET, KmipScene, entry_of, refusal
 from tests.support.workspace import Workspace
 
@@ -51,6 +52,20 @@ def unlock_refusal(source: KmipSource, entry: ProtectorEntry) -> TdefsError:
     with pytest.raises(TdefsError) as caught:
         source.unwrap(entry, CONTEXT)
     return caught.value
+
+
+def test_key_that_was_made_and_cannot_be_used_is_destroyed(
+    source: KmipSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a server that gives no key away."""
+
+    def kept(client: Client, uid: str) -> bytes:
+        raise TdefsError(UNUSABLE, "the key is not given away")
+
+    before = source.list_keys()
+    monkeypatch.setattr(Client, "get", kept)
+    assert "is not given away" in refusal(source).message
+    assert source.list_keys() == before
 
 
 def test_without_a_named_key_each_protector_gets_one_of_its_own(source: KmipSource) -> None:

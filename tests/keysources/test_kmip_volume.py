@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
 from io import StringIO
@@ -17,6 +17,7 @@ import yaml
 
 from tdefs.cli.main import build_parser
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys import saving
 from tests.keysources.kmip_scene import KmipScene
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
@@ -243,3 +244,61 @@ def test_a_tried_key_source_leaves_no_key_behind(volume: KmipVolume) -> None:
     before = volume.keys()
     assert "wraps and unwraps" in volume.key_source("test", "kms1")
     assert volume.keys() == before
+
+
+def fail_to_save(monkeypatch: pytest.MonkeyPatch, before: Callable[[], object] = bool) -> None:
+    def failing(*_: object) -> None:
+        before()
+        raise TdefsError(Exit.OS_ERROR, "no space left")
+
+    monkeypatch.setattr(saving, "_write", failing)
+
+
+@pytest.mark.parametrize("words", [("add",), ("change", "pr_1")])
+def test_key_made_for_a_protector_that_was_not_saved_is_destroyed(
+    volume: KmipVolume, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    before = volume.keys()
+    fail_to_save(monkeypatch)
+    refused = volume.at("protector", *words, "--new-key-source", "kms1", code=Exit.OS_ERROR)
+    assert volume.keys() == before
+    assert "left behind" not in refused.stderr
+
+
+def test_key_that_could_not_be_destroyed_is_named_with_the_commands_that_do(
+    volume: KmipVolume, scene: KmipScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = volume.keys()
+    fail_to_save(monkeypatch, scene.stop_all)
+    refused = volume.at("protector", "add", "--new-key-source", "kms1", code=Exit.OS_ERROR).stderr
+    scene.start_all()
+    (left,) = volume.keys().keys() - before.keys()
+    assert (
+        f"warning: the key {left} on the key server of kms1, which this command has made, is left behind"
+        in refused
+    )
+    commands = refused.partition("to remove it: ")[2].splitlines()[0]
+    for command in commands.split(" && "):
+        assert command.startswith("tdefs key-source ")
+        volume.key_source(*command.split()[2:])
+    assert volume.keys() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("protector", "test"),
+        ("key", "verify"),
+        ("key", "rotate-master"),
+        ("protector", "add", "--new-key-source", "kms1"),
+    ],
+)
+def test_each_warning_is_given_once(volume: KmipVolume, scene: KmipScene, words: tuple[str, ...]) -> None:
+    (uid,) = volume.keys()
+    volume.key_source("revoke", "kms1", uid)
+    scene.server()
+    volume.describe(scene, deactivated_key="unwrap")
+    scene.stop_first()
+    said = volume.at(*words).stderr
+    assert said.count("is deactivated") == 1, said
+    assert said.count("connection refused") == 1, said

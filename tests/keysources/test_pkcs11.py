@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -171,6 +172,29 @@ def test_a_made_key_cannot_leave_the_token_nor_be_changed(site: Site, token: Sof
     assert "AES length 32" in listed
     assert "encrypt, decrypt\n" in listed
     assert "sensitive, always sensitive, never extractable" in listed
+
+
+def test_key_made_for_a_keystore_that_was_not_saved_is_named_with_the_command_that_removes_it(
+    site: Site, token: SoftToken, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("tdefs.keys.keystore.write_durably", full)
+    site.describe(key_label="new key", create="yes")
+    with pytest.raises(TdefsError, match="could not create the keystore"):
+        site.init()
+    said = capsys.readouterr().err
+    assert f'the key "new key" in token "{LABEL}", which this command has made, is left behind' in said
+    assert "the next protector of this key source uses it" in said
+    with pytest.raises(TdefsError):  # which it does, and has made none
+        site.init()
+    assert "left behind" not in capsys.readouterr().err
+    command = shlex.split(said.partition("to remove it: ")[2])
+    subprocess.run([*command, "--pin", PIN], env={**os.environ, **token.environment}, check=True)
+    with pytest.raises(TdefsError):
+        site.init()
+    assert "left behind" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{}, {"key_label": "card", "mechanism": "rsa-oaep"}])

@@ -34,6 +34,19 @@ class WrappedMasterKey:
     wrapped: bytes
 
 
+@dataclass(frozen=True)
+class Made:
+    """What ``wrap`` has made outside of the keystore, such as a key on a server.
+
+    ``what`` names it, and ``removal`` is the command that removes it. ``kept`` says why ``forget`` leaves it alone
+    all the same; mostly it does not, and ``kept`` is empty.
+    """
+
+    what: str
+    removal: str
+    kept: str = ""
+
+
 class Protector(ABC):
     """One secret that a user supplies, of one kind.
 
@@ -43,6 +56,8 @@ class Protector(ABC):
     """
 
     kind: ClassVar[str]
+    #: What people call it in a sentence, such as "the passphrase".
+    words: ClassVar[str]
 
     @abstractmethod
     def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
@@ -55,3 +70,15 @@ class Protector(ABC):
         Raises NotMineError for an entry of another kind, WrongSecretError if the secret does not fit, and
         TdefsError(KEYSTORE_DAMAGED) for parameters that this kind never writes.
         """
+
+    def made(self, entry: ProtectorEntry) -> Made | None:
+        """Return what ``wrap`` of this object has made outside of the keystore for ``entry``, if anything."""
+        del entry
+        return None
+
+    def forget(self, entry: ProtectorEntry) -> None:
+        """Remove what ``wrap`` made outside of the keystore for ``entry`` alone, if it made anything.
+
+        ``entry`` opens nothing afterwards. Raises TdefsError as ``unwrap`` does; OSError.
+        """
+        del entry

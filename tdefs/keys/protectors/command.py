@@ -104,6 +104,7 @@ class CommandProtector(Protector):
     """The key that a key command prints wraps the master key."""
 
     kind = "command"
+    words = "the key command"
 
     def __init__(
         self, command: str, keystore: Path | None = None, *, authprompt: bool = False, confirm: bool = False

@@ -57,6 +57,7 @@ class PassphraseProtector(Protector):
     """A passphrase, as bytes: what was typed in UTF-8, or what a file holds."""
 
     kind = "passphrase"
+    words = "the passphrase"
 
     def __init__(self, read_passphrase: Callable[[], bytes], *, cost: ScryptCost | None = None) -> None:
         """``read_passphrase`` is called once, when needed; ``cost`` is for wrapping, not for unwrapping."""

@@ -20,6 +20,7 @@ class RecoveryCodeProtector(Protector):
     """A recovery code. It has 175 random bits, so no key stretching is needed."""
 
     kind = "recovery-code"
+    words = "the recovery code"
 
     def __init__(self, read: Callable[[], bytes]) -> None:
         """``read`` returns what was typed, in ASCII; it is called once, when needed."""

@@ -14,7 +14,7 @@ from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.machine import MACHINE_ID_FILE, NAME_BYTES, machine_id, machine_name
-from tdefs.keys.protectors.base import NotMineError, Protector, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedMasterKey, WrongSecretError
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 
 Params = Mapping[str, str | int]
@@ -59,6 +59,10 @@ class Holder(ABC):
         """
 
     @abstractmethod
+    def made(self, params: Params) -> Made | None:
+        """Return what :meth:`keep` left on this host for these parameters, if anything."""
+
+    @abstractmethod
     def forget(self, params: Params) -> None:
         """Remove what :meth:`keep` left on this host for these parameters. Raises OSError."""
 
@@ -67,6 +71,7 @@ class ThisHostProtector(Protector):
     """This host. It opens the entries that were made on it, and wraps with one of its ``holders``."""
 
     kind = "this-host"
+    words = "this host"
 
     def __init__(
         self, holders: Sequence[Holder], *, keeper: Holder | None = None, machine_id_file: Path = MACHINE_ID_FILE
@@ -105,8 +110,12 @@ class ThisHostProtector(Protector):
         holder = self._holders.get(str(entry.params.get("by")))
         return "something unknown" if holder is None else holder.title
 
+    def made(self, entry: ProtectorEntry) -> Made | None:
+        """See Protector."""
+        return self._holder(entry).made(entry.params)
+
     def forget(self, entry: ProtectorEntry) -> None:
-        """Remove what was left on this host for an entry that is no longer in use. Raises OSError."""
+        """See Protector."""
         self._holder(entry).forget(entry.params)
 
     def _holder(self, entry: ProtectorEntry) -> Holder:

@@ -14,7 +14,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
 from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.kdf import hkdf_sha256
-from tdefs.keys.protectors.base import NotMineError
+from tdefs.keys.protectors.base import Made, NotMineError
 from tdefs.keys.protectors.this_host import Holder, Params, new_secret
 
 DEFAULT_DIRECTORY = Path("/var/lib/tdefs/host-keys")
@@ -49,6 +49,8 @@ class HostKeyHolder(Holder):
                 # what root makes for a daemon of another user must be readable to that
                 os.chown(path, owner.st_uid, owner.st_gid)
         except OSError as error:
+            with suppress(OSError):
+                path.unlink()
             raise TdefsError(
                 Exit.OS_ERROR,
                 f'could not make the host key "{path}"',
@@ -89,6 +91,11 @@ class HostKeyHolder(Holder):
                 hint=_AGAIN,
             )
         return _bound(key, machine)
+
+    def made(self, params: Params) -> Made:
+        """See Holder."""
+        path = self._path_in(params, "host key")
+        return Made(f'the host key "{path}"', f"rm {shlex.quote(str(path))}")
 
     def forget(self, params: Params) -> None:
         """See Holder."""

@@ -69,6 +69,9 @@ class TpmHolder(Holder):
             )
         return self._tpm.unseal(sealed)
 
+    def made(self, params: Params) -> None:
+        """See Holder. Nothing is stored in the TPM."""
+
     def forget(self, params: Params) -> None:
         """See Holder. Nothing is stored in the TPM."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from tdefs.keys import fields
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.protectors.base import NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, WrappedMasterKey, WrongSecretError
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.vault.names import PLACE, read_path
 from tdefs.keys.vault.refusals import unusable
@@ -31,6 +32,12 @@ from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, w
 _PURPOSE = b"tdefs v1 vault kv wrapping key"
 _KEY_BYTES = 32
 _FIELD = "key"
+_DELETED, _DESTROYED = "deleted", "destroyed"
+_WAY_BACK = {
+    _DELETED: "what it wraps opens again once 'vault kv undelete' has restored the version",
+    _DESTROYED: "the server cannot restore a destroyed version: only a backup of the server can have it",
+}
+_WAY_OUT = "unlock with another protector; a new one can be made once there is a new version"
 _PARAMS = ("namespace", "mount", "path", "key_version")
 
 
@@ -46,6 +53,7 @@ class VaultKV(KeySource):
         self._path = read_path(read, "path")
         read.finish()
         self._place = (self._server.namespace, self._mount, self._path)
+        self._has_made_it = False
 
     @classmethod
     def from_settings(cls, read: SettingsReader) -> Self:
@@ -80,6 +88,19 @@ class VaultKV(KeySource):
                 detail="it is another key at the same path, or the keystore's entry was altered",
             ) from None
 
+    def made(self, entry: ProtectorEntry) -> Made | None:
+        """See Protector. Another host may use the key already, so it is never removed by itself."""
+        del entry
+        if not self._has_made_it:
+            return None
+        namespace = f" -namespace={shlex.quote(self._place[0])}" if self._place[0] else ""
+        place = f"-mount={shlex.quote(self._mount)} {shlex.quote(self._path)}"
+        return Made(
+            self._title,
+            f"vault kv metadata delete{namespace} {place}",
+            kept="the next protector of this key source uses it, and another host may do so already",
+        )
+
     @property
     def _title(self) -> str:
         return f'the wrapping key at "{self._mount}/{self._path}"'
@@ -108,6 +129,7 @@ class VaultKV(KeySource):
         except (hvac.exceptions.InvalidRequest, hvac.exceptions.Forbidden) as error:
             # If another host was faster, its key counts. To write at its path is "update", which may be forbidden.
             refused = error
+        self._has_made_it = refused is None
         found = self._read(client, None)
         if found is not None:
             return found
@@ -136,7 +158,7 @@ class VaultKV(KeySource):
         except hvac.exceptions.InvalidPath as error:
             gone = _gone(error)
             if gone is not None:
-                refusal = unusable(f"{self._title} is {gone}", "so is what it wraps, unless it is restored")
+                refusal = unusable(f"{self._title} is {gone}", _WAY_BACK[gone], hint=_WAY_OUT)
             elif error.errors != []:
                 # With words it is the mount or the namespace that is missing.
                 raise
@@ -171,7 +193,7 @@ def _gone(error: hvac.exceptions.InvalidPath) -> str | None:
     metadata = data.get("metadata") if isinstance(data, dict) else None
     if not isinstance(metadata, dict):
         return None
-    return "destroyed" if metadata.get("destroyed") is True else "deleted"
+    return _DESTROYED if metadata.get("destroyed") is True else _DELETED
 
 
 def _wrapping_key(kept: bytes, context: WrapContext) -> bytes:

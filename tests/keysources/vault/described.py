@@ -77,9 +77,9 @@ class Described:
     def source(self) -> KeySource:
         return make_key_source(load_config(self.write()).key_source("bao"))
 
-    def wrap(self) -> ProtectorEntry:
+    def wrap(self, source: KeySource | None = None) -> ProtectorEntry:
         """The entry of a keystore in which SECRET is wrapped."""
-        made = self.source().wrap(SECRET, CONTEXT)
+        made = (source or self.source()).wrap(SECRET, CONTEXT)
         now = datetime.now(UTC)
         return ProtectorEntry("pr_1", self.kind, now, "mk_1", made.params, made.wrapped)
 

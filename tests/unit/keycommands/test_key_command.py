@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, daemon_keys, key, mount, verify
+from tdefs.cli import cat, daemon_keys, key, ls, mount, verify
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.sealing import Expectations, Sealer
 from tdefs.keys.document_text import serialise
+from tdefs.keys.fields import show_time
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
@@ -176,7 +178,7 @@ def test_key_in_use_is_destroyed_only_by_a_confirmation_that_names_it(keys: Keys
     assert keys.read("base/5/16384") == "lost"
     said = keys.run("destroy", "dk_2", "--destroy-files-of", "dk_2", *UNLOCK)
     assert said.startswith("round 1 of data key dk_2 is destroyed; 1 files became unreadable")
-    assert daemon.ring.destroyed == {("dk_2", 1)}
+    assert daemon.ring.destroyed.keys() == {("dk_2", 1)}
     with pytest.raises(TdefsError) as caught:
         keys.read("base/5/16384")
     assert caught.value.exit_code == Exit.DATA_KEY_DESTROYED
@@ -212,7 +214,40 @@ def test_verify_reports_files_of_a_destroyed_key_and_nothing_else(keys: Keys, co
     keys.run("destroy", "dk_2", "--destroy-files-of", "dk_2", *UNLOCK)
     found = command.json(verify, keys.small.volume.backing, *UNLOCK)
     assert [one["path"] for one in found["findings"]] == ["base/5/16384"]
-    assert "was destroyed" in found["findings"][0]["error"]
+    time = load_keystore(keys.small.volume.keystore).document.data_keys[1].rounds[0].destroyed
+    assert time is not None
+    assert found["findings"][0]["error"] == f"round 1 of data key dk_2 was destroyed at {show_time(time)}"
+    assert (found["files"]["unreadable"], found["files"]["damaged"], found["files"]["encrypted"]) == (1, 0, 1)
+
+
+def test_ls_shows_what_became_unreadable_with_its_key_and_why(keys: Keys, command: Command) -> None:
+    keys.small.seal("lost", b"x", key="dk_2")
+    keys.small.seal("other", b"kept", key="dk_1")
+    keystore = keys.small.volume.keystore
+    copy = keystore.with_name("copy")
+    shutil.copy(keystore, copy)
+    keys.run("revoke", "dk_2", *UNLOCK)
+    keys.run("destroy", "dk_2", "--destroy-files-of", "dk_2", *UNLOCK)
+    lost, other = command.json(ls, keys.small.volume.backing)
+    assert (lost["state"], lost["encrypted"], lost["data_key"]) == ("unreadable", True, "dk_2")
+    assert lost["error"].startswith("round 1 of data key dk_2 was destroyed at 20")
+    assert (other["state"], other["encrypted"]) == ("encrypted", True)
+    # the old copy of the keystore still has the key
+    before, _ = command.json(ls, keys.small.volume.backing, "--keystore", copy)
+    assert before["state"] == "encrypted"
+    assert command.errors == ""
+
+
+def test_ls_without_a_keystore_says_what_it_cannot_tell(keys: Keys, command: Command) -> None:
+    keys.small.seal("file", b"x")
+    keys.small.volume.keystore.unlink()
+    (found,) = command.json(ls, keys.small.volume.backing)
+    assert found["state"] == "encrypted"
+    assert "warning: there is no keystore" in command.errors
+    assert "whose data key was destroyed" in command.errors
+    with pytest.raises(TdefsError) as caught:
+        command.run(ls, keys.small.volume.backing, "--keystore", keys.small.volume.keystore)
+    assert caught.value.exit_code == Exit.KEYSTORE_MISSING
 
 
 def test_new_master_key_keeps_every_data_key(keys: Keys, daemon: Daemon) -> None:

@@ -87,6 +87,24 @@ def test_changed_secret_replaces_the_old_one(protectors: Protectors) -> None:
     assert protectors.opens(NEW_KEY_COMMAND)
 
 
+def test_label_changes_and_the_secret_stays(protectors: Protectors) -> None:
+    protectors.run("add", *UNLOCK, "--new-key-command", NEW_KEY_COMMAND, "--label", "b")
+    # by one secret, the label of the protector of another
+    said = protectors.run("label", "pr_2", "rack 4", *UNLOCK)
+    assert said == 'protector pr_2 has the label "rack 4"\n'
+    assert [one["label"] for one in protectors.listed()] == ["", "rack 4"]
+    assert protectors.opens(KEY_COMMAND)
+    assert protectors.opens(NEW_KEY_COMMAND)
+    assert protectors.run("label", "pr_2", "", *UNLOCK_NEW) == "protector pr_2 has no label\n"
+    assert [one["label"] for one in protectors.listed()] == ["", ""]
+    for id, label, code in (
+        ("pr_7", "x", Exit.PROTECTOR_UNKNOWN),
+        ("pr_1", "x" * 64, Exit.USAGE),
+        ("pr_1", "\n", Exit.USAGE),
+    ):
+        assert protectors.refused("label", id, label, *UNLOCK).exit_code == code
+
+
 def test_passphrase_comes_from_a_file_or_a_descriptor(protectors: Protectors, tmp_path: Path) -> None:
     file = tmp_path / "passphrase"
     file.write_text("correct horse battery staple\n")
@@ -95,6 +113,20 @@ def test_passphrase_comes_from_a_file_or_a_descriptor(protectors: Protectors, tm
     descriptor = os.open(file, os.O_RDONLY)
     protectors.run("add", "--passphrase-file", file, "--new-passphrase-fd", str(descriptor))
     assert [one["kind"] for one in protectors.listed()] == ["passphrase"] * 2
+
+
+def test_new_passphrase_comes_from_a_credential(
+    protectors: Protectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "pg").write_text("correct horse battery staple\n")
+    protectors.run("add", *UNLOCK, "--new-passphrase-credential", "pg")
+    protectors.run("change", "pr_1", *UNLOCK, "--new-passphrase-credential", "pg")
+    assert [one["kind"] for one in protectors.listed()] == ["passphrase"] * 2
+    protectors.run("test", "--passphrase-file", tmp_path / "pg", "--id", "pr_1")
+    error = protectors.refused("add", "--passphrase-credential", "pg", "--new-passphrase-credential", "other")
+    assert error.exit_code == Exit.NO_SECRET
+    assert 'no credential "other"' in error.message
 
 
 def test_protector_can_be_removed_with_its_own_secret_but_not_the_last(protectors: Protectors) -> None:
@@ -133,6 +165,7 @@ def test_test_says_which_protector_the_secret_opens(protectors: Protectors) -> N
     assert protectors.refused("test", "--id", "pr_1", *UNLOCK_NEW).exit_code == Exit.WRONG_SECRET
     error = protectors.refused("test", "--key-command", "printf %%064d 9")
     assert error.exit_code == Exit.WRONG_SECRET
+    assert error.message == "the key command does not open any protector"
 
 
 def recovery_code(said: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document_text import parse, serialise
+from tdefs.keys.document_text import MAX_BYTES, parse, serialise
 from tests.unit.keys.keystore_samples import GOLDEN, GOLDEN_V2, new_keystore
 
 GOLDEN_DATA = GOLDEN.read_bytes()
@@ -54,6 +55,21 @@ def test_truncation_at_every_length_is_damage() -> None:
 @pytest.mark.parametrize("appended", [b"\n", b" ", b"\0", b"x", GOLDEN_DATA])
 def test_anything_appended_is_damage(appended: bytes) -> None:
     assert_damaged(GOLDEN_DATA + appended)
+
+
+def test_file_that_is_too_large_is_damaged_by_its_size_and_not_by_its_checksum() -> None:
+    value = golden_object() | {"novelty": "x" * MAX_BYTES}
+    error = assert_damaged(with_checksum(json.dumps(value).encode()))
+    assert error.detail == "it has more than 1048576 bytes, and tdefs writes none that large"
+
+
+def test_document_that_could_not_be_read_again_is_not_made() -> None:
+    document = parse(GOLDEN_V2_DATA)
+    (first, *others) = document.data_keys
+    rounds = tuple(replace(first.rounds[-1], round=number) for number in range(1, 3001))
+    with pytest.raises(TdefsError) as caught:
+        serialise(replace(document, data_keys=(replace(first, rounds=rounds), *others)))
+    assert caught.value.exit_code == Exit.KEYSTORE_FULL
 
 
 @pytest.mark.parametrize("data", [GOLDEN_DATA, GOLDEN_V2_DATA], ids=["v1", "v2"])

@@ -18,7 +18,7 @@ DK_1 = DataKey("dk_1", 1, AES_256_XTS, bytes(range(32)))
 DK_1_2 = DataKey("dk_1", 2, AES_256_XTS, bytes(range(1, 33)))
 DK_2 = DataKey("dk_2", 1, AES_256_XTS, bytes(range(2, 34)))
 HELD = KeyRing(VOLUME_ID, "dk_1", [DK_1, DK_2], revision=5)
-NEW = KeyRing(VOLUME_ID, "dk_1", [DK_1, DK_1_2], revoked=[("dk_1", 1)], destroyed=[("dk_2", 1)], revision=6)
+NEW = KeyRing(VOLUME_ID, "dk_1", [DK_1, DK_1_2], revoked=[("dk_1", 1)], destroyed={("dk_2", 1): None}, revision=6)
 
 
 def refusal(message: dict[str, Any], held: KeyRing = HELD) -> str:

@@ -6,6 +6,7 @@ Covers tdefs/keys/machine.py, tdefs/keys/protectors/this_host*.py and the errors
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tdefs.cli.this_host import survey
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import tpm
 from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore import Keystore
 from tdefs.keys.protectors.base import NotMineError
 from tdefs.keys.protectors.this_host import HostRefusedError, ThisHostProtector
 from tdefs.keys.protectors.this_host_key import HostKeyHolder
@@ -283,3 +285,16 @@ def test_the_tools_get_the_secret_by_a_pipe_and_nothing_of_the_environment(
     assert "TSS2_LOG" not in seen
     assert secret.decode() not in seen
     assert (tmp_path / "read").read_bytes() == secret
+
+
+def test_messages_call_this_host_so(tmp_path: Path, protector: Callable[[], ThisHostProtector]) -> None:
+    document = new_document(VOLUME_ID, passphrase(), ["dk_1"])
+    with pytest.raises(TdefsError) as caught:
+        Keystore(tmp_path, document).open(protector())
+    assert caught.value.message == "this host does not open the keystore, which has no protector of kind this-host"
+    document = new_document(VOLUME_ID, protector(), ["dk_1"])
+    (tmp_path / "machine-id").write_text(f"{OTHER_MACHINE}\n")
+    shutil.rmtree(tmp_path / "tdefs")
+    with pytest.raises(TdefsError) as caught:
+        Keystore(tmp_path, document).open(protector())
+    assert caught.value.message == "none of the keystore's protectors of kind this-host was made by this host"

@@ -103,6 +103,21 @@ def test_text_shows_keys_counts_and_failures(mounted: SmallVolume, command: Comm
         assert row in rows
 
 
+def test_files_of_a_destroyed_key_count_as_unreadable(
+    mounted: SmallVolume, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted.seal("base/5/16386", b"x", key="dk_2")
+    said = answer(mounted)
+    said["data_keys"] = [key for key in said["data_keys"] if key["name"] == "dk_1"]
+    said["destroyed_rounds"] = [["dk_2", 1]]
+    monkeypatch.setattr(status, "ask", lambda volume, name: said)
+    found = command.json(status, MOUNTPOINT)
+    assert found["files"] == {"encrypted": 2, "plain": 0, "empty": 1, "damaged": 1, "unreadable": 1}
+    lost = {"name": "dk_2", "round": 1, "algorithm": "aes-256-xts", "state": "destroyed", "files": 1}
+    assert lost in found["data_keys"]
+    assert ["unreadable", "1"] in [line.split() for line in command.run(status, MOUNTPOINT)[1].splitlines()]
+
+
 def test_daemon_that_does_not_answer_leaves_the_rest(
     mounted: SmallVolume, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

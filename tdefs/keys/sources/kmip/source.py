@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +13,8 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.protectors.base import NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.removing import remove_made
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.kmip.client import Client
 from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields
@@ -40,6 +42,7 @@ class KmipSource(KeySource, WrappingKeys):
     def __init__(self, settings: KmipSettings) -> None:
         self._settings = settings
         self._servers = Servers(settings)
+        self._told: set[str] = set()
 
     @classmethod
     def from_settings(cls, read: SettingsReader) -> Self:
@@ -68,7 +71,7 @@ class KmipSource(KeySource, WrappingKeys):
         else:
             # one name for all attempts: should the reply to the first get lost, the second finds its key
             name = f"tdefs-{context.volume_id.hex()}-{secrets.token_hex(8)}"
-            uid, key = self._servers.ask(partial(_new_key, name))
+            uid, key = self._servers.ask(partial(self._new_key, name))
             created = 1
         params: dict[str, str | int] = {"key": uid, "created": created, "source": self._settings.name}
         return WrappedMasterKey(params, wrap_secret(_derived(key, context), master_secret, context))
@@ -92,8 +95,13 @@ class KmipSource(KeySource, WrappingKeys):
                 detail="the server has another key under this identifier than when the protector was made",
             ) from None
 
+    def made(self, entry: ProtectorEntry) -> Made | None:
+        """See Protector."""
+        uid = self.made_for(entry)
+        return _made(self._settings.name, uid) if uid is not None else None
+
     def forget(self, entry: ProtectorEntry) -> None:
-        """See KeySource."""
+        """See Protector."""
         uid = self.made_for(entry)
         if uid is not None:
             self._servers.ask(partial(_end, uid))
@@ -133,6 +141,20 @@ class KmipSource(KeySource, WrappingKeys):
 
     # --- which key, and whether it may be used
 
+    def _new_key(self, name: str, client: Client) -> tuple[str, bytes]:
+        """Return identifier and bytes of an active key of this name that nobody else has."""
+        found = client.locate(name)
+        uid = found[0] if found else client.create(name)
+        try:
+            if client.describe(uid).state != ACTIVE:
+                client.activate(uid)
+            return uid, client.get(uid)
+        except TdefsError as error:
+            # Who does not answer is asked again, and has the key then; what is refused stays so.
+            if error.exit_code in (Exit.KEY_SERVER_REFUSED, Exit.WRAPPING_KEY_UNUSABLE):
+                remove_made(_made(self._settings.name, uid), partial(_end, uid, client))
+            raise
+
     def _configured_key(self, client: Client) -> tuple[str, bytes]:
         uids = [self._settings.key_id] if self._settings.key_id else client.locate(self._settings.key_name)
         keys = [client.describe(uid) for uid in uids]
@@ -153,19 +175,19 @@ class KmipSource(KeySource, WrappingKeys):
         special permission: here that of the configuration.
         """
         if key.state == _DEACTIVATED and self._settings.unwrap_deactivated:
-            print(f"tdefs: warning: the key {printable(key.uid)} is deactivated", file=sys.stderr, flush=True)
+            if key.uid not in self._told:
+                self._told.add(key.uid)
+                print(f"tdefs: warning: the key {printable(key.uid)} is deactivated", file=sys.stderr, flush=True)
         elif key.state != ACTIVE:
             raise _not_active(key)
         return key
 
 
-def _new_key(name: str, client: Client) -> tuple[str, bytes]:
-    """Return identifier and bytes of an active key of this name that nobody else has."""
-    found = client.locate(name)
-    uid = found[0] if found else client.create(name)
-    if client.describe(uid).state != ACTIVE:
-        client.activate(uid)
-    return uid, client.get(uid)
+def _made(source: str, uid: str) -> Made:
+    removal = " && ".join(
+        f"tdefs key-source {action} {source} {shlex.quote(uid)}" for action in ("revoke", "destroy")
+    )
+    return Made(f"the key {printable(uid)} on the key server of {source}", removal)
 
 
 def _all_keys(client: Client) -> list[ServerKey]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import shlex
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
@@ -18,7 +19,7 @@ from tdefs.keys.attempts import PATIENCE_SECONDS, attempt
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import KeySource
-from tdefs.keys.protectors.base import NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, WrappedMasterKey, WrongSecretError
 from tdefs.keys.secrets import ask_passphrase
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.pkcs11 import process
@@ -46,6 +47,7 @@ class Pkcs11(KeySource):
         self._timeout_seconds = timeout_seconds
         self._patience_seconds = patience_seconds
         self._refusal: TdefsError | None = None
+        self._has_made_key = False
 
     @classmethod
     def from_settings(cls, read: SettingsReader) -> Self:
@@ -77,6 +79,7 @@ class Pkcs11(KeySource):
         wrapping_key = os.urandom(_WRAPPING_KEY_BYTES)
         if self._request.mechanism == AES_GCM:
             said = self._ask(ENCRYPT, wrapping_key, context, create=self._request.create)
+            self._has_made_key = said["made"]
             ciphertext = bytes.fromhex(said["data"])
         else:
             said = self._ask(PUBLIC_KEY, b"", context)
@@ -108,6 +111,21 @@ class Pkcs11(KeySource):
                 f'the key "{key_label}" of the token does not open protector {entry.id}',
                 detail="what the token decrypted does not fit what the keystore holds",
             ) from None
+
+    def made(self, entry: ProtectorEntry) -> Made | None:
+        """See Protector. Another host may use the key already, so it is never removed by itself."""
+        if not self._has_made_key:
+            return None
+        words = (
+            *("pkcs11-tool", "--module", self._request.module, "--login"),
+            *("--token-label", str(entry.params["token_label"]), "--delete-object"),
+            *("--type", "secrkey", "--label", self._request.key_label),
+        )
+        return Made(
+            f'the key "{self._request.key_label}" in token "{entry.params["token_label"]}"',
+            shlex.join(words),
+            kept="the next protector of this key source uses it, and another host may do so already",
+        )
 
     def _ask(self, operation: str, data: bytes, context: WrapContext, *, create: bool = False) -> dict[str, Any]:
         """Have the token do something. What it has refused once is not asked again: it counts wrong PINs."""

@@ -122,17 +122,19 @@ def _read_pin(path: Path) -> str:
     return pin
 
 
-def _operate(session: Session, name: str, request: Request) -> dict[str, str]:
+def _operate(session: Session, name: str, request: Request) -> dict[str, Any]:
+    """Return what the operation gives; of an encryption also whether the key was ``made`` for it."""
     data, aad = bytes.fromhex(request.data), bytes.fromhex(request.aad)
     if request.mechanism == AES_GCM:
-        key = _key(session, name, request, ObjectClass.SECRET_KEY, KeyType.AES)
+        key, made = _key(session, name, request, ObjectClass.SECRET_KEY, KeyType.AES)
         if request.operation == DECRYPT:
             parameters = GCMParams(data[:NONCE_BYTES], aad)
             return {"data": _decrypt(key, name, data[NONCE_BYTES:], Mechanism.AES_GCM, parameters).hex()}
         _check_stays(key, name)
         nonce = os.urandom(NONCE_BYTES)
-        return {"data": (nonce + _encrypt(key, name, data, Mechanism.AES_GCM, GCMParams(nonce, aad))).hex()}
-    key = _key(session, name, request, ObjectClass.PRIVATE_KEY, KeyType.RSA)
+        encrypted = _encrypt(key, name, data, Mechanism.AES_GCM, GCMParams(nonce, aad))
+        return {"data": (nonce + encrypted).hex(), "made": made}
+    key, _ = _key(session, name, request, ObjectClass.PRIVATE_KEY, KeyType.RSA)
     if request.operation == PUBLIC_KEY:
         _check_stays(key, name)
         return {"modulus": key[Attribute.MODULUS].hex(), "exponent": key[Attribute.PUBLIC_EXPONENT].hex()}
@@ -154,11 +156,11 @@ def _decrypt(key: Key, name: str, data: bytes, mechanism: Mechanism, parameters:
     return done if isinstance(done, bytes) else b"".join(done)
 
 
-def _key(session: Session, name: str, request: Request, kind: ObjectClass, key_type: KeyType) -> Key:
-    """Return the key of the label, making it if that was asked for."""
+def _key(session: Session, name: str, request: Request, kind: ObjectClass, key_type: KeyType) -> tuple[Key, bool]:
+    """Return the key of the label, made if that was asked for, and whether it was."""
     label = request.key_label
     try:
-        return session.get_key(object_class=kind, key_type=key_type, label=label)
+        return session.get_key(object_class=kind, key_type=key_type, label=label), False
     except pkcs11.MultipleObjectsReturned:
         raise unusable(f'there are several {key_type.name} keys "{label}" in {name}') from None
     except pkcs11.NoSuchKey:
@@ -166,7 +168,7 @@ def _key(session: Session, name: str, request: Request, kind: ObjectClass, key_t
             raise unusable(
                 f'there is no {key_type.name} key "{label}" in {name}', hint=_way_out(request.operation, kind)
             ) from None
-    return session.generate_key(
+    made = session.generate_key(
         KeyType.AES,
         _KEY_BITS,
         label=label,
@@ -179,6 +181,7 @@ def _key(session: Session, name: str, request: Request, kind: ObjectClass, key_t
             Attribute.MODIFIABLE: False,
         },
     )
+    return made, True
 
 
 def _way_out(operation: str, kind: ObjectClass) -> str:
