@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.protectors: passphrase and command."""
+"""The promises of tdefs.keys.protectors: passphrase, command and recovery code."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.command import CommandProtector, KeyCommand
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector
+from tdefs.keys.recovery_text import show_code
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 from tests.unit.keys.keystore_samples import CHEAP, KEY_HEX, PASSPHRASE, VOLUME_ID, everything_shown, passphrase
 
@@ -30,7 +32,11 @@ OTHER_CONTEXTS = [
     # The same letters, divided otherwise.
     replace(CONTEXT, key_name="mk_1p", wrapped_by="r_1"),
 ]
-PROTECTORS: list[Protector] = [passphrase(), CommandProtector(f"echo {KEY_HEX}")]
+PROTECTORS: list[Protector] = [
+    passphrase(),
+    CommandProtector(f"echo {KEY_HEX}"),
+    RecoveryCodeProtector(show_code(4711).encode),
+]
 
 
 def entry_of(protector: Protector) -> ProtectorEntry:
@@ -53,6 +59,15 @@ def test_wrapped_master_key_comes_back_in_its_own_context_only(protector: Protec
 def test_entry_of_another_kind_is_not_mine(protector: Protector) -> None:
     with pytest.raises(NotMineError):
         protector.unwrap(replace(entry_of(protector), kind="kmip"), CONTEXT)
+
+
+@pytest.mark.parametrize("protector", PROTECTORS, ids=lambda protector: protector.kind)
+def test_parameter_that_the_kind_never_writes_is_damage(protector: Protector) -> None:
+    entry = entry_of(protector)
+    with pytest.raises(TdefsError) as caught:
+        protector.unwrap(replace(entry, params={**entry.params, "strange": 1}), CONTEXT)
+    assert caught.value.exit_code == Exit.KEYSTORE_DAMAGED
+    assert "protector pr_1" in caught.value.detail
 
 
 def test_wrapping_twice_gives_different_bytes() -> None:
