@@ -1,4 +1,4 @@
-"""The command protector: a program of the user's prints the key that wraps the master key."""
+"""The command protector: a program of the user's prints the key that wraps the protector key."""
 
 from __future__ import annotations
 

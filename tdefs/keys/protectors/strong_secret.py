@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
-from tdefs.keys.protectors.base import NotMineError, Protector, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import NotMineError, Protector, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 
 _WRAPPING_KEY_BYTES = 32
@@ -28,9 +28,9 @@ class StrongSecretProtector(Protector):
     def wrong_secret(self) -> WrongSecretError:
         """Return the error for an entry of this kind that the secret does not open."""
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See Protector. Raises as :meth:`fetch`."""
-        return WrappedMasterKey({}, wrap_secret(self._wrapping_key(context), master_secret, context))
+        return WrappedProtectorKey({}, wrap_secret(self._wrapping_key(context), protector_key, context))
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
         """See Protector. Raises as :meth:`fetch`, too."""

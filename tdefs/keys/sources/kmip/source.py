@@ -12,7 +12,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.protectors.base import NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import NotMineError, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.kmip.client import Client
 from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields
@@ -60,7 +60,7 @@ class KmipSource(KeySource, WrappingKeys):
 
     # --- wrapping
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See KeySource."""
         if self._settings.key_id or self._settings.key_name:
             uid, key = self._servers.ask(self._configured_key)
@@ -71,7 +71,7 @@ class KmipSource(KeySource, WrappingKeys):
             uid, key = self._servers.ask(partial(_new_key, name))
             created = 1
         params: dict[str, str | int] = {"key": uid, "created": created, "source": self._settings.name}
-        return WrappedMasterKey(params, wrap_secret(_derived(key, context), master_secret, context))
+        return WrappedProtectorKey(params, wrap_secret(_derived(key, context), protector_key, context))
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
         """See KeySource."""

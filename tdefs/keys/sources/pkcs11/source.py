@@ -18,7 +18,7 @@ from tdefs.keys.attempts import PATIENCE_SECONDS, attempt
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import KeySource
-from tdefs.keys.protectors.base import NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import NotMineError, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.secrets import ask_passphrase
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.pkcs11 import process
@@ -72,7 +72,7 @@ class Pkcs11(KeySource):
             raise read.wrong("create", "create is for aes-gcm; make an RSA key with the tool of the token's maker")
         return cls(request, timeout_seconds=timeout_seconds, patience_seconds=patience_seconds)
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See Protector."""
         wrapping_key = os.urandom(_WRAPPING_KEY_BYTES)
         if self._request.mechanism == AES_GCM:
@@ -82,7 +82,7 @@ class Pkcs11(KeySource):
             said = self._ask(PUBLIC_KEY, b"", context)
             public_key = _public_key(said)
             ciphertext = public_key.encrypt(wrapping_key, _oaep())
-        return WrappedMasterKey(
+        return WrappedProtectorKey(
             params={
                 "token_label": _printable(said["token_label"]),
                 "token_serial": _printable(said["token_serial"]),
@@ -90,7 +90,7 @@ class Pkcs11(KeySource):
                 "mechanism": self._request.mechanism,
                 "ciphertext": base64.b64encode(ciphertext).decode("ascii"),
             },
-            wrapped=wrap_secret(_derived(wrapping_key, context), master_secret, context),
+            wrapped=wrap_secret(_derived(wrapping_key, context), protector_key, context),
         )
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
