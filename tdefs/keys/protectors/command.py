@@ -20,6 +20,7 @@ from tdefs.keys.protectors.command_text import (
     parse_command,
 )
 from tdefs.keys.protectors.strong_secret import StrongSecretProtector
+from tdefs.text import masked
 
 KEY_HEX_CHARACTERS = 64
 TIMEOUT_SECONDS = 60.0
@@ -127,7 +128,7 @@ class CommandProtector(StrongSecretProtector):
 
 def _prompt(keystore: Path, again: bool) -> str:
     # The terminal acts upon control characters, and a file name may have them.
-    name = "".join(character if character.isprintable() else "?" for character in os.fspath(keystore))
+    name = masked(os.fspath(keystore))
     return f'Secret for the keystore "{name}"{", again" if again else ""}: '
 
 

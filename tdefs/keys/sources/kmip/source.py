@@ -19,7 +19,7 @@ from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields
 from tdefs.keys.sources.kmip.servers import Servers
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 from tdefs.keys.wrapping_keys import ACTIVE, WRAPPING_KEY_BYTES, ServerKey, WrappingKeys
-from tdefs.yamlfile import printable
+from tdefs.text import shortened
 
 _PURPOSE = b"tdefs v1 kmip wrapping key"
 _DEACTIVATED = "deactivated"
@@ -88,7 +88,7 @@ class KmipSource(KeySource, WrappingKeys):
             return unwrap_secret(_derived(key, context), entry.wrapped, context)
         except UnwrapFailedError:
             raise WrongSecretError(
-                f"the key {printable(uid)} of the key server does not unlock protector {entry.id}",
+                f"the key {shortened(uid)} of the key server does not unlock protector {entry.id}",
                 detail="the server has another key under this identifier than when the protector was made",
             ) from None
 
@@ -139,7 +139,7 @@ class KmipSource(KeySource, WrappingKeys):
         active = [key for key in keys if key.state == ACTIVE]
         if len(active) == 1:
             return active[0].uid, client.get(active[0].uid)
-        wanted = printable(self._settings.key_id or self._settings.key_name)
+        wanted = shortened(self._settings.key_id or self._settings.key_name)
         if len(active) > 1:
             raise _unusable(f"there are {len(active)} active keys named {wanted}", "name one of them with key_id")
         if keys:
@@ -153,7 +153,7 @@ class KmipSource(KeySource, WrappingKeys):
         special permission: here that of the configuration.
         """
         if key.state == _DEACTIVATED and self._settings.unwrap_deactivated:
-            print(f"tdefs: warning: the key {printable(key.uid)} is deactivated", file=sys.stderr, flush=True)
+            print(f"tdefs: warning: the key {shortened(key.uid)} is deactivated", file=sys.stderr, flush=True)
         elif key.state != ACTIVE:
             raise _not_active(key)
         return key
@@ -198,7 +198,7 @@ def _destroy_inactive(uid: str, client: Client) -> None:
     if client.describe(uid).state == ACTIVE:
         raise TdefsError(
             Exit.KEY_SERVER_REFUSED,
-            f"the key {printable(uid)} is active",
+            f"the key {shortened(uid)} is active",
             detail="a key that is active is not destroyed",
             hint="revoke it first, and see that every protector that needs it is changed or removed",
         )
@@ -228,7 +228,7 @@ def _not_active(key: ServerKey) -> TdefsError:
             "should the data be needed all the same: set deactivated_key: unwrap in the configuration, and give "
             "the protector another key with 'tdefs protector change'"
         )
-    return _unusable(f"the key {printable(key.uid)} on the key server is {key.state}", hint)
+    return _unusable(f"the key {shortened(key.uid)} on the key server is {key.state}", hint)
 
 
 def _unusable(message: str, hint: str) -> TdefsError:

@@ -25,11 +25,13 @@ from tdefs.keys.sources.pkcs11 import process
 from tdefs.keys.sources.pkcs11.answers import unusable
 from tdefs.keys.sources.pkcs11.request import AES_GCM, DECRYPT, ENCRYPT, LOOK, PUBLIC_KEY, RSA_OAEP, Request
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
+from tdefs.text import masked
 
 _PURPOSE = b"tdefs v1 pkcs11 wrapping key"
 _WRAPPING_KEY_BYTES = 32
 _TIMEOUT_SECONDS = 10
 _LEAST_RSA_BITS = 2048
+_MAX_LABEL_CHARACTERS = 255
 _PARAMS = ("token_label", "token_serial", "key_label", "mechanism", "ciphertext")
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
 _CIPHERTEXT = re.compile(r"[A-Za-z0-9+/]{4,4092}={0,2}", re.ASCII)
@@ -84,8 +86,8 @@ class Pkcs11(KeySource):
             ciphertext = public_key.encrypt(wrapping_key, _oaep())
         return WrappedProtectorKey(
             params={
-                "token_label": _printable(said["token_label"]),
-                "token_serial": _printable(said["token_serial"]),
+                "token_label": _label(said["token_label"]),
+                "token_serial": _label(said["token_serial"]),
                 "key_label": self._request.key_label,
                 "mechanism": self._request.mechanism,
                 "ciphertext": base64.b64encode(ciphertext).decode("ascii"),
@@ -131,7 +133,7 @@ class Pkcs11(KeySource):
     @cached_property
     def _pin(self) -> str:
         """What a person types, once the token is there."""
-        label = _printable(self._wait(replace(self._request, operation=LOOK))["token_label"])
+        label = _label(self._wait(replace(self._request, operation=LOOK))["token_label"])
         try:
             pin = ask_passphrase(confirm=False, name=f"PIN for token {label}").decode("utf-8", "replace")
         except TdefsError as error:
@@ -186,5 +188,5 @@ def _derived(wrapping_key: bytes, context: WrapContext) -> bytes:
     return hkdf_sha256(wrapping_key, _PURPOSE + context.to_bytes(), _WRAPPING_KEY_BYTES)
 
 
-def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else "?" for one in text)[:255]
+def _label(text: str) -> str:
+    return masked(text[:_MAX_LABEL_CHARACTERS])
