@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.settings import Settings
+from tdefs.text import shortened
 from tdefs.yamlfile import (
     Mapping,
     Node,
@@ -22,7 +23,6 @@ from tdefs.yamlfile import (
     items,
     known_fields,
     parse_yaml,
-    printable,
     read_limited,
     shape,
 )
@@ -86,7 +86,7 @@ class Config:
             known = ", ".join(self.key_sources) or "none"
             raise TdefsError(
                 Exit.CONFIG_INVALID,
-                f'there is no key source "{printable(name)}" in the configuration',
+                f'there is no key source "{shortened(name)}" in the configuration',
                 detail=f'"{self.source or DEFAULT_PATH}" describes: {known}',
                 hint="describe it there under key_sources, or name another file with --config",
             )
@@ -160,7 +160,7 @@ def _key_source(name: str, node: Mapping, problems: Problems) -> Settings:
         if isinstance(value, Sequence):
             values[field_name] = tuple(_text(item, f"an item of {field_name}", problems) for item in value.items)
         else:
-            values[field_name] = _text(value, printable(field_name), problems)
+            values[field_name] = _text(value, shortened(field_name), problems)
         lines[field_name] = key.line
     kind = values.pop("kind", "")
     if not isinstance(kind, str) or not kind:
@@ -186,9 +186,9 @@ def _volumes(node: Node, problems: Problems) -> dict[Path, VolumeConfig]:
     volumes = {}
     for name, (key, value) in node.fields.items():
         if not _is_absolute_path(name):
-            problems.add(key.line, f'the backing directory "{printable(name)}" is not an absolute path')
+            problems.add(key.line, f'the backing directory "{shortened(name)}" is not an absolute path')
             continue
-        volumes[Path(name)] = _volume(value, f'the volume "{printable(name)}"', problems)
+        volumes[Path(name)] = _volume(value, f'the volume "{shortened(name)}"', problems)
     return volumes
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.text import shortened
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -193,7 +194,7 @@ def _attach(parent: Sequence | Mapping, key: Scalar | None, node: Node, problems
         return node
     if key.text in parent.fields:
         first = parent.fields[key.text][0].line
-        problems.add(key.line, f'duplicate field "{printable(key.text)}", first on line {first}')
+        problems.add(key.line, f'duplicate field "{shortened(key.text)}", first on line {first}')
     else:
         parent.fields[key.text] = (key, node)
     return None
@@ -212,7 +213,7 @@ def known_fields(node: Node, known: Iterable[str], what: str, problems: Problems
             continue
         nearest = difflib.get_close_matches(name[:64], names, n=1)
         hint = f'Perhaps you meant "{nearest[0]}".' if nearest else f"Known fields: {', '.join(names)}."
-        problems.add(key.line, f'unknown field "{printable(name)}" in {what}', hint=hint)
+        problems.add(key.line, f'unknown field "{shortened(name)}" in {what}', hint=hint)
     return found
 
 
@@ -248,11 +249,5 @@ def shape(node: Node) -> str:
 def describe(node: Node) -> str:
     """Return a node in words for a message: a scalar's value, shortened, or else its shape."""
     if isinstance(node, Scalar) and not node.is_null:
-        return f'"{printable(node.text)}"'
+        return f'"{shortened(node.text)}"'
     return shape(node)
-
-
-def printable(text: str) -> str:
-    """Return ``text`` fit for one line of a message: shortened, control characters escaped."""
-    short = text if len(text) <= 64 else text[:61] + "..."
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in short)

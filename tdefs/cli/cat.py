@@ -7,11 +7,11 @@ import sys
 from errno import EISDIR, ELOOP, ENOENT, ENOTDIR
 from pathlib import Path
 
-from tdefs.cli.output import printable
 from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import DestroyedKey, FormatError
 from tdefs.fs.offline import OfflineReader, volume_at
+from tdefs.text import printable
 
 _NOT_THERE = {
     ENOENT: "there is no such file",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tdefs.cli.output import print_json, print_line, printable
+from tdefs.cli.output import print_json, print_line
 from tdefs.cli.unlock import add_config
 from tdefs.config import load_config
 from tdefs.doctor.certificates import examine_certificates
@@ -18,6 +18,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
 from tdefs.fs.mounts import find_mount, tdefs_mounts
 from tdefs.keys.key_source import make_key_source
+from tdefs.text import printable
 from tdefs.volume import read_volume
 
 _UNSEEN = "What roles and databases have set of their own cannot be seen so: psql's \\drds lists it."

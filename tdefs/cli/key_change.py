@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from tdefs.cli.daemon_keys import daemon_status, tell_daemon
 from tdefs.cli.key_files import KeyFiles
 from tdefs.cli.keystore_change import OpenChange, changing
-from tdefs.cli.output import print_line, printable
+from tdefs.cli.output import print_line
 from tdefs.cli.place import volume_of
 from tdefs.cli.unlock import keystore_path, record, unlock
 from tdefs.config import load_config
@@ -28,6 +28,7 @@ from tdefs.keys.key_changes import (
 from tdefs.keys.keystore import Unlocked
 from tdefs.keys.saving import repair
 from tdefs.policy.parse import load_policy
+from tdefs.text import printable
 from tdefs.volume import Volume
 
 _SHOWN_FILES = 50

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from tdefs.cli.output import printable
 from tdefs.fs.offline import UNREADABLE, describe_all
+from tdefs.text import printable
 from tdefs.volume import Volume
 
 

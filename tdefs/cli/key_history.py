@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tdefs.cli.output import print_json, print_line, print_table, printable
+from tdefs.cli.output import print_json, print_line, print_table
 from tdefs.cli.place import volume_of
 from tdefs.cli.unlock import open_recorded, read_keystore, unlocking_secret
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.history import check_history, history_path, read_history
 from tdefs.keys.seal import open_history_key
+from tdefs.text import printable
 
 
 def run_history(args: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tdefs.cli.output import printable
 from tdefs.cli.unlock import keystore_path, open_recorded, record, unlocking_secret
 from tdefs.errors import TdefsError
 from tdefs.keys.document import Document
@@ -16,6 +15,7 @@ from tdefs.keys.keystore import Unlocked, remove_what_is_not_saved
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.saving import KeystoreChange
 from tdefs.keys.upgrade import upgraded
+from tdefs.text import printable
 from tdefs.volume import Volume
 
 

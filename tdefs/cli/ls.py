@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.output import print_json, print_table, printable
+from tdefs.cli.output import print_json, print_table
 from tdefs.cli.unlock import add_keystore_place, read_keystore
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.offline import ENCRYPTED, PLAIN, UNREADABLE, Description, describe_all, volume_at
 from tdefs.keys.hierarchy import DestroyedRounds
+from tdefs.text import printable
 from tdefs.volume import Volume
 
 _YES_NO = {ENCRYPTED: "yes", PLAIN: "no"}

@@ -7,15 +7,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tdefs.text import printable
+
 Cell = str | int | None
-
-
-def printable(text: str) -> str:
-    """Return *text* with what a terminal must not get, control characters and stray bytes, as escapes."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def print_line(text: str = "") -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from tdefs.cli.output import print_line
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.policy.paths import classify
@@ -37,7 +37,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _check(args: argparse.Namespace) -> int:
     policy = load_policy(args.file)
     for warning in policy.warnings:
-        _print(f"warning: {warning}")
+        print_line(f"warning: {warning}")
     counts = (
         _count(sum(len(entries) for entries in policy.relfilenodes.values()), "relfilenode rule"),
         _count(len(policy.databases), "database rule"),
@@ -45,7 +45,7 @@ def _check(args: argparse.Namespace) -> int:
         _count(len(policy.warnings), "warning"),
     )
     keys = ", ".join(sorted(policy.key_names())) or "the default one only"
-    _print(f"{args.file}: OK: {', '.join(counts)}; data keys: {keys}")
+    print_line(f"{args.file}: OK: {', '.join(counts)}; data keys: {keys}")
     return 0
 
 
@@ -72,7 +72,7 @@ def _explain(args: argparse.Namespace) -> int:
         answer["data_key"] = "the keystore's default data key"
     for name, value in answer.items():
         if value is not None:
-            _print(f"{name.replace('_', ' ') + ':':<13}{value}")
+            print_line(f"{name.replace('_', ' ') + ':':<13}{value}")
     return 0
 
 
@@ -88,9 +88,3 @@ def _policy(args: argparse.Namespace) -> Policy:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _print(line: str) -> None:
-    """Print a line that may hold bytes of a path that the terminal's encoding cannot express."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))

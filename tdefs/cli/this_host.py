@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tdefs.cli.output import printable
 from tdefs.config import VolumeConfig
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, ProtectorEntry
@@ -17,6 +16,7 @@ from tdefs.keys.protectors.this_host_key import DEFAULT_DIRECTORY, HostKeyHolder
 from tdefs.keys.protectors.this_host_tpm import TpmHolder
 from tdefs.keys.seal import open_master_key
 from tdefs.keys.tpm import Tpm
+from tdefs.text import printable
 
 _ENABLE = "'tdefs auto-open enable' on this host, with another secret that opens the keystore"
 

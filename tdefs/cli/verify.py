@@ -10,12 +10,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tdefs.cli.output import print_fields, print_json, print_line, printable
+from tdefs.cli.output import print_fields, print_json, print_line
 from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.errors import Exit
 from tdefs.fs.offline import STATES, volume_at
 from tdefs.fs.report import Report
 from tdefs.fs.verifying import Verifier
+from tdefs.text import printable
 from tdefs.volume import Volume, is_in_use
 
 

@@ -109,12 +109,6 @@ class Inode:
         return b"/".join(reversed(parts))
 
 
-def printable(path: bytes) -> str:
-    """Return *path* for the log: one line, whatever its bytes are."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def path_of(parent: Inode, name: bytes) -> str:
     """Return the path of *name* in *parent* as text; bytes that are not UTF-8 become surrogates."""
     above = parent.path()

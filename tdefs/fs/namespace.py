@@ -11,9 +11,10 @@ from functools import partial
 from tdefs.format.header import ANY_PLACE, Identity
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.files import OpenFile
-from tdefs.fs.inodes import ROOT_NUMBER, Ghost, Inode, InodeTable, path_of, printable
+from tdefs.fs.inodes import ROOT_NUMBER, Ghost, Inode, InodeTable, path_of
 from tdefs.fs.opening import Opener
 from tdefs.fs.sealing import identity_at
+from tdefs.text import printable_path
 from tdefs.volume import PRIVATE_DIRECTORY
 
 # linux/fs.h
@@ -256,7 +257,7 @@ class Namespace:
             for node, _, new in rebound:
                 self._opener.bind(node, new)
         except OSError as error:
-            self._opener.complaints.failed("rename", printable(new_parent.path()), error)
+            self._opener.complaints.failed("rename", printable_path(new_parent.path()), error)
         for node, _, _ in rebound:
             self._inodes.drop_if_unused(node)
 

@@ -17,12 +17,13 @@ from tdefs.format.stored import StoredFile
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.complaints import Complaints
 from tdefs.fs.files import BackingStore, Content, OpenFile, PlainContent
-from tdefs.fs.inodes import Ghost, Inode, InodeTable, path_of, printable
+from tdefs.fs.inodes import Ghost, Inode, InodeTable, path_of
 from tdefs.fs.losses import Loss
 from tdefs.fs.sealing import Broken, Empty, Form, Plain, Sealed, Sealer, check_identity, identity_at
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Decision, Policy
 from tdefs.policy.paths import classify
+from tdefs.text import printable_path
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class Opener:
             work()
         except OSError as error:
             self.left_something = True
-            self.complaints.failed(f"{operation} (undo)", printable(os.fsencode(path)), error)
+            self.complaints.failed(f"{operation} (undo)", printable_path(os.fsencode(path)), error)
 
     def close_if_unused(self, file: OpenFile) -> None:
         """Put a file without handles aside: for each connection PostgreSQL opens the same ones again."""
@@ -155,7 +156,7 @@ class Opener:
     def _close(self, file: OpenFile) -> None:
         """Close; nobody asked for that, so there is nobody to be told of an error but who syncs next."""
         inode = file.inode
-        path = printable(inode.path())
+        path = printable_path(inode.path())
         if not inode.names and inode.lookups > 0:
             try:
                 file.status = self._calls.fstat("file:last", file.fd)
@@ -385,7 +386,7 @@ class Opener:
             log.error(
                 "%s: a file stored in the clear may not start like an encrypted one "
                 "(HINT: put it in a place that the policy encrypts)",
-                printable(inode.path()),
+                printable_path(inode.path()),
             )
             raise OSError(EPERM, os.strerror(EPERM))
 
@@ -401,7 +402,7 @@ class Opener:
                 self._calls.pwrite("bind:settle", fd, self._sealer.encode(settled), 0)
             except OSError as error:
                 # it can be opened as it is
-                self.complaints.failed("open", printable(inode.path()), error)
+                self.complaints.failed("open", printable_path(inode.path()), error)
                 return
             inode.form = Sealed(settled)
 
@@ -425,6 +426,6 @@ class Opener:
 
     def _presented_as(self, inode: Inode, error: FormatError) -> OSError:
         """Log why *inode* cannot be presented; return the error for who opens it."""
-        names = ", ".join(printable(os.fsencode(path)) for path in self._inodes.paths(inode))
-        log.error("%s: %s (HINT: %s)", names or printable(inode.path()), error, error.hint)
+        names = ", ".join(printable_path(os.fsencode(path)) for path in self._inodes.paths(inode))
+        log.error("%s: %s (HINT: %s)", names or printable_path(inode.path()), error, error.hint)
         return OSError(error.errno, os.strerror(error.errno))

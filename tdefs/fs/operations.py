@@ -36,13 +36,14 @@ from tdefs.fs.attributes import Attributes, Changes
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.durability import Durability
 from tdefs.fs.files import Handle, OpenFile
-from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable, printable
+from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable
 from tdefs.fs.losses import Loss
 from tdefs.fs.namespace import Namespace
 from tdefs.fs.opening import Opener
 from tdefs.fs.reading import Reader
 from tdefs.fs.replies import Replies, reply
 from tdefs.policy.paths import Kind, classify
+from tdefs.text import printable_path
 
 log = logging.getLogger(__name__)
 
@@ -317,7 +318,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
                 continue
             except OSError as error:
                 # nothing can be told of this one now; the others can be listed
-                path = printable(b"/".join(part for part in (directory.inode.path(), name) if part))
+                path = printable_path(b"/".join(part for part in (directory.inode.path(), name) if part))
                 self.complaints.failed("readdir", path, error)
                 inode, entry = self._stand_in(inode, status)
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
@@ -425,7 +426,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         except (KeyError, OSError):
             return "the mount"
         name = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], bytes) else b""
-        return printable(b"/".join(part for part in (inode.path(), name) if part) or b".")
+        return printable_path(b"/".join(part for part in (inode.path(), name) if part) or b".")
 
     @contextmanager
     def _making(self, parent: Inode, name: bytes) -> Iterator[None]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import os
 
-from tdefs.fs.inodes import printable
 from tdefs.fs.offline import first_bytes, open_without_links, walk
 from tdefs.fs.sealing import Empty, Expectations, look_at
+from tdefs.text import printable_path
 from tdefs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -35,10 +35,10 @@ def empty_unfinished_files(volume: Volume) -> list[str]:
                     os.ftruncate(fd, 0)
                     os.fsync(fd)
                 emptied.append(path)
-                log.warning("%s: emptied: its header was lost in a crash", printable(os.fsencode(path)))
+                log.warning("%s: emptied: its header was lost in a crash", printable_path(os.fsencode(path)))
         except OSError as error:
             # what this user cannot read, or the disk does not give, is no reason not to serve the rest
-            log.warning("%s: not looked at: %s", printable(os.fsencode(path)), error.strerror)
+            log.warning("%s: not looked at: %s", printable_path(os.fsencode(path)), error.strerror)
     return emptied
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tdefs.durable import write_durably
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, ProtectorEntry, damaged
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
+from tdefs.keys.exposure import exposure
 from tdefs.keys.hierarchy import KeyRing, MasterKey
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.removing import remove_unsaved
@@ -192,21 +192,14 @@ def load_keystore(path: Path) -> Keystore:
 def _check_file(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise damaged(f'"{path}" is not a regular file')
-    quoted = shlex.quote(str(path))
-    if os.geteuid() != 0 and status.st_uid not in (0, os.geteuid()):
+    exposed = exposure(path, status)
+    if exposed:
+        how = "belongs to another user" if exposed.foreign else "is accessible to other users"
         raise TdefsError(
             Exit.KEYSTORE_EXPOSED,
-            f'the keystore "{path}" belongs to another user',
-            detail=f"its owner is user {status.st_uid}, and tdefs runs as user {os.geteuid()}",
-            hint=f"chown {os.geteuid()} {quoted} && chmod 600 {quoted}",
-        )
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o077:
-        raise TdefsError(
-            Exit.KEYSTORE_EXPOSED,
-            f'the keystore "{path}" is accessible to other users',
-            detail=f"its mode is {mode:04o}, and group and others may have no permission",
-            hint=f"chmod 600 {quoted}",
+            f'the keystore "{path}" {how}',
+            detail=exposed.detail,
+            hint=exposed.remedy,
         )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.exposure import exposure
 
 _MAX_BYTES = 1 << 16
 
@@ -41,9 +41,8 @@ def unfit(path: Path, what: str, detail: str, hint: str = "") -> TdefsError:
 
 
 def _check_private(path: Path, what: str, status: os.stat_result) -> None:
-    quoted = shlex.quote(str(path))
-    if os.geteuid() != 0 and status.st_uid not in (0, os.geteuid()):
-        hint = f"chown {os.geteuid()} {quoted} && chmod 600 {quoted}"
-        raise unfit(path, what, f"it belongs to another user, {status.st_uid}", hint)
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        raise unfit(path, what, "group or others have access to it", f"chmod 600 {quoted}")
+    exposed = exposure(path, status)
+    if exposed:
+        stranger = f"it belongs to another user, {status.st_uid}"
+        detail = stranger if exposed.foreign else "group or others have access to it"
+        raise unfit(path, what, detail, exposed.remedy)

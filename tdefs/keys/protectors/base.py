@@ -1,6 +1,7 @@
-"""What a protector is: something that wraps a key of 32 bytes and, given the same secret later, unwraps it.
+"""What a protector is: something that wraps a protector key and, given the same secret later, unwraps it.
 
-The key is a protector key, which opens the master key; in a keystore of version 1 it is the master key.
+The protector key, 32 bytes, opens the master key. In a keystore of version 1, which is only opened, the master key
+itself is in its place.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class WrongSecretError(TdefsError):
 
 
 @dataclass(frozen=True)
-class WrappedMasterKey:
-    """What a protector puts in the keystore: ``params`` (no secret) and the wrapped key."""
+class WrappedProtectorKey:
+    """What a protector puts in the keystore: ``params`` (no secret) and the wrapped protector key."""
 
     params: Mapping[str, str | int]
     wrapped: bytes
@@ -60,12 +61,12 @@ class Protector(ABC):
     words: ClassVar[str]
 
     @abstractmethod
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
-        """Wrap the 32-byte key ``master_secret`` for this ``context``."""
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
+        """Wrap ``protector_key``, 32 bytes, for this ``context``."""
 
     @abstractmethod
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
-        """Return the 32-byte key that ``wrap`` put in ``entry`` in the same ``context``.
+        """Return the protector key that ``wrap`` put in ``entry`` in the same ``context``.
 
         Raises NotMineError for an entry of another kind, WrongSecretError if the secret does not fit, and
         TdefsError(KEYSTORE_DAMAGED) for parameters that this kind never writes.

@@ -1,4 +1,4 @@
-"""The command protector: a program of the user's prints the key that wraps the master key."""
+"""The command protector: a program of the user's prints the key that wraps the protector key."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import os
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry, damaged
-from tdefs.keys.kdf import hkdf_sha256
-from tdefs.keys.protectors.base import NotMineError, Protector, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import WrongSecretError
 from tdefs.keys.protectors.command_directory import command_directory, ensure_command_directory
 from tdefs.keys.protectors.command_run import CommandOutcome, cleaned_up_before_signals, run_command
 from tdefs.keys.protectors.command_terminal import lent_terminal
@@ -22,15 +19,14 @@ from tdefs.keys.protectors.command_text import (
     TERMINAL_VARIABLE,
     parse_command,
 )
-from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
+from tdefs.keys.protectors.strong_secret import StrongSecretProtector
+from tdefs.text import masked
 
 KEY_HEX_CHARACTERS = 64
 TIMEOUT_SECONDS = 60.0
 # A person looks for the card first.
 PERSON_TIMEOUT_SECONDS = 300.0
 
-_PURPOSE = b"tdefs v1 command wrapping key"
-_WRAPPING_KEY_BYTES = 32
 # Room to count the characters of a key that is too long; more than that is no key.
 _MAX_OUTPUT_BYTES = 4096
 _HEX = re.compile(rb"[0-9a-fA-F]+")
@@ -100,11 +96,12 @@ class KeyCommand:
         return _parse_key(outcome)
 
 
-class CommandProtector(Protector):
-    """The key that a key command prints wraps the master key."""
+class CommandProtector(StrongSecretProtector):
+    """The key that a key command prints. One command may serve many volumes."""
 
     kind = "command"
     words = "the key command"
+    purpose = b"tdefs v1 command wrapping key"
 
     def __init__(
         self, command: str, keystore: Path | None = None, *, authprompt: bool = False, confirm: bool = False
@@ -113,8 +110,8 @@ class CommandProtector(Protector):
         self._command = KeyCommand(command, keystore, authprompt)
         self._confirm = confirm
 
-    @cached_property
-    def _key(self) -> bytes:
+    def fetch(self) -> bytes:
+        """Return the 32 bytes that it printed. Raises TdefsError as KeyCommand.read_key."""
         key = self._command.read_key()
         if self._confirm and self._command.read_key(again=True) != key:
             raise TdefsError(
@@ -125,33 +122,14 @@ class CommandProtector(Protector):
             )
         return key
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
-        """See Protector. Raises TdefsError(KEY_COMMAND_FAILED)."""
-        return WrappedMasterKey(
-            params={}, wrapped=wrap_secret(self._wrapping_key(context), master_secret, context)
-        )
-
-    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
-        """See Protector. Raises TdefsError(KEY_COMMAND_FAILED)."""
-        if entry.kind != self.kind:
-            raise NotMineError
-        if entry.params:
-            raise damaged(f"protector {entry.id}: expected no parameters")
-        try:
-            return unwrap_secret(self._wrapping_key(context), entry.wrapped, context)
-        except UnwrapFailedError:
-            raise WrongSecretError(
-                "the key command printed another key than the one the keystore was made with"
-            ) from None
-
-    def _wrapping_key(self, context: WrapContext) -> bytes:
-        # One command may serve many volumes: each gets its own wrapping key.
-        return hkdf_sha256(self._key, _PURPOSE + context.to_bytes(), _WRAPPING_KEY_BYTES)
+    def wrong_secret(self) -> WrongSecretError:
+        """See StrongSecretProtector."""
+        return WrongSecretError("the key command printed another key than the one the keystore was made with")
 
 
 def _prompt(keystore: Path, again: bool) -> str:
     # The terminal acts upon control characters, and a file name may have them.
-    name = "".join(character if character.isprintable() else "?" for character in os.fspath(keystore))
+    name = masked(os.fspath(keystore))
     return f'Secret for the keystore "{name}"{", again" if again else ""}: '
 
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
 from tdefs.keys.document import ProtectorEntry, damaged
-from tdefs.keys.protectors.base import NotMineError, Protector, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import NotMineError, Protector, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 
 MIN_PASSPHRASE_BYTES = 8
@@ -71,7 +71,7 @@ class PassphraseProtector(Protector):
             raise TdefsError(Exit.NO_SECRET, "the passphrase is empty")
         return passphrase
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See Protector. Raises TdefsError(NO_SECRET) for a passphrase of fewer than 8 bytes."""
         if len(self._passphrase) < MIN_PASSPHRASE_BYTES:
             raise TdefsError(
@@ -81,7 +81,7 @@ class PassphraseProtector(Protector):
             )
         salt = os.urandom(_SALT_BYTES)
         wrapping_key = self._stretch(salt, self._cost)
-        return WrappedMasterKey(
+        return WrappedProtectorKey(
             params={
                 "kdf": "scrypt",
                 "n": self._cost.n,
@@ -89,7 +89,7 @@ class PassphraseProtector(Protector):
                 "p": self._cost.p,
                 "salt": salt.hex(),
             },
-            wrapped=wrap_secret(wrapping_key, master_secret, context),
+            wrapped=wrap_secret(wrapping_key, protector_key, context),
         )
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:

@@ -14,7 +14,7 @@ from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.machine import MACHINE_ID_FILE, NAME_BYTES, machine_id, machine_name
-from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 
 Params = Mapping[str, str | int]
@@ -83,14 +83,14 @@ class ThisHostProtector(Protector):
         # A TPM takes its time, and to open a keystore is to ask more than once.
         self._fetched: dict[bytes, bytes] = {}
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See Protector. Raises TdefsError: KEY_SOURCE_UNAVAILABLE, KEY_SERVER_REFUSED, OS_ERROR."""
         if self._keeper is None:
             raise ValueError("nothing is chosen to keep the secret")
         machine = machine_id(self._machine_id_file)
         secret, params = self._keeper.keep(machine)
-        wrapped = wrap_secret(_wrapping_key(secret, context), master_secret, context)
-        return WrappedMasterKey({"by": self._keeper.name, "machine": machine_name(machine), **params}, wrapped)
+        wrapped = wrap_secret(_wrapping_key(secret, context), protector_key, context)
+        return WrappedProtectorKey({"by": self._keeper.name, "machine": machine_name(machine), **params}, wrapped)
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
         """See Protector. NotMineError is for entries of other hosts, too; HostRefusedError says what is wrong."""

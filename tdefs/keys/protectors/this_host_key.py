@@ -12,6 +12,7 @@ from pathlib import Path
 from tdefs.durable import fsync_directory, write_durably
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
+from tdefs.keys.exposure import exposure
 from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.protectors.base import Made, NotMineError
@@ -139,18 +140,13 @@ def _read(path: Path) -> bytes:
 
 def _check(path: Path, status: os.stat_result, what: str) -> None:
     """Raise TdefsError(KEYSTORE_EXPOSED) if another user than its own or root may use it."""
-    quoted = shlex.quote(str(path))
-    if os.geteuid() != 0 and status.st_uid not in (0, os.geteuid()):
+    exposed = exposure(path, status)
+    if exposed:
+        how = "belongs to another user" if exposed.foreign else "is accessible to other users"
         raise TdefsError(
             Exit.KEYSTORE_EXPOSED,
-            f'the {what} "{path}" belongs to another user',
-            detail=f"its owner is user {status.st_uid}, and tdefs runs as user {os.geteuid()}",
-        )
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o077:
-        raise TdefsError(
-            Exit.KEYSTORE_EXPOSED,
-            f'the {what} "{path}" is accessible to other users',
-            detail=f"its mode is {mode:04o}, and group and others may have no permission",
-            hint=f"chmod {'700' if stat.S_ISDIR(status.st_mode) else '600'} {quoted}",
+            f'the {what} "{path}" {how}',
+            detail=exposed.detail,
+            # Another user's daemon may need it as it is.
+            hint="" if exposed.foreign else exposed.remedy,
         )

@@ -22,7 +22,7 @@ from tdefs.keys import fields
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.protectors.base import Made, NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.vault.names import PLACE, read_path
 from tdefs.keys.vault.refusals import unusable
@@ -64,12 +64,12 @@ class VaultKV(KeySource):
         """See KeySource."""
         return self._server.certificates()
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See KeySource. Wraps with the path's latest version."""
         rights = f"create and read on {self._mount}/data/{self._path}"
         kept, version = self._server.ask(self._latest, rights)
         params: dict[str, str | int] = dict(zip(_PARAMS, (*self._place, version), strict=True))
-        return WrappedMasterKey(params, wrap_secret(_wrapping_key(kept, context), master_secret, context))
+        return WrappedProtectorKey(params, wrap_secret(_wrapping_key(kept, context), protector_key, context))
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
         """See KeySource."""

@@ -22,7 +22,7 @@ from tdefs.keys import fields
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.protectors.base import NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import NotMineError, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.vault.names import PLACE, read_name, read_path
 from tdefs.keys.vault.refusals import unusable
@@ -75,11 +75,11 @@ class VaultTransit(KeySource):
         """See KeySource."""
         return self._server.certificates()
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See KeySource. Raises TdefsError(CONFIG_INVALID) for a ``context`` that does not fit the key."""
         secret = os.urandom(_KEY_BYTES)
         params = self._server.ask(lambda client: self._encrypt(client, secret, context), self._rights("encrypt"))
-        return WrappedMasterKey(params, wrap_secret(_wrapping_key(secret, context), master_secret, context))
+        return WrappedProtectorKey(params, wrap_secret(_wrapping_key(secret, context), protector_key, context))
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
         """See KeySource."""

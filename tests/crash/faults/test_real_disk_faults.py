@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -56,24 +57,51 @@ def end(volume: Volume) -> None:
     verified(volume)
 
 
-def sync(path: Path) -> int:
-    """Opens, syncs and closes; the errno of the sync."""
-    fd = os.open(path, os.O_RDWR)
+def end_with_loss(volume: Volume, reason: str) -> None:
+    """Unmounts a volume whose disk has failed: it goes, and tells why not everything is on the disk."""
+    done = volume.tdefs("umount", volume.mountpoint, check=False)
+    assert done.returncode == 50
+    assert reason in done.stderr
+
+
+@contextmanager
+def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
+    fd = os.open(path, flags)
     try:
-        os.fsync(fd)
-    except OSError as error:
-        return error.errno or -1
+        yield fd
     finally:
         os.close(fd)
-    return 0
 
 
 def fails(do: Callable[[], object]) -> int:
+    """The errno of what fails, or 0."""
     try:
         do()
     except OSError as error:
         return error.errno or -1
     return 0
+
+
+def sync(path: Path) -> int:
+    """Opens, syncs and closes; the errno of the sync."""
+    with opened(path) as fd:
+        return fails(lambda: os.fsync(fd))
+
+
+def keeps_failing(do: Callable[[], object], code: int) -> None:
+    """Checks that it fails so twice: an error is not over when it has been told."""
+    assert [fails(do), fails(do)] == [code, code]
+
+
+def survives_on_repaired(disk: Ext4, volume: Volume, path: Path, new: Path) -> None:
+    """Checks that the file is there but for its first bytes, and can be renamed to what was refused before."""
+    disk.repair()
+    with disk.mounted():
+        volume.mount()
+        assert path.read_bytes()[6:] == b"before" * 4999
+        path.rename(new)
+        assert sync(new) == 0
+        end(volume)
 
 
 def complaints(volume: Volume, code: int) -> list[str]:
@@ -87,11 +115,9 @@ def test_a_quota_reaches_the_client_as_edquot_and_all_goes_on_when_it_is_raised(
     with disk.mounted() as directory:
         path = begin(volume, directory / "volume")
         disk.limit("8M")
-        fd = os.open(path, os.O_RDWR)
-        os.pwrite(fd, os.urandom(16 << 20), 30_000)
-        assert fails(lambda: os.fsync(fd)) == errno.EDQUOT
-        assert fails(lambda: os.fsync(fd)) == errno.EDQUOT
-        os.close(fd)
+        with opened(path) as fd:
+            os.pwrite(fd, os.urandom(16 << 20), 30_000)
+            keeps_failing(lambda: os.fsync(fd), errno.EDQUOT)
         assert path.read_bytes()[:30_000] == b"before" * 5000
         assert any("base/5/16384_fsm" in line for line in complaints(volume, errno.EDQUOT))
         disk.limit("none")
@@ -118,18 +144,15 @@ def test_an_unreadable_block_is_an_error_for_who_reads_it_and_for_nobody_else(vo
         volume.mount()
         with path.open("rb") as file:
             assert file.read(16384) == (b"before" * 5000)[:16384]
-            assert fails(lambda: os.pread(file.fileno(), 4096, 16384)) == errno.EIO
-            assert fails(lambda: os.pread(file.fileno(), 4096, 16384)) == errno.EIO
+            keeps_failing(lambda: os.pread(file.fileno(), 4096, 16384), errno.EIO)
         # a part of a page cannot be written when the rest cannot be read; a whole one can
-        fd = os.open(path, os.O_RDWR)
-        os.pwrite(fd, b"x" * 4096, 20480)
-        assert fails(lambda: os.fsync(fd)) == errno.EIO
-        os.close(fd)
+        with opened(path) as fd:
+            os.pwrite(fd, b"x" * 4096, 20480)
+            assert fails(lambda: os.fsync(fd)) == errno.EIO
         assert any("read of base/5/16384_fsm" in line for line in complaints(volume, errno.EIO))
-        fd = os.open(path, os.O_RDWR)
-        os.pwrite(fd, b"y" * 8192, 16384)
-        os.fsync(fd)
-        os.close(fd)
+        with opened(path) as fd:
+            os.pwrite(fd, b"y" * 8192, 16384)
+            os.fsync(fd)
         end(volume)
         volume.mount()
         assert path.read_bytes()[16384:24576] == b"y" * 8192
@@ -144,30 +167,20 @@ def test_a_disk_that_turns_read_only_is_told_and_serves_reads(volume: Volume, ro
         # an administrator cannot do that below a mount, since it has files open for writing
         asked = subprocess.run(["mount", "-o", "remount,ro", directory], capture_output=True, check=False)
         assert asked.returncode != 0
-        fd = os.open(path, os.O_RDWR)
-        os.pwrite(fd, b"lost", 0)
-        disk.fail()
-        assert fails(lambda: os.fsync(fd)) == errno.EROFS
-        assert fails(lambda: os.fsync(fd)) == errno.EROFS
-        assert fails(new.touch) == errno.EROFS
-        assert fails(lambda: path.rename(new)) == errno.EROFS
-        assert fails(path.unlink) == errno.EROFS
-        assert in_child(lambda: sync(path)) == errno.EROFS
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        assert os.pread(fd, 30_000, 6) == b"before" * 4999
-        os.close(fd)
+        with opened(path) as fd:
+            os.pwrite(fd, b"lost", 0)
+            disk.fail()
+            keeps_failing(lambda: os.fsync(fd), errno.EROFS)
+            assert fails(new.touch) == errno.EROFS
+            assert fails(lambda: path.rename(new)) == errno.EROFS
+            assert fails(path.unlink) == errno.EROFS
+            assert in_child(lambda: sync(path)) == errno.EROFS
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(fd, 30_000, 6) == b"before" * 4999
         assert {"fsync", "create", "rename", "unlink"} <= set(volume.status()["failures"])
         assert len(complaints(volume, errno.EROFS)) >= 4
-        done = volume.tdefs("umount", volume.mountpoint, check=False)
-        assert done.returncode == 50
-        assert "not everything is known to be on the disk" in done.stderr
-    disk.repair()
-    with disk.mounted():
-        volume.mount()
-        assert path.read_bytes()[6:] == b"before" * 4999
-        path.rename(new)
-        assert sync(new) == 0
-        end(volume)
+        end_with_loss(volume, "not everything is known to be on the disk")
+    survives_on_repaired(disk, volume, path, new)
 
 
 def test_a_disk_that_breaks_down_is_told_and_what_was_durable_is_there_afterwards(
@@ -177,30 +190,20 @@ def test_a_disk_that_breaks_down_is_told_and_what_was_durable_is_there_afterward
     with disk.mounted() as directory:
         path = begin(volume, directory / "backing")
         new = path.with_name("16385_fsm")
-        fd = os.open(path, os.O_RDWR)
-        os.pwrite(fd, b"lost", 0)
-        disk.break_down()
-        assert fails(lambda: os.fsync(fd)) == errno.EIO
-        assert fails(lambda: os.fsync(fd)) == errno.EIO
-        assert fails(new.touch) == errno.EIO
-        assert fails(lambda: path.rename(new)) == errno.EIO
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        assert fails(lambda: os.pread(fd, 30_000, 6)) == errno.EIO
-        os.close(fd)
+        with opened(path) as fd:
+            os.pwrite(fd, b"lost", 0)
+            disk.break_down()
+            keeps_failing(lambda: os.fsync(fd), errno.EIO)
+            assert fails(new.touch) == errno.EIO
+            assert fails(lambda: path.rename(new)) == errno.EIO
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert fails(lambda: os.pread(fd, 30_000, 6)) == errno.EIO
         said = "\n".join(complaints(volume, errno.EIO))
         for operation in ("write of base/5/16384_fsm", "create of", "rename of", "read of"):
             assert operation in said
-        done = volume.tdefs("umount", volume.mountpoint, check=False)
-        assert done.returncode == 50
-        assert "Input/output error" in done.stderr
+        end_with_loss(volume, "Input/output error")
         assert wait_until(lambda: not volume.daemons, 30)
-    disk.repair()
-    with disk.mounted():
-        volume.mount()
-        assert path.read_bytes()[6:] == b"before" * 4999
-        path.rename(new)
-        assert sync(new) == 0
-        end(volume)
+    survives_on_repaired(disk, volume, path, new)
 
 
 def test_a_loss_on_the_disk_below_is_told_though_all_had_closed_the_file(volume: Volume, root: Path) -> None:
@@ -211,8 +214,7 @@ def test_a_loss_on_the_disk_below_is_told_though_all_had_closed_the_file(volume:
             in_child(lambda: path.write_bytes(b"x" * (1 << 20)))
             assert subprocess.run(["sync", "-f", directory], capture_output=True, check=False).returncode != 0
             fd = os.open(path, os.O_RDWR)
-            assert fails(lambda: os.fsync(fd)) == errno.ENOSPC
-            assert fails(lambda: os.fsync(fd)) == errno.ENOSPC
+            keeps_failing(lambda: os.fsync(fd), errno.ENOSPC)
             assert in_child(lambda: sync(path)) == errno.ENOSPC
         assert in_child(lambda: sync(path)) == errno.ENOSPC
         os.close(fd)
@@ -231,15 +233,13 @@ def test_a_loss_on_the_disk_below_is_told_by_a_durable_write(volume: Volume, roo
         begin(volume, directory / "backing")
         (volume.mountpoint / "pg_wal").mkdir()
         path = volume.mountpoint / "pg_wal" / "000000010000000000000001"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DSYNC)
-        os.pwrite(fd, b"w" * 8192, 0)
-        with disk.exhausted():
-            assert fails(lambda: os.pwrite(fd, b"w" * (1 << 20), 8192)) == errno.ENOSPC
-        assert fails(lambda: os.fsync(fd)) == errno.ENOSPC
-        os.close(fd)
-        fd = os.open(path, os.O_RDWR | os.O_DSYNC)
-        os.pwrite(fd, b"v" * 16384, 0)
-        os.close(fd)
+        with opened(path, os.O_RDWR | os.O_CREAT | os.O_DSYNC) as fd:
+            os.pwrite(fd, b"w" * 8192, 0)
+            with disk.exhausted():
+                assert fails(lambda: os.pwrite(fd, b"w" * (1 << 20), 8192)) == errno.ENOSPC
+            assert fails(lambda: os.fsync(fd)) == errno.ENOSPC
+        with opened(path, os.O_RDWR | os.O_DSYNC) as fd:
+            os.pwrite(fd, b"v" * 16384, 0)
         volume.tdefs("umount", volume.mountpoint, check=False)
         volume.mount()
         assert path.read_bytes()[:16384] == b"v" * 16384

@@ -19,10 +19,23 @@ def _file(disk: Disk, name: bytes, directory: Node | None = None) -> Node:
     return disk.make(directory or disk.nodes[ROOT], name, stat.S_IFREG | 0o600, 0, 0)
 
 
-def _after_cuts(disk: Disk, keeps: Keeps, cuts: int = 300) -> Iterator[Disk]:
+def _directory(disk: Disk, name: bytes) -> Node:
+    return disk.make(disk.nodes[ROOT], name, stat.S_IFDIR | 0o700, 0, 0)
+
+
+def _disk_with(content: bytes) -> tuple[Disk, Node]:
+    """A disk with a file "a", both durable."""
+    disk = Disk()
+    file = _file(disk, b"a")
+    disk.write(file, 0, content)
+    disk.sync_all()
+    return disk, file
+
+
+def _after_cuts(disk: Disk, keeps: Keeps, cuts: int = 300, *, writing: bool = False) -> Iterator[Disk]:
     for seed in range(cuts):
         copy = deepcopy(disk)
-        copy.cut_power(Random(seed), keeps)
+        copy.cut_power(Random(seed), keeps, writing=writing)
         yield copy
 
 
@@ -36,6 +49,11 @@ def _content(disk: Disk, *path: bytes) -> bytes | None:
     return bytes(node.content.present)
 
 
+def _contents_after_cuts(disk: Disk, keeps: Keeps, cuts: int = 300, *, writing: bool = False) -> set[bytes | None]:
+    """What the file "a" may hold afterwards; None where it is not there."""
+    return {_content(one, b"a") for one in _after_cuts(disk, keeps, cuts, writing=writing)}
+
+
 @pytest.mark.parametrize("keeps", list(Keeps))
 def test_what_was_synced_lasts(keeps: Keeps) -> None:
     disk = Disk()
@@ -44,13 +62,11 @@ def test_what_was_synced_lasts(keeps: Keeps) -> None:
     disk.resize(file, 4000)
     disk.sync(file)
     disk.sync(disk.nodes[ROOT])
-    assert all(_content(one, b"a") == b"x" * 4000 for one in _after_cuts(disk, keeps))
+    assert _contents_after_cuts(disk, keeps) == {b"x" * 4000}
 
 
 def test_nothing_lasts_without_a_sync() -> None:
-    disk = Disk()
-    file = _file(disk, b"a")
-    disk.sync_all()
+    disk, file = _disk_with(b"")
     disk.write(file, 0, b"x" * 5000)
     _file(disk, b"b")
     for one in _after_cuts(disk, Keeps.NOTHING):
@@ -63,17 +79,13 @@ def test_a_file_that_was_synced_is_lost_with_its_name() -> None:
     file = _file(disk, b"a")
     disk.write(file, 0, b"x")
     disk.sync(file)
-    found = [_content(one, b"a") for one in _after_cuts(disk, Keeps.JOURNAL)]
-    assert set(found) == {None, b"x"}
+    assert _contents_after_cuts(disk, Keeps.JOURNAL) == {None, b"x"}
 
 
 def test_a_write_is_torn_at_any_sector() -> None:
-    disk = Disk()
-    file = _file(disk, b"a")
-    disk.write(file, 0, b"o" * 8192)
-    disk.sync_all()
+    disk, file = _disk_with(b"o" * 8192)
     disk.write(file, 0, b"n" * 8192)
-    found = {_content(one, b"a") for one in _after_cuts(disk, Keeps.ANY, 3000)}
+    found = _contents_after_cuts(disk, Keeps.ANY, 3000)
     assert {b"n" * cut + b"o" * (8192 - cut) for cut in range(0, 8193, SECTOR)} <= found
     assert all(
         content and all(len(set(content[at : at + SECTOR])) == 1 for at in range(0, 8192, SECTOR))
@@ -82,47 +94,33 @@ def test_a_write_is_torn_at_any_sector() -> None:
 
 
 def test_a_write_under_way_is_torn_even_where_nothing_else_lasts() -> None:
-    disk = Disk()
-    file = _file(disk, b"a")
-    disk.write(file, 0, b"o" * 2048)
-    disk.sync_all()
+    disk, file = _disk_with(b"o" * 2048)
     disk.write(file, 1024, b"1" * 1024)
     disk.write(file, 0, b"n" * 2048)
-    found = set()
-    for seed in range(300):
-        copy = deepcopy(disk)
-        copy.cut_power(Random(seed), Keeps.NOTHING, writing=True)
-        found.add(_content(copy, b"a"))
+    found = _contents_after_cuts(disk, Keeps.NOTHING, writing=True)
     assert found == {b"n" * cut + b"o" * (2048 - cut) for cut in range(0, 2049, SECTOR)}
 
 
 def test_a_later_write_overtakes_an_earlier_one() -> None:
-    disk = Disk()
-    file = _file(disk, b"a")
-    disk.write(file, 0, b"o" * 1024)
-    disk.sync_all()
+    disk, file = _disk_with(b"o" * 1024)
     disk.write(file, 0, b"1" * 512)
     disk.write(file, 512, b"2" * 512)
-    assert b"o" * 512 + b"2" * 512 in {_content(one, b"a") for one in _after_cuts(disk, Keeps.ANY)}
+    assert b"o" * 512 + b"2" * 512 in _contents_after_cuts(disk, Keeps.ANY)
 
 
 def test_bytes_behind_a_truncation_that_lasts_are_zero() -> None:
-    disk = Disk()
-    file = _file(disk, b"a")
-    disk.write(file, 0, b"o" * 2048)
-    disk.sync_all()
+    disk, file = _disk_with(b"o" * 2048)
     disk.resize(file, 100)
     disk.resize(file, 2048)
     cut_short = b"o" * 100 + bytes(1948)
-    found = {_content(one, b"a") for one in _after_cuts(disk, Keeps.JOURNAL)}
-    assert found == {b"o" * 2048, b"o" * 100, cut_short}
+    assert _contents_after_cuts(disk, Keeps.JOURNAL) == {b"o" * 2048, b"o" * 100, cut_short}
 
 
 @pytest.mark.parametrize("keeps", [Keeps.JOURNAL, Keeps.ANY])
 def test_a_rename_is_whole(keeps: Keeps) -> None:
     disk = Disk()
     root = disk.nodes[ROOT]
-    directory = disk.make(root, b"d", stat.S_IFDIR | 0o700, 0, 0)
+    directory = _directory(disk, b"d")
     disk.write(_file(disk, b"a"), 0, b"new")
     disk.write(_file(disk, b"b", directory), 0, b"old")
     disk.sync_all()
@@ -134,9 +132,7 @@ def test_a_rename_is_whole(keeps: Keeps) -> None:
 @pytest.mark.parametrize("synced", [b"a", b"b"])
 def test_syncing_either_directory_makes_a_rename_last(synced: bytes) -> None:
     disk = Disk()
-    root = disk.nodes[ROOT]
-    here = disk.make(root, b"a", stat.S_IFDIR | 0o700, 0, 0)
-    there = disk.make(root, b"b", stat.S_IFDIR | 0o700, 0, 0)
+    here, there = _directory(disk, b"a"), _directory(disk, b"b")
     disk.write(_file(disk, b"f", here), 0, b"x")
     disk.sync_all()
     disk.rename((here, b"f"), (there, b"f"), exchange=False)

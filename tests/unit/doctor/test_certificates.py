@@ -15,7 +15,7 @@ from tdefs.doctor.findings import Finding, Level
 from tdefs.errors import Exit
 from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.protectors.base import WrappedMasterKey
+from tdefs.keys.protectors.base import WrappedProtectorKey
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.certificates import Authority
@@ -36,7 +36,7 @@ class Source(KeySource):
     def from_settings(cls, read: SettingsReader) -> Self:
         raise NotImplementedError
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         raise NotImplementedError
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:

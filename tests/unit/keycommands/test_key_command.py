@@ -23,27 +23,16 @@ from tdefs.keys.ring_message import RingRefusedError, open_ring
 from tdefs.keys.saving import KeystoreChange
 from tdefs.keys.seal import sign
 from tdefs.volume import save_volume
+from tests.unit.keycommands.volume_command import VolumeCommand
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
 
 
-class Keys:
+class Keys(VolumeCommand):
     """``tdefs key`` on one volume."""
 
-    def __init__(self, small: SmallVolume, command: Command) -> None:
-        self.small = small
-        self._command = command
-
-    def run(self, action: str, *words: str | Path) -> str:
-        return self._command.run(key, action, *words, "--volume", self.small.volume.backing)[1]
-
-    def refused(self, action: str, *words: str | Path) -> TdefsError:
-        before = self.small.volume.keystore.read_bytes()
-        with pytest.raises(TdefsError) as caught:
-            self.run(action, *words)
-        assert self.small.volume.keystore.read_bytes() == before
-        return caught.value
+    module = key
 
     def ring(self) -> KeyRing:
         return load_keystore(self.small.volume.keystore).unlock(CommandProtector(KEY_COMMAND))

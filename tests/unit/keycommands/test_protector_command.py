@@ -13,6 +13,7 @@ from tdefs.cli import cat, protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
+from tests.unit.keycommands.volume_command import VolumeCommand
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 NEW_KEY_COMMAND = "printf %%064d 8"
@@ -20,22 +21,10 @@ UNLOCK = ("--key-command", KEY_COMMAND)
 UNLOCK_NEW = ("--key-command", NEW_KEY_COMMAND)
 
 
-class Protectors:
+class Protectors(VolumeCommand):
     """``tdefs protector`` on one volume."""
 
-    def __init__(self, small: SmallVolume, command: Command) -> None:
-        self.small = small
-        self._command = command
-
-    def run(self, action: str, *words: str | Path) -> str:
-        return self._command.run(protector, action, *words, "--volume", self.small.volume.backing)[1]
-
-    def refused(self, action: str, *words: str | Path) -> TdefsError:
-        before = self.small.volume.keystore.read_bytes()
-        with pytest.raises(TdefsError) as caught:
-            self.run(action, *words)
-        assert self.small.volume.keystore.read_bytes() == before
-        return caught.value
+    module = protector
 
     def listed(self) -> list[dict[str, Any]]:
         found = self._command.json(protector, "list", "--volume", self.small.volume.backing)

@@ -13,7 +13,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys import machine, saving
 from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.keystore import load_keystore
-from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedMasterKey
+from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.wrapping import WrapContext
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
@@ -32,11 +32,11 @@ class Elsewhere(Protector):
         self.broken = False
         self.kept = ""
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         del context
         number = len(self.files()) + 1
         (self.directory / f"made.{number}").touch()
-        return WrappedMasterKey({"number": number}, master_secret)
+        return WrappedProtectorKey({"number": number}, protector_key)
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
         del context

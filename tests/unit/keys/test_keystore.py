@@ -17,7 +17,7 @@ from tdefs.keys.document import Document
 from tdefs.keys.document_text import serialise
 from tdefs.keys.hierarchy import KeyRing, key_fingerprint
 from tdefs.keys.keystore import Keystore, create_keystore, load_keystore
-from tdefs.keys.protectors.base import Protector, WrappedMasterKey
+from tdefs.keys.protectors.base import Protector, WrappedProtectorKey
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.wrapping import WrapContext
@@ -287,8 +287,8 @@ def test_protector_that_cannot_undo_its_work_is_found_at_creation(path: Path) ->
     class Forgetful(Protector):
         kind = "passphrase"
 
-        def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
-            return passphrase().wrap(master_secret, context)
+        def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
+            return passphrase().wrap(protector_key, context)
 
         def unwrap(self, entry: Any, context: WrapContext) -> bytes:
             return passphrase(WRONG_PASSPHRASE).unwrap(entry, context)

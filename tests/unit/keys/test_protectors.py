@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.protectors: passphrase and command."""
+"""The promises of tdefs.keys.protectors: passphrase, command and recovery code."""
 
 from __future__ import annotations
 
@@ -16,34 +16,40 @@ from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.command import CommandProtector, KeyCommand
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector
+from tdefs.keys.recovery_text import show_code
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 from tests.unit.keys.keystore_samples import CHEAP, KEY_HEX, PASSPHRASE, VOLUME_ID, everything_shown, passphrase
 
-MASTER_SECRET = bytes(range(100, 132))
-CONTEXT = WrapContext(VOLUME_ID, "master key by test", "mk_1", 0, "pr_1")
+PROTECTOR_KEY = bytes(range(100, 132))
+CONTEXT = WrapContext(VOLUME_ID, "protector key by test", "pr_1", 0, "pr_1")
 OTHER_CONTEXTS = [
     replace(CONTEXT, volume_id=bytes(16)),
-    replace(CONTEXT, purpose="master key by other"),
-    replace(CONTEXT, key_name="mk_2"),
+    replace(CONTEXT, purpose="protector key by other"),
+    replace(CONTEXT, key_name="pr_2"),
     replace(CONTEXT, round=1),
     replace(CONTEXT, wrapped_by="pr_2"),
     # The same letters, divided otherwise.
-    replace(CONTEXT, key_name="mk_1p", wrapped_by="r_1"),
+    replace(CONTEXT, key_name="pr_1p", wrapped_by="r_1"),
 ]
-PROTECTORS: list[Protector] = [passphrase(), CommandProtector(f"echo {KEY_HEX}")]
+PROTECTORS: list[Protector] = [
+    passphrase(),
+    CommandProtector(f"echo {KEY_HEX}"),
+    RecoveryCodeProtector(show_code(4711).encode),
+]
 
 
 def entry_of(protector: Protector) -> ProtectorEntry:
-    wrapped = protector.wrap(MASTER_SECRET, CONTEXT)
+    wrapped = protector.wrap(PROTECTOR_KEY, CONTEXT)
     now = datetime.now(UTC)
     return ProtectorEntry("pr_1", protector.kind, now, "mk_1", wrapped.params, wrapped.wrapped)
 
 
 @pytest.mark.parametrize("protector", PROTECTORS, ids=lambda protector: protector.kind)
-def test_wrapped_master_key_comes_back_in_its_own_context_only(protector: Protector) -> None:
+def test_wrapped_key_comes_back_in_its_own_context_only(protector: Protector) -> None:
     entry = entry_of(protector)
-    assert protector.unwrap(entry, CONTEXT) == MASTER_SECRET
-    assert MASTER_SECRET not in entry.wrapped
+    assert protector.unwrap(entry, CONTEXT) == PROTECTOR_KEY
+    assert PROTECTOR_KEY not in entry.wrapped
     for other in OTHER_CONTEXTS:
         with pytest.raises(WrongSecretError):
             protector.unwrap(entry, other)
@@ -55,8 +61,17 @@ def test_entry_of_another_kind_is_not_mine(protector: Protector) -> None:
         protector.unwrap(replace(entry_of(protector), kind="kmip"), CONTEXT)
 
 
+@pytest.mark.parametrize("protector", PROTECTORS, ids=lambda protector: protector.kind)
+def test_parameter_that_the_kind_never_writes_is_damage(protector: Protector) -> None:
+    entry = entry_of(protector)
+    with pytest.raises(TdefsError) as caught:
+        protector.unwrap(replace(entry, params={**entry.params, "strange": 1}), CONTEXT)
+    assert caught.value.exit_code == Exit.KEYSTORE_DAMAGED
+    assert "protector pr_1" in caught.value.detail
+
+
 def test_wrapping_twice_gives_different_bytes() -> None:
-    first, second = (wrap_secret(bytes(32), MASTER_SECRET, CONTEXT) for _ in range(2))
+    first, second = (wrap_secret(bytes(32), PROTECTOR_KEY, CONTEXT) for _ in range(2))
     assert first[:12] != second[:12]
     assert first[12:] != second[12:]
 
@@ -69,7 +84,12 @@ def test_wrapped_key_of_another_length_does_not_unwrap(size: int) -> None:
 
 def test_context_bytes_are_the_documented_layout() -> None:
     expected = (
-        b"tdefs v1 wrap" + VOLUME_ID + b"\x00\x00\x00\x00" + b"\x12master key by test" + b"\x04mk_1" + b"\x04pr_1"
+        b"tdefs v1 wrap"
+        + VOLUME_ID
+        + b"\x00\x00\x00\x00"
+        + b"\x15protector key by test"
+        + b"\x04pr_1"
+        + b"\x04pr_1"
     )
     assert CONTEXT.to_bytes() == expected
 
@@ -131,7 +151,7 @@ def test_lack_of_memory_is_an_error_with_the_amount(monkeypatch: pytest.MonkeyPa
     entry = entry_of(passphrase())
     monkeypatch.setattr("tdefs.keys.protectors.passphrase.Scrypt", no_memory)
     with pytest.raises(TdefsError, match="memory") as caught:
-        PassphraseProtector(lambda: PASSPHRASE).wrap(MASTER_SECRET, CONTEXT)
+        PassphraseProtector(lambda: PASSPHRASE).wrap(PROTECTOR_KEY, CONTEXT)
     assert "128 MiB" in caught.value.detail
     with pytest.raises(TdefsError, match="memory"):
         passphrase().unwrap(entry, CONTEXT)
@@ -140,7 +160,7 @@ def test_lack_of_memory_is_an_error_with_the_amount(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("text", [b"", b"1234567"])
 def test_short_passphrase_is_refused_at_creation(text: bytes) -> None:
     with pytest.raises(TdefsError) as caught:
-        passphrase(text).wrap(MASTER_SECRET, CONTEXT)
+        passphrase(text).wrap(PROTECTOR_KEY, CONTEXT)
     assert caught.value.exit_code == Exit.NO_SECRET
     if text:
         assert text.decode() not in everything_shown(caught.value)

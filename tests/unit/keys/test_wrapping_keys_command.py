@@ -11,7 +11,7 @@ from tdefs.cli import key_source_keys
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import KeySource
-from tdefs.keys.protectors.base import WrappedMasterKey
+from tdefs.keys.protectors.base import WrappedProtectorKey
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 
@@ -25,7 +25,7 @@ class Token(KeySource):
     def from_settings(cls, read: SettingsReader) -> Self:
         return cls()
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         raise NotImplementedError
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:

@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.attempts import UnreachableError
 from tdefs.keys.protectors.base import WrongSecretError
+from tdefs.text import masked
 
 _MAX_TEXT = 500
 #: What this kind asks; other requests are those for credentials.
@@ -89,7 +90,7 @@ def of_service(error: ClientError, where: str, key: str) -> TdefsError:
     if name in _NOT_PERMITTED:
         return _refused(
             f"{where} does not permit this with the key {key}",
-            f"{detail}: {_printable(told.get('Message'))}",
+            f"{detail}: {masked(str(told.get('Message'))[:_MAX_TEXT])}",
             "see the key's policy and the rights of the identity: kms:Encrypt, kms:Decrypt",
         )
     if name in _BAD_CREDENTIALS:
@@ -143,7 +144,3 @@ def _refused(message: str, detail: str, hint: str) -> TdefsError:
 
 def _printable_code(code: object) -> str:
     return code if isinstance(code, str) and _CODE.fullmatch(code) else "an error without a code"
-
-
-def _printable(text: object) -> str:
-    return "".join(one if one.isprintable() else "?" for one in str(text)[:_MAX_TEXT])

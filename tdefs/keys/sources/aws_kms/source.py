@@ -14,7 +14,7 @@ from tdefs.keys.attempts import PATIENCE_SECONDS
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.protectors.base import NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import NotMineError, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.aws_kms.answers import untrusted
 from tdefs.keys.sources.aws_kms.endpoint import Endpoint, is_safe
@@ -77,7 +77,7 @@ class AwsKms(KeySource):
         ca: Path | None = self._endpoint.ca
         return (Certificate(ca, "the authority that AWS KMS's endpoint must be certified by"),) if ca else ()
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See Protector."""
         wrapping_key = os.urandom(_WRAPPING_KEY_BYTES)
 
@@ -93,9 +93,9 @@ class AwsKms(KeySource):
         ciphertext = base64.b64encode(blob).decode("ascii")
         if not _KEY_ARN.fullmatch(arn) or not _CIPHERTEXT.fullmatch(ciphertext):
             raise _strange("Encrypt")
-        return WrappedMasterKey(
+        return WrappedProtectorKey(
             params={"key_arn": arn, "key_id": self._key_id, "ciphertext": ciphertext},
-            wrapped=wrap_secret(_derived(wrapping_key, context), master_secret, context),
+            wrapped=wrap_secret(_derived(wrapping_key, context), protector_key, context),
         )
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:

@@ -13,10 +13,12 @@ from kmip.core.utils import BytearrayStream
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.sources.kmip.connection import Connection, not_understood
 from tdefs.keys.wrapping_keys import WRAPPING_KEY_BYTES, ServerKey
-from tdefs.yamlfile import printable
+from tdefs.text import masked, shortened
 
 #: What a key is made for. Its bytes are fetched and used here, so the server sees no other use; this is what
 #: other storage encryption asks for, and so what servers know.
+# Of what a server says in words, so much is shown.
+_MAX_SAID_CHARACTERS = 200
 _USAGE = [enums.CryptographicUsageMask.ENCRYPT, enums.CryptographicUsageMask.DECRYPT]
 _SHOWN = [enums.AttributeType.NAME, enums.AttributeType.STATE, enums.AttributeType.INITIAL_DATE]
 _GONE = (
@@ -48,7 +50,7 @@ class Client:
             payloads.CreateRequestPayload(
                 object_type=enums.ObjectType.SYMMETRIC_KEY, template_attribute=_template(name)
             ),
-            f"create the key {printable(name)}",
+            f"create the key {shortened(name)}",
         )
         return self._text(reply.unique_identifier)
 
@@ -67,7 +69,7 @@ class Client:
                 template_attribute=_template(name),
                 managed_object=secrets.SymmetricKey(block),
             ),
-            f"register the key {printable(name)}",
+            f"register the key {shortened(name)}",
         )
         return self._text(reply.unique_identifier)
 
@@ -84,7 +86,7 @@ class Client:
         reply = self._ask(
             enums.Operation.GET_ATTRIBUTES,
             payloads.GetAttributesRequestPayload(uid, [attribute.value for attribute in _SHOWN]),
-            f"describe the key {printable(uid)}",
+            f"describe the key {shortened(uid)}",
         )
         found = {one.attribute_name.value: one.attribute_value for one in reversed(reply.attributes)}
         name = found.get(enums.AttributeType.NAME.value)
@@ -102,21 +104,21 @@ class Client:
     def get(self, uid: str) -> bytes:
         """Return the 32 bytes of a key. Raises TdefsError(WRAPPING_KEY_UNUSABLE) if it is no AES-256 key."""
         payload = payloads.GetRequestPayload(uid, key_format_type=enums.KeyFormatType.RAW)
-        reply = self._ask(enums.Operation.GET, payload, f"get the key {printable(uid)}")
+        reply = self._ask(enums.Operation.GET, payload, f"get the key {shortened(uid)}")
         secret: Any = None
         if isinstance(reply.secret, secrets.SymmetricKey) and reply.secret.key_block.key_wrapping_data is None:
             secret = reply.secret.key_block.key_value.key_material.value
         if not isinstance(secret, bytes) or len(secret) != WRAPPING_KEY_BYTES:
             raise TdefsError(
                 Exit.WRAPPING_KEY_UNUSABLE,
-                f"the key {printable(uid)} is not a symmetric key of {WRAPPING_KEY_BYTES * 8} bits",
+                f"the key {shortened(uid)} is not a symmetric key of {WRAPPING_KEY_BYTES * 8} bits",
             )
         return secret
 
     def activate(self, uid: str) -> None:
         """Make a key active."""
         payload = payloads.ActivateRequestPayload(attributes.UniqueIdentifier(uid))
-        self._ask(enums.Operation.ACTIVATE, payload, f"activate the key {printable(uid)}")
+        self._ask(enums.Operation.ACTIVATE, payload, f"activate the key {shortened(uid)}")
 
     def revoke(self, uid: str, reason: str) -> None:
         """Make a key deactivated, or compromised if the ``reason`` is a compromise."""
@@ -129,12 +131,12 @@ class Client:
         payload = payloads.RevokeRequestPayload(
             attributes.UniqueIdentifier(uid), objects.RevocationReason(code), compromised
         )
-        self._ask(enums.Operation.REVOKE, payload, f"revoke the key {printable(uid)}")
+        self._ask(enums.Operation.REVOKE, payload, f"revoke the key {shortened(uid)}")
 
     def destroy(self, uid: str) -> None:
         """Have the server forget a key."""
         payload = payloads.DestroyRequestPayload(attributes.UniqueIdentifier(uid))
-        self._ask(enums.Operation.DESTROY, payload, f"destroy the key {printable(uid)}")
+        self._ask(enums.Operation.DESTROY, payload, f"destroy the key {shortened(uid)}")
 
     def _ask(self, operation: enums.Operation, payload: Any, what: str) -> Any:
         """Return the payload of the reply; ``what`` says in words what is asked."""
@@ -180,7 +182,7 @@ class Client:
         reason = item.result_reason.value if item.result_reason is not None else enums.ResultReason.GENERAL_FAILURE
         said = item.result_message.value if item.result_message is not None else ""
         words = reason.name.lower().replace("_", " ")
-        detail = f"it says: {words}{': ' + _line(said) if said else ''}"
+        detail = f"it says: {words}{': ' + masked(said[:_MAX_SAID_CHARACTERS], mask=' ') if said else ''}"
         if reason in _GONE:
             return TdefsError(
                 Exit.WRAPPING_KEY_UNUSABLE,
@@ -222,8 +224,3 @@ def _template(name: str) -> objects.TemplateAttribute:
 
 def _attribute(kind: enums.AttributeType, value: Any) -> objects.Attribute:
     return AttributeFactory().create_attribute(kind, value)
-
-
-def _line(text: str) -> str:
-    """Return what a server says, on one line that a terminal may get."""
-    return "".join(character if character.isprintable() else " " for character in text)[:200]

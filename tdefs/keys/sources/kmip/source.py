@@ -13,7 +13,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.protectors.base import Made, NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.removing import remove_made
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.kmip.client import Client
@@ -21,7 +21,7 @@ from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields
 from tdefs.keys.sources.kmip.servers import Servers
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 from tdefs.keys.wrapping_keys import ACTIVE, WRAPPING_KEY_BYTES, ServerKey, WrappingKeys
-from tdefs.yamlfile import printable
+from tdefs.text import shortened
 
 _PURPOSE = b"tdefs v1 kmip wrapping key"
 _DEACTIVATED = "deactivated"
@@ -63,7 +63,7 @@ class KmipSource(KeySource, WrappingKeys):
 
     # --- wrapping
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See KeySource."""
         if self._settings.key_id or self._settings.key_name:
             uid, key = self._servers.ask(self._configured_key)
@@ -74,7 +74,7 @@ class KmipSource(KeySource, WrappingKeys):
             uid, key = self._servers.ask(partial(self._new_key, name))
             created = 1
         params: dict[str, str | int] = {"key": uid, "created": created, "source": self._settings.name}
-        return WrappedMasterKey(params, wrap_secret(_derived(key, context), master_secret, context))
+        return WrappedProtectorKey(params, wrap_secret(_derived(key, context), protector_key, context))
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
         """See KeySource."""
@@ -91,7 +91,7 @@ class KmipSource(KeySource, WrappingKeys):
             return unwrap_secret(_derived(key, context), entry.wrapped, context)
         except UnwrapFailedError:
             raise WrongSecretError(
-                f"the key {printable(uid)} of the key server does not unlock protector {entry.id}",
+                f"the key {shortened(uid)} of the key server does not unlock protector {entry.id}",
                 detail="the server has another key under this identifier than when the protector was made",
             ) from None
 
@@ -161,7 +161,7 @@ class KmipSource(KeySource, WrappingKeys):
         active = [key for key in keys if key.state == ACTIVE]
         if len(active) == 1:
             return active[0].uid, client.get(active[0].uid)
-        wanted = printable(self._settings.key_id or self._settings.key_name)
+        wanted = shortened(self._settings.key_id or self._settings.key_name)
         if len(active) > 1:
             raise _unusable(f"there are {len(active)} active keys named {wanted}", "name one of them with key_id")
         if keys:
@@ -177,7 +177,7 @@ class KmipSource(KeySource, WrappingKeys):
         if key.state == _DEACTIVATED and self._settings.unwrap_deactivated:
             if key.uid not in self._told:
                 self._told.add(key.uid)
-                print(f"tdefs: warning: the key {printable(key.uid)} is deactivated", file=sys.stderr, flush=True)
+                print(f"tdefs: warning: the key {shortened(key.uid)} is deactivated", file=sys.stderr, flush=True)
         elif key.state != ACTIVE:
             raise _not_active(key)
         return key
@@ -187,7 +187,7 @@ def _made(source: str, uid: str) -> Made:
     removal = " && ".join(
         f"tdefs key-source {action} {source} {shlex.quote(uid)}" for action in ("revoke", "destroy")
     )
-    return Made(f"the key {printable(uid)} on the key server of {source}", removal)
+    return Made(f"the key {shortened(uid)} on the key server of {source}", removal)
 
 
 def _all_keys(client: Client) -> list[ServerKey]:
@@ -220,7 +220,7 @@ def _destroy_inactive(uid: str, client: Client) -> None:
     if client.describe(uid).state == ACTIVE:
         raise TdefsError(
             Exit.KEY_SERVER_REFUSED,
-            f"the key {printable(uid)} is active",
+            f"the key {shortened(uid)} is active",
             detail="a key that is active is not destroyed",
             hint="revoke it first, and see that every protector that needs it is changed or removed",
         )
@@ -250,7 +250,7 @@ def _not_active(key: ServerKey) -> TdefsError:
             "should the data be needed all the same: set deactivated_key: unwrap in the configuration, and give "
             "the protector another key with 'tdefs protector change'"
         )
-    return _unusable(f"the key {printable(key.uid)} on the key server is {key.state}", hint)
+    return _unusable(f"the key {shortened(key.uid)} on the key server is {key.state}", hint)
 
 
 def _unusable(message: str, hint: str) -> TdefsError:

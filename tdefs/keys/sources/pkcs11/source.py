@@ -19,18 +19,20 @@ from tdefs.keys.attempts import PATIENCE_SECONDS, attempt
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import KeySource
-from tdefs.keys.protectors.base import Made, NotMineError, WrappedMasterKey, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.secrets import ask_passphrase
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.pkcs11 import process
 from tdefs.keys.sources.pkcs11.answers import unusable
 from tdefs.keys.sources.pkcs11.request import AES_GCM, DECRYPT, ENCRYPT, LOOK, PUBLIC_KEY, RSA_OAEP, Request
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
+from tdefs.text import masked
 
 _PURPOSE = b"tdefs v1 pkcs11 wrapping key"
 _WRAPPING_KEY_BYTES = 32
 _TIMEOUT_SECONDS = 10
 _LEAST_RSA_BITS = 2048
+_MAX_LABEL_CHARACTERS = 255
 _PARAMS = ("token_label", "token_serial", "key_label", "mechanism", "ciphertext")
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
 _CIPHERTEXT = re.compile(r"[A-Za-z0-9+/]{4,4092}={0,2}", re.ASCII)
@@ -74,7 +76,7 @@ class Pkcs11(KeySource):
             raise read.wrong("create", "create is for aes-gcm; make an RSA key with the tool of the token's maker")
         return cls(request, timeout_seconds=timeout_seconds, patience_seconds=patience_seconds)
 
-    def wrap(self, master_secret: bytes, context: WrapContext) -> WrappedMasterKey:
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See Protector."""
         wrapping_key = os.urandom(_WRAPPING_KEY_BYTES)
         if self._request.mechanism == AES_GCM:
@@ -85,15 +87,15 @@ class Pkcs11(KeySource):
             said = self._ask(PUBLIC_KEY, b"", context)
             public_key = _public_key(said)
             ciphertext = public_key.encrypt(wrapping_key, _oaep())
-        return WrappedMasterKey(
+        return WrappedProtectorKey(
             params={
-                "token_label": _printable(said["token_label"]),
-                "token_serial": _printable(said["token_serial"]),
+                "token_label": _label(said["token_label"]),
+                "token_serial": _label(said["token_serial"]),
                 "key_label": self._request.key_label,
                 "mechanism": self._request.mechanism,
                 "ciphertext": base64.b64encode(ciphertext).decode("ascii"),
             },
-            wrapped=wrap_secret(_derived(wrapping_key, context), master_secret, context),
+            wrapped=wrap_secret(_derived(wrapping_key, context), protector_key, context),
         )
 
     def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
@@ -149,7 +151,7 @@ class Pkcs11(KeySource):
     @cached_property
     def _pin(self) -> str:
         """What a person types, once the token is there."""
-        label = _printable(self._wait(replace(self._request, operation=LOOK))["token_label"])
+        label = _label(self._wait(replace(self._request, operation=LOOK))["token_label"])
         try:
             pin = ask_passphrase(confirm=False, name=f"PIN for token {label}").decode("utf-8", "replace")
         except TdefsError as error:
@@ -204,5 +206,5 @@ def _derived(wrapping_key: bytes, context: WrapContext) -> bytes:
     return hkdf_sha256(wrapping_key, _PURPOSE + context.to_bytes(), _WRAPPING_KEY_BYTES)
 
 
-def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else "?" for one in text)[:255]
+def _label(text: str) -> str:
+    return masked(text[:_MAX_LABEL_CHARACTERS])
