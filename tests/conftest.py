@@ -6,9 +6,14 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
+
+# How long an example takes says more about what else runs on the machine than about the code.
+settings.register_profile("tdefs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tdefs")
 
 _WORKSPACE = pytest.StashKey[Workspace]()
 

@@ -13,6 +13,7 @@ from random import Random
 
 import psycopg
 
+from tests.support.processes import wait_until
 from tests.support.server import Server
 
 CLIENTS = 3
@@ -90,7 +91,8 @@ class Ledger:
     def clients(self, server: Server, disturbance: str, dice: Random) -> Iterator[None]:
         """Commits go on, and beside them what the disturbance does, until the block ends.
 
-        The server may go away once :meth:`expect_death` was called; an error before that is a failure.
+        The block begins when a first one was acknowledged. The server may go away once :meth:`expect_death` was
+        called; an error before that is a failure.
         """
         self._stopping.clear()
         self._dying.clear()
@@ -105,9 +107,11 @@ class Ledger:
         threads.append(
             threading.Thread(target=self._run, args=(self._disturb, server, work, Random(seeds[-1])), daemon=True)
         )
+        before = self.commits
         for thread in threads:
             thread.start()
         try:
+            assert wait_until(lambda: self.commits > before or bool(self._surprises), _PATIENCE), "nothing commits"
             yield
         finally:
             self._stopping.set()

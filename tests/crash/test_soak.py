@@ -20,6 +20,7 @@ from tdefs.fs.loop import WORKERS
 from tests.crash.conftest import Dice
 from tests.crash.gauges import Gauges, differences, table
 from tests.fs.children import needs_root
+from tests.support.caches import drop_caches
 from tests.support.processes import wait_until
 from tests.support.server import Server
 from tests.support.volume import Volume
@@ -43,6 +44,9 @@ QUARTERS: Final = 4
 
 #: A buffer of 1 MiB for each worker, and what the daemon needs besides, with room for the allocator's whims.
 MOST_MEMORY_KB: Final = WORKERS * 1032 + 110_000
+#: Some inodes that nobody uses stay known whatever the kernel is asked: 70 to 230, now more and now less, when
+#: this was measured. A leak would be one for each of the thousands of files made.
+SPARED: Final = 400
 #: As many files as the daemon keeps open between connections.
 IDLE: Final = 512
 
@@ -107,7 +111,7 @@ def at_rest(server: Server, volume: Volume, *, forget: bool = False) -> Gauges:
         server.psql("CHECKPOINT")
     if forget:
         for _ in range(2):
-            Path("/proc/sys/vm/drop_caches").write_text("2")
+            drop_caches(2)
     time.sleep(1)
     return Gauges.read(volume)
 
@@ -158,8 +162,10 @@ def test_a_soak_leaves_everything_where_it_was(server: Server, volume: Volume, d
         assert gauges.files <= IDLE + gauges.open_handles
         assert gauges.directories <= IDLE
     # asked to forget, it is as it was
-    assert forgotten.known_inodes <= before_forgotten.known_inodes + 50
-    assert forgotten.files + forgotten.directories <= before_forgotten.files + before_forgotten.directories + 50
+    assert forgotten.known_inodes <= before_forgotten.known_inodes + SPARED
+    assert (
+        forgotten.files + forgotten.directories <= before_forgotten.files + before_forgotten.directories + SPARED
+    )
     assert forgotten.other_descriptors <= before_forgotten.other_descriptors
     assert forgotten.open_handles <= before_forgotten.open_handles + 20
     assert forgotten.locks == before_forgotten.locks

@@ -20,6 +20,7 @@ import pytest
 from tdefs.errors import Exit
 from tests.fs.children import needs_root
 from tests.fs.twins import content
+from tests.support.caches import drop_caches
 from tests.support.mounts import is_mounted, mounts_below
 from tests.support.processes import is_alive, processes_in, send, wait_until
 from tests.support.volume import TDEFS, Volume
@@ -560,21 +561,21 @@ def test_open_files_survive_that_the_kernel_drops_all_it_may(volume: Volume) -> 
     link.hardlink_to(path)
     holder = os.open(link, os.O_PATH)
     try:
-        drop_caches()
+        write_back_and_forget()
         directory.rename(volume.mountpoint / "moved")
         # the inode is known by a name that has moved meanwhile, unknown to who holds it
         Path(f"/proc/self/fd/{holder}").chmod(0o640)
         assert link.read_bytes() == (volume.mountpoint / "moved" / "file").read_bytes() == b"1" * 10_000
         link.unlink()
-        drop_caches()
+        write_back_and_forget()
         assert os.fstat(holder).st_nlink == 1
     finally:
         os.close(holder)
 
 
-def drop_caches() -> None:
+def write_back_and_forget() -> None:
     os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("2")
+    drop_caches(2)
 
 
 def test_a_mount_point_may_stand_in_the_configuration(volume: Volume) -> None:

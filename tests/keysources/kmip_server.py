@@ -91,7 +91,10 @@ class KmipServer:
         with suppress(OSError):
             while True:
                 raw, address = listener.accept()
-                secured = self._context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+                try:
+                    secured = self._context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+                except OSError:  # the client has gone already
+                    continue
                 self._connections.append(secured)
                 session = KmipSession(self._database.engine, secured, address, name=str(address[1]))
                 session.daemon = True
@@ -107,6 +110,11 @@ class PlainServer:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._held: list[socket.socket] = []
         threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def connections(self) -> int:
+        """How many it has accepted."""
+        return len(self._held)
 
     def stop(self) -> None:
         with suppress(OSError):

@@ -201,13 +201,12 @@ def test_the_first_server_that_answers_is_asked_and_the_others_are_told(
 
 
 def test_a_server_that_hangs_is_left_after_its_time_and_not_asked_first_again(scene: KmipScene) -> None:
-    source = scene.source(
-        scene.plain_server().address, scene.server().address, timeout_seconds="1", patience_seconds="30"
-    )
+    hanging = scene.plain_server()
+    source = scene.source(hanging.address, scene.server().address, timeout_seconds="1", patience_seconds="30")
     started = time.monotonic()
     wraps_and_unwraps(source)
-    # three times would take three seconds
-    assert 1 <= time.monotonic() - started < 3
+    assert 1 <= time.monotonic() - started < 30
+    assert hanging.connections == 1
 
 
 def test_a_server_that_is_not_trusted_is_passed_over(scene: KmipScene, capfd: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +221,7 @@ def test_with_all_servers_down_it_ends_in_time_and_names_each(
     hanging = scene.plain_server().address
     started = time.monotonic()
     error = refusal(scene.source(NOBODY, hanging, timeout_seconds="1", patience_seconds="3"))
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 15
     assert error.exit_code is Exit.KEY_SERVER_UNREACHABLE
     assert f"{NOBODY} is not reachable: connection refused" in error.detail
     assert f"{hanging} is not reachable: no answer within 1 s" in error.detail

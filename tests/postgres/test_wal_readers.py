@@ -20,6 +20,8 @@ from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
 SECONDS = 8
+#: How often at least pg_waldump is run beside the load, which lasts longer for it on a busy machine.
+DUMPS = 5
 MARK = "tdefs-mark"
 SYNC_METHODS = ("fdatasync", "open_datasync", "fsync", "open_sync")
 
@@ -80,14 +82,14 @@ def test_every_reader_of_wal_sees_what_was_flushed(writing: Writing, method: str
     receiver = server.popen("pg_receivewal", "-D", writing.received, "--synchronous", "--no-loop")
     try:
         assert wait_until(lambda: server.psql("SELECT count(*) FROM pg_stat_replication") == "1", 30)
-        load = server.popen("pgbench", "-n", "-c", "4", "-j", "2", "-T", str(SECONDS), "postgres")
         dumps = 0
-        while load.poll() is None:
-            dump_up_to_now(server, writing.wal)
-            dumps += 1
-        output = load.communicate()[0]
-        assert load.returncode == 0, output
-        assert dumps > SECONDS // 2, "pg_waldump was hardly ever run beside the load"
+        while dumps < DUMPS:
+            load = server.popen("pgbench", "-n", "-c", "4", "-j", "2", "-T", str(SECONDS), "postgres")
+            while load.poll() is None:
+                dump_up_to_now(server, writing.wal)
+                dumps += 1
+            output = load.communicate()[0]
+            assert load.returncode == 0, output
         # a busy machine commits little in that time: this goes beyond the end of a segment in any case
         server.psql(
             "SELECT pg_logical_emit_message(true, 'filler', repeat('x', 1 << 20)) FROM generate_series(1, 17)"

@@ -19,6 +19,7 @@ import pytest
 from tests.crash.faults.orders import Faults, Order
 from tests.crash.faults.places import verified
 from tests.fs.children import in_child, needs_root
+from tests.support.caches import drop_caches
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
@@ -96,7 +97,7 @@ def lose_a_write(path: Path, faults: Faults, code: int = errno.EIO) -> int:
 
 def forget_inodes() -> None:
     """Has the kernel forget what nobody has open."""
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    drop_caches(3)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)

@@ -82,6 +82,23 @@ def test_a_file_that_was_synced_is_lost_with_its_name() -> None:
     assert _contents_after_cuts(disk, Keeps.JOURNAL) == {None, b"x"}
 
 
+@pytest.mark.parametrize("keeps", list(Keeps))
+def test_with_a_journal_a_file_that_was_synced_keeps_its_name(keeps: Keeps) -> None:
+    disk = Disk(journal=True)
+    root = disk.nodes[ROOT]
+    directory = disk.make(root, b"d", stat.S_IFDIR | 0o700, 0, 0)
+    _file(disk, b"old", directory)
+    disk.rename((directory, b"old"), (directory, b"new"), exchange=False)
+    file = _file(disk, b"a", directory)
+    disk.write(file, 0, b"x")
+    disk.sync(file)
+    disk.write(_file(disk, b"unsynced", directory), 0, b"y")
+    for one in _after_cuts(disk, keeps):
+        assert _content(one, b"d", b"a") == b"x"
+        assert (_content(one, b"d", b"old"), _content(one, b"d", b"new")) == (None, b"")
+    assert None in {_content(one, b"d", b"unsynced") for one in _after_cuts(disk, keeps)}
+
+
 def test_a_write_is_torn_at_any_sector() -> None:
     disk, file = _disk_with(b"o" * 8192)
     disk.write(file, 0, b"n" * 8192)

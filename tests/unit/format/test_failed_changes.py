@@ -59,7 +59,7 @@ def check(file: StoredFile, states: list[bytes]) -> None:
 
 
 @given(script=CHANGES, for_good=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_change_that_fails_leaves_the_length_and_every_byte_outside_of_it(
     script: list[tuple[str, int, int, int]], for_good: bool
 ) -> None:

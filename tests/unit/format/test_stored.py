@@ -100,7 +100,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(steps)
 def test_any_sequence_of_changes_reads_like_a_plain_file(script: list[tuple[str, int, bytes]]) -> None:
     store, model = Memory(), bytearray()
@@ -121,7 +121,7 @@ def test_any_sequence_of_changes_reads_like_a_plain_file(script: list[tuple[str,
     assert bytes(open_file(store).read(0, len(model) + 1)) == bytes(model)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps, st.sampled_from(["write", "truncate"]), offsets, payloads)
 def test_stop_at_any_point_keeps_every_byte_that_did_not_change(
     script: list[tuple[str, int, bytes]], action: str, number: int, data: bytes

@@ -24,7 +24,7 @@ def test_a_page_that_becomes_zero_piece_by_piece_reads_as_zeros(size: int, cut: 
     assert bytes(open_file(store).read(0, size)) == bytes(size)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from(EDGES[1:]),
     st.lists(st.tuples(st.sampled_from(EDGES), st.sampled_from(EDGES), st.booleans()), max_size=6),

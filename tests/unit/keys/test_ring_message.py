@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
@@ -102,7 +102,6 @@ values = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine fails no test
 @given(st.dictionaries(st.sampled_from(["shared", "sealed"]), values))
 def test_arbitrary_messages_are_refused(message: dict[str, Any]) -> None:
     refusal(message)

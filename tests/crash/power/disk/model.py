@@ -214,13 +214,21 @@ class Node:
         return {name: one.present for name, one in self.names.items() if one.present is not None}
 
 
+def _forget_removed_names(node: Node) -> None:
+    node.names = {name: one for name, one in node.names.items() if one.history != [(one.history[0][0], None)]}
+
+
 class Disk:
     """A tree of nodes; the caller asks only for what is possible.
 
     A file without a name stays: a power cut may bring the name back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, journal: bool = False) -> None:
+        """:param journal: whether any sync makes all names durable, as the journals of ext4 and XFS do; POSIX
+        promises the name of a file only after a sync of its directory
+        """
+        self._journal = journal
         self._clock = 0
         self._last_number = ROOT
         self.nodes: dict[int, Node] = {}
@@ -279,11 +287,14 @@ class Disk:
         """Make a node durable: content, size, attributes and, of a directory, its names."""
         node.content.sync()
         node.attributes.sync()
+        if self._journal:
+            self._sync_all_names()
+            return
         for name, versions in node.names.items():
             last = versions.history[-1][0]
             self._sync_renames(node.number, name, versions)
             versions.sync(last)
-        node.names = {name: one for name, one in node.names.items() if one.history != [(one.history[0][0], None)]}
+        _forget_removed_names(node)
 
     def sync_all(self) -> None:
         """Make everything durable."""
@@ -315,6 +326,14 @@ class Disk:
                 versions.survive(lasts)
         self._renames.clear()
         self._remove_unreachable()
+
+    def _sync_all_names(self) -> None:
+        self._renames.clear()
+        for node in self.nodes.values():
+            if any(len(versions.history) > 1 for versions in node.names.values()):
+                for versions in node.names.values():
+                    versions.sync()
+                _forget_removed_names(node)
 
     def _sync_renames(self, number: int, name: bytes, versions: Versions[int | None]) -> None:
         for when, _ in versions.history[1:]:

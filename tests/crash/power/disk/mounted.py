@@ -18,8 +18,12 @@ _REPOSITORY = Path(__file__).parents[4]
 class PowerCutDisk:
     """A disk that is served by a process of its own; between two cuts it lives in a file, its image."""
 
-    def __init__(self, directory: Path) -> None:
-        """:param directory: an empty one, for the mount point, the socket and the image"""
+    def __init__(self, directory: Path, *, journal: bool = False) -> None:
+        """:param directory: an empty one, for the mount point, the socket and the image
+
+        :param journal: see :class:`tests.crash.power.disk.model.Disk`
+        """
+        self._journal = journal
         self.mountpoint = directory / "disk"
         self.mountpoint.mkdir()
         self._socket = directory / "power"
@@ -30,7 +34,7 @@ class PowerCutDisk:
         """Mounts the disk as it was left, or as an image has it."""
         image = image or (self._image if self._image.exists() else None)
         self._socket.unlink(missing_ok=True)
-        words = [self.mountpoint, self._socket, *([image] if image else [])]
+        words = [self.mountpoint, self._socket, "journal" if self._journal else "", *([image] if image else [])]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.crash.power.disk.serve", *map(str, words)], cwd=_REPOSITORY
         )

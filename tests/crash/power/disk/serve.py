@@ -1,6 +1,6 @@
 """Serves a disk of the model by FUSE, in a process of its own, and cuts its power on command.
 
-    python -m tests.crash.power.disk.serve MOUNTPOINT SOCKET [IMAGE]
+    python -m tests.crash.power.disk.serve MOUNTPOINT SOCKET journal|'' [IMAGE]
 
 A command is a JSON object on the socket, its answer a number. Nothing is cached for writing on the way, so that
 the model sees every write at once; the kernel below has no part in what lasts.
@@ -292,7 +292,7 @@ async def _main(mountpoint: Path, socket: Path, disk: Disk) -> None:
 
 
 if __name__ == "__main__":
-    _, place, control, *images = sys.argv
-    stored = pickle.loads(Path(images[0]).read_bytes()) if images else Disk()  # noqa: S301 - made by this module
+    _, place, control, journal, *images = sys.argv
+    stored = pickle.loads(Path(images[0]).read_bytes()) if images else None  # noqa: S301 - made by this module
     os.umask(0)
-    trio.run(_main, Path(place), Path(control), stored)
+    trio.run(_main, Path(place), Path(control), stored or Disk(journal=bool(journal)))
