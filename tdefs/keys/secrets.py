@@ -104,11 +104,12 @@ def secret_from_arguments(
     protector does so when it first needs its secret, and then raises TdefsError: NO_SECRET if there is
     none, KEY_COMMAND_FAILED. So a process that goes to the background must unlock before.
 
-    Raises TdefsError: USAGE for --authprompt without a key command, KEY_COMMAND_FAILED for its placeholders.
+    Raises TdefsError: USAGE for --authprompt without a key command, old or new; KEY_COMMAND_FAILED for its
+    placeholders.
     """
     if args.key_command is not None:
         return CommandProtector(args.key_command, keystore, authprompt=args.authprompt, confirm=confirm)
-    if args.authprompt:
+    if args.authprompt and getattr(args, "new_key_command", None) is None:
         raise TdefsError(Exit.USAGE, "--authprompt is given, but no key command that could use it")
     if args.key_source is not None:
         return find_source(args.key_source)
