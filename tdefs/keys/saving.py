@@ -97,11 +97,12 @@ class KeystoreChange:
             _write(new, serialise(unlocked.document), status)
             _check(Keystore(new, parse(_read_back(new))), unlocked, secrets)
             new.replace(self.path)
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):
                 new.unlink()
             with suppress(OSError):
-                self._recorded(unlocked, f"{self._command} failed", {}, finished=False)
+                failed = {**(what or {}), "error": _kind(error)}
+                self._recorded(unlocked, f"{self._command} failed", failed, finished=False)
             raise
         fsync_directory(self.path.parent)
         self.keystore = Keystore(self.path, unlocked.document)
@@ -123,6 +124,14 @@ class KeystoreChange:
         count, mac = append(self.path, event, what, key)
         document = sign(replace(document, history=replace(document.history, count=count, mac=mac)), master)
         return replace(unlocked, document=document)
+
+
+def _kind(error: BaseException) -> str:
+    """Return what the history calls an error: the name of its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "INTERRUPTED"
+    code = error.exit_code if isinstance(error, TdefsError) else Exit.UNEXPECTED
+    return (Exit.OS_ERROR if isinstance(error, OSError) else code).name
 
 
 def beside(path: Path, suffix: str) -> Path:
