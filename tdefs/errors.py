@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 
 class Exit(IntEnum):
@@ -87,9 +90,23 @@ def errno_of(error: Exception) -> int:
     return number if isinstance(number, int) and number else errno.EIO
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError in the ``with`` block name *path*, if it names no file: calls on a descriptor do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def from_os_error(error: OSError) -> TdefsError:
     """Return what to tell the user of an error of the operating system that nothing has explained better."""
     place = f' "{os.fsdecode(error.filename)}"' if error.filename is not None else ""
-    denied = isinstance(error, PermissionError)
-    hint = "run it as root, or as the user to whom the volume belongs" if denied else ""
+    hint = ""
+    if isinstance(error, PermissionError):
+        hint = "run it as root, or as the user to whom the volume belongs"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "make room there, and try again"
     return TdefsError(Exit.OS_ERROR, f"{error.strerror or error}{place}", hint=hint)

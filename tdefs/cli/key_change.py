@@ -14,7 +14,7 @@ from tdefs.cli.place import volume_of
 from tdefs.cli.unlock import keystore_path, record, unlock
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ACTIVE
+from tdefs.keys.document import ACTIVE, DESTROYED
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.key_changes import (
     chosen_rounds,
@@ -85,10 +85,15 @@ def run_destroy(args: argparse.Namespace) -> int:
     """``tdefs key destroy``."""
     volume = volume_of(args)
     with changing(args, volume, "key destroy") as change:
-        rounds = [one.round for one in chosen_rounds(find_data_key(change.document, args.name), args.round)]
+        chosen = chosen_rounds(find_data_key(change.document, args.name), args.round)
+        rounds = [one.round for one in chosen if one.state != DESTROYED]
         new = destroy_rounds(change.unlocked, args.name, args.round)
         # that no new file can come under it from now on
         tell_daemon(volume, change.path, change.unlocked.ring, change.unlocked.ring)
+        if not rounds:
+            gone = [one.round for one in chosen]
+            print_line(f"{_named(args.name, gone)} {'were' if len(gone) > 1 else 'was'} destroyed before")
+            return Exit.OK
         files = KeyFiles.scan(volume, args.name, rounds)
         if args.destroy_files_of != args.name and (files.paths or files.unknown):
             raise TdefsError(
@@ -100,7 +105,10 @@ def run_destroy(args: argparse.Namespace) -> int:
                 f" --destroy-files-of {args.name} if their loss is what you want",
             )
         _save_and_tell(change, volume, new, {"key": args.name, "round": args.round, "files": len(files.paths)})
-    print_line(f"{_named(args.name, rounds)} is destroyed; {len(files.paths)} files became unreadable for ever")
+    verb = "are" if len(rounds) > 1 else "is"
+    print_line(
+        f"{_named(args.name, rounds)} {verb} destroyed; {len(files.paths)} files became unreadable for ever"
+    )
     print_line("copies of the keystore made before still have the key: destroy them, too")
     return Exit.OK
 

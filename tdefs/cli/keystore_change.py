@@ -11,6 +11,7 @@ from pathlib import Path
 from tdefs.cli.unlock import keystore_path, open_recorded, record, unlocking_secret
 from tdefs.errors import TdefsError
 from tdefs.keys.document import Document
+from tdefs.keys.hierarchy import KEY_NAME
 from tdefs.keys.keystore import Unlocked, remove_what_is_not_saved
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.saving import KeystoreChange
@@ -67,6 +68,17 @@ class OpenChange:
             )
 
 
+def _subject(args: argparse.Namespace) -> dict[str, str | int]:
+    """Return which key or protector a command names, for the history; not what cannot be the name of one."""
+    subject: dict[str, str | int] = {}
+    for what, given in (("key", getattr(args, "name", "")), ("protector", getattr(args, "id", ""))):
+        if KEY_NAME.fullmatch(given):  # the id of a protector is of the same form
+            subject[what] = given
+    if getattr(args, "round", None) is not None:
+        subject["round"] = args.round
+    return subject
+
+
 @contextmanager
 def changing(args: argparse.Namespace, volume: Volume, command: str) -> Iterator[OpenChange]:
     """Hold the right to change the keystore of *volume* for the time of a ``with`` block.
@@ -85,6 +97,6 @@ def changing(args: argparse.Namespace, volume: Volume, command: str) -> Iterator
             yield opened
         except TdefsError as error:
             if not opened.was_tried:
-                what = {"error": error.exit_code.name}
+                what = {**_subject(args), "error": error.exit_code.name}
                 record(change.keystore.path, f"{command} refused", what, unlocked)
             raise

@@ -132,7 +132,7 @@ def open_recorded(
     return unlocked
 
 
-def record(keystore: Path, event: str, what: Mapping[str, str], unlocked: Unlocked | None = None) -> None:
+def record(keystore: Path, event: str, what: Mapping[str, str | int], unlocked: Unlocked | None = None) -> None:
     """Write an event down in the history of *keystore*, with a MAC if it is *unlocked*; warn if that fails."""
     key = None
     history = unlocked.document.history if unlocked is not None else None

@@ -24,6 +24,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
+from tdefs.errors import naming
 from tdefs.keys import fields
 from tdefs.keys.document import MAC_BYTES, HistoryAnchor
 from tdefs.keys.person import who
@@ -72,11 +73,12 @@ def append(
         else:
             last = _mac(key, last, pending, body).finalize()
             line = body + b',"mac":"' + last.hex().encode("ascii") + b'"}\n'
-        if os.write(descriptor, mend + line) != len(mend + line):
-            # a full disk took a part; the keystore must not count a record that is not there
-            os.ftruncate(descriptor, len(data))
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.fsync(descriptor)
+        with naming(path):
+            if os.write(descriptor, mend + line) != len(mend + line):
+                # a full disk took a part; the keystore must not count a record that is not there
+                os.ftruncate(descriptor, len(data))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
     return len(lines) + 1, last

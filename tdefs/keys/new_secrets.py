@@ -20,6 +20,8 @@ from tdefs.keys.secrets import (
     read_passphrase_file,
 )
 
+_OTHER_OPTIONS = "use --new-passphrase-file, --new-passphrase-fd, --new-key-command or --new-key-source"
+
 
 def add_new_secret_arguments(parser: argparse.ArgumentParser, *recovery_options: str) -> None:
     """Add the options that say where the new secret comes from; ``recovery_options`` make a recovery code."""
@@ -75,5 +77,5 @@ def new_secret_from_arguments(
     elif args.new_passphrase_credential is not None:
         read = partial(read_passphrase_credential, args.new_passphrase_credential)
     else:
-        read = partial(ask_passphrase, confirm=True, name="New passphrase")
+        read = partial(ask_passphrase, confirm=True, name="New passphrase", instead=_OTHER_OPTIONS)
     return PassphraseProtector(read), None

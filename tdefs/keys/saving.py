@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from tdefs.durable import fsync_directory
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, TdefsError, naming
 from tdefs.keys import fields
 from tdefs.keys.checking import faults
 from tdefs.keys.document import Document
@@ -94,14 +94,16 @@ class KeystoreChange:
         status = self.path.stat()
         unlocked = self._recorded(unlocked, self._command, what or {})
         try:
-            _write(new, serialise(unlocked.document), status)
+            with naming(new):
+                _write(new, serialise(unlocked.document), status)
             _check(Keystore(new, parse(_read_back(new))), unlocked, secrets)
             new.replace(self.path)
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):
                 new.unlink()
             with suppress(OSError):
-                self._recorded(unlocked, f"{self._command} failed", {}, finished=False)
+                failed = {**(what or {}), "error": _kind(error)}
+                self._recorded(unlocked, f"{self._command} failed", failed, finished=False)
             raise
         fsync_directory(self.path.parent)
         self.keystore = Keystore(self.path, unlocked.document)
@@ -123,6 +125,14 @@ class KeystoreChange:
         count, mac = append(self.path, event, what, key)
         document = sign(replace(document, history=replace(document.history, count=count, mac=mac)), master)
         return replace(unlocked, document=document)
+
+
+def _kind(error: BaseException) -> str:
+    """Return what the history calls an error: the name of its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "INTERRUPTED"
+    code = error.exit_code if isinstance(error, TdefsError) else Exit.UNEXPECTED
+    return (Exit.OS_ERROR if isinstance(error, OSError) else code).name
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -210,10 +220,11 @@ def _lock(path: Path, owner: os.stat_result, command: str) -> int:
                 detail=_holder(descriptor),
                 hint="wait for its end, and try again; the lock ends with the process, whatever it ends by",
             ) from None
-        _give(descriptor, owner)
         note = {"pid": os.getpid(), "command": command, "since": fields.show_time(now()), **who()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(note).encode("ascii") + b"\n", 0)
+        with naming(path):
+            _give(descriptor, owner)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(note).encode("ascii") + b"\n", 0)
     except BaseException:
         os.close(descriptor)
         raise

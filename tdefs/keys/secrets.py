@@ -104,18 +104,21 @@ def secret_from_arguments(
     protector does so when it first needs its secret, and then raises TdefsError: NO_SECRET if there is
     none, KEY_COMMAND_FAILED. So a process that goes to the background must unlock before.
 
-    Raises TdefsError: USAGE for --authprompt without a key command, KEY_COMMAND_FAILED for its placeholders.
+    Raises TdefsError: USAGE for --authprompt without a key command, old or new; KEY_COMMAND_FAILED for its
+    placeholders.
     """
     if args.key_command is not None:
         return CommandProtector(args.key_command, keystore, authprompt=args.authprompt, confirm=confirm)
-    if args.authprompt:
+    if args.authprompt and getattr(args, "new_key_command", None) is None:
         raise TdefsError(Exit.USAGE, "--authprompt is given, but no key command that could use it")
     if args.key_source is not None:
         return find_source(args.key_source)
     if getattr(args, "recovery_code_file", None) is not None:
         return RecoveryCodeProtector(partial(read_passphrase_file, args.recovery_code_file, "recovery code"))
     if getattr(args, "recovery_code", False):
-        return RecoveryCodeProtector(partial(ask_passphrase, confirm=False, name="Recovery code"))
+        return RecoveryCodeProtector(
+            partial(ask_passphrase, confirm=False, name="Recovery code", instead="use --recovery-code-file")
+        )
     read: Callable[[], bytes]
     if args.passphrase_file is not None:
         read = partial(read_passphrase_file, args.passphrase_file)
@@ -177,29 +180,29 @@ def read_passphrase_descriptor(descriptor: int, name: str = "passphrase") -> byt
         ) from None
 
 
-def ask_passphrase(*, confirm: bool, name: str = "Passphrase") -> bytes:
+def ask_passphrase(*, confirm: bool, name: str = "Passphrase", instead: str = _OTHER_OPTIONS) -> bytes:
     """Ask for the passphrase, or what ``name`` says, on the terminal, without echo; return it in UTF-8.
 
-    Raises TdefsError(NO_SECRET) if there is no terminal, the input ends or the second answer differs.
+    Raises TdefsError(NO_SECRET) if there is no terminal, the input ends or the second answer differs; its hint is
+    ``instead``, what to do where nobody can answer.
     """
-    _check_terminal()
-    passphrase = _ask(f"{name}: ")
-    if confirm and _ask(f"{name} again: ") != passphrase:
+    what = name.lower()
+    _check_terminal(what, instead)
+    passphrase = _ask(f"{name}: ", what, instead)
+    if confirm and _ask(f"{name} again: ", what, instead) != passphrase:
         raise TdefsError(Exit.NO_SECRET, "the two passphrases are different")
     return passphrase
 
 
-def _check_terminal() -> None:
+def _check_terminal(what: str, instead: str) -> None:
     """Without this, getpass would read a passphrase from stdin, with echo."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
-        raise TdefsError(
-            Exit.NO_SECRET, "there is no terminal to ask for the passphrase", hint=_OTHER_OPTIONS
-        ) from None
+        raise TdefsError(Exit.NO_SECRET, f"there is no terminal to ask for the {what}", hint=instead) from None
 
 
-def _ask(prompt: str) -> bytes:
+def _ask(prompt: str, what: str, instead: str) -> bytes:
     try:
         with warnings.catch_warnings():
             # A terminal whose echo cannot be turned off.
@@ -208,7 +211,7 @@ def _ask(prompt: str) -> bytes:
     except (EOFError, OSError, UnicodeError, getpass.GetPassWarning):
         pass
     # Raised here, without a context: a UnicodeDecodeError carries what was typed.
-    raise TdefsError(Exit.NO_SECRET, "could not read a passphrase from the terminal", hint=_OTHER_OPTIONS)
+    raise TdefsError(Exit.NO_SECRET, f"could not read the {what} from the terminal", hint=instead)
 
 
 def _read_to_end(descriptor: int) -> bytes:

@@ -97,11 +97,19 @@ def test_refused_change_is_written_down(small: SmallVolume, command: Command) ->
         command.run(protector, "remove", "pr_1", *place, *UNLOCK)
     with pytest.raises(TdefsError):
         command.run(key, "create", "dk_1", *place, *UNLOCK)
+    with pytest.raises(TdefsError):
+        command.run(key, "revoke", "dk_1", "--round", "7", *place, *UNLOCK)
+    with pytest.raises(
+        TdefsError
+    ):  # what is no name is not written down: it may be a passphrase in the wrong place
+        command.run(key, "rotate", "correct horse", *place, *UNLOCK)
     found = history(small, command)
     refused = [(one["event"], one["what"]) for one in found["records"] if one["event"] != "unlock"]
     assert refused == [
-        ("protector remove refused", {"error": "LAST_PROTECTOR"}),
-        ("key create refused", {"error": "DATA_KEY_EXISTS"}),
+        ("protector remove refused", {"protector": "pr_1", "error": "LAST_PROTECTOR"}),
+        ("key create refused", {"key": "dk_1", "error": "DATA_KEY_EXISTS"}),
+        ("key revoke refused", {"key": "dk_1", "round": 7, "error": "DATA_KEY_UNKNOWN"}),
+        ("key rotate refused", {"error": "DATA_KEY_UNKNOWN"}),
     ]
     assert found["findings"] == []
 
@@ -193,6 +201,7 @@ def test_failed_change_is_written_down_as_failed(
     found = history(small, command)
     assert events(found) == ["unlock", "key rotate", "key rotate failed", "unlock"]
     assert found["findings"] == []
+    assert found["records"][2]["what"] == {"key": "dk_1", "error": "OS_ERROR"}
     assert "record 2 was stopped" in found["notes"][0]
 
 

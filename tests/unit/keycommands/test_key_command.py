@@ -184,6 +184,19 @@ def test_key_that_no_file_uses_is_destroyed_without_a_confirmation(keys: Keys) -
     assert [one.round for one in keys.ring() if one.name == "dk_1"] == [2]
 
 
+def test_key_destroyed_before_is_not_said_to_be_destroyed_again(keys: Keys) -> None:
+    keys.small.seal("base/5/16384", b"lost", key="dk_2")
+    keys.run("revoke", "dk_2", *UNLOCK)
+    keys.run("destroy", "dk_2", "--destroy-files-of", "dk_2", *UNLOCK)
+    before = keys.small.volume.keystore.read_bytes()
+    assert keys.run("destroy", "dk_2", *UNLOCK) == "round 1 of data key dk_2 was destroyed before\n"
+    assert keys.small.volume.keystore.read_bytes() == before
+    for change in ("rotate", "revoke"):
+        keys.run(change, "dk_2", *UNLOCK)
+    said = keys.run("destroy", "dk_2", *UNLOCK)  # the file lost above needs no confirmation any more
+    assert said.startswith("round 2 of data key dk_2 is destroyed; 0 files became unreadable")
+
+
 def test_file_that_cannot_be_looked_at_keeps_its_key(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     keys.small.seal("base/5/16384", b"x", key="dk_1")
     keys.run("revoke", "dk_2", *UNLOCK)

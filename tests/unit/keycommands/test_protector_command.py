@@ -13,6 +13,8 @@ from tdefs.cli import cat, protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
+from tests.support.terminal import Terminal
+from tests.support.volume import TDEFS
 from tests.unit.keycommands.volume_command import VolumeCommand
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
@@ -136,6 +138,23 @@ def test_wrong_secret_changes_nothing(protectors: Protectors) -> None:
         ("remove", ("pr_1",)),
     ):
         assert protectors.refused(action, *words, *UNLOCK_NEW).exit_code == Exit.WRONG_SECRET
+
+
+def test_new_key_command_asks_on_the_terminal_beside_an_old_secret_that_does_not(
+    protectors: Protectors, tmp_path: Path
+) -> None:
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("correct horse\n")
+    passphrase.chmod(0o600)
+    protectors.run("add", *UNLOCK, "--new-passphrase-file", passphrase)
+    place = ("--volume", protectors.small.volume.backing, "--passphrase-file", passphrase)
+    asking = "printf 'PIN: ' >&%R; read -r pin <&%R; printf %%064d $pin"
+    with Terminal([TDEFS, "protector", "change", "pr_1", *place, "--new-key-command", asking, "-R"]) as terminal:
+        for _ in range(2):
+            terminal.expect("PIN: ")
+            terminal.press("8\n")
+        assert terminal.end()[0] == Exit.OK, terminal.shown
+    assert protectors.opens(NEW_KEY_COMMAND)
 
 
 def test_new_secret_that_fails_changes_nothing(protectors: Protectors) -> None:

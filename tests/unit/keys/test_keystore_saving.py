@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.keys import saving
 from tdefs.keys.document_text import serialise
 from tdefs.keys.hierarchy import KeyRing
@@ -152,6 +152,7 @@ def test_error_of_any_call_leaves_the_old_or_the_new_keystore_and_nothing_else(p
     original, history = path.read_bytes(), read_history(path)
     calls = calls_of(lambda: change_passphrase(path))
     swap = calls.index("replace")
+    named = set()
     for number in range(len(calls)):
         copy = tmp_path / f"{number}" / "keystore"
         copy.parent.mkdir()
@@ -162,14 +163,19 @@ def test_error_of_any_call_leaves_the_old_or_the_new_keystore_and_nothing_else(p
             StoppedCalls(patch, number, fail)
             try:
                 change_passphrase(copy)
-            except (OSError, TdefsError):
+            except (OSError, TdefsError) as error:
                 if number <= swap:
                     assert copy.read_bytes() == original
+                if isinstance(error, OSError) and calls[number] in ("write", "pwrite"):
+                    assert Path(error.filename).parent == copy.parent  # which file system is full
+                    named.add(Path(error.filename).name)
+                    assert from_os_error(error).hint == "make room there, and try again"
             else:
                 # to resolve symbolic links, an error of stat(2) counts as no link
                 assert calls[number] == "stat"
         assert passphrase_outcome(copy)
         assert {entry.name for entry in copy.parent.iterdir()} <= FILES
+    assert named == {"keystore.lock", "keystore.history", "keystore.new"}
 
 
 def test_repair_says_what_it_found_and_did(path: Path) -> None:

@@ -23,6 +23,7 @@ from tdefs.keys.protectors.recovery import RecoveryCodeProtector
 from tdefs.keys.recovery_text import show_code
 from tdefs.keys.seal import now
 from tdefs.keys.wrapping import WrapContext
+from tests.support.volume import TDEFS
 from tests.unit.keys.keystore_samples import PASSPHRASE, VOLUME_ID, everything_shown
 
 KEYSTORE = Path("/nonexistent/keystore")
@@ -98,7 +99,7 @@ def test_recovery_code_is_asked_for_without_echo_or_read_from_a_file(
     file = tmp_path / "code"
     file.write_text(shown.lower() + "\n")
     prompts: list[str] = []
-    monkeypatch.setattr(secrets, "_check_terminal", lambda: None)
+    monkeypatch.setattr(secrets, "_check_terminal", lambda *_: None)
     monkeypatch.setattr(getpass, "getpass", lambda prompt: prompts.append(prompt) or shown)  # type: ignore[func-returns-value]
     context = WrapContext(VOLUME_ID, "protector key by recovery-code", "pr_1", 0, "pr_1")
     wrapped = RecoveryCodeProtector(shown.encode).wrap(bytes(32), context)
@@ -172,6 +173,36 @@ def test_without_a_terminal_the_three_options_are_named() -> None:
         assert option in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "what", "option"),
+    [
+        (("key", "verify", "--recovery-code"), "recovery code", "--recovery-code-file"),
+        (("protector", "add", "--passphrase-file", "PASSPHRASE"), "new passphrase", "--new-passphrase-file"),
+    ],
+)
+def test_without_a_terminal_the_options_for_what_was_asked_are_named(
+    words: tuple[str, ...], what: str, option: str, tmp_path: Path
+) -> None:
+    secret = tmp_path / "passphrase"
+    secret.write_bytes(PASSPHRASE)
+    secret.chmod(0o600)
+    volume = tmp_path / "volume"
+    unlock = ("--passphrase-file", secret)
+    subprocess.run([TDEFS, "init", volume, *unlock], check=True, capture_output=True)
+    add = (TDEFS, "protector", "add", "--volume", volume, *unlock, "--recovery-code")
+    subprocess.run(add, check=True, capture_output=True)
+    result = subprocess.run(
+        [TDEFS, *(word.replace("PASSPHRASE", str(secret)) for word in words), "--volume", volume],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == Exit.NO_SECRET
+    assert f"no terminal to ask for the {what}\n" in result.stderr
+    assert f"HINT:  use {option}" in result.stderr
+
+
 def run_on_terminal(answers: list[bytes], *, confirm: bool) -> bytes:
     """Ask on a real pseudo-terminal; return all that appeared on it, the outcome in hexadecimal last."""
     child, terminal = pty.fork()
@@ -223,7 +254,7 @@ def test_undecodable_input_is_not_kept_in_the_error(monkeypatch: pytest.MonkeyPa
     def undecodable(prompt: str) -> str:
         return (PASSPHRASE + b"\xff").decode("utf-8")
 
-    monkeypatch.setattr(secrets, "_check_terminal", lambda: None)
+    monkeypatch.setattr(secrets, "_check_terminal", lambda *_: None)
     monkeypatch.setattr(getpass, "getpass", undecodable)
     error = no_secret(lambda: secrets.ask_passphrase(confirm=False))
     assert PASSPHRASE.decode() not in everything_shown(error)
