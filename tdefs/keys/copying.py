@@ -9,7 +9,7 @@ from pathlib import Path
 from tdefs.durable import fsync_directory
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.history import append, history_path
+from tdefs.keys.history import append, head_path, history_path
 from tdefs.keys.keystore import Keystore, write_new_keystore
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
@@ -26,8 +26,9 @@ def copy_keystore(source: Keystore, path: Path, protector: Protector) -> KeyRing
     Raises TdefsError: VOLUME_EXISTS if there is something at ``path``, or a history of something that was there;
     OSError; and as :meth:`Keystore.open`. After an error neither file is there.
     """
-    if history_path(path).exists():
-        raise _exists(history_path(path), "the history of another keystore")
+    for left in (history_path(path), head_path(path)):
+        if left.exists():
+            raise _exists(left, "the history of another keystore")
     original = source.document
     unlocked = upgraded(source.open(protector), protector)
     history = new_history_anchor(original.volume_id, unlocked.master)
@@ -53,6 +54,7 @@ def remove_copy(path: Path) -> None:
     """Undo :func:`copy_keystore`, whose copy nobody has used yet."""
     path.unlink()
     history_path(path).unlink(missing_ok=True)
+    head_path(path).unlink(missing_ok=True)
 
 
 def copy_command_directory(source: Path, path: Path) -> None:

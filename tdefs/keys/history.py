@@ -3,8 +3,10 @@
 Each line ends in its MAC: HMAC-SHA256, under the history's own key, over a purpose string, the MAC before it
 (32 zero bytes at the start), all lines since that one, and the line itself without the MAC. An event without
 the key, such as a wrong secret, has ``null`` there, and the next MAC covers it. So no line can be changed, added
-or removed without breaking a MAC, but for those after the last MAC and whole lines at the end; these the anchor
-in the keystore counts, up to the keystore's last change.
+or removed without breaking a MAC, but for those after the last MAC and whole lines at the end. These are counted
+twice: up to the keystore's last change by the anchor in the keystore, and up to the newest MAC by the head, a
+small file beside the history that has a MAC of its own. A head that the history contradicts stays as it is, so
+that it tells of what was removed until the keystore is changed; the record of that change tells of it for good.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
+from tdefs.durable import fsync_directory
 from tdefs.errors import naming
 from tdefs.keys import fields
 from tdefs.keys.document import MAC_BYTES, HistoryAnchor
@@ -31,8 +34,12 @@ from tdefs.keys.person import who
 from tdefs.keys.seal import now
 
 _PURPOSE = b"tdefs v1 history record"
+_HEAD_PURPOSE = b"tdefs v1 history head"
 _START = bytes(MAC_BYTES)
 _LINE = re.compile(rb'(\{.*),"mac":(?:null|"([0-9a-f]{64})")\}', re.ASCII)
+# of one length, so that it is written in one piece, in its place
+_HEAD = re.compile(rb"([0-9]{20}) ([0-9a-f]{64}) ([0-9a-f]{64})\n", re.ASCII)
+_MAX_HEAD_BYTES = 1024
 
 
 def history_path(keystore: Path) -> Path:
@@ -41,12 +48,24 @@ def history_path(keystore: Path) -> Path:
     return keystore.with_name(f"{keystore.name}.history")
 
 
+def head_path(keystore: Path) -> Path:
+    """Return where the head of a keystore's history lies."""
+    history = history_path(keystore)
+    return history.with_name(f"{history.name}.head")
+
+
 def append(
-    keystore: Path, event: str, what: Mapping[str, str | int | None], key: bytes | None
+    keystore: Path,
+    event: str,
+    what: Mapping[str, str | int | None],
+    key: bytes | None,
+    *,
+    new_head: bool = False,
 ) -> tuple[int, bytes]:
     """Write down one event, durably; return how many records there are now, and the last MAC among them.
 
-    ``what`` is shown to whoever may read the keystore, and has no secret. Raises OSError.
+    ``what`` is shown to whoever may read the keystore, and has no secret. With ``new_head`` the head is written
+    even if the history contradicts the old one, which ``what`` then tells. Raises OSError.
     """
     owner = keystore.stat()
     path = history_path(keystore)
@@ -79,9 +98,60 @@ def append(
                 os.ftruncate(descriptor, len(data))
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(descriptor)
+        if key is not None and (new_head or not _head_fault(_read_head(keystore), key, lines)):
+            _write_head(keystore, owner, key, len(lines) + 1, last)
+        if not data:
+            fsync_directory(path.parent)
     finally:
         os.close(descriptor)
     return len(lines) + 1, last
+
+
+def _write_head(keystore: Path, owner: os.stat_result, key: bytes, count: int, last: bytes) -> None:
+    path = head_path(keystore)
+    body = b"%020d %s" % (count, last.hex().encode("ascii"))
+    line = body + b" " + _head_mac(key, body).finalize().hex().encode("ascii") + b"\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        with naming(path):
+            if os.pwrite(descriptor, line, 0) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.ftruncate(descriptor, len(line))
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_head(keystore: Path) -> bytes:
+    """Return the head's file; nothing if there is none. Raises OSError."""
+    try:
+        descriptor = os.open(head_path(keystore), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        return os.read(descriptor, _MAX_HEAD_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _head_fault(head: bytes, key: bytes, lines: list[bytes]) -> str:
+    """Return how the head and the lines of a history contradict each other, or nothing."""
+    if not head:
+        # a crash may come between the first record and the first head
+        with_mac = sum(b',"mac":"' in line for line in lines)
+        return "the file that counts the records is missing" if with_mac > 1 else ""
+    match = _HEAD.fullmatch(head)
+    body = head.rpartition(b" ")[0]
+    if match is None or not _fits(_head_mac(key, body), bytes.fromhex(match[3].decode("ascii"))):
+        return "the file that counts the records is not as it was written"
+    count = int(match[1])
+    if len(lines) < count:
+        return f"there are {len(lines)} records, and there were {count}"
+    if _last_mac(lines[:count])[0].hex().encode("ascii") != match[2]:
+        return f"line {count} is not the one that was there"
+    return ""
 
 
 @dataclass
@@ -96,18 +166,27 @@ class History:
     notes: list[str] = field(default_factory=list)
 
 
-def read_history(keystore: Path) -> bytes:
-    """Return the file; nothing if there is none. Raises OSError."""
+@dataclass(frozen=True)
+class HistoryFiles:
+    """The content of the two files, each empty if it is not there."""
+
+    lines: bytes
+    head: bytes
+
+
+def read_history(keystore: Path) -> HistoryFiles:
+    """Return the files as they are. Raises OSError."""
     try:
-        return history_path(keystore).read_bytes()
+        lines = history_path(keystore).read_bytes()
     except FileNotFoundError:
-        return b""
+        lines = b""
+    return HistoryFiles(lines, _read_head(keystore))
 
 
-def check_history(data: bytes, key: bytes | None, anchor: HistoryAnchor | None, revision: int) -> History:
+def check_history(files: HistoryFiles, key: bytes | None, anchor: HistoryAnchor | None, revision: int) -> History:
     """Read the history; check it if there is a ``key``, against what the keystore's ``anchor`` says."""
     found = History()
-    lines = BytesIO(data).readlines()
+    lines = BytesIO(files.lines).readlines()
     mac, pending, first = _START, b"", 1
     anchored = _START
     for number, line in enumerate(lines, 1):
@@ -124,7 +203,7 @@ def check_history(data: bytes, key: bytes | None, anchor: HistoryAnchor | None, 
             pending += line
         else:
             noted = bytes.fromhex(match[2].decode("ascii"))
-            if key is not None and not _is_right(key, mac, pending, match[1], noted):
+            if key is not None and not _fits(_mac(key, mac, pending, match[1]), noted):
                 found.findings.append(f"lines {first} to {number} are not as they were written")
             mac, pending, first = noted, b"", number + 1
         if anchor is not None and number == anchor.count:
@@ -136,6 +215,8 @@ def check_history(data: bytes, key: bytes | None, anchor: HistoryAnchor | None, 
             )
         elif anchored != anchor.mac:
             found.findings.append(f"line {anchor.count} is not the one of when the keystore was last changed")
+        if not found.findings and (fault := _head_fault(files.head, key, lines)):
+            found.findings.append(fault)
         if pending:
             found.notes.append(f"what follows line {first - 1} is not covered by a MAC yet")
         found.notes += _unfinished(found.records, revision)
@@ -186,9 +267,15 @@ def _mac(key: bytes, before: bytes, pending: bytes, body: bytes) -> HMAC:
     return mac
 
 
-def _is_right(key: bytes, before: bytes, pending: bytes, body: bytes, noted: bytes) -> bool:
+def _head_mac(key: bytes, body: bytes) -> HMAC:
+    mac = HMAC(key, SHA256())
+    mac.update(_HEAD_PURPOSE + body)
+    return mac
+
+
+def _fits(mac: HMAC, noted: bytes) -> bool:
     try:
-        _mac(key, before, pending, body).verify(noted)
+        mac.verify(noted)
     except InvalidSignature:
         return False
     return True

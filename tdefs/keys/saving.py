@@ -122,7 +122,7 @@ class KeystoreChange:
             found = check_history(read_history(self.path), key, document.history, document.revision).findings
             self.lacking = "; ".join(found[:_SHOWN_FINDINGS])
             what = {**what, "lacking": self.lacking or None, "revision": document.revision}
-        count, mac = append(self.path, event, what, key)
+        count, mac = append(self.path, event, what, key, new_head=finished)
         document = sign(replace(document, history=replace(document.history, count=count, mac=mac)), master)
         return replace(unlocked, document=document)
 

@@ -139,6 +139,23 @@ def test_removed_record_is_an_error_of_its_own(small: SmallVolume, command: Comm
     assert "there were 2 when the keystore was last changed" in caught.value.detail
 
 
+def test_unlock_removed_from_the_end_stays_an_error_until_a_change_tells_of_it(
+    small: SmallVolume, command: Command
+) -> None:
+    place = ("--volume", small.volume.backing, *UNLOCK)
+    for work in ("history", "verify"):
+        command.run(key, work, *place)
+    path = history_path(small.volume.keystore)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    for _ in range(2):
+        with pytest.raises(TdefsError) as caught:
+            command.run(key, "history", *place)
+        assert caught.value.exit_code == Exit.HISTORY_BROKEN
+    command.run(key, "rotate", "dk_1", *place)
+    assert "the history is not as it was written" in command.errors
+    assert history(small, command)["findings"] == []
+
+
 def test_history_is_shown_without_a_secret_but_not_checked(small: SmallVolume, command: Command) -> None:
     command.run(key, "rotate", "dk_1", "--volume", small.volume.backing, *UNLOCK)
     found = history(small, command, "--unchecked")

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from tdefs.keys.document import HistoryAnchor
-from tdefs.keys.history import History, append, check_history, history_path, read_history
+from tdefs.keys.history import (
+    History,
+    HistoryFiles,
+    append,
+    check_history,
+    head_path,
+    history_path,
+    read_history,
+)
 from tests.unit.keys.keystore_samples import GOLDEN_V2, private_copy
 
 KEY = bytes(range(32))
@@ -64,14 +72,15 @@ def test_history_is_its_owners_alone(keystore: Path, anchor: HistoryAnchor) -> N
 
 
 def test_any_changed_bit_shows(keystore: Path, anchor: HistoryAnchor) -> None:
-    data = read_history(keystore)
-    last = data.rindex(b"\n", 0, -1) + 1
-    for place in range(len(data) - 1):
-        altered = bytearray(data)
-        altered[place] ^= 1
-        found = check_history(bytes(altered), KEY, anchor, 3)
-        # the last line, behind the anchor, may also look like one that a crash tore
-        assert found.findings or (place >= last and found.notes), place
+    files = read_history(keystore)
+    for place in range(len(files.lines) - 1):
+        assert check_history(HistoryFiles(flipped(files.lines, place), files.head), KEY, anchor, 3).findings, place
+    for place in range(len(files.head)):
+        assert check_history(HistoryFiles(files.lines, flipped(files.head, place)), KEY, anchor, 3).findings, place
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 def without(*numbers: int) -> Callable[[list[bytes]], list[bytes]]:
@@ -93,7 +102,7 @@ def with_a_forged_failure(lines: list[bytes]) -> list[bytes]:
 @pytest.mark.parametrize(
     "change",
     [
-        *(without(number) for number in (1, 2, 3, 4, 5)),
+        *(without(number) for number in (1, 2, 3, 4, 5, 6)),
         without(3, 4),
         without(5, 6),
         without(2, 3, 4, 5, 6),
@@ -106,18 +115,18 @@ def with_a_forged_failure(lines: list[bytes]) -> list[bytes]:
 def test_removed_added_or_moved_record_shows(
     keystore: Path, anchor: HistoryAnchor, change: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    lines = read_history(keystore).splitlines(keepends=True)
+    lines = read_history(keystore).lines.splitlines(keepends=True)
     history_path(keystore).write_bytes(b"".join(change(lines)))
     assert check(keystore, anchor).findings
 
 
 def test_history_rewritten_without_the_key_or_from_elsewhere_shows(keystore: Path, anchor: HistoryAnchor) -> None:
     assert check(keystore, anchor, key=OTHER_KEY).findings
-    history_path(keystore).unlink()
+    start_anew(keystore)
     for _ in range(6):
         append(keystore, "unlock", {}, OTHER_KEY)
     assert check(keystore, anchor).findings
-    history_path(keystore).unlink()
+    start_anew(keystore)
     for _ in range(6):
         append(keystore, "unlock", {}, KEY)  # of the same key, from a copy of the volume
     (finding,) = check(keystore, anchor).findings
@@ -132,7 +141,7 @@ def test_failures_at_the_end_are_not_covered_until_the_next_unlock(keystore: Pat
 
 
 def test_line_torn_by_a_crash_is_ended_and_noted(keystore: Path, anchor: HistoryAnchor) -> None:
-    whole = read_history(keystore)
+    whole = read_history(keystore).lines
     torn = whole.splitlines(keepends=True)[5][:40]
     history_path(keystore).write_bytes(whole + torn)
     append(keystore, "unlock", {}, KEY)
@@ -193,3 +202,74 @@ def test_record_that_a_full_disk_took_in_part_is_an_error_and_leaves_nothing(
     append(keystore, "key rotate", {"key": "dk_1", "revision": 4}, KEY)
     found = check(keystore, anchor, revision=4)
     assert (found.findings, found.notes) == ([], [])
+
+
+def start_anew(keystore: Path) -> None:
+    for path in (history_path(keystore), head_path(keystore)):
+        path.unlink()
+
+
+def cut(keystore: Path, lines: int) -> None:
+    """Leaves the first lines of the history alone."""
+    kept = read_history(keystore).lines.splitlines(keepends=True)[:lines]
+    history_path(keystore).write_bytes(b"".join(kept))
+
+
+def test_unlock_removed_from_the_end_shows_whatever_is_unlocked_afterwards(
+    keystore: Path, anchor: HistoryAnchor
+) -> None:
+    cut(keystore, 5)
+    assert check(keystore, anchor).findings == ["there are 5 records, and there were 6"]
+    append(keystore, "unlock", {"command": "key history"}, KEY)
+    assert check(keystore, anchor).findings == ["line 6 is not the one that was there"]
+    append(keystore, "unlock", {"command": "key history"}, KEY)
+    assert check(keystore, anchor).findings == ["line 6 is not the one that was there"]
+
+    append(keystore, "key rotate", {"lacking": "line 6"}, KEY, new_head=True)
+    assert check(keystore, anchor).findings == []
+    append(keystore, "unlock", {}, KEY)
+    cut(keystore, 8)
+    assert check(keystore, anchor).findings == ["there are 8 records, and there were 9"]
+
+
+def test_head_that_is_gone_or_from_elsewhere_shows(keystore: Path, anchor: HistoryAnchor, tmp_path: Path) -> None:
+    other = private_copy(GOLDEN_V2, tmp_path / "other")
+    append(other, "unlock", {}, OTHER_KEY)
+    head = head_path(keystore)
+    for change, finding in (
+        (head.unlink, "the file that counts the records is missing"),
+        (lambda: head.write_bytes(head_path(other).read_bytes()), "is not as it was written"),
+        (lambda: head.write_bytes(b"x" * 5000), "is not as it was written"),
+    ):
+        change()
+        append(keystore, "unlock", {}, KEY)
+        (found,) = check(keystore, anchor).findings
+        assert finding in found
+
+
+def test_head_left_behind_by_a_crash_is_no_finding(keystore: Path, anchor: HistoryAnchor) -> None:
+    head = head_path(keystore).read_bytes()
+    append(keystore, "unlock", {}, KEY)
+    head_path(keystore).write_bytes(head)
+    assert check(keystore, anchor).findings == []
+    append(keystore, "unlock", {}, KEY)
+    assert check(keystore, anchor).findings == []
+    assert head_path(keystore).read_bytes() > head
+
+    start_anew(keystore)
+    append(keystore, "unlock failed", {}, None)
+    append(keystore, "unlock", {}, KEY)
+    head_path(keystore).unlink()
+    assert check(keystore, EMPTY).findings == []
+    append(keystore, "unlock", {}, KEY)
+    cut(keystore, 2)
+    assert check(keystore, EMPTY).findings
+
+
+def test_head_is_its_owners_alone_and_no_link_is_followed(keystore: Path, anchor: HistoryAnchor) -> None:
+    head = head_path(keystore)
+    assert stat.S_IMODE(head.stat().st_mode) == 0o600
+    head.rename(head.with_name("elsewhere"))
+    head.symlink_to(head.with_name("elsewhere"))
+    with pytest.raises(OSError, match="Too many levels"):
+        append(keystore, "unlock", {}, KEY)

@@ -35,7 +35,7 @@ from tests.unit.keys.keystore_samples import CHEAP, GOLDEN, PASSPHRASE, VOLUME_I
 from tests.unit.keys.stopped_calls import StoppedCalls, calls_of, kill_before, table
 
 NEW_PASSPHRASE = b"a quite different sentence"
-FILES = {"keystore", "keystore.lock", "keystore.history"}
+FILES = {"keystore", "keystore.lock", "keystore.history", "keystore.history.head"}
 OTHER_PASSPHRASE = b"kept by somebody else"
 
 
@@ -121,7 +121,8 @@ def test_kill_before_any_call_leaves_the_old_or_the_new_keystore(
         copy.parent.mkdir()
         copy.write_bytes(original)
         copy.chmod(0o600)
-        copy.with_name("keystore.history").write_bytes(history)
+        copy.with_name("keystore.history").write_bytes(history.lines)
+        copy.with_name("keystore.history.head").write_bytes(history.head)
         kill_before(number, lambda copy=copy: work(copy))  # type: ignore[misc]
         outcomes.append(outcome(copy))
         left = (copy.parent / "keystore.new").exists()
@@ -158,7 +159,8 @@ def test_error_of_any_call_leaves_the_old_or_the_new_keystore_and_nothing_else(p
         copy.parent.mkdir()
         copy.write_bytes(original)
         copy.chmod(0o600)
-        copy.with_name("keystore.history").write_bytes(history)
+        copy.with_name("keystore.history").write_bytes(history.lines)
+        copy.with_name("keystore.history.head").write_bytes(history.head)
         with pytest.MonkeyPatch.context() as patch:
             StoppedCalls(patch, number, fail)
             try:
@@ -175,7 +177,7 @@ def test_error_of_any_call_leaves_the_old_or_the_new_keystore_and_nothing_else(p
                 assert calls[number] == "stat"
         assert passphrase_outcome(copy)
         assert {entry.name for entry in copy.parent.iterdir()} <= FILES
-    assert named == {"keystore.lock", "keystore.history", "keystore.new"}
+    assert named == {"keystore.lock", "keystore.history", "keystore.history.head", "keystore.new"}
 
 
 def test_repair_says_what_it_found_and_did(path: Path) -> None:
