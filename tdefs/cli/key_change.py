@@ -73,7 +73,8 @@ def run_revoke(args: argparse.Namespace) -> int:
     rounds = [one.round for one in chosen_rounds(find_data_key(new.document, args.name), args.round)]
     print_line(f"no new file may use {_named(args.name, rounds)}")
     files = KeyFiles.scan(volume, args.name, rounds)
-    print_line(f"{len(files.paths)} files use it" + (":" if files.paths else ""))
+    count = len(files.paths)
+    print_line(f"{count} {'file uses' if count == 1 else 'files use'} it" + (":" if count else ""))
     for line in files.shown(_SHOWN_FILES):
         print_line(f"    {line}")
     if files.unknown:

@@ -10,6 +10,7 @@ from tdefs.cli.place import volume_of
 from tdefs.cli.unlock import open_recorded, read_keystore, unlocking_secret
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.history import check_history, history_path, read_history
+from tdefs.keys.key_changes import find_data_key
 from tdefs.keys.seal import open_history_key
 from tdefs.text import printable
 
@@ -17,7 +18,8 @@ from tdefs.text import printable
 def run_history(args: argparse.Namespace) -> int:
     """Print the history; check it unless told not to.
 
-    :raises TdefsError: HISTORY_BROKEN, after it was printed.
+    :raises TdefsError: HISTORY_BROKEN, after it was printed; DATA_KEY_UNKNOWN if neither the history nor the
+        keystore knows the key that was asked for.
     """
     volume = volume_of(args)
     keystore = read_keystore(args, volume)
@@ -33,6 +35,8 @@ def run_history(args: argparse.Namespace) -> int:
         key = open_history_key(document.volume_id, document.history, unlocked.master)
     found = check_history(read_history(keystore.path), key, document.history, document.revision)
     records = [record for record in found.records if args.key is None or _concerns(record, args.key)]
+    if args.key is not None and not records:
+        find_data_key(document, args.key)
     if args.json:
         print_json(
             {

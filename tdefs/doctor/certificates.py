@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from cryptography import x509
-
 from tdefs.doctor.findings import Finding, advice, risk
 from tdefs.keys.key_source import Certificate, KeySource
+from tdefs.keys.pem import read_certificates
 
 #: For how long before it expires there is advice.
 SOON = timedelta(days=30)
+#: A file with more certificates than that is all that a system trusts: some of them have always expired.
+MOST_CERTIFICATES = 20
 
 
 def examine_certificates(name: str, source: KeySource, now: datetime) -> Iterator[Finding]:
@@ -19,13 +20,13 @@ def examine_certificates(name: str, source: KeySource, now: datetime) -> Iterato
     for certificate in source.certificates():
         what = f'key source "{name}": {certificate.role} {certificate.path}'
         try:
-            found = x509.load_pem_x509_certificates(certificate.path.read_bytes())
+            found = read_certificates(certificate.path.read_bytes())
         except OSError as error:
             yield _unreadable(what, error.strerror or str(error))
         except ValueError:
             yield _unreadable(what, "it holds no certificate in PEM")
         else:
-            for one in found:
+            for one in found if len(found) <= MOST_CERTIFICATES else ():
                 # a file may hold a chain, or several authorities
                 text = what if len(found) == 1 else f"{what}: {one.subject.rfc4514_string()}"
                 yield from _expiry(text, certificate, one.not_valid_after_utc, now)

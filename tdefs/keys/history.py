@@ -204,7 +204,8 @@ def check_history(files: HistoryFiles, key: bytes | None, anchor: HistoryAnchor 
         else:
             noted = bytes.fromhex(match[2].decode("ascii"))
             if key is not None and not _fits(_mac(key, mac, pending, match[1]), noted):
-                found.findings.append(f"lines {first} to {number} are not as they were written")
+                span = f"line {number} is" if first == number else f"lines {first} to {number} are"
+                found.findings.append(f"{span} not as written")
             mac, pending, first = noted, b"", number + 1
         if anchor is not None and number == anchor.count:
             anchored = mac

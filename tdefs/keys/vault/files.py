@@ -10,6 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from tdefs.keys.pem import read_certificates
 from tdefs.keys.private_files import read_file, unfit
 
 #: What a token, role id or secret id is made of. It goes into a header, so no line may end in it.
@@ -55,6 +56,6 @@ def _private_key(path: Path) -> PrivateKeyTypes:
 
 def _certificates(path: Path, what: str) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(read_file(path, what, secret=False))
+        return read_certificates(read_file(path, what, secret=False))
     except ValueError:
         raise unfit(path, what, "it holds no certificate in PEM") from None

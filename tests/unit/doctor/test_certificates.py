@@ -78,6 +78,15 @@ def test_one_that_is_expired_is_a_risk(tmp_path: Path) -> None:
     assert f"expired on {last_day(path)}" in finding.what
 
 
+def test_of_all_authorities_that_a_system_trusts_none_is_told(tmp_path: Path) -> None:
+    expired = made(tmp_path, timedelta(days=-2)).read_bytes()
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(expired * 20)
+    assert len(examine(bundle)) == 20
+    bundle.write_bytes(expired * 21)
+    assert examine(bundle) == []
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no certificate"])
 def test_one_that_cannot_be_read_is_a_risk(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "client.pem"

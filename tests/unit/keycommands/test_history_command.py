@@ -88,6 +88,9 @@ def test_history_of_one_key_has_what_was_done_with_it(tmp_path: Path, command: C
     command.run(key, "rotate", "dk_1", *place, *UNLOCK)
     found = command.json(key, "history", "--key", "dk_1", *place, *UNLOCK)
     assert events(found) == ["keystore create", "key rotate"]
+    with pytest.raises(TdefsError) as caught:
+        command.run(key, "history", "--key", "dk_9", *place, *UNLOCK)
+    assert caught.value.exit_code == Exit.DATA_KEY_UNKNOWN
     assert (found["checked"], found["findings"]) == (True, [])
 
 

@@ -120,7 +120,7 @@ def test_revoke_lists_the_files_that_use_the_key(keys: Keys, daemon: Daemon) -> 
     said = keys.run("revoke", "dk_1", "--round", "1", *UNLOCK)
     assert said.splitlines() == [
         "no new file may use round 1 of data key dk_1",
-        "1 files use it:",
+        "1 file uses it:",
         "    base/5/16384",
     ]
     assert ("dk_1", 1) in daemon.ring.revoked
