@@ -116,9 +116,10 @@ class KmsStandIn:
             content = request.get_data()
             environ["wsgi.input"] = io.BytesIO(content)
             self.requests.append((operation, json.loads(content)))
+            # taken before the delay: by its end the test may be another one
+            answers = [self.answers.pop(0)] if self.answers else []
             time.sleep(self.delay_seconds)
-            if self.answers:
-                status, body = self.answers.pop(0)
+            for status, body in answers:
                 response = Response(json.dumps(body), status, content_type="application/x-amz-json-1.1")
                 return response(environ, start_response)
         answer: Iterable[bytes] = self._moto(environ, start_response)
