@@ -30,6 +30,7 @@ from tdefs.durable import fsync_directory
 from tdefs.errors import naming
 from tdefs.keys import fields
 from tdefs.keys.document import MAC_BYTES, HistoryAnchor
+from tdefs.keys.owner import give
 from tdefs.keys.person import who
 from tdefs.keys.seal import now
 
@@ -72,8 +73,7 @@ def append(
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.geteuid() == 0:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        give(descriptor, owner)
         data = _read(descriptor)
         # the end of a line that a crash tore
         mend = b"" if data.endswith(b"\n") or not data else b"\n"
@@ -113,8 +113,7 @@ def _write_head(keystore: Path, owner: os.stat_result, key: bytes, count: int, l
     line = body + b" " + _head_mac(key, body).finalize().hex().encode("ascii") + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        if os.geteuid() == 0:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        give(descriptor, owner)
         with naming(path):
             if os.pwrite(descriptor, line, 0) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -27,6 +27,7 @@ from tdefs.keys.document import Document
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
 from tdefs.keys.history import append, check_history, read_history
 from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
+from tdefs.keys.owner import give
 from tdefs.keys.person import who
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.seal import now, open_history_key, sign
@@ -222,7 +223,7 @@ def _lock(path: Path, owner: os.stat_result, command: str) -> int:
             ) from None
         note = {"pid": os.getpid(), "command": command, "since": fields.show_time(now()), **who()}
         with naming(path):
-            _give(descriptor, owner)
+            give(descriptor, owner)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(note).encode("ascii") + b"\n", 0)
     except BaseException:
@@ -246,7 +247,7 @@ def _write(path: Path, data: bytes, owner: os.stat_result) -> None:
     """Write a new file with mode and owner of the old keystore, and make its bytes durable."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        _give(descriptor, owner)
+        give(descriptor, owner)
         os.fchmod(descriptor, stat.S_IMODE(owner.st_mode))
         rest = memoryview(data)
         while rest:
@@ -254,12 +255,6 @@ def _write(path: Path, data: bytes, owner: os.stat_result) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _give(descriptor: int, owner: os.stat_result) -> None:
-    """Give a file to the keystore's owner: what root changes must still be readable by the daemon's user."""
-    if os.geteuid() == 0:
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _read_back(path: Path) -> bytes:
