@@ -60,16 +60,16 @@ def set_abandoned_aside(
     damaged = {finding.path for finding in findings}
 
     @cache
-    def databases(place: str) -> dict[int, Standing]:
-        return _databases_of(place, clusters.get(place), reader, damaged)
+    def databases(place: str, cluster: ControlFile) -> dict[int, Standing]:
+        return _databases_of(place, cluster, reader, damaged)
 
     notes = []
-    aside: list[Finding] = []
+    aside: set[Finding] = set()
     for directory, of_directory in sorted(suspects.items()):
         base, _, number = directory.rpartition("/")
         place = base.removesuffix("base").rstrip("/")
         cluster = clusters.get(place)
-        if cluster is None or not (known := databases(place)):
+        if cluster is None or not (known := databases(place, cluster)):
             continue
         standing = known.get(int(number))
         # a DROP DATABASE that was begun is never undone, but a database may be known to the WAL alone
@@ -79,18 +79,19 @@ def set_abandoned_aside(
         files = "1 file is missing or damaged" if count == 1 else f"{count} files are missing or damaged"
         reason = _NO_DATABASE if standing is None else _HALF_DROPPED
         notes.append(Note(directory, f"{files}, which is no loss: {reason}"))
-        aside += of_directory
+        aside.update(of_directory)
     return [finding for finding in findings if finding not in aside], notes
 
 
 def _databases_of(
-    place: str, cluster: ControlFile | None, reader: OfflineReader, damaged: set[str]
+    place: str, cluster: ControlFile, reader: OfflineReader, damaged: set[str]
 ) -> dict[int, Standing]:
     """Return the databases of the cluster in the directory *place*; none if that cannot be told for sure."""
-    if cluster is None or cluster.page_size != PAGE_SIZE:
+    if cluster.page_size != PAGE_SIZE:
         return {}
     prefix = f"{place}/" if place else ""
 
+    @cache
     def read(path: str) -> bytes:
         if path in damaged:
             raise FileNotFoundError(ENOENT, "not intact", path)
