@@ -45,7 +45,7 @@ def run_verify(args: argparse.Namespace) -> int:
     rows = []
     for entry in document.protectors:
         makers = dict(_without_person(args, volume, entry))
-        result = tried(lambda entry=entry, makers=makers: _check_protector(unlocked, entry, makers))  # type: ignore[misc]
+        result = tried(partial(_check_protector, unlocked, entry, makers))
         rows.append((f"protector {entry.id}", result))
     for key in document.data_keys:
         for one in key.rounds:
@@ -56,7 +56,8 @@ def run_verify(args: argparse.Namespace) -> int:
             rows.append((f"data key {key.name} round {one.round}", tried(check)))
     print_table(("what", "result"), rows)
     damage = [error for error in errors if error.exit_code is Exit.KEYSTORE_DAMAGED]
-    for first in [*damage, *errors][:1]:
+    if errors:
+        first = (damage or errors)[0]
         raise TdefsError(
             first.exit_code,
             "not all of the keystore can be unwrapped now",
