@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
+from tdefs.cli.keystore_users import warn_unless_registered
 from tdefs.cli.this_host import demanded_host, opening_host
 from tdefs.config import VolumeConfig, load_config
 from tdefs.errors import TdefsError
@@ -53,12 +54,13 @@ def keystore_path(args: argparse.Namespace, volume: Volume) -> Path:
 
 
 def read_keystore(args: argparse.Namespace, volume: Volume) -> Keystore:
-    """Return the keystore of *volume*, locked.
+    """Return the keystore of *volume*, locked; warn if it does not know the volume at this place.
 
     :raises TdefsError: what is wrong with the keystore or the configuration.
     """
     keystore = load_keystore(keystore_path(args, volume))
     keystore.check_volume(volume.volume_id)
+    warn_unless_registered(args, keystore.document, keystore.path, volume)
     return keystore
 
 
