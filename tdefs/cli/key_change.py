@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tdefs.cli.daemon_keys import daemon_status, tell_daemons
@@ -190,7 +191,7 @@ def _policy_keys(args: argparse.Namespace, volume: Volume) -> set[str]:
     settings = load_config(args.config).for_backing(volume.backing)
     policy = status.get("policy") or settings.policy or volume.policy
     try:
-        return set(load_policy(policy).key_names()) if policy else set()
+        return set(load_policy(Path(policy)).key_names()) if policy else set()
     except (TdefsError, OSError) as error:
         print(f"tdefs: warning: the policy cannot be read: {printable(str(error))}", file=sys.stderr)
         return set()

@@ -17,7 +17,7 @@ from tdefs.keys.document import Document
 from tdefs.keys.volume_changes import find_volume
 from tdefs.registry import Unseen, look, place_of, recognised
 from tdefs.text import printable
-from tdefs.volume import Volume, read_volume
+from tdefs.volume import PRIVATE_DIRECTORY, Volume, read_volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,18 @@ def users_of(document: Document, keystore: Path, volume: Volume) -> KeystoreUser
 
 
 def _mounted_with(keystore: Path, volume_id: bytes, known: Sequence[Volume]) -> list[Volume]:
-    """Return the volumes that are mounted on this host with *keystore*, beside those that are *known*."""
+    """Return the volumes that are mounted on this host with *keystore*, beside those that are *known*.
+
+    Every user can mount what passes for a tdefs volume. Only what belongs to one who may read the keystore is
+    looked at.
+    """
     found = []
     places = set(map(_directory, known))
+    users = {0, os.geteuid(), keystore.stat().st_uid}
     for backing in dict.fromkeys(mount.backing for mount in tdefs_mounts()):
         with suppress(TdefsError, OSError):
+            if (backing / PRIVATE_DIRECTORY).stat().st_uid not in users:
+                continue
             volume = read_volume(backing)
             if volume.volume_id != volume_id or _directory(volume) in places:
                 continue
