@@ -138,19 +138,20 @@ def test_no_command_changes_the_originals_keystore_from_a_copy(volume: Volume, c
 
 def test_a_copy_can_be_read_and_says_what_to_do(volume: Volume, copy: Volume) -> None:
     warning = "does not know volume"
-    for words in (
+    reading: tuple[tuple[str | Path, ...], ...] = (
         ("ls", copy.backing),
         ("cat", copy.backing, FILE, *copy.unlock),
         ("verify", copy.backing, *copy.unlock),
         ("key", "list", "--volume", copy.backing),
         ("key", "show", "dk_1", "--volume", copy.backing),
         ("mount", copy.backing, copy.mountpoint, *copy.unlock),
-    ):
+    )
+    for words in reading:
         said = copy.tdefs(*words).stderr
         assert said.count(warning) == 1, words
         assert f"tdefs volume copied {copy.backing}" in said
         # and of the volume itself nothing is said
-        others: list[str | Path] = [str(word).replace(str(copy.root), str(volume.root)) for word in words]
+        others = [str(word).replace(str(copy.root), str(volume.root)) for word in words]
         assert warning not in volume.tdefs(*others).stderr
     assert (copy.mountpoint / FILE).read_bytes() == CONTENT
     (copy.mountpoint / "more").write_bytes(CONTENT)
