@@ -14,6 +14,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
 from tdefs.fs.mounts import tdefs_mounts
 from tdefs.keys.document import Document
+from tdefs.keys.keystore import load_keystore
 from tdefs.keys.volume_changes import find_volume
 from tdefs.registry import Unseen, look, place_of, recognised
 from tdefs.text import printable
@@ -62,7 +63,7 @@ def _mounted_with(keystore: Path, volume_id: bytes, known: Sequence[Volume]) -> 
             volume = read_volume(backing)
             if volume.volume_id != volume_id or _directory(volume) in places:
                 continue
-            if is_same_file(_keystore_in_use(volume), keystore):
+            if uses(volume, keystore):
                 places.add(_directory(volume))
                 found.append(volume)
     return found
@@ -73,9 +74,18 @@ def _directory(volume: Volume) -> tuple[int, int]:
     return place.device, place.inode
 
 
-def _keystore_in_use(volume: Volume) -> Path:
-    status = ask(volume, "status") or {}
-    return Path(status.get("keystore", volume.keystore))
+def uses(volume: Volume, keystore: Path) -> bool:
+    """Tell whether *volume* may use *keystore*: its daemon says so, or no other one is known to be its own."""
+    status = ask(volume, "status")
+    try:
+        if status is not None:
+            return is_same_file(Path(status["keystore"]), keystore)
+        if is_same_file(volume.keystore, keystore):
+            return True
+        other = load_keystore(volume.keystore)
+        return other.volume_id != volume.volume_id or recognised(other.document, volume) is None
+    except (TdefsError, OSError, KeyError):
+        return True
 
 
 def is_same_file(one: Path, other: Path) -> bool:
@@ -125,25 +135,29 @@ def shown_unseen(one: Unseen) -> str:
 def not_registered(document: Document, keystore: Path, volume: Volume) -> TdefsError:
     """Return the error for a *volume* that *keystore*, which has the *document*, does not know at its place."""
     backing = volume.backing
-    others = [look(document, entry) for entry in document.volumes]
-    there = [one for one in others if isinstance(one, Volume)]
-    detail = "\n".join(
-        shown_unseen(one) if isinstance(one, Unseen) else f'{entry.id} is at "{printable(entry.path)}"'
-        for entry, one in zip(document.volumes, others, strict=True)
-    )
+    there, details = [], []
+    for entry in document.volumes:
+        found = look(document, entry)
+        if isinstance(found, Unseen):
+            details.append(shown_unseen(found))
+        elif uses(found, keystore):
+            there.append(found)
+            details.append(f'{entry.id} is at "{printable(entry.path)}"')
+        else:
+            details.append(f'{entry.id} is at "{printable(entry.path)}", and uses another keystore')
     hint = (
         f'if it is a second volume: "tdefs volume copied {backing} --keystore FILE" gives it a keystore of its'
         f' own, "tdefs volume add {backing}" has both share this one'
     )
     if there:
         hint += f'; to change the keys of the other one, name that: --volume "{there[0].backing}"'
-    if len(there) < len(others) or not others:
-        hint = f'if it was moved or restored here, and is the only one now: "tdefs volume moved {backing}"; {hint}'
+    if len(there) < len(document.volumes) or not document.volumes:
+        hint = f'if it was moved or restored here, and the old one is gone: "tdefs volume moved {backing}"; {hint}'
     return TdefsError(
         Exit.VOLUME_NOT_REGISTERED,
         f'the keystore "{keystore}" does not know volume "{backing}" at this place: it is a copy, or was moved or'
         " restored",
-        detail=detail or "it knows no volume yet",
+        detail="\n".join(details) or "it knows no volume yet",
         hint=hint,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.cli.keystore_change import OpenChange, changing
-from tdefs.cli.keystore_users import is_same_file, users_of
+from tdefs.cli.keystore_users import users_of, uses
 from tdefs.cli.output import print_json, print_line, print_table
 from tdefs.cli.place import add_place, volume_of
 from tdefs.cli.unlock import (
@@ -160,7 +160,7 @@ def _moved(args: argparse.Namespace) -> int:
         if not change.document.volumes:
             new, id = add_volume(change.unlocked, place_of(volume))
         else:
-            id = _old_entry(args, change.document, volume).id
+            id = _old_entry(args, change, volume).id
             new = move_volume(change.unlocked, id, place_of(volume))
         change.save(new, volume=id, path=printable(str(volume.backing)))
         change.tell_of_protectors()
@@ -168,17 +168,18 @@ def _moved(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _old_entry(args: argparse.Namespace, document: Document, volume: Volume) -> VolumeEntry:
+def _old_entry(args: argparse.Namespace, change: OpenChange, volume: Volume) -> VolumeEntry:
     """Return the entry of the volume that is at the place of *volume* now.
 
     :raises TdefsError: VOLUME_REGISTERED if it is where it was; USAGE if it may be any of several.
     """
+    document = change.document
     known = recognised(document, volume)
     if known is not None:
         return known
     here = [entry for entry in document.volumes if entry.path == str(volume.backing)]
     candidates = [find_volume(document, args.old)] if args.old is not None else here or list(document.volumes)
-    gone = [entry for entry in candidates if isinstance(look(document, entry), Unseen)]
+    gone = [entry for entry in candidates if not _is_in_use(change, entry)]
     if not gone:
         raise TdefsError(
             Exit.VOLUME_REGISTERED,
@@ -200,7 +201,11 @@ def _old_entry(args: argparse.Namespace, document: Document, volume: Volume) -> 
 def _add(args: argparse.Namespace) -> int:
     volume = volume_at(args.backing)
     with _keystore_remembered(args, volume), changing(args, volume, "volume add", registers=True) as change:
-        _refuse_known(change.document, volume)
+        known = recognised(change.document, volume)
+        if known is not None:
+            raise TdefsError(
+                Exit.VOLUME_REGISTERED, f'volume "{volume.backing}" is {known.id}, which the keystore knows'
+            )
         for entry in change.document.volumes:
             if entry.path == str(volume.backing):
                 raise TdefsError(
@@ -213,17 +218,6 @@ def _add(args: argparse.Namespace) -> int:
         change.tell_of_protectors()
     print_line(f'the keystore knows {id} at "{printable(str(volume.backing))}", too')
     return Exit.OK
-
-
-def _refuse_known(document: Document, volume: Volume) -> None:
-    """Raise TdefsError(VOLUME_REGISTERED) if the keystore knows *volume* at its place."""
-    known = recognised(document, volume)
-    if known is not None:
-        raise TdefsError(
-            Exit.VOLUME_REGISTERED,
-            f'volume "{volume.backing}" is {known.id}, which the keystore knows',
-            hint="'tdefs volume list' shows those that it knows",
-        )
 
 
 @contextmanager
@@ -260,7 +254,13 @@ def _copied(args: argparse.Namespace) -> int:
     directory = command_directory(place)
     found_directory = directory.exists()
     with exclusive(volume):
-        _refuse_known(source.document, volume)
+        known = recognised(source.document, volume)
+        if known is not None and len(source.document.volumes) == 1:
+            raise TdefsError(
+                Exit.VOLUME_REGISTERED,
+                f'volume "{volume.backing}" is {known.id}, the only one that the keystore "{source.path}" knows',
+                hint="it needs no other keystore; name the copy if that was meant",
+            )
         try:
             protector = secret_from_arguments(args, place, source_finder(args), confirm=False)
             copy_command_directory(source.path, place)
@@ -279,6 +279,8 @@ def _copied(args: argparse.Namespace) -> int:
         f'volume "{printable(str(volume.backing))}" has a keystore of its own now: "{printable(str(place))}"'
     )
     print_line("keep a copy of it elsewhere, too; it opens by the same secrets until you change them")
+    if known is not None:
+        print_line(f"the old one knows the volume still: 'tdefs volume forget {known.id}' there ends that")
     return Exit.OK
 
 
@@ -286,27 +288,19 @@ def _forget(args: argparse.Namespace) -> int:
     volume = volume_of(args)
     with changing(args, volume, "volume forget") as change:
         entry = find_volume(change.document, args.id)
-        _refuse_in_use(change, entry)
+        if _is_in_use(change, entry):
+            raise TdefsError(
+                Exit.VOLUME_REGISTERED,
+                f'volume {entry.id} is at "{printable(entry.path)}", and uses the keystore',
+                hint="remove it first if it is to be no more; 'tdefs volume copied' gives it one of its own",
+            )
         change.save(forget_volume(change.unlocked, entry.id), volume=entry.id, path=printable(entry.path))
         change.tell_of_protectors()
     print_line(f'the keystore does not know {entry.id} at "{printable(entry.path)}" any more')
     return Exit.OK
 
 
-def _refuse_in_use(change: OpenChange, entry: VolumeEntry) -> None:
-    """Raise TdefsError(VOLUME_REGISTERED) if the volume of *entry* is at its place and uses the keystore."""
+def _is_in_use(change: OpenChange, entry: VolumeEntry) -> bool:
+    """Tell whether the volume of *entry* is at its place, and uses the keystore that is changed."""
     found = look(change.document, entry)
-    if isinstance(found, Unseen) or not _names(found, change.path):
-        return
-    raise TdefsError(
-        Exit.VOLUME_REGISTERED,
-        f'volume {entry.id} is at "{printable(entry.path)}", and uses the keystore',
-        hint="remove it first if it is to be no more; its files could not be read without the keystore",
-    )
-
-
-def _names(volume: Volume, keystore: Path) -> bool:
-    try:
-        return is_same_file(volume.keystore, keystore)
-    except OSError:
-        return False
+    return isinstance(found, Volume) and uses(found, change.path)

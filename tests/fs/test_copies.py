@@ -85,12 +85,11 @@ def tdefs_in(script: str, words: Sequence[object]) -> str:
 
 
 @pytest.fixture
-def volume(volume: Volume) -> Volume:
-    """A volume with one file, not mounted."""
+def filled(volume: Volume) -> None:
+    """There is a file in the volume, which is not mounted."""
     volume.mount()
     (volume.mountpoint / FILE).write_bytes(CONTENT)
     volume.umount()
-    return volume
 
 
 @pytest.fixture
@@ -98,6 +97,7 @@ def copy(scratch: Workspace, volume: Volume) -> Volume:
     return copied(scratch, volume)
 
 
+@pytest.mark.usefixtures("filled")
 @pytest.mark.parametrize("original", ["mounted", "unmounted", "missing"])
 def test_a_copy_destroys_none_of_the_originals_keys(volume: Volume, copy: Volume, original: str) -> None:
     if original == "mounted":
@@ -136,6 +136,7 @@ def test_no_command_changes_the_originals_keystore_from_a_copy(volume: Volume, c
     assert refused == ["VOLUME_NOT_REGISTERED"] * len(TAKING | ADDING)
 
 
+@pytest.mark.usefixtures("filled")
 def test_a_copy_can_be_read_and_says_what_to_do(volume: Volume, copy: Volume) -> None:
     warning = "does not know volume"
     reading: tuple[tuple[str | Path, ...], ...] = (
@@ -249,6 +250,7 @@ def test_a_clone_of_a_disk_is_a_copy_while_the_disk_is_away(volume: Volume, copy
     assert in_namespace(tdefs_in(with_disk, words), *places).returncode == Exit.OK
 
 
+@pytest.mark.usefixtures("filled")
 def test_a_second_volume_gets_a_keystore_of_its_own(volume: Volume, copy: Volume) -> None:
     own = copy.root / "own.keystore"
     say(volume, "copied", "--keystore", own, code=Exit.VOLUME_REGISTERED)
@@ -284,6 +286,7 @@ def revision(volume: Volume) -> int:
     return found
 
 
+@pytest.mark.usefixtures("filled")
 def test_every_daemon_that_uses_the_keystore_is_told_and_its_files_are_seen(volume: Volume, copy: Volume) -> None:
     shared(volume, copy)
     volume.mount()
@@ -317,6 +320,7 @@ def test_every_daemon_that_uses_the_keystore_is_told_and_its_files_are_seen(volu
     assert (volume.daemons[0], copy.daemons[0]) == daemons
 
 
+@pytest.mark.usefixtures("filled")
 def test_a_mounted_copy_that_the_keystore_does_not_know_is_told_and_seen_too(volume: Volume, copy: Volume) -> None:
     copy.mount()
     assert f'the daemon of volume "{copy.backing}" was told' in change(volume, "key", "rotate", "dk_1")
@@ -398,6 +402,27 @@ def test_what_takes_something_away_needs_to_see_every_volume(volume: Volume, cop
     unseen = [one["what"].get("unseen") for one in records if "revision" in one["what"]]
     assert unseen[-len(TAKING) :] == ["vol_2"] * len(TAKING)
     assert unseen[: -len(TAKING)] == [None] * (len(unseen) - len(TAKING))
+
+
+def test_a_clone_with_a_copy_of_the_keystore_made_by_hand_is_moved_in_that(volume: Volume, copy: Volume) -> None:
+    own = copy.root / "own.keystore"
+    subprocess.run(["cp", "-a", volume.keystore, own], check=True)
+    change(copy, "key", "rotate", "dk_1", "--keystore", own, code=Exit.VOLUME_NOT_REGISTERED)
+    say(copy, "moved", code=Exit.VOLUME_REGISTERED)  # in the original's keystore
+    before = volume.keystore.read_bytes()
+    say(copy, "moved", "--keystore", own)
+    assert "uses another keystore" not in change(copy, "key", "rotate", "dk_1")
+    assert volume.keystore.read_bytes() == before
+
+
+def test_two_volumes_that_share_a_keystore_part(volume: Volume, copy: Volume) -> None:
+    shared(volume, copy)
+    own = copy.root / "own.keystore"
+    assert "tdefs volume forget vol_2" in say(copy, "copied", "--keystore", own)
+    change(volume, "volume", "forget", "vol_2")
+    change(copy, "key", "rotate-master")
+    change(volume, "key", "rotate-master")
+    assert [one["path"] for one in (*listed(volume), *listed(copy))] == [str(volume.backing), str(copy.backing)]
 
 
 def test_a_volume_that_is_no_more_is_forgotten(volume: Volume, copy: Volume) -> None:
