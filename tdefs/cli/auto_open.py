@@ -94,7 +94,7 @@ def _enable(args: argparse.Namespace) -> int:
         change.save(new, [protector], maker=protector, protector=id, kind=protector.kind, by=keeper.name)
         for entry in old:
             forget_here(protector, entry)
-        change.tell_of_protectors()
+        change.tell_revision()
     print_line(
         f"protector {id}{f' ({label})' if label else ''}: this host opens the keystore by {keeper.title} now"
     )
@@ -117,7 +117,7 @@ def _disable(args: argparse.Namespace) -> int:
         change.save(new, [], protector=", ".join(entry.id for entry in mine), kind=protector.kind)
         for entry in mine:
             forget_here(protector, entry)
-        change.tell_of_protectors()
+        change.tell_revision()
         rest = ", ".join(f"{one.id} ({one.kind})" for one in change.document.protectors)
     print_line(f"this host does not open the keystore any more; left: {rest}")
     if any(entry.params.get("by") == TpmHolder.name for entry in mine):

@@ -176,9 +176,7 @@ def _save_and_tell(change: OpenChange, new: Unlocked, what: Mapping[str, Any]) -
 
 def _print_uncounted(change: OpenChange) -> None:
     if change.unseen:
-        print_line(
-            f"files of {', '.join(change.unseen)} could not be looked at, nor was its daemon told, if there is one"
-        )
+        print_line(f"files of {', '.join(change.unseen)} could not be looked at")
 
 
 def _named(name: str, rounds: list[int]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tdefs.cli.daemon_keys import tell_daemons
-from tdefs.cli.keystore_users import KeystoreUsers, meant_unseen, not_registered, users_of
+from tdefs.cli.keystore_users import KeystoreUsers, meant_unseen, not_registered, shown_unseen, users_of
 from tdefs.cli.unlock import keystore_path, open_recorded, record, unlocking_secret
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document
@@ -88,15 +88,21 @@ class OpenChange:
     def tell(self, old: KeyRing) -> None:
         """Tell every daemon that uses the keystore of a change of keys; *old* are those of before.
 
-        :raises TdefsError: DAEMON_NOT_TOLD.
+        :raises TdefsError: DAEMON_NOT_TOLD. That of a volume that cannot be seen is a note.
         """
+        for one in self.users.unseen:
+            print(
+                f"tdefs: {shown_unseen(one)}\n"
+                "DETAIL:  its daemon, if there is one, was not told, and goes on with the keys it has",
+                file=sys.stderr,
+            )
         try:
             tell_daemons(self.users.seen, self.path, old, self.unlocked.ring)
         except TdefsError:
             print("tdefs: the keystore is changed", file=sys.stderr)
             raise
 
-    def tell_of_protectors(self) -> None:
+    def tell_revision(self) -> None:
         """Tell every daemon of a change that leaves its keys what they are; one that is not told needs nothing."""
         ring = self.unlocked.ring
         try:

@@ -105,7 +105,7 @@ def _add(args: argparse.Namespace) -> int:
         new, id = add_protector(change.unlocked, protector, args.label)
         _show_code(code)
         change.save(new, [protector], maker=protector, protector=id, kind=protector.kind, label=args.label or None)
-        change.tell_of_protectors()
+        change.tell_revision()
     print_line(f"protector {id} ({protector.kind}) is added")
     return Exit.OK
 
@@ -119,7 +119,7 @@ def _change(args: argparse.Namespace) -> int:
         _show_code(code)
         change.save(new, [protector], maker=protector, protector=args.id, kind=protector.kind)
         _forget_host_key(args, volume, old)
-        change.tell_of_protectors()
+        change.tell_revision()
     print_line(f"protector {args.id} ({protector.kind}) has a new secret; the old one opens the keystore no more")
     return Exit.OK
 
@@ -128,7 +128,7 @@ def _label(args: argparse.Namespace) -> int:
     with changing(args, volume_of(args), "protector label") as change:
         new = label_protector(change.unlocked, args.id, args.label)
         change.save(new, protector=args.id, label=args.label)
-        change.tell_of_protectors()
+        change.tell_revision()
     print_line(
         f'protector {args.id} has the label "{args.label}"' if args.label else f"protector {args.id} has no label"
     )
@@ -151,7 +151,7 @@ def _remove(args: argparse.Namespace) -> int:
         # what opened the keystore may be what goes
         change.save(remove_protector(change.unlocked, args.id), [], protector=args.id, kind=entry.kind)
         _forget_host_key(args, volume, entry)
-        change.tell_of_protectors()
+        change.tell_revision()
         rest = ", ".join(_described(one) for one in change.document.protectors)
     print_line(f"protector {_described(entry)} is removed; left: {rest}")
     if key is not None:

@@ -53,7 +53,7 @@ def keystore_path(args: argparse.Namespace, volume: Volume) -> Path:
     settings = load_config(args.config).for_backing(volume.backing)
     named: Path | None = args.keystore or settings.keystore
     own = volume.private / DEFAULT_KEYSTORE
-    if named is None and own.exists() and not volume.keystore.exists():
+    if named is None and not _is_gone(own) and _is_gone(volume.keystore):
         # not taken without a word: it may be of an older time than the one that is only out of sight
         raise TdefsError(
             Exit.KEYSTORE_MISSING,
@@ -63,6 +63,17 @@ def keystore_path(args: argparse.Namespace, volume: Volume) -> Path:
             f' "tdefs volume moved {volume.backing} --keystore {own}"; else name the right one with --keystore',
         )
     return named or volume.keystore
+
+
+def _is_gone(path: Path) -> bool:
+    """Tell whether there is nothing at *path*; what this user may not look at may be there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def read_keystore(args: argparse.Namespace, volume: Volume) -> Keystore:

@@ -163,7 +163,7 @@ def _moved(args: argparse.Namespace) -> int:
             id = _old_entry(args, change, volume).id
             new = move_volume(change.unlocked, id, place_of(volume))
         change.save(new, volume=id, path=printable(str(volume.backing)))
-        change.tell_of_protectors()
+        change.tell_revision()
     print_line(f'the keystore knows {id} at "{printable(str(volume.backing))}" now')
     return Exit.OK
 
@@ -215,7 +215,7 @@ def _add(args: argparse.Namespace) -> int:
                 )
         new, id = add_volume(change.unlocked, place_of(volume))
         change.save(new, volume=id, path=printable(str(volume.backing)))
-        change.tell_of_protectors()
+        change.tell_revision()
     print_line(f'the keystore knows {id} at "{printable(str(volume.backing))}", too')
     return Exit.OK
 
@@ -295,7 +295,7 @@ def _forget(args: argparse.Namespace) -> int:
                 hint="remove it first if it is to be no more; 'tdefs volume copied' gives it one of its own",
             )
         change.save(forget_volume(change.unlocked, entry.id), volume=entry.id, path=printable(entry.path))
-        change.tell_of_protectors()
+        change.tell_revision()
     print_line(f'the keystore does not know {entry.id} at "{printable(entry.path)}" any more')
     return Exit.OK
 

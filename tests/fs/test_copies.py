@@ -6,6 +6,7 @@ Covers tdefs/registry.py, tdefs/cli/keystore_users.py, tdefs/cli/volume.py.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import pytest
 
 from tdefs.cli import daemon_keys, key
 from tdefs.errors import Exit, TdefsError
-from tests.fs.children import needs_root
+from tests.fs.children import NOBODY, needs_root
 from tests.support.volume import LIMIT, TDEFS, Volume
 from tests.support.workspace import Workspace
 from tests.unit.offline.offline_volumes import Command
@@ -332,6 +333,15 @@ def test_a_mounted_copy_that_the_keystore_does_not_know_is_told_and_seen_too(vol
     assert [(one["id"], one["path"]) for one in listed(volume)][1:] == [(None, str(copy.backing))]
 
 
+@needs_root
+def test_who_may_not_read_the_keystore_cannot_pass_for_its_user(volume: Volume, copy: Volume) -> None:
+    """Anybody can mount something that names any keystore: it neither stops a change nor gets keys."""
+    copy.mount()
+    os.chown(copy.backing / ".tdefs", NOBODY, NOBODY)
+    assert str(copy.backing) not in change(volume, "key", "rotate", "dk_1")
+    assert revision(copy) == 1
+
+
 def test_a_daemon_that_cannot_be_told_is_named_and_the_others_are_told(
     volume: Volume, copy: Volume, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +401,8 @@ def test_what_takes_something_away_needs_to_see_every_volume(volume: Volume, cop
     assert volume.keystore.read_bytes() == before
 
     for words in ADDING.values():
-        change(volume, *words)
+        said = change(volume, *words)
+        assert ("its daemon, if there is one, was not told" in said) == (words[0] == "key")
     meant = ("--unseen-volume", "vol_2")
     for words in TAKING.values():
         more = ("--destroy-files-of", "dk_1") if "destroy" in words else ()
@@ -453,7 +464,11 @@ def test_a_volume_that_was_made_to_use_anothers_keystore_is_not_known_to_it(
     fields = json.loads(description.read_text())
     description.write_text(json.dumps({**fields, "keystore": str(volume.keystore)}))
     change(standby, "key", "rotate", "dk_1", code=Exit.VOLUME_NOT_REGISTERED)
-    change(volume, "key", "rotate", "dk_1")
+    # said, and so remembered, it is one of two
+    description.write_text(json.dumps(fields))
+    say(standby, "add", "--keystore", volume.keystore)
+    change(standby, "key", "rotate", "dk_1")
+    assert [one["path"] for one in listed(volume)] == [str(volume.backing), str(standby.backing)]
 
 
 def test_the_policy_of_every_volume_keeps_the_keys_that_it_names(volume: Volume, copy: Volume) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,14 @@ def test_document_that_could_not_be_read_again_is_not_made() -> None:
 def test_document_survives_a_round_trip(data: bytes) -> None:
     document = parse(data)
     assert serialise(document) == data
+    assert parse(serialise(document)) == document
+
+
+def test_path_of_a_volume_may_have_any_bytes() -> None:
+    value = golden_object()
+    value["volumes"][0]["path"] = os.fsdecode(b"/srv/\xff\n")
+    document = parse(with_checksum(json.dumps(value).encode()))
+    assert os.fsencode(document.volumes[0].path) == b"/srv/\xff\n"
     assert parse(serialise(document)) == document
 
 
