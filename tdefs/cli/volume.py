@@ -93,7 +93,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add.set_defaults(run=_add)
 
     forget = commands.add_parser("forget", help="say that a volume is no more; not while it is at its place")
-    forget.add_argument("id", metavar="ID", help="such as vol_2")
+    forget.add_argument("known", metavar="ID", help="such as vol_2")
     add_place(forget)
     add_keystore_arguments(forget)
     forget.set_defaults(run=_forget)
@@ -287,7 +287,7 @@ def _copied(args: argparse.Namespace) -> int:
 def _forget(args: argparse.Namespace) -> int:
     volume = volume_of(args)
     with changing(args, volume, "volume forget") as change:
-        entry = find_volume(change.document, args.id)
+        entry = find_volume(change.document, args.known)
         if _is_in_use(change, entry):
             raise TdefsError(
                 Exit.VOLUME_REGISTERED,
