@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 from tdefs.cli.keystore_change import changing
+from tdefs.cli.keystore_users import add_unseen
 from tdefs.cli.output import print_json, print_line, print_table
 from tdefs.cli.place import add_place, volume_of
 from tdefs.cli.this_host import HostEntry, forget_here, holders, not_enabled, survey
@@ -51,6 +52,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--pcrs", metavar="N[,N]", type=_pcrs, help="only while these PCRs of the TPM stay as they are"
     )
     enable.add_argument("--label", help="a note for people; default: this host's name")
+    add_unseen(enable)
     add_place(enable)
     add_keystore_arguments(enable)
     enable.set_defaults(run=_enable)
@@ -58,6 +60,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     disable = commands.add_parser(
         "disable", help="have this host open the keystore no more; another secret is needed from then on"
     )
+    add_unseen(disable)
     add_place(disable)
     add_keystore_arguments(disable)
     disable.set_defaults(run=_disable)
@@ -83,7 +86,7 @@ def _enable(args: argparse.Namespace) -> int:
         raise TdefsError(Exit.USAGE, "--pcrs is of the TPM, and a host key has none")
     protector = ThisHostProtector(kept, keeper=keeper)
     label = socket.gethostname()[:MAX_LABEL_CHARACTERS] if args.label is None else args.label
-    with changing(args, volume, "auto-open enable") as change:
+    with changing(args, volume, "auto-open enable", sees_all=True) as change:
         old = [one.entry for one in survey(change.document, protector) if one.is_mine]
         new, id = add_protector(change.unlocked, protector, label)
         for entry in old:
@@ -91,6 +94,7 @@ def _enable(args: argparse.Namespace) -> int:
         change.save(new, [protector], maker=protector, protector=id, kind=protector.kind, by=keeper.name)
         for entry in old:
             forget_here(protector, entry)
+        change.tell_revision()
     print_line(
         f"protector {id}{f' ({label})' if label else ''}: this host opens the keystore by {keeper.title} now"
     )
@@ -101,7 +105,7 @@ def _enable(args: argparse.Namespace) -> int:
 def _disable(args: argparse.Namespace) -> int:
     volume = volume_of(args)
     protector = ThisHostProtector(holders(load_config(args.config).for_backing(volume.backing)))
-    with changing(args, volume, "auto-open disable") as change:
+    with changing(args, volume, "auto-open disable", sees_all=True) as change:
         found = survey(change.document, protector)
         mine = [one.entry for one in found if one.is_mine]
         if not mine:
@@ -113,6 +117,7 @@ def _disable(args: argparse.Namespace) -> int:
         change.save(new, [], protector=", ".join(entry.id for entry in mine), kind=protector.kind)
         for entry in mine:
             forget_here(protector, entry)
+        change.tell_revision()
         rest = ", ".join(f"{one.id} ({one.kind})" for one in change.document.protectors)
     print_line(f"this host does not open the keystore any more; left: {rest}")
     if any(entry.params.get("by") == TpmHolder.name for entry in mine):

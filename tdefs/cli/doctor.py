@@ -14,6 +14,7 @@ from tdefs.doctor.certificates import examine_certificates
 from tdefs.doctor.cluster import examine_cluster, find_clusters
 from tdefs.doctor.findings import Finding, Level, risk
 from tdefs.doctor.host import examine_host
+from tdefs.doctor.registration import examine_registration
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
 from tdefs.fs.mounts import find_mount, tdefs_mounts
@@ -55,7 +56,8 @@ def _mount(mountpoint: Path) -> tuple[list[Finding], list[Path]]:
     """Return what is wrong with a mount, and the clusters that were found on it."""
     mount = find_mount(mountpoint)
     volume = read_volume(mount.backing)
-    findings = list(examine_host(volume, mount.mountpoint, ask(volume, "status")))
+    status = ask(volume, "status")
+    findings = [*examine_host(volume, mount.mountpoint, status), *examine_registration(volume, status)]
     clusters = find_clusters(mount.mountpoint)
     for pgdata in clusters:
         findings += examine_cluster(pgdata, [each.mountpoint for each in tdefs_mounts()])

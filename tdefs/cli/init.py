@@ -26,6 +26,7 @@ from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
 from tdefs.policy.parse import load_policy
+from tdefs.registry import place_of
 from tdefs.volume import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
 
 
@@ -115,11 +116,13 @@ def _complete(
         protector = secret_from_arguments(args, volume.keystore, source_finder(args), confirm=source is None)
         if source is not None:
             copy_command_directory(source.path, volume.keystore)
-            ring = copy_keystore(source, volume.keystore, protector)
+            ring = copy_keystore(source, volume.keystore, protector, place_of(volume))
         else:
             # the first name becomes the default data key
             ordered = [FIRST_DATA_KEY, *sorted(names - {FIRST_DATA_KEY})]
-            ring = create_keystore(volume.keystore, volume.volume_id, protector, data_key_names=ordered)
+            ring = create_keystore(
+                volume.keystore, volume.volume_id, protector, data_key_names=ordered, place=place_of(volume)
+            )
         try:
             save_volume(volume)
         except BaseException:

@@ -6,6 +6,7 @@ import argparse
 
 from tdefs.cli import key_change, key_history, key_show
 from tdefs.cli.key_verify import run_verify
+from tdefs.cli.keystore_users import add_unseen
 from tdefs.cli.place import add_place
 from tdefs.cli.unlock import add_keystore_arguments, add_keystore_place
 from tdefs.keys.hierarchy import AES_256_XTS
@@ -66,6 +67,7 @@ def _register_changes(commands: argparse._SubParsersAction[argparse.ArgumentPars
     )
     revoke.add_argument("name", metavar="NAME")
     revoke.add_argument("--round", metavar="N", type=int, help="default: all rounds")
+    add_unseen(revoke)
     _add_locked(revoke, key_change.run_revoke)
 
     destroy = commands.add_parser("destroy", help="forget a revoked key, or one revoked round, for ever")
@@ -74,12 +76,14 @@ def _register_changes(commands: argparse._SubParsersAction[argparse.ArgumentPars
     destroy.add_argument(
         "--destroy-files-of", metavar="NAME", help="the name again: files under it may become unreadable for ever"
     )
+    add_unseen(destroy)
     _add_locked(destroy, key_change.run_destroy)
 
     master = commands.add_parser("rotate-master", help="make a new master key, and wrap all keys anew")
     master.add_argument(
         "-r", "--repair", action="store_true", help="rotate nothing, but do and tell what 'tdefs key repair' does"
     )
+    add_unseen(master)
     _add_locked(master, key_change.run_rotate_master)
 
     reload = commands.add_parser(

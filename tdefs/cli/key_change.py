@@ -1,12 +1,14 @@
-"""The sub-commands of ``tdefs key`` that change the keystore, and tell the daemon of a mounted volume."""
+"""The sub-commands of ``tdefs key`` that change the keystore, and tell the daemons of mounted volumes."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
-from tdefs.cli.daemon_keys import daemon_status, tell_daemon
+from tdefs.cli.daemon_keys import daemon_status, tell_daemons
 from tdefs.cli.key_files import KeyFiles
 from tdefs.cli.keystore_change import OpenChange, changing
 from tdefs.cli.output import print_line
@@ -15,7 +17,6 @@ from tdefs.cli.unlock import keystore_path, record, unlock
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ACTIVE, DESTROYED
-from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.key_changes import (
     chosen_rounds,
     create_data_key,
@@ -55,47 +56,54 @@ def run_rotate(args: argparse.Namespace) -> int:
 
 def run_revoke(args: argparse.Namespace) -> int:
     """``tdefs key revoke``."""
-    volume = volume_of(args)
-
-    def revoke(old: Unlocked) -> Unlocked:
-        new = revoke_rounds(old, args.name, args.round)
+    with changing(args, volume_of(args), "key revoke", sees_all=True) as change:
+        new = revoke_rounds(change.unlocked, args.name, args.round)
         entry = find_data_key(new.document, args.name)
-        if all(one.state != ACTIVE for one in entry.rounds) and args.name in _policy_keys(args, volume):
-            raise TdefsError(
-                Exit.DATA_KEY_NEEDED,
-                f"the policy names data key {args.name}, which would have no active round for new files",
-                hint=f"'tdefs key rotate {args.name}' first, and revoke the old round with --round,"
-                " or change the policy",
-            )
-        return new
-
-    new = _change(args, "key revoke", revoke, key=args.name, round=args.round)
-    rounds = [one.round for one in chosen_rounds(find_data_key(new.document, args.name), args.round)]
+        if all(one.state != ACTIVE for one in entry.rounds):
+            for volume in change.users.seen:
+                _refuse_while_policy_needs(args, volume)
+        _save_and_tell(change, new, {"key": args.name, "round": args.round})
+    rounds = [one.round for one in chosen_rounds(entry, args.round)]
     print_line(f"no new file may use {_named(args.name, rounds)}")
-    files = KeyFiles.scan(volume, args.name, rounds)
+    files = KeyFiles.scan(change.users.seen, args.name, rounds)
     count = len(files.paths)
     print_line(f"{count} {'file uses' if count == 1 else 'files use'} it" + (":" if count else ""))
     for line in files.shown(_SHOWN_FILES):
         print_line(f"    {line}")
     if files.unknown:
         print_line(f"{len(files.unknown)} more could not be looked at")
+    _print_uncounted(change)
     return Exit.OK
+
+
+def _refuse_while_policy_needs(args: argparse.Namespace, volume: Volume) -> None:
+    """Check that the policy of *volume* does not need the data key for new files.
+
+    :raises TdefsError: DATA_KEY_NEEDED.
+    """
+    if args.name in _policy_keys(args, volume):
+        raise TdefsError(
+            Exit.DATA_KEY_NEEDED,
+            f"the policy names data key {args.name}, which would have no active round for new files",
+            detail=f'it is the policy of volume "{volume.backing}"',
+            hint=f"'tdefs key rotate {args.name}' first, and revoke the old round with --round,"
+            " or change the policy",
+        )
 
 
 def run_destroy(args: argparse.Namespace) -> int:
     """``tdefs key destroy``."""
-    volume = volume_of(args)
-    with changing(args, volume, "key destroy") as change:
+    with changing(args, volume_of(args), "key destroy", sees_all=True) as change:
         chosen = chosen_rounds(find_data_key(change.document, args.name), args.round)
         rounds = [one.round for one in chosen if one.state != DESTROYED]
         new = destroy_rounds(change.unlocked, args.name, args.round)
         # that no new file can come under it from now on
-        tell_daemon(volume, change.path, change.unlocked.ring, change.unlocked.ring)
+        tell_daemons(change.users.seen, change.path, change.unlocked.ring, change.unlocked.ring, silent=True)
         if not rounds:
             gone = [one.round for one in chosen]
             print_line(f"{_named(args.name, gone)} {'were' if len(gone) > 1 else 'was'} destroyed before")
             return Exit.OK
-        files = KeyFiles.scan(volume, args.name, rounds)
+        files = KeyFiles.scan(change.users.seen, args.name, rounds)
         if args.destroy_files_of != args.name and (files.paths or files.unknown):
             raise TdefsError(
                 Exit.DATA_KEY_NEEDED,
@@ -105,11 +113,12 @@ def run_destroy(args: argparse.Namespace) -> int:
                 hint="write these files anew under another key first (VACUUM FULL, pg_basebackup, a dump), or add"
                 f" --destroy-files-of {args.name} if their loss is what you want",
             )
-        _save_and_tell(change, volume, new, {"key": args.name, "round": args.round, "files": len(files.paths)})
+        _save_and_tell(change, new, {"key": args.name, "round": args.round, "files": len(files.paths)})
     verb = "are" if len(rounds) > 1 else "is"
     print_line(
         f"{_named(args.name, rounds)} {verb} destroyed; {len(files.paths)} files became unreadable for ever"
     )
+    _print_uncounted(change)
     print_line("copies of the keystore made before still have the key: destroy them, too")
     return Exit.OK
 
@@ -118,7 +127,7 @@ def run_rotate_master(args: argparse.Namespace) -> int:
     """``tdefs key rotate-master``."""
     if args.repair:
         return run_repair(args)
-    new = _change(args, "key rotate-master", rotate_master_key)
+    new = _change(args, "key rotate-master", rotate_master_key, sees_all=True)
     print_line(f"the master key is {new.master.name} now; every protector opens it, and no file was touched")
     print_line("after a leak of the old keystore change the protectors, too, and before: see docs/KEYS.md")
     return Exit.OK
@@ -139,32 +148,35 @@ def run_reload(args: argparse.Namespace) -> int:
     """``tdefs key reload``."""
     volume = volume_of(args)
     ring = unlock(args, volume)
-    if not tell_daemon(volume, keystore_path(args, volume), ring, ring):
-        raise TdefsError(Exit.NOT_MOUNTED, f'volume "{volume.backing}" is not mounted')
+    if not tell_daemons([volume], keystore_path(args, volume), ring, ring, silent=True):
+        raise TdefsError(Exit.NOT_MOUNTED, f'volume "{volume.backing}" is not mounted with this keystore')
     print_line(f"the daemon uses revision {ring.revision} of the keystore")
     return Exit.OK
 
 
 def _change(
-    args: argparse.Namespace, command: str, make: Callable[[Unlocked], Unlocked], **what: str | int | None
+    args: argparse.Namespace,
+    command: str,
+    make: Callable[[Unlocked], Unlocked],
+    *,
+    sees_all: bool = False,
+    **what: str | int | None,
 ) -> Unlocked:
-    volume = volume_of(args)
-    with changing(args, volume, command) as change:
-        _save_and_tell(change, volume, make(change.unlocked), what)
+    with changing(args, volume_of(args), command, sees_all=sees_all) as change:
+        _save_and_tell(change, make(change.unlocked), what)
         return change.unlocked
 
 
-def _save_and_tell(
-    change: OpenChange, volume: Volume, new: Unlocked, what: Mapping[str, str | int | None]
-) -> None:
-    """Save first: what the daemon uses must be in the keystore, or the next mount could not read it."""
-    old: KeyRing = change.unlocked.ring
+def _save_and_tell(change: OpenChange, new: Unlocked, what: Mapping[str, Any]) -> None:
+    """Save first: what a daemon uses must be in the keystore, or the next mount could not read it."""
+    old = change.unlocked.ring
     change.save(new, None, maker=None, **what)
-    try:
-        tell_daemon(volume, change.path, old, change.unlocked.ring)
-    except TdefsError:
-        print("tdefs: the keystore is changed", file=sys.stderr)
-        raise
+    change.tell(old)
+
+
+def _print_uncounted(change: OpenChange) -> None:
+    if change.unseen:
+        print_line(f"files of {', '.join(change.unseen)} could not be looked at")
 
 
 def _named(name: str, rounds: list[int]) -> str:
@@ -177,7 +189,7 @@ def _policy_keys(args: argparse.Namespace, volume: Volume) -> set[str]:
     settings = load_config(args.config).for_backing(volume.backing)
     policy = status.get("policy") or settings.policy or volume.policy
     try:
-        return set(load_policy(policy).key_names()) if policy else set()
+        return set(load_policy(Path(policy)).key_names()) if policy else set()
     except (TdefsError, OSError) as error:
         print(f"tdefs: warning: the policy cannot be read: {printable(str(error))}", file=sys.stderr)
         return set()

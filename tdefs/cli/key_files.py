@@ -1,8 +1,8 @@
-"""Which files of a volume use a data key."""
+"""Which files of volumes use a data key."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,23 +13,28 @@ from tdefs.volume import Volume
 
 @dataclass(frozen=True, slots=True)
 class KeyFiles:
-    """Paths of the files that use some rounds of a data key, and of those that could not be looked at."""
+    """Paths of the files that use some rounds of a data key, and of those that could not be looked at.
+
+    They are relative to the backing directory, unless there are several.
+    """
 
     paths: list[str]
     unknown: list[str]
 
     @classmethod
-    def scan(cls, volume: Volume, name: str, rounds: Collection[int]) -> Self:
-        """Look at every file of *volume*.
+    def scan(cls, volumes: Sequence[Volume], name: str, rounds: Collection[int]) -> Self:
+        """Look at every file of *volumes*.
 
         :raises OSError: a directory cannot be read.
         """
         paths, unknown = [], []
-        for found in describe_all(volume):
-            if found.data_key == name and found.round in rounds:
-                paths.append(found.path)
-            elif found.state == UNREADABLE:
-                unknown.append(found.path)
+        for volume in volumes:
+            prefix = f"{volume.backing}/" if len(volumes) > 1 else ""
+            for found in describe_all(volume):
+                if found.data_key == name and found.round in rounds:
+                    paths.append(prefix + found.path)
+                elif found.state == UNREADABLE:
+                    unknown.append(prefix + found.path)
         return cls(paths, unknown)
 
     def shown(self, most: int) -> Iterator[str]:

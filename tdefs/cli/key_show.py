@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from datetime import datetime
 from typing import Any
 
+from tdefs.cli.keystore_users import shown_unseen, users_of
 from tdefs.cli.output import print_fields, print_json, print_line, print_table
 from tdefs.cli.place import volume_of
 from tdefs.cli.unlock import read_keystore
@@ -47,13 +49,20 @@ def run_list(args: argparse.Namespace) -> int:
 def run_show(args: argparse.Namespace) -> int:
     """``tdefs key show``."""
     volume = volume_of(args)
-    document = read_keystore(args, volume).document
+    keystore = read_keystore(args, volume)
+    document = keystore.document
     entry = find_data_key(document, args.name)
-    files = Counter(found.round for found in describe_all(volume) if found.data_key == entry.name)
+    users = users_of(document, keystore.path, volume)
+    files = Counter(
+        found.round for one in users.seen for found in describe_all(one) if found.data_key == entry.name
+    )
+    for unseen in users.unseen:
+        print(f"tdefs: warning: files are not counted of {shown_unseen(unseen)}", file=sys.stderr)
     if args.json:
         shown = _key_object(entry)
         for one in shown["rounds"]:
             one["files"] = files[one["round"]]
+        shown["unseen_volumes"] = [one.entry.id for one in users.unseen]
         print_json(shown)
         return Exit.OK
     print_fields([("data key", entry.name), ("default", "yes" if entry.default else "no")])

@@ -14,7 +14,7 @@ from tdefs.host import harden_process
 #: Each is a module of this package, with _ for -.
 _COMMANDS = (
     *("init", "mount", "umount", "status", "doctor", "ls", "cat", "verify", "policy"),
-    *("key", "protector", "key-source", "auto-open"),
+    *("key", "protector", "key-source", "auto-open", "volume"),
 )
 
 

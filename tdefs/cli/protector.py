@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from tdefs.cli.keystore_change import changing
+from tdefs.cli.keystore_users import add_unseen
 from tdefs.cli.output import print_json, print_line, print_table
 from tdefs.cli.place import add_place, volume_of
 from tdefs.cli.this_host import forget_here, holders
@@ -61,6 +62,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     change.add_argument("id", metavar="ID", help="such as pr_1")
     add_place(change)
     add_new_secret_arguments(change, "--new-recovery-code")
+    add_unseen(change)
     add_keystore_arguments(change)
     change.set_defaults(run=_change)
 
@@ -79,6 +81,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="also destroy the key that the key server has for this protector alone; older copies of the keystore "
         "then do not open by it, either",
     )
+    add_unseen(remove)
     add_place(remove)
     add_keystore_arguments(remove)
     remove.set_defaults(run=_remove)
@@ -102,19 +105,21 @@ def _add(args: argparse.Namespace) -> int:
         new, id = add_protector(change.unlocked, protector, args.label)
         _show_code(code)
         change.save(new, [protector], maker=protector, protector=id, kind=protector.kind, label=args.label or None)
+        change.tell_revision()
     print_line(f"protector {id} ({protector.kind}) is added")
     return Exit.OK
 
 
 def _change(args: argparse.Namespace) -> int:
     volume = volume_of(args)
-    with changing(args, volume, "protector change") as change:
+    with changing(args, volume, "protector change", sees_all=True) as change:
         old = find_protector(change.document, args.id)
         protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
         new = change_protector(change.unlocked, args.id, protector)
         _show_code(code)
         change.save(new, [protector], maker=protector, protector=args.id, kind=protector.kind)
         _forget_host_key(args, volume, old)
+        change.tell_revision()
     print_line(f"protector {args.id} ({protector.kind}) has a new secret; the old one opens the keystore no more")
     return Exit.OK
 
@@ -123,6 +128,7 @@ def _label(args: argparse.Namespace) -> int:
     with changing(args, volume_of(args), "protector label") as change:
         new = label_protector(change.unlocked, args.id, args.label)
         change.save(new, protector=args.id, label=args.label)
+        change.tell_revision()
     print_line(
         f'protector {args.id} has the label "{args.label}"' if args.label else f"protector {args.id} has no label"
     )
@@ -139,12 +145,13 @@ def _show_code(code: str | None) -> None:
 
 def _remove(args: argparse.Namespace) -> int:
     volume = volume_of(args)
-    with changing(args, volume, "protector remove") as change:
+    with changing(args, volume, "protector remove", sees_all=True) as change:
         entry = find_protector(change.document, args.id)
         key = source_with_key_of(args, volume.backing, entry) if args.destroy_wrapping_key else None
         # what opened the keystore may be what goes
         change.save(remove_protector(change.unlocked, args.id), [], protector=args.id, kind=entry.kind)
         _forget_host_key(args, volume, entry)
+        change.tell_revision()
         rest = ", ".join(_described(one) for one in change.document.protectors)
     print_line(f"protector {_described(entry)} is removed; left: {rest}")
     if key is not None:

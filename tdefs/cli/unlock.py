@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
+from tdefs.cli.keystore_users import warn_unless_registered
 from tdefs.cli.this_host import demanded_host, opening_host
 from tdefs.config import VolumeConfig, load_config
-from tdefs.errors import TdefsError
+from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.history import append
 from tdefs.keys.key_source import KeySource, make_key_source
@@ -18,7 +19,7 @@ from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.seal import open_history_key
 from tdefs.keys.secrets import add_unlock_arguments, is_secret_given, secret_from_arguments
-from tdefs.volume import Volume
+from tdefs.volume import DEFAULT_KEYSTORE, Volume
 
 
 def add_keystore_arguments(parser: argparse.ArgumentParser, *, recovery_prompt: bool = True) -> None:
@@ -46,19 +47,43 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def keystore_path(args: argparse.Namespace, volume: Volume) -> Path:
     """Return the place of the keystore of *volume*.
 
-    :raises TdefsError: what is wrong with the configuration.
+    :raises TdefsError: KEYSTORE_MISSING for a volume that was moved together with its keystore; what is wrong with
+        the configuration.
     """
     settings = load_config(args.config).for_backing(volume.backing)
-    return args.keystore or settings.keystore or volume.keystore
+    named: Path | None = args.keystore or settings.keystore
+    own = volume.private / DEFAULT_KEYSTORE
+    if named is None and not _is_gone(own) and _is_gone(volume.keystore):
+        # not taken without a word: it may be of an older time than the one that is only out of sight
+        raise TdefsError(
+            Exit.KEYSTORE_MISSING,
+            f'there is no keystore "{volume.keystore}", which the volume remembers',
+            detail=f'there is one in its own directory, "{own}"',
+            hint="if the volume was moved or restored here together with it:"
+            f' "tdefs volume moved {volume.backing} --keystore {own}"; else name the right one with --keystore',
+        )
+    return named or volume.keystore
+
+
+def _is_gone(path: Path) -> bool:
+    """Tell whether there is nothing at *path*; what this user may not look at may be there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def read_keystore(args: argparse.Namespace, volume: Volume) -> Keystore:
-    """Return the keystore of *volume*, locked.
+    """Return the keystore of *volume*, locked; warn if it does not know the volume at this place.
 
     :raises TdefsError: what is wrong with the keystore or the configuration.
     """
     keystore = load_keystore(keystore_path(args, volume))
     keystore.check_volume(volume.volume_id)
+    warn_unless_registered(args, keystore.document, keystore.path, volume)
     return keystore
 
 

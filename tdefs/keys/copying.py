@@ -8,20 +8,22 @@ from pathlib import Path
 
 from tdefs.durable import fsync_directory
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.document import Place
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.history import append, head_path, history_path
 from tdefs.keys.keystore import Keystore, write_new_keystore
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
-from tdefs.keys.seal import new_history_anchor, open_history_key, sign
+from tdefs.keys.seal import FIRST_VOLUME, new_history_anchor, new_volume_entry, open_history_key, sign
 from tdefs.keys.upgrade import upgraded
 
 
-def copy_keystore(source: Keystore, path: Path, protector: Protector) -> KeyRing:
+def copy_keystore(source: Keystore, path: Path, protector: Protector, place: Place) -> KeyRing:
     """Write a copy of ``source`` at ``path`` and return its data keys; ``protector`` opens both.
 
     Keys and protectors are the same. The history is the copy's own, with a key of its own, and begins with where
-    it comes from: the records of before stay with the original, and are not missing here.
+    it comes from: the records of before stay with the original, and are not missing here. The copy knows one
+    volume, which is at ``place``.
 
     Raises TdefsError: VOLUME_EXISTS if there is something at ``path``, or a history of something that was there;
     OSError; and as :meth:`Keystore.open`. After an error neither file is there.
@@ -33,7 +35,13 @@ def copy_keystore(source: Keystore, path: Path, protector: Protector) -> KeyRing
     unlocked = upgraded(source.open(protector), protector)
     history = new_history_anchor(original.volume_id, unlocked.master)
     document = sign(
-        replace(unlocked.document, history=history, revision=unlocked.document.revision + 1), unlocked.master
+        replace(
+            unlocked.document,
+            history=history,
+            volumes=(new_volume_entry(FIRST_VOLUME, place),),
+            revision=unlocked.document.revision + 1,
+        ),
+        unlocked.master,
     )
     ring = write_new_keystore(path, document, protector)
     what: dict[str, str | int | None] = {

@@ -1,4 +1,4 @@
-"""What a keystore contains: a document of version 1 or 2 (see document_text.py for its form as text)."""
+"""What a keystore contains: a document of version 1 to 3 (see document_text.py for its form as text)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from datetime import datetime
 
 from tdefs.errors import Exit, TdefsError
 
-#: What is written. Version 1, which has one protector that wraps the master key itself, is only read.
-VERSION = 2
+#: What is written. Version 1, which has one protector that wraps the master key itself, and version 2, which knows
+#: no volumes, are only read.
+VERSION = 3
 MAC_BYTES = 32
 
 ACTIVE = "active"
@@ -32,7 +33,7 @@ class MasterKeyEntry:
 class ProtectorEntry:
     """What one protector has wrapped; ``params`` is what the kind needs to unwrap it, no secret.
 
-    Version 2: ``wrapped`` is the protector key, 32 random bytes, wrapped by the protector's secret;
+    Since version 2: ``wrapped`` is the protector key, 32 random bytes, wrapped by the protector's secret;
     ``wrapped_master_key`` is the master key wrapped under the protector key, and ``kept_key`` the protector
     key wrapped under the master key, so that a new master key can be given to a protector without its
     secret. Version 1: ``wrapped`` is the master key itself, and the other two are empty.
@@ -78,6 +79,35 @@ class DataKeyEntry:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a volume lies: the absolute path of its backing directory, and tdefs's own directory in that.
+
+    That directory's inode number tells the volume from a copy, which has another one; its device number may change
+    with each start of the host.
+    """
+
+    path: str
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class VolumeEntry:
+    """A volume that uses the keystore, and where it was when it was registered or last seen by a change."""
+
+    id: str
+    registered: datetime
+    path: str
+    device: int
+    inode: int
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return Place(self.path, self.device, self.inode)
+
+
+@dataclass(frozen=True)
 class HistoryAnchor:
     """The history log as it was when the keystore was last written.
 
@@ -95,7 +125,8 @@ class HistoryAnchor:
 class Document:
     """Everything in a keystore file. ``mac`` is 32 bytes, made with the current master key.
 
-    ``revision`` counts the changes, from 1; a document of version 1 has revision 0 and no ``history``.
+    ``revision`` counts the changes, from 1; a document of version 1 has revision 0 and no ``history``. ``volumes``
+    are those that use the keystore; before version 3 none is known.
     """
 
     volume_id: bytes
@@ -107,6 +138,7 @@ class Document:
     version: int = 1
     revision: int = 0
     history: HistoryAnchor | None = None
+    volumes: tuple[VolumeEntry, ...] = ()
 
     def current_master_key(self) -> MasterKeyEntry:
         """Return the one master key that is current."""

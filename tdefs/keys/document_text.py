@@ -1,4 +1,4 @@
-"""The keystore document as text, versions 1 and 2.
+"""The keystore document as text, versions 1 to 3.
 
 The text is a JSON object, indented for a person to read, and then one last line::
 
@@ -12,6 +12,7 @@ out is ``mac``, over :func:`signed_bytes`, which only the master key can make (s
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -36,6 +37,7 @@ from tdefs.keys.document import (
     MasterKeyEntry,
     ProtectorEntry,
     RoundEntry,
+    VolumeEntry,
     damaged,
 )
 from tdefs.keys.fields import MalformedError
@@ -50,6 +52,8 @@ _CHECKSUM_BYTES = len("sha256:") + 64 + 1
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,30}", re.ASCII)
 _MAX_PARAMETER_CHARACTERS = 4096
 _MAX_COUNT = 2**63 - 1
+_MAX_PATH_BYTES = 4096
+_MAX_NUMBER = 2**64 - 1  # of an inode or a device
 
 _V1: dict[type, tuple[str, ...]] = {
     Document: ("volume_id", "created", "master_keys", "protectors", "data_keys", "mac"),
@@ -72,8 +76,15 @@ _V2: dict[type, tuple[str, ...]] = {
     ),
     HistoryAnchor: ("wrapped_by", "wrapped", "count", "mac"),
 }
+_V3: dict[type, tuple[str, ...]] = _V2 | {
+    Document: (
+        *("volume_id", "created", "revision", "volumes", "master_keys", "protectors", "data_keys"),
+        *("history", "mac"),
+    ),
+    VolumeEntry: ("id", "registered", "path", "device", "inode"),
+}
 #: For each version the members of each object, in the order in which they are written.
-_MEMBERS = {1: _V1, 2: _V2}
+_MEMBERS = {1: _V1, 2: _V2, 3: _V3}
 
 
 def signed_bytes(document: Document) -> bytes:
@@ -156,6 +167,7 @@ def _read_document(value: Any) -> Document:
         version=version,
         revision=fields.read_int(members["revision"], "revision", 1, _MAX_COUNT) if version > 1 else 0,
         history=_read_history(members["history"], "history") if version > 1 else None,
+        volumes=_read_volumes(members["volumes"], "volumes") if version > 2 else (),
     )
     _check_references(document)
     return document
@@ -278,11 +290,39 @@ def _read_history(value: Any, where: str) -> HistoryAnchor:
     )
 
 
+def _read_volumes(value: Any, where: str) -> tuple[VolumeEntry, ...]:
+    # a keystore that was of version 2 knows none
+    return () if value == [] else fields.read_list(value, where, _read_volume)
+
+
+def _read_volume(value: Any, where: str) -> VolumeEntry:
+    members = fields.read_object(value, where, _V3[VolumeEntry])
+    return VolumeEntry(
+        id=fields.read_text(members["id"], f"{where}.id", KEY_NAME),
+        registered=fields.read_time(members["registered"], f"{where}.registered"),
+        path=_read_path(members["path"], f"{where}.path"),
+        device=fields.read_int(members["device"], f"{where}.device", 0, _MAX_NUMBER),
+        inode=fields.read_int(members["inode"], f"{where}.inode", 0, _MAX_NUMBER),
+    )
+
+
+def _read_path(value: Any, where: str) -> str:
+    """Return an absolute path that a system call would take; bytes that are no UTF-8 are surrogates in it."""
+    try:
+        fits = isinstance(value, str) and len(os.fsencode(value)) <= _MAX_PATH_BYTES
+    except UnicodeEncodeError:
+        fits = False
+    if fits and value.startswith("/") and "\0" not in value:
+        return str(value)
+    raise MalformedError(f"{where}: expected an absolute path")
+
+
 def _check_references(document: Document) -> None:
     """Raise MalformedError unless names are unique, the marks are set once and every named key is there."""
     _check_unique("master_keys", document.master_keys, lambda entry: entry.name)
     _check_unique("protectors", document.protectors, lambda entry: entry.id)
     _check_unique("data_keys", document.data_keys, lambda entry: entry.name)
+    _check_unique("volumes", document.volumes, lambda entry: entry.id)
     if sum(entry.current for entry in document.master_keys) != 1:
         raise MalformedError("master_keys: expected exactly one that is current")
     if sum(entry.default for entry in document.data_keys) != 1:

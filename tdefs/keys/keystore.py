@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tdefs.durable import write_durably
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, ProtectorEntry, damaged
+from tdefs.keys.document import Document, Place, ProtectorEntry, damaged
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
 from tdefs.keys.exposure import exposure
 from tdefs.keys.hierarchy import KeyRing, MasterKey
@@ -116,19 +116,20 @@ def create_keystore(
     protector: Protector,
     *,
     data_key_names: Sequence[str] = (FIRST_DATA_KEY,),
+    place: Place | None = None,
 ) -> KeyRing:
-    """Create the keystore of a new volume at ``path`` (mode 0600), durably, and return its data keys.
+    """Create the keystore of a new volume, which is at ``place``, at ``path`` (mode 0600); return its data keys.
 
     It gets a master key, round 1 of each of ``data_key_names``, of which the first becomes the default,
     and one protector. What is returned was unlocked from the very bytes that are written, so a protector
-    that cannot undo what it did is found now and not at the first mount.
+    that cannot undo what it did is found now and not at the first mount. When this returns it is durable.
 
     Raises TdefsError: VOLUME_EXISTS if there is something at ``path``, which is left as it is; OS_ERROR;
     and what the protector raises. What the protector made elsewhere is removed then.
     """
     if os.path.lexists(path):
         raise _exists(path)
-    document = new_document(volume_id, protector, data_key_names)
+    document = new_document(volume_id, protector, data_key_names, place)
     try:
         return write_new_keystore(path, document, protector)
     except BaseException:

@@ -1,6 +1,6 @@
 """Sealing a keystore document: wrapping the keys in it and making the MAC over all of it; and the reverse.
 
-Every function that makes a document makes one of version 2; version 1 is only opened.
+Every function that makes a document makes one of version 3; versions 1 and 2 are only opened.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from tdefs.keys.document import (
     Document,
     HistoryAnchor,
     MasterKeyEntry,
+    Place,
     ProtectorEntry,
     RoundEntry,
+    VolumeEntry,
     damaged,
 )
 from tdefs.keys.document_text import signed_bytes
@@ -35,6 +37,7 @@ from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, w
 
 FIRST_MASTER_KEY = "mk_1"
 FIRST_PROTECTOR = "pr_1"
+FIRST_VOLUME = "vol_1"
 
 _DERIVED_KEY_BYTES = 32
 _MAC_PURPOSE = b"tdefs v1 keystore mac"
@@ -51,11 +54,14 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-def new_document(volume_id: bytes, protector: Protector, data_key_names: Sequence[str]) -> Document:
+def new_document(
+    volume_id: bytes, protector: Protector, data_key_names: Sequence[str], place: Place | None = None
+) -> Document:
     """Return the sealed document of a new volume: new keys, and one protector that opens mk_1.
 
-    ``data_key_names`` are the data keys, the default first. Raises ValueError if one is invalid or there
-    twice or none is given, and what ``protector.wrap`` raises.
+    ``data_key_names`` are the data keys, the default first; ``place`` is where the volume is, which the keystore
+    then knows. Raises ValueError if a name is invalid or there twice or none is given, and what ``protector.wrap``
+    raises.
     """
     if not data_key_names or len(set(data_key_names)) != len(data_key_names):
         raise ValueError("a keystore has at least one data key, and each name once")
@@ -74,8 +80,14 @@ def new_document(volume_id: bytes, protector: Protector, data_key_names: Sequenc
         version=VERSION,
         revision=1,
         history=new_history_anchor(volume_id, master),
+        volumes=() if place is None else (new_volume_entry(FIRST_VOLUME, place),),
     )
     return sign(unsigned, master)
+
+
+def new_volume_entry(id: str, place: Place) -> VolumeEntry:
+    """Return the entry of a volume that is registered now."""
+    return VolumeEntry(id, now(), place.path, place.device, place.inode)
 
 
 def sign(document: Document, master: MasterKey) -> Document:

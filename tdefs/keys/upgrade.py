@@ -1,4 +1,4 @@
-"""From version 1 of the keystore to version 2, which happens before the first change."""
+"""From version 1 or 2 of the keystore to version 3, which happens before the first change."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from tdefs.keys.seal import new_history_anchor, new_protector_entry, open_keys, 
 
 
 def upgraded(unlocked: Unlocked, protector: Protector) -> Unlocked:
-    """Return the keystore in version 2; ``protector`` has unlocked it. Version 2 is returned as it is.
+    """Return the keystore in version 3; ``protector`` has unlocked it. Version 3 is returned as it is.
 
-    The data keys stay what they are. The protector gets a protector key, for which its secret is needed,
-    so a keystore of version 1 with several protectors is refused; no tdefs ever wrote one.
+    The data keys stay what they are; no volume is known, so that a copy of one cannot pass for it. From version 1,
+    the protector gets a protector key, for which its secret is needed, so a keystore of version 1 with several
+    protectors is refused; no tdefs ever wrote one.
 
     Raises what the protector raises; TdefsError(KEYSTORE_DAMAGED) for several protectors.
     """
     old, master = unlocked.document, unlocked.master
     if old.version == VERSION:
         return unlocked
+    if old.version > 1:
+        return replace(unlocked, document=sign(replace(old, version=VERSION), master))
     if len(old.protectors) != 1 or len(old.master_keys) != 1:
         raise TdefsError(
             Exit.KEYSTORE_DAMAGED,

@@ -10,6 +10,7 @@ import pytest
 
 from tdefs.keys.keystore import create_keystore
 from tdefs.keys.protectors.command import CommandProtector
+from tdefs.registry import place_of
 from tdefs.volume import create_volume, save_volume
 
 pytest.register_assert_rewrite("tests.fs.twins", "tests.fs.children", "tests.fs.life")
@@ -41,7 +42,7 @@ def volume(scratch: Workspace) -> Volume:
     """
     volume = scratch.volume()
     made = create_volume(volume.backing, volume.keystore, None)
-    create_keystore(made.keystore, made.volume_id, CommandProtector(volume.unlock[1]))
+    create_keystore(made.keystore, made.volume_id, CommandProtector(volume.unlock[1]), place=place_of(made))
     save_volume(made)
     return volume
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, ProtectorEntry
+from tdefs.keys.document import Document, Place, ProtectorEntry
 from tdefs.keys.document_text import parse, serialise
 from tdefs.keys.hierarchy import MasterKey
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
@@ -22,7 +22,7 @@ _CHECKSUM_LINE_BYTES = 72
 
 
 _protector = PassphraseProtector(lambda: b"correct horse", cost=ScryptCost(n=16, r=1, p=1))
-_GENUINE = new_document(bytes(range(16)), _protector, ("dk_1", "dk_2"))
+_GENUINE = new_document(bytes(range(16)), _protector, ("dk_1", "dk_2"), Place("/srv/tdefs/main", 64769, 131))
 _MASTER_SECRET = open_master_key(_GENUINE, _GENUINE.protectors[0], _protector).secret
 _GENUINE_OBJECT = json.loads(serialise(_GENUINE)[:-_CHECKSUM_LINE_BYTES])
 
@@ -99,7 +99,7 @@ def _field_seeds() -> list[bytes]:
     return [
         b"",
         *edits,
-        *(edit for name in ("params", "n", "r", "p") for edit in replacing(_GENUINE_OBJECT, name)),
+        *(edit for name in ("params", "n", "r", "p", "path") for edit in replacing(_GENUINE_OBJECT, name)),
     ]
 
 
@@ -130,6 +130,7 @@ _WORDS = (
                 "round",
                 "algorithm",
             ),
+            *("volumes", "registered", "path", "device", "inode"),
             *("state", "wrapped_by", "kdf", "scrypt", "n", "r", "p", "salt", "aes-256-xts", "active", "\\ud800"),
         )
     ),

@@ -55,7 +55,7 @@ def data_keys(keystore: bytes, command_key: bytes) -> DataKeys:
             where = context(volume, f"{kind} by command", name, 0, entry["id"])
             wrapping_key = hkdf(command_key, b"tdefs v1 command wrapping key" + where, 32)
             key = unwrap(wrapping_key, bytes.fromhex(entry["wrapped"]), where)
-            if document["version"] == 2:
+            if document["version"] > 1:
                 where = context(volume, "master key", entry["master_key"], 0, entry["id"])
                 wrapping_key = hkdf(key, b"tdefs v1 master key wrapping", 32)
                 key = unwrap(wrapping_key, bytes.fromhex(entry["wrapped_master_key"]), where)

@@ -141,11 +141,11 @@ def test_failure_at_the_end_leaves_nothing(standby: Standby, monkeypatch: pytest
         assert not (standby.backing / ".tdefs").exists()
 
 
-def test_copy_of_a_keystore_of_version_1_has_version_2(
+def test_copy_of_a_keystore_of_version_1_has_version_3(
     standby: Standby, small: SmallVolume, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(PASSPHRASE)
     standby.init("--passphrase-file", secret, source=private_copy(GOLDEN, tmp_path / "v1"))
-    assert load_keystore(standby.keystore).document.version == 2
+    assert load_keystore(standby.keystore).document.version == 3
     assert standby.history("--passphrase-file", str(secret))["findings"] == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, init, key, protector
+from tdefs.cli import cat, init, key, protector, volume
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.history import history_path
 from tests.unit.keys.keystore_samples import GOLDEN, PASSPHRASE
@@ -201,11 +201,16 @@ def test_keystore_of_version_1_gets_a_history_with_its_first_change(
     with pytest.raises(TdefsError) as caught:
         command.run(key, "history", *words)
     assert "version 1" in caught.value.message
+    # it knows no volume, so a copy could be what is changed first
+    with pytest.raises(TdefsError) as caught:
+        command.run(key, "rotate", "dk_2", *words)
+    assert caught.value.exit_code == Exit.VOLUME_NOT_REGISTERED
+    command.run(volume, "moved", small.volume.backing, "--passphrase-file", tmp_path / "secret")
     command.run(key, "rotate", "dk_2", *words)
     found = command.json(key, "history", *words)
     assert found["findings"] == []
-    assert events(found) == ["unlock", "unlock", "key rotate", "unlock"]
-    assert json.loads(command.run(key, "list", "--json", "--volume", small.volume.backing)[1])["version"] == 2
+    assert events(found)[-4:] == ["volume moved", "unlock", "key rotate", "unlock"]
+    assert json.loads(command.run(key, "list", "--json", "--volume", small.volume.backing)[1])["version"] == 3
 
 
 def test_failed_change_is_written_down_as_failed(

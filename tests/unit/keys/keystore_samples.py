@@ -19,6 +19,8 @@ CHEAP = ScryptCost(n=16, r=1, p=1)
 GOLDEN = Path(__file__).parent / "golden" / "keystore-v1.json"
 #: Opens by PASSPHRASE and by the key KEY_HEX of a command; dk_1 has a destroyed, a revoked and an active round.
 GOLDEN_V2 = GOLDEN.with_name("keystore-v2.json")
+#: The same, and it knows two volumes.
+GOLDEN_V3 = GOLDEN.with_name("keystore-v3.json")
 
 
 def passphrase(text: bytes = PASSPHRASE) -> PassphraseProtector:

@@ -25,6 +25,7 @@ from tests.unit.golden import by_the_book
 from tests.unit.keys.keystore_samples import (
     GOLDEN,
     GOLDEN_V2,
+    GOLDEN_V3,
     KEY_HEX,
     OTHER_VOLUME_ID,
     PASSPHRASE,
@@ -79,8 +80,11 @@ def test_golden_keystore_of_version_1_opens_for_ever(tmp_path: Path) -> None:
     }
 
 
-def test_golden_keystore_of_version_2_opens_for_ever(tmp_path: Path) -> None:
-    keystore = load_keystore(private_copy(GOLDEN_V2, tmp_path / "keystore"))
+@pytest.mark.parametrize("golden", [GOLDEN_V2, GOLDEN_V3], ids=["v2", "v3"])
+def test_golden_keystore_of_later_versions_opens_for_ever(golden: Path, tmp_path: Path) -> None:
+    keystore = load_keystore(private_copy(golden, tmp_path / "keystore"))
+    known = [] if golden is GOLDEN_V2 else ["/srv/tdefs/main", "/srv/tdefs/wal"]
+    assert [entry.path for entry in keystore.document.volumes] == known
     ring = keystore.unlock(PassphraseProtector(lambda: PASSPHRASE))
     assert shown_keys(ring) == {
         ("dk_1", 2, "aes-256-xts"): "c1feee54b03d4369",
@@ -92,7 +96,7 @@ def test_golden_keystore_of_version_2_opens_for_ever(tmp_path: Path) -> None:
     assert ring.current("dk_1").round == 3
     assert list(keystore.unlock(CommandProtector(f"echo {KEY_HEX}"))) == list(ring)
     # and as an outsider would open it
-    by_hand = by_the_book.data_keys(GOLDEN_V2.read_bytes(), bytes.fromhex(KEY_HEX))
+    by_hand = by_the_book.data_keys(golden.read_bytes(), bytes.fromhex(KEY_HEX))
     assert by_hand == {(key.name, key.round): key.secret for key in ring}
 
 

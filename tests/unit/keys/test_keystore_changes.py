@@ -60,12 +60,12 @@ def secrets(ring: KeyRing) -> dict[tuple[str, int], bytes]:
     return {(key.name, key.round): key.secret for key in ring}
 
 
-def test_version_1_is_rewritten_as_2_with_the_same_keys_and_the_same_secret() -> None:
+def test_version_1_is_rewritten_as_3_with_the_same_keys_and_the_same_secret() -> None:
     protector = PassphraseProtector(lambda: PASSPHRASE, cost=CHEAP)
     old = opened(parse(GOLDEN.read_bytes()), protector)
     new = upgraded(old, protector)
     again = opened(new.document)
-    assert (again.document.version, again.document.revision) == (2, 1)
+    assert (again.document.version, again.document.revision) == (3, 1)
     assert secrets(again.ring) == secrets(old.ring)
     assert again.master == old.master
     assert again.document.protectors[0].created == old.document.protectors[0].created

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +16,18 @@ from hypothesis import strategies as st
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
-from tests.unit.keys.keystore_samples import GOLDEN, GOLDEN_V2, new_keystore
+from tests.unit.keys.keystore_samples import GOLDEN, GOLDEN_V2, GOLDEN_V3, new_keystore
 
 GOLDEN_DATA = GOLDEN.read_bytes()
 GOLDEN_V2_DATA = GOLDEN_V2.read_bytes()
+GOLDEN_V3_DATA = GOLDEN_V3.read_bytes()
 
 
 def with_checksum(body: bytes) -> bytes:
     return body + f"sha256:{hashlib.sha256(body).hexdigest()}\n".encode()
 
 
-def golden_object(data: bytes = GOLDEN_V2_DATA) -> dict[str, Any]:
+def golden_object(data: bytes = GOLDEN_V3_DATA) -> dict[str, Any]:
     value = json.loads(data[: data.rindex(b"sha256:")])
     assert isinstance(value, dict)
     return value
@@ -72,10 +74,18 @@ def test_document_that_could_not_be_read_again_is_not_made() -> None:
     assert caught.value.exit_code == Exit.KEYSTORE_FULL
 
 
-@pytest.mark.parametrize("data", [GOLDEN_DATA, GOLDEN_V2_DATA], ids=["v1", "v2"])
+@pytest.mark.parametrize("data", [GOLDEN_DATA, GOLDEN_V2_DATA, GOLDEN_V3_DATA], ids=["v1", "v2", "v3"])
 def test_document_survives_a_round_trip(data: bytes) -> None:
     document = parse(data)
     assert serialise(document) == data
+    assert parse(serialise(document)) == document
+
+
+def test_path_of_a_volume_may_have_any_bytes() -> None:
+    value = golden_object()
+    value["volumes"][0]["path"] = os.fsdecode(b"/srv/\xff\n")
+    document = parse(with_checksum(json.dumps(value).encode()))
+    assert os.fsencode(document.volumes[0].path) == b"/srv/\xff\n"
     assert parse(serialise(document)) == document
 
 
@@ -85,13 +95,13 @@ def test_file_is_json_that_a_person_can_read_before_its_last_line(tmp_path: Path
     body, last_line = text[: text.rindex("sha256:")], text[text.rindex("sha256:") :]
     assert last_line == f"sha256:{hashlib.sha256(body.encode()).hexdigest()}\n"
     assert json.loads(body)["data_keys"][0]["name"] == "dk_1"
-    assert '\n  "version": 2,\n' in body
+    assert '\n  "version": 3,\n' in body
 
 
 def test_unknown_version_is_named_whatever_else_changed() -> None:
-    body = json.dumps({"format": "tdefs keystore", "version": 3, "novelty": []}).encode()
+    body = json.dumps({"format": "tdefs keystore", "version": 4, "novelty": []}).encode()
     error = assert_damaged(with_checksum(body))
-    assert "format version 3" in error.message
+    assert "format version 4" in error.message
     assert "newer" in error.hint
 
 
@@ -118,7 +128,7 @@ def places(value: Any) -> list[Callable[[Any], None]]:
     return found
 
 
-@pytest.mark.parametrize("golden", [GOLDEN_DATA, GOLDEN_V2_DATA], ids=["v1", "v2"])
+@pytest.mark.parametrize("golden", [GOLDEN_DATA, GOLDEN_V2_DATA, GOLDEN_V3_DATA], ids=["v1", "v2", "v3"])
 @given(st.data(), json_values)
 def test_odd_json_in_any_place_gives_a_keystore_or_a_tdefs_error(
     golden: bytes, data: st.DataObject, odd: Any
@@ -206,6 +216,17 @@ def edit(path: list[str | int], value: Any) -> bytes:
         (["history", "wrapped_by"], "mk_1", "not current"),
         (["data_keys", 0, "rounds", 0, "extra"], 1, "exactly the members"),
         (["mac"], "", "mac"),
+        (["volumes"], None, "volumes"),
+        (["volumes", 0, "id"], "vol_2", "twice"),
+        (["volumes", 0, "id"], "Vol", "id"),
+        (["volumes", 0, "path"], "srv/tdefs", "absolute path"),
+        (["volumes", 0, "path"], "/srv\0", "absolute path"),
+        (["volumes", 0, "path"], "/\ud800", "absolute path"),
+        (["volumes", 0, "path"], "/" * 4097, "absolute path"),
+        (["volumes", 0, "path"], 7, "absolute path"),
+        (["volumes", 0, "inode"], -1, "inode"),
+        (["volumes", 0, "device"], 2**64, "device"),
+        (["volumes", 0, "registered"], None, "registered"),
     ],
 )
 def test_each_invalid_field_is_named(path: list[str | int], value: Any, complaint: str) -> None:

@@ -299,11 +299,11 @@ def test_missing_keystore_is_not_locked(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keystore_of_version_1_is_saved_as_version_2(tmp_path: Path) -> None:
+def test_keystore_of_version_1_is_saved_as_version_3(tmp_path: Path) -> None:
     path = private_copy(GOLDEN, tmp_path / "keystore")
     protector = PassphraseProtector(lambda: PASSPHRASE, cost=CHEAP)
     with KeystoreChange(path, "test") as change:
         old = change.keystore.open(protector)
         change.save(upgraded(old, protector), [protector])
-    assert load_keystore(path).document.version == 2
+    assert load_keystore(path).document.version == 3
     assert list(load_keystore(path).unlock(protector)) == list(old.ring)

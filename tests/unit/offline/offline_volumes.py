@@ -21,6 +21,7 @@ from tdefs.keys.keystore import create_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.pg.control import crc32c
 from tdefs.pg.pages import PAGE_SIZE, page_checksums
+from tdefs.registry import place_of
 from tdefs.volume import Session, create_volume, save_volume, write_session
 
 KEY_COMMAND = "printf %%064d 7"
@@ -58,7 +59,11 @@ class SmallVolume:
     def __init__(self, root: Path, *, policy: Path | None = None, plain_files: bool = False) -> None:
         volume = create_volume(root / "backing", root / "keystore", policy)
         self.ring = create_keystore(
-            volume.keystore, volume.volume_id, CommandProtector(KEY_COMMAND), data_key_names=("dk_1", "dk_2")
+            volume.keystore,
+            volume.volume_id,
+            CommandProtector(KEY_COMMAND),
+            data_key_names=("dk_1", "dk_2"),
+            place=place_of(volume),
         )
         self.volume = replace(volume, plain_files=plain_files)
         save_volume(self.volume)

@@ -1,0 +1,306 @@
+"""``tdefs volume``: which volumes a keystore knows, and what to say after one was moved, restored or copied."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tdefs.cli.keystore_change import OpenChange, changing
+from tdefs.cli.keystore_users import users_of, uses
+from tdefs.cli.output import print_json, print_line, print_table
+from tdefs.cli.place import add_place, volume_of
+from tdefs.cli.unlock import (
+    add_config,
+    add_keystore_arguments,
+    add_keystore_place,
+    open_recorded,
+    read_keystore,
+    source_finder,
+    use_configured_secret,
+)
+from tdefs.config import load_config
+from tdefs.errors import Exit, TdefsError
+from tdefs.fs.offline import volume_at
+from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
+from tdefs.keys.document import Document, VolumeEntry
+from tdefs.keys.fields import show_time
+from tdefs.keys.keystore import load_keystore
+from tdefs.keys.protectors.command_directory import command_directory
+from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
+from tdefs.keys.volume_changes import add_volume, find_volume, forget_volume, move_volume
+from tdefs.registry import Unseen, look, place_of, recognised
+from tdefs.text import printable
+from tdefs.volume import Volume, exclusive, save_volume
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``volume`` with its sub-commands."""
+    parser = subparsers.add_parser(
+        "volume", help="which volumes a keystore knows, and where: list, moved, copied, add, forget"
+    )
+    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
+
+    listing = commands.add_parser("list", help="list the volumes that use the keystore; needs no secret")
+    add_place(listing)
+    add_keystore_place(listing)
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_list)
+
+    moved = commands.add_parser(
+        "moved",
+        help="say that the volume is here now: it was moved, or restored from a backup, and the old one is gone",
+        description="Has the keystore know the volume at this place instead of the old one. Refused while the "
+        "volume is at the old place still. With --keystore the volume remembers that keystore from then on.",
+    )
+    _add_backing(moved)
+    moved.add_argument(
+        "--from", metavar="ID", dest="old", help="which one it was, if several are gone: such as vol_1"
+    )
+    add_keystore_arguments(moved)
+    moved.set_defaults(run=_moved)
+
+    copied = commands.add_parser(
+        "copied",
+        help="say that this is a second volume, and give it a keystore of its own, a copy of the first one's",
+        description="Copies the keystore, with its keys and protectors, and has the volume, which must not be "
+        "mounted, use the copy from then on. The two keystores change apart.",
+    )
+    _add_backing(copied)
+    copied.add_argument("--keystore", metavar="FILE", type=Path, help="where its own keystore is to be")
+    copied.add_argument(
+        "--existing-keystore",
+        metavar="FILE",
+        type=Path,
+        help="the one to copy; default: what the volume remembers",
+    )
+    add_unlock_arguments(copied, recovery=True)
+    add_config(copied)
+    copied.set_defaults(run=_copied)
+
+    add = commands.add_parser(
+        "add",
+        help="say that this is a second volume, which uses the same keystore",
+        description="Has the keystore know one volume more, such as a copy that is to stay. With --keystore the "
+        "volume remembers that keystore from then on.",
+    )
+    _add_backing(add)
+    add_keystore_arguments(add)
+    add.set_defaults(run=_add)
+
+    forget = commands.add_parser("forget", help="say that a volume is no more; not while it is at its place")
+    forget.add_argument("known", metavar="ID", help="such as vol_2")
+    add_place(forget)
+    add_keystore_arguments(forget)
+    forget.set_defaults(run=_forget)
+
+
+def _add_backing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("backing", metavar="BACKING|MOUNTPOINT", type=Path)
+
+
+def _list(args: argparse.Namespace) -> int:
+    volume = volume_of(args)
+    keystore = read_keystore(args, volume)
+    document = keystore.document
+    known = recognised(document, volume)
+    found = [_as_object(document, entry, volume if entry is known else None) for entry in document.volumes]
+    places = {one["path"] for one in found} | {str(volume.backing)}
+    found += [
+        {
+            "id": None,
+            "path": str(one.backing),
+            "registered": None,
+            "seen": True,
+            "reason": "not known to the keystore",
+        }
+        for one in users_of(document, keystore.path, volume).seen
+        if str(one.backing) not in places
+    ]
+    if args.json:
+        print_json(found)
+        return Exit.OK
+    print_table(
+        ("id", "backing directory", "registered", ""),
+        [
+            (
+                one["id"],
+                printable(one["path"]),
+                one["registered"],
+                one["reason"] or ("there" if one["seen"] else ""),
+            )
+            for one in found
+        ],
+    )
+    return Exit.OK
+
+
+def _as_object(document: Document, entry: VolumeEntry, here: Volume | None) -> dict[str, Any]:
+    """Return the JSON object of a volume, which is the one that the command names if that is *here*.
+
+    Its keys are part of the interface.
+    """
+    found = look(document, entry) if here is None else here
+    return {
+        "id": entry.id,
+        "path": entry.path,
+        "registered": show_time(entry.registered),
+        "seen": isinstance(found, Volume),
+        "reason": found.reason if isinstance(found, Unseen) else None,
+    }
+
+
+def _moved(args: argparse.Namespace) -> int:
+    volume = volume_at(args.backing)
+    with _keystore_remembered(args, volume), changing(args, volume, "volume moved", registers=True) as change:
+        if not change.document.volumes:
+            new, id = add_volume(change.unlocked, place_of(volume))
+        else:
+            id = _old_entry(args, change, volume).id
+            new = move_volume(change.unlocked, id, place_of(volume))
+        change.save(new, volume=id, path=printable(str(volume.backing)))
+        change.tell_revision()
+    print_line(f'the keystore knows {id} at "{printable(str(volume.backing))}" now')
+    return Exit.OK
+
+
+def _old_entry(args: argparse.Namespace, change: OpenChange, volume: Volume) -> VolumeEntry:
+    """Return the entry of the volume that is at the place of *volume* now.
+
+    :raises TdefsError: VOLUME_REGISTERED if it is where it was; USAGE if it may be any of several.
+    """
+    document = change.document
+    known = recognised(document, volume)
+    if known is not None:
+        return known
+    here = [entry for entry in document.volumes if entry.path == str(volume.backing)]
+    candidates = [find_volume(document, args.old)] if args.old is not None else here or list(document.volumes)
+    gone = [entry for entry in candidates if not _is_in_use(change, entry)]
+    if not gone:
+        raise TdefsError(
+            Exit.VOLUME_REGISTERED,
+            f'volume {candidates[0].id} is still at "{printable(candidates[0].path)}", so "{volume.backing}" is a'
+            " second one",
+            hint=f'"tdefs volume copied {volume.backing} --keystore FILE" gives it a keystore of its own, "tdefs'
+            f' volume add {volume.backing}" has both share one; remove the old one first if it is to be no more',
+        )
+    if len(gone) > 1:
+        raise TdefsError(
+            Exit.USAGE,
+            "which volume was it?",
+            detail="\n".join(f'{entry.id} was at "{printable(entry.path)}"' for entry in gone),
+            hint="name it with --from",
+        )
+    return gone[0]
+
+
+def _add(args: argparse.Namespace) -> int:
+    volume = volume_at(args.backing)
+    with _keystore_remembered(args, volume), changing(args, volume, "volume add", registers=True) as change:
+        known = recognised(change.document, volume)
+        if known is not None:
+            raise TdefsError(
+                Exit.VOLUME_REGISTERED, f'volume "{volume.backing}" is {known.id}, which the keystore knows'
+            )
+        for entry in change.document.volumes:
+            if entry.path == str(volume.backing):
+                raise TdefsError(
+                    Exit.VOLUME_REGISTERED,
+                    f'the keystore knows {entry.id} at "{volume.backing}", and what is there is another',
+                    hint=f'say that it takes the place of the old one: "tdefs volume moved {volume.backing}"',
+                )
+        new, id = add_volume(change.unlocked, place_of(volume))
+        change.save(new, volume=id, path=printable(str(volume.backing)))
+        change.tell_revision()
+    print_line(f'the keystore knows {id} at "{printable(str(volume.backing))}", too')
+    return Exit.OK
+
+
+@contextmanager
+def _keystore_remembered(args: argparse.Namespace, volume: Volume) -> Iterator[None]:
+    """After the ``with`` block, have the volume remember the keystore that the command line names, if it does.
+
+    The lock is held meanwhile, since a mount that begins writes the description, too.
+
+    :raises TdefsError: VOLUME_IN_USE.
+    """
+    if args.keystore is None or args.keystore.absolute() == volume.keystore:
+        yield
+        return
+    with exclusive(volume):
+        yield
+        save_volume(replace(volume, keystore=args.keystore.absolute()))
+
+
+def _copied(args: argparse.Namespace) -> int:
+    volume = volume_at(args.backing)
+    settings = load_config(args.config).for_backing(volume.backing)
+    place = args.keystore or settings.keystore
+    if place is None:
+        raise TdefsError(
+            Exit.USAGE,
+            "where is its own keystore to be?",
+            detail="neither the command line nor the configuration names a place",
+            hint=f"tdefs volume copied {volume.backing} --keystore FILE",
+        )
+    place = place.absolute()
+    source = load_keystore(args.existing_keystore or volume.keystore)
+    source.check_volume(volume.volume_id)
+    use_configured_secret(args, settings)
+    directory = command_directory(place)
+    found_directory = directory.exists()
+    with exclusive(volume):
+        known = recognised(source.document, volume)
+        if known is not None and len(source.document.volumes) == 1:
+            raise TdefsError(
+                Exit.VOLUME_REGISTERED,
+                f'volume "{volume.backing}" is {known.id}, the only one that the keystore "{source.path}" knows',
+                hint="it needs no other keystore; name the copy if that was meant",
+            )
+        try:
+            protector = secret_from_arguments(args, place, source_finder(args), confirm=False)
+            copy_command_directory(source.path, place)
+            open_recorded(source, protector, "volume copied")
+            copy_keystore(source, place, protector, place_of(volume))
+            try:
+                save_volume(replace(volume, keystore=place))
+            except BaseException:
+                remove_copy(place)
+                raise
+        except BaseException:
+            if not found_directory:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
+    print_line(
+        f'volume "{printable(str(volume.backing))}" has a keystore of its own now: "{printable(str(place))}"'
+    )
+    print_line("keep a copy of it elsewhere, too; it opens by the same secrets until you change them")
+    if known is not None:
+        print_line(f"the old one knows the volume still: 'tdefs volume forget {known.id}' there ends that")
+    return Exit.OK
+
+
+def _forget(args: argparse.Namespace) -> int:
+    volume = volume_of(args)
+    with changing(args, volume, "volume forget") as change:
+        entry = find_volume(change.document, args.known)
+        if _is_in_use(change, entry):
+            raise TdefsError(
+                Exit.VOLUME_REGISTERED,
+                f'volume {entry.id} is at "{printable(entry.path)}", and uses the keystore',
+                hint="remove it first if it is to be no more; 'tdefs volume copied' gives it one of its own",
+            )
+        change.save(forget_volume(change.unlocked, entry.id), volume=entry.id, path=printable(entry.path))
+        change.tell_revision()
+    print_line(f'the keystore does not know {entry.id} at "{printable(entry.path)}" any more')
+    return Exit.OK
+
+
+def _is_in_use(change: OpenChange, entry: VolumeEntry) -> bool:
+    """Tell whether the volume of *entry* is at its place, and uses the keystore that is changed."""
+    found = look(change.document, entry)
+    return isinstance(found, Volume) and uses(found, change.path)
