@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 def mounts_below(directory: Path) -> list[Path]:
@@ -28,3 +32,19 @@ def detach(directory: Path) -> None:
     """Unmounts lazily: works for a mount that is busy, or whose daemon is dead."""
     command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
     subprocess.run([*command, str(directory)], capture_output=True, check=False)
+
+
+@contextmanager
+def fusectl() -> Iterator[None]:
+    """The file system that has a directory for each FUSE connection is mounted, as on every machine with systemd.
+
+    What was not mounted before is not mounted afterwards.
+    """
+    was_mounted = is_mounted(CONNECTIONS)
+    if not was_mounted:
+        subprocess.run(["mount", "-t", "fusectl", "fusectl", CONNECTIONS], check=True)
+    try:
+        yield
+    finally:
+        while not was_mounted and is_mounted(CONNECTIONS):
+            subprocess.run(["umount", CONNECTIONS], check=True)
