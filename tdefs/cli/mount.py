@@ -20,7 +20,7 @@ from tdefs.fs.calls import SystemCalls
 from tdefs.fs.mounts import detach_dead, is_dead, provide_connections, tdefs_mounts
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.session import MountRequest, run_session
-from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit
+from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit, tell_service_manager
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
@@ -53,7 +53,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_keystore_arguments(parser)
     parser.add_argument("--policy", metavar="FILE", type=Path, help="instead of the one the volume remembers")
-    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
+    parser.add_argument(
+        "-f",
+        "--foreground",
+        action="store_true",
+        help="stay in the foreground, log to stderr; tells systemd when the mount serves",
+    )
     parser.add_argument(
         "-o",
         dest="options",
@@ -125,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         if args.foreground:
-            work(lambda: None)
+            work(tell_service_manager)
         else:
             run_in_background(work, keep=lock.descriptor)
     finally:

@@ -110,6 +110,8 @@ def report(log_file: str, message: str) -> None:
     with suppress(OSError):
         fd = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600) if log_file else 2
         os.write(fd, line)
+    if not log_file and "JOURNAL_STREAM" in os.environ:
+        return  # systemd.exec(5): standard error has gone there already
     syslog.openlog("tdefs", syslog.LOG_PID, syslog.LOG_DAEMON)
     syslog.syslog(syslog.LOG_ERR, message.encode(errors="backslashreplace").decode())
 
