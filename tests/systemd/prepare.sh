@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up Debian's cluster 15/main on the volume of tdefs@main, with the files of conf/ as their comments say.
+# Sets up Debian's cluster 15/main on the volume of tdefs@main, with the files of conf/.
 set -euo pipefail
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
-conf=$repository/conf units=/etc/systemd/system
+units=/etc/systemd/system
 
 ln -sf "$repository/.venv/bin/tdefs" /usr/local/bin/tdefs
 
@@ -19,13 +19,12 @@ done
 ln -s /dev/null "$units/getty.target"
 ln -s /dev/null "$units/dbus.socket"
 
-install -m 0644 "$conf/tdefs@.service" "$units/"
-install -m 0600 -D "$conf/tdefs-example.env" /etc/tdefs/main.env
-install -m 0600 "$conf/tdefs.yaml" /etc/tdefs/tdefs.yaml
+# as docs/OPERATING.md tells; nothing is started before systemd is there
+(
+    cd "$repository"
+    sed -n '/^## Under systemd/,/^|/s/^    //p' docs/OPERATING.md | sed 's/ --now//' | bash -euo pipefail
+)
 sed -i 's/watchdog: 60/watchdog: 3/' /etc/tdefs/tdefs.yaml
-install -m 0644 -D "$conf/postgresql-tdefs.conf" "$units/postgresql@15-main.service.d/tdefs.conf"
-systemctl --quiet add-wants tdefs@main.service postgresql@15-main.service
-systemctl --quiet enable tdefs@main
 
 # shellcheck source=/dev/null
 . /etc/tdefs/main.env
@@ -34,7 +33,8 @@ tdefs init "$BACKING" --keystore /etc/tdefs/main.keystore --passphrase-file /etc
 install -d "$MOUNTPOINT"
 tdefs mount "$BACKING" "$MOUNTPOINT" --watchdog 0
 chown postgres: "$MOUNTPOINT"
-printf "fsync = on\nlisten_addresses = ''\n" >/etc/postgresql-common/createcluster.conf
+# idle, it does not notice that its files are gone
+printf "autovacuum = off\nmax_logical_replication_workers = 0\nlisten_addresses = ''\n" >/etc/postgresql-common/createcluster.conf
 pg_createcluster 15 main -- --data-checksums --no-sync
 tdefs umount "$MOUNTPOINT"
 rm -f /srv/tdefs/main/.tdefs/log

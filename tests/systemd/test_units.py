@@ -13,12 +13,19 @@ from tdefs.errors import Exit
 from tests.fs.children import needs_root
 from tests.support.processes import wait_until
 from tests.support.workspace import Workspace
-from tests.systemd.machine import Machine, booted
+from tests.systemd.machine import REPOSITORY, Machine, booted
 
 pytestmark = [pytest.mark.slow, needs_root]
 
 TDEFS = "tdefs@main.service"
 SERVER = "postgresql@15-main.service"
+
+
+def rows(machine: Machine) -> str:
+    """How many rows there are, once the server answers and its unit is active, which takes a little longer."""
+    answer = machine.wait_for_sql("SELECT count(*) FROM kept")
+    assert wait_until(lambda: machine.show(SERVER, "ActiveState") == "active", 30)
+    return answer
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,8 @@ def srv(workspace: Workspace) -> Path:
 def machine(workspace: Workspace, srv: Path) -> Iterator[Machine]:
     """A machine where both units were enabled, and started at boot."""
     with booted(workspace.directory("machine"), srv) as made:
+        made.wait_for_sql("CREATE TABLE kept AS SELECT generate_series(1, 1000)")
+        rows(made)
         yield made
 
 
@@ -61,7 +70,7 @@ def last_line_of_the_server(machine: Machine) -> str:
 
 
 def test_postgresql_runs_on_the_mount_after_boot(machine: Machine) -> None:
-    machine.wait_for_sql("CREATE TABLE kept (n int)")
+    assert rows(machine) == "1000"
     for unit in (TDEFS, SERVER):
         assert machine.show(unit, "ActiveState") == "active"
     assert machine.run("findmnt", "-no", "FSTYPE", "--target", "/var/lib/postgresql/15/main") == "fuse.tdefs"
@@ -73,7 +82,8 @@ def test_when_the_daemon_is_killed_or_frozen_postgresql_comes_back_with_all_comm
     machine: Machine, how: str
 ) -> None:
     """The daemon that is stopped is ended by its watchdog."""
-    machine.wait_for_sql("TRUNCATE kept; INSERT INTO kept SELECT generate_series(1, 1000)")
+    machine.wait_for_sql("CREATE TABLE IF NOT EXISTS late (how text)")
+    machine.wait_for_sql(f"INSERT INTO late VALUES ('{how}')")
     before = machine.show(SERVER, "MainPID"), daemon_of(machine)
     machine.run("kill", f"-{how}", before[1])
     begun = time.monotonic()
@@ -83,7 +93,8 @@ def test_when_the_daemon_is_killed_or_frozen_postgresql_comes_back_with_all_comm
         ),
         40,
     ), "it does not come back"
-    assert machine.wait_for_sql("SELECT count(*) FROM kept", 30) == "1000"
+    assert rows(machine) == "1000"
+    assert machine.sql(f"SELECT count(*) FROM late WHERE how = '{how}'") == "1"
     print(f"PostgreSQL was back after {time.monotonic() - begun:.1f} s")
     assert machine.show(TDEFS, "ActiveState") == machine.show(SERVER, "ActiveState") == "active"
     assert not is_active_on_a_dead_mount(machine)
@@ -92,6 +103,21 @@ def test_when_the_daemon_is_killed_or_frozen_postgresql_comes_back_with_all_comm
     assert machine.run("sh", "-c", f"kill -0 {before[0]} 2>&1 || true") != ""
     if how == "STOP":
         assert "has not answered for 3 s" in machine.journal(f"--unit={TDEFS}")
+
+
+def test_where_the_daemon_is_not_started_again_postgresql_is_stopped(machine: Machine) -> None:
+    extra = f"/run/systemd/system/{TDEFS}.d"
+    machine.run("sh", "-c", f"mkdir {extra} && printf '[Service]\\nRestart=no\\n' >{extra}/no.conf")
+    machine.systemctl("daemon-reload")
+    machine.wait_for_sql("CHECKPOINT")
+    machine.run("kill", "-KILL", daemon_of(machine))
+    assert wait_until(lambda: machine.show(SERVER, "ActiveState") in ("inactive", "failed"), 20)
+    assert machine.show(TDEFS, "ActiveState") == "failed"
+    assert machine.show(SERVER, "Result") == "success", "it was stopped, and has not failed by itself"
+    machine.run("rm", "-r", extra)
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", TDEFS)
+    assert rows(machine) == "1000"
 
 
 def test_a_wrong_secret_is_tried_once_and_leaves_postgresql_stopped(machine: Machine) -> None:
@@ -113,20 +139,7 @@ def test_a_wrong_secret_is_tried_once_and_leaves_postgresql_stopped(machine: Mac
     finally:
         machine.run("mv", f"{secret}.kept", secret)
     machine.systemctl("start", TDEFS)
-    assert machine.wait_for_sql("SELECT count(*) FROM kept") == "1000"
-
-
-def test_a_volume_that_another_process_has_for_a_moment_is_tried_again(machine: Machine) -> None:
-    machine.systemctl("stop", TDEFS)
-    assert machine.show(SERVER, "ActiveState") == "inactive"
-    lock = "/srv/tdefs/main/.tdefs/lock"
-    machine.run("systemd-run", "--quiet", "--unit=holder", "flock", lock, "sleep", "infinity")
-    machine.run("systemctl", "start", TDEFS, check=False)
-    try:
-        assert wait_until(lambda: machine.show(TDEFS, "ExecMainStatus") == str(Exit.VOLUME_IN_USE.value), 10)
-    finally:
-        machine.systemctl("stop", "holder")
-    assert machine.wait_for_sql("SELECT count(*) FROM kept") == "1000"
+    assert rows(machine) == "1000"
 
 
 def test_stopping_the_volume_stops_postgresql_first_and_ends_clean(machine: Machine, srv: Path) -> None:
@@ -135,11 +148,41 @@ def test_stopping_the_volume_stops_postgresql_first_and_ends_clean(machine: Mach
     assert json.loads((srv / "main/.tdefs/session.json").read_text())["clean"]
     assert "database system is shut down" in last_line_of_the_server(machine)
     assert machine.run("findmnt", "-t", "fuse.tdefs", check=False) == ""
-    # a volume that was unmounted on purpose stays so
-    time.sleep(3)
+    time.sleep(3)  # what was stopped on purpose stays so
     assert machine.show(TDEFS, "ActiveState") == machine.show(SERVER, "ActiveState") == "inactive"
-    machine.systemctl("start", SERVER)
-    assert machine.wait_for_sql("SELECT count(*) FROM kept") == "1000"
+
+
+def test_a_volume_that_another_process_has_for_a_moment_is_tried_again(machine: Machine) -> None:
+    """PostgreSQL, which was asked for, waits for it and starts then."""
+    lock = "/srv/tdefs/main/.tdefs/lock"
+    machine.run("systemd-run", "--quiet", "--unit=holder", "flock", lock, "sleep", "infinity")
+    try:
+        machine.run("systemctl", "start", SERVER, check=False)
+        assert wait_until(lambda: machine.show(TDEFS, "ExecMainStatus") == str(Exit.VOLUME_IN_USE.value), 10)
+    finally:
+        machine.systemctl("stop", "holder")
+    assert rows(machine) == "1000"
+
+
+def test_leaving_as_the_document_tells_gives_the_same_cluster_in_the_clear(machine: Machine) -> None:
+    """Run as written; then it comes back, for the volume still has what it had."""
+    kept = f"/etc/systemd/system/{SERVER}.d"
+    text = (REPOSITORY / "docs" / "OPERATING.md").read_text().partition("\n## Leaving tdefs\n")[2]
+    commands = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
+    assert commands.startswith("pg_ctlcluster 15 main stop\n")
+    machine.run("cp", "-a", kept, "/root/kept")
+    machine.run("bash", "-euc", commands)
+    assert rows(machine) == "1000"
+    assert machine.run("findmnt", "-t", "fuse.tdefs", check=False) == ""
+    assert machine.show(TDEFS, "ActiveState") == "inactive"
+
+    machine.systemctl("stop", SERVER)
+    machine.run("mv", "/var/lib/postgresql/15/main", "/var/lib/postgresql/15/main.plain")
+    machine.run("mkdir", "/var/lib/postgresql/15/main")
+    machine.run("cp", "-a", "/root/kept/.", kept)
+    machine.systemctl("daemon-reload")
+    machine.systemctl("--quiet", "enable", "--now", TDEFS)
+    assert rows(machine) == "1000"
 
 
 def test_power_off_stops_postgresql_then_unmounts(machine: Machine, srv: Path) -> None:
