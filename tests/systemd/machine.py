@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.support.mounts import detach
 from tests.support.processes import is_alive, wait_until
 
 HERE = Path(__file__).parent
@@ -75,7 +76,11 @@ def booted(directory: Path, backing: Path) -> Iterator[Machine]:
 
     :param directory: an empty one
     """
-    group = _control_groups() / f"tdefs-test-{os.getpid()}-{next(_numbers)}"
+    # wherever this machine has it, and however: read-only in a container, beside older ones on another
+    groups = directory.with_name(f"{directory.name}-groups")
+    groups.mkdir()
+    subprocess.run(["mount", "-t", "cgroup2", "cgroup2", groups], check=True)
+    group = groups / f"tdefs-test-{os.getpid()}-{next(_numbers)}"
     group.mkdir()
     log = backing / "boot.log"
     try:
@@ -98,15 +103,8 @@ def booted(directory: Path, backing: Path) -> Iterator[Machine]:
                 boot.wait(LIMIT)
     finally:
         wait_until(lambda: _is_removed(group), 10)
-
-
-def _control_groups() -> Path:
-    """Where cgroup2 is mounted: the only hierarchy, or beside the older ones."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, place, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(place)
-    raise AssertionError("no cgroup2 is mounted")
+        detach(groups)
+        groups.rmdir()
 
 
 def _process_1(boot: subprocess.Popen[bytes], log: Path) -> int:
