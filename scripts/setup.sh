@@ -75,7 +75,7 @@ missing_packages() {
         # The tests name PostgreSQL 15; PostgreSQL 18 comes with pip. faketime: they set the daemon's clock.
         # swtpm: a TPM of software.
         for package in postgresql-15 postgresql-client-15 shellcheck btrfs-progs stress-ng fio faketime argon2 \
-            opensc softhsm2 swtpm tpm2-tools; do
+            opensc softhsm2 swtpm tpm2-tools rsync systemd; do
             installed "$package" || printf '%s\n' "$package"
         done
     elif ! have_server; then

@@ -29,6 +29,9 @@ from tdefs.yamlfile import (
 
 DEFAULT_PATH = Path("/etc/tdefs/tdefs.yaml")
 
+#: A day, in seconds.
+LONGEST_WATCHDOG = 86400
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _FIELDS = ("version", "log_level", "key_sources", "volumes")
@@ -38,7 +41,7 @@ _TEXT_FIELDS = ("passphrase_credential", "key_command", "key_source")
 _PATH_FIELDS = ("mountpoint", "passphrase_file", "keystore", "policy", "log_file", "host_key_directory")
 _VOLUME_FIELDS = (
     *("mountpoint", *_SECRET_FIELDS, "keystore", "policy", "options", "log_file"),
-    "host_key_directory",
+    *("host_key_directory", "watchdog"),
 )
 #: In no configuration is any of these the name of a field.
 _SECRETS = ("passphrase", "password", "secret", "key", "token", "pin")
@@ -60,6 +63,8 @@ class VolumeConfig:
     options: tuple[str, ...] = ()
     log_file: Path | None = None
     host_key_directory: Path | None = None
+    watchdog: int = 0
+    """Seconds; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +217,17 @@ def _volume(node: Node, what: str, problems: Problems) -> VolumeConfig:
         options=_options(fields["options"], problems) if "options" in fields else (),
         log_file=paths.get("log_file"),
         host_key_directory=paths.get("host_key_directory"),
+        watchdog=_watchdog(fields["watchdog"], problems) if "watchdog" in fields else 0,
     )
+
+
+def _watchdog(node: Node, problems: Problems) -> int:
+    text = _text(node, "watchdog", problems)
+    if text.isdecimal() and int(text) <= LONGEST_WATCHDOG:
+        return int(text)
+    if text:
+        problems.add(node.line, f"watchdog must be a whole number of seconds from 0 (none) to {LONGEST_WATCHDOG}")
+    return 0
 
 
 def _options(node: Node, problems: Problems) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -87,3 +88,17 @@ def _has_capability(number: int) -> bool:
         if name == "CapEff":
             return bool(int(value, 16) >> number & 1)
     return False
+
+
+def tell_service_manager() -> None:
+    """Say that the service is ready to the service manager that has started it; without one nothing is done.
+
+    The protocol of sd_notify(3). A manager that cannot be told ends the service when its patience ends.
+    """
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    name = "\0" + address[1:] if address.startswith("@") else address
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+        manager.connect(name)
+        manager.send(b"READY=1")

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from tdefs.cli.background import run_in_background
 from tdefs.cli.unlock import add_keystore_arguments, unlock
-from tdefs.config import load_config
+from tdefs.config import LONGEST_WATCHDOG, load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.calls import SystemCalls
-from tdefs.fs.mounts import detach_dead, is_dead, tdefs_mounts
+from tdefs.fs.mounts import detach_dead, is_dead, provide_connections, tdefs_mounts
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.session import MountRequest, run_session
-from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit
+from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit, tell_service_manager
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
@@ -53,7 +53,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_keystore_arguments(parser)
     parser.add_argument("--policy", metavar="FILE", type=Path, help="instead of the one the volume remembers")
-    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
+    parser.add_argument(
+        "-f",
+        "--foreground",
+        action="store_true",
+        help="stay in the foreground, log to stderr; tells systemd when the mount serves",
+    )
     parser.add_argument(
         "-o",
         dest="options",
@@ -63,6 +68,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="mount options, separated by commas",
     )
     parser.add_argument("--log-file", metavar="FILE", type=Path, help="default: BACKING/.tdefs/log")
+    parser.add_argument(
+        "--watchdog",
+        metavar="SECONDS",
+        type=_seconds,
+        help="end a daemon that has not answered for so long: abort its connection, kill it; default: 0, never",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -80,6 +91,13 @@ def _run(args: argparse.Namespace) -> int:
         ring = unlock(args, volume)
         _check_key_names(policy, ring, policy_file)
         log_file = None if args.foreground else _given(args.log_file, settings.log_file) or volume.log_file
+        watchdog = settings.watchdog if args.watchdog is None else args.watchdog
+        if watchdog and (reason := provide_connections()):
+            print(
+                f"tdefs: warning: the watchdog cannot work\nDETAIL:  {reason}\n"
+                "HINT:    as root: mount -t fusectl fusectl /sys/fs/fuse/connections",
+                file=sys.stderr,
+            )
         raise_file_limit()
         keep_freed_memory()
 
@@ -95,6 +113,7 @@ def _run(args: argparse.Namespace) -> int:
                 options=(*_options(args.options), *settings.options),
                 memory_locked=lock_memory(),
                 log_file=log_file,
+                watchdog=watchdog,
             )
             try:
                 run_session(request, ring, policy, SystemCalls(), ready)
@@ -111,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         if args.foreground:
-            work(lambda: None)
+            work(tell_service_manager)
         else:
             run_in_background(work, keep=lock.descriptor)
     finally:
@@ -151,6 +170,13 @@ def _recovered(volume: Volume, policy: Policy) -> Volume:
     """Put right what the last session left, by the rules that held for it; then the policy's own hold."""
     empty_unfinished_files(volume)
     return allow_plain_files(volume) if policy.leaves_anything_plain() else volume
+
+
+def _seconds(text: str) -> int:
+    """Return a watchdog's seconds, as on the command line."""
+    if not text.isdecimal() or int(text) > LONGEST_WATCHDOG:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number from 0 to {LONGEST_WATCHDOG}')
+    return int(text)
 
 
 def _given(argument: Path | None, setting: Path | None) -> Path | None:

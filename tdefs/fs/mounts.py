@@ -19,7 +19,11 @@ from tdefs.errors import Exit, TdefsError
 
 FUSE_TYPE = "fuse.tdefs"
 
+# linux/mount.h
 _MNT_DETACH = 2
+_MS_NOSUID = 2
+_MS_NODEV = 4
+_MS_NOEXEC = 8
 # how often, and how far apart, a mount is tried that is in use by nobody who can be seen
 _BUSY_TRIES = 20
 _BUSY_PAUSE_SECONDS = 0.05
@@ -30,6 +34,8 @@ _DEAD = (ENOTCONN, ECONNABORTED)
 _READ_AHEAD_KIB = 1024
 _DIRTY_PERCENT = 100
 _KERNEL_LIMITS = Path("/sys/class/bdi")
+# fusectl: a directory for each connection (Documentation/filesystems/fuse/fuse.rst)
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -137,6 +143,26 @@ def device_of(path: Path) -> str:
     """Return the device that *path* lies on, as the kernel's lists name it: ``MAJOR:MINOR``."""
     device = path.stat().st_dev
     return f"{os.major(device)}:{os.minor(device)}"
+
+
+def abort_file(device: str) -> Path:
+    """Return the file that aborts the connection of a FUSE mount when something is written to it.
+
+    :param device: the mount's, ``MAJOR:MINOR``; the file belongs to who mounted.
+    """
+    return _CONNECTIONS / device.partition(":")[2] / "abort"
+
+
+def provide_connections() -> str:
+    """See to it that there is an :func:`abort_file`, as root by mounting; return why there is none, or nothing."""
+    if any(mount.kind == "fusectl" and mount.mountpoint == _CONNECTIONS for mount in all_mounts()):
+        return ""
+    if os.geteuid() != 0:
+        return f'the fusectl file system is not mounted at "{_CONNECTIONS}", and this user may not mount it'
+    if _libc.mount(b"fusectl", os.fsencode(_CONNECTIONS), b"fusectl", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None):
+        reason = os.strerror(ctypes.get_errno())
+        return f'the fusectl file system could not be mounted at "{_CONNECTIONS}": {reason}'
+    return ""
 
 
 def is_dead(mountpoint: Path) -> bool:

@@ -24,6 +24,7 @@ from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits, source_n
 from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
 from tdefs.fs.sealing import Expectations, Sealer
+from tdefs.fs.watched import Watched
 from tdefs.keys.document import ACTIVE, REVOKED
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.ring_message import RingRefusedError, open_ring
@@ -44,6 +45,8 @@ class MountRequest:
     options: tuple[str, ...]
     memory_locked: bool
     log_file: Path | None
+    watchdog: int = 0
+    """Seconds after which a frozen daemon is ended; 0: never."""
 
 
 def fuse_options(request: MountRequest) -> set[str]:
@@ -149,6 +152,8 @@ async def _serve(
 ) -> None:
     """Serve requests until the kernel says that the mount is gone."""
     started = time.time()
+    device = next(iter(devices_at(request.mountpoint)[::-1]), "")  # none if it was unmounted already
+    watched = Watched(request.watchdog, device, request.mountpoint, request.log_file)
 
     def status(_asked: Mapping[str, Any]) -> dict[str, Any]:
         ring = sealer.ring
@@ -162,6 +167,7 @@ async def _serve(
             "log_file": os.fspath(request.log_file) if request.log_file else None,
             "started": started,
             "memory_locked": request.memory_locked,
+            "watchdog": watched.patience,
             "page_cipher": "Python" if page_cipher is PythonPageCipher else "compiled",
             "keystore_revision": ring.revision,
             "data_keys": [
@@ -191,12 +197,13 @@ async def _serve(
         log.info("new keys: revision %d of the keystore", ring.revision)
         return {"keystore_revision": ring.revision}
 
-    device = next(iter(devices_at(request.mountpoint)[::-1]), "")  # none if it was unmounted already
     async with trio.open_nursery() as nursery:
         # first, since the mount can be used as soon as anything serves it, and then be told to end
         await nursery.start(signals.unmount_on_first, request.mountpoint, device)
         nursery.start_soon(_announce, request.mountpoint, device, ready)
         nursery.start_soon(serve_control, request.volume, {"status": status, "keys": keys})
+        if request.watchdog and device:
+            nursery.start_soon(watched.stay)
         await pyfuse3.main(max_tasks=WORKERS)
         nursery.cancel_scope.cancel()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 RENAME_NOREPLACE = 1
@@ -33,6 +34,22 @@ def _check(result: int) -> None:
 
 def renameat2(old: Path, new: Path, flags: int) -> None:
     _check(_libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags))
+
+
+def file_handle(directory: int, name: str) -> bytes:
+    """The handle of a file: a struct file_handle with its bytes (name_to_handle_at(2))."""
+    room = 128  # MAX_HANDLE_SZ
+    handle = ctypes.create_string_buffer(room.to_bytes(4, sys.byteorder), 8 + room)
+    mount = ctypes.c_int()
+    _check(_libc.name_to_handle_at(directory, os.fsencode(name), handle, ctypes.byref(mount), 0))
+    return handle.raw
+
+
+def open_by_handle(mount: int, handle: bytes) -> int:
+    """Opens a file for reading; returns its descriptor."""
+    fd: int = _libc.open_by_handle_at(mount, ctypes.create_string_buffer(handle), os.O_RDONLY)
+    _check(min(fd, 0))
+    return fd
 
 
 class _Timespec(ctypes.Structure):

@@ -6,21 +6,25 @@ import fcntl
 import mmap
 import os
 import struct
+import time
 from collections.abc import Callable
-from errno import EFBIG
+from errno import EFBIG, ESTALE
 from pathlib import Path
 
 import pytest
 
-from tests.fs.children import in_child
-from tests.fs.libc import renameat2
+from tests.fs.children import in_child, needs_root
+from tests.fs.libc import file_handle, open_by_handle, renameat2
 from tests.fs.twins import Failure, Twins, outcome
 from tests.suites.differences import KNOWN
+from tests.support.caches import drop_caches
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "FILE-SYSTEM.md"
 # linux/fs.h
 FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_FIEMAP = 0xC020660B
+FICLONE = 0x40049409
+FIFREEZE = 0xC0045877
 RENAME_WHITEOUT = 4
 BEYOND_EXT4 = 1 << 50
 
@@ -93,6 +97,62 @@ def test_a_file_too_large_is_told_by_the_next_sync(twins: Twins) -> None:
 def test_a_direct_write_of_a_file_too_large_is_told_at_once(twins: Twins) -> None:
     assert in_child(lambda: outcome(_write_far_away, twins.plain)) == Failure("EFBIG")
     assert in_child(lambda: outcome(_write_far_away, twins.mount)) == Failure("EFBIG")
+
+
+def _clone(directory: Path) -> object:
+    with (directory / "clone").open("wb") as clone:
+        return fcntl.ioctl(clone, FICLONE, _open(directory))
+
+
+def _freeze(directory: Path) -> object:
+    return fcntl.ioctl(os.open(directory, os.O_RDONLY), FIFREEZE, 0)
+
+
+@pytest.mark.parametrize(
+    "action", [_clone, pytest.param(_freeze, marks=needs_root)], ids=["share blocks", "freeze"]
+)
+def test_what_a_fuse_mount_cannot_do_fails_with_the_documented_error(
+    mounted: Path, action: Callable[[Path], object]
+) -> None:
+    """The ext4 of a test can share no blocks either, and shall not be frozen."""
+    assert in_child(lambda: outcome(action, mounted)) == Failure("ENOTSUP")
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "fifo", "link"])
+def test_a_chown_that_changes_nothing_updates_the_ctime_of_files_alone(twins: Twins, kind: str) -> None:
+    def change(directory: Path) -> bool:
+        path = directory / f"kind-{kind}"
+        match kind:
+            case "file":
+                path.touch()
+            case "directory":
+                path.mkdir()
+            case "fifo":
+                os.mkfifo(path)
+            case "link":
+                path.symlink_to("nowhere")
+        before = path.lstat().st_ctime_ns
+        time.sleep(0.05)
+        os.chown(path, -1, -1, follow_symlinks=False)
+        return path.lstat().st_ctime_ns != before
+
+    assert change(twins.plain)
+    assert change(twins.mount) == (kind == "file")
+
+
+@needs_root
+def test_a_handle_as_of_an_nfs_server_is_stale_once_the_kernel_has_forgotten_the_file(mounted: Path) -> None:
+    os.close(_open(mounted))
+    root = os.open(mounted, os.O_RDONLY)
+    try:
+        handle = file_handle(root, "file")
+        os.close(open_by_handle(root, handle))
+        drop_caches(2)
+        with pytest.raises(OSError) as caught:
+            os.close(open_by_handle(root, handle))
+        assert caught.value.errno == ESTALE
+    finally:
+        os.close(root)
 
 
 def test_every_known_difference_is_in_the_document() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -14,9 +16,11 @@ from typing import TypeVar
 import pytest
 
 from tdefs.errors import Exit
-from tests.fs.children import in_child
+from tests.fs.children import in_child, needs_root
 from tests.fs.twins import Twins, content, identity
 from tests.support.account import Account
+from tests.support.mounts import CONNECTIONS, fusectl, is_mounted
+from tests.support.processes import is_alive, wait_until
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace
 
@@ -37,24 +41,30 @@ class Cluster:
         self.volume: Volume = space.volume("unprivileged")
         self.device = self.volume.root / "fuse"
         self.keystore = self.volume.root / "keystore"
+        #: What the mount has said, to the action that runs on it.
+        self.said = ""
         if not self.account.is_caller:
             os.mknod(self.device, 0o020666, Path("/dev/fuse").stat().st_rdev)
             self.device.chmod(0o666)
         for path in (self.volume.root, *self.volume.root.iterdir()):
             self.account.own(path)
 
-    def run(self, action: Callable[[], T]) -> T:
-        """Runs it as the user, in a child process and a namespace that go away with it."""
+    def run(self, action: Callable[[], T], *options: str, prepare: Callable[[], None] = lambda: None) -> T:
+        """Mounts with the options and runs it, as the user, in a child and a namespace that go away with it.
+
+        :param prepare: what is done in the namespace before, as root
+        """
 
         def inside() -> T:
             if not self.account.is_caller:
                 assert _libc.unshare(_CLONE_NEWNS) == 0
                 assert _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None) == 0
                 subprocess.run(["mount", "--bind", self.device, "/dev/fuse"], check=True)
+                prepare()
                 os.setgroups([self.account.gid])
                 os.setresgid(self.account.gid, self.account.gid, self.account.gid)
                 os.setresuid(self.account.uid, self.account.uid, self.account.uid)
-            self.tdefs("mount", self.volume.backing, self.volume.mountpoint)
+            self.said = self.tdefs("mount", self.volume.backing, self.volume.mountpoint, *options)
             try:
                 return action()
             finally:
@@ -69,7 +79,7 @@ class Cluster:
     def _uid(self) -> int | None:
         return None if self.account.is_caller else self.account.uid
 
-    def tdefs(self, command: str, *words: Path, code: int = 0) -> str:
+    def tdefs(self, command: str, *words: str | Path, code: int = 0) -> str:
         arguments = [str(TDEFS), command, *map(str, words)]
         if command != "umount":
             arguments += [*self.volume.unlock, "--keystore", str(self.keystore)]
@@ -171,6 +181,38 @@ def test_a_busy_mount_says_by_whom_to_a_user_too(cluster: Cluster) -> None:
 
     said, pid = cluster.run(work)
     assert f"sleep (process {pid})" in said
+
+
+def test_a_frozen_daemon_of_a_user_is_ended_by_its_watchdog(cluster: Cluster) -> None:
+    root = cluster.volume.mountpoint
+
+    def freeze() -> tuple[int | None, float]:
+        (daemon,) = cluster.volume.daemons
+        os.kill(daemon, signal.SIGSTOP)
+        begun = time.monotonic()
+        try:
+            (root / "new").touch()
+        except OSError as error:
+            return error.errno, time.monotonic() - begun
+        finally:
+            wait_until(lambda: not is_alive(daemon), 10)
+        return None, 0
+
+    with fusectl():
+        code, seconds = cluster.run(freeze, "--watchdog", "1")
+    assert code in (errno.ECONNABORTED, errno.ENOTCONN)
+    assert seconds < 10
+
+
+@needs_root
+def test_a_watchdog_that_cannot_work_is_told_at_the_mount(cluster: Cluster) -> None:
+    def without_fusectl() -> None:
+        while is_mounted(CONNECTIONS):
+            subprocess.run(["umount", CONNECTIONS], check=True)
+
+    said = cluster.run(lambda: cluster.said, "--watchdog", "1", prepare=without_fusectl)
+    assert "the watchdog cannot work" in said
+    assert "HINT" in said
 
 
 def test_memory_of_the_daemon_is_closed_to_its_own_user(cluster: Cluster) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+#: The source of a mount that tests have made there.
+_OURS = "tdefs-test"
 
 
 def mounts_below(directory: Path) -> list[Path]:
@@ -28,3 +35,22 @@ def detach(directory: Path) -> None:
     """Unmounts lazily: works for a mount that is busy, or whose daemon is dead."""
     command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
     subprocess.run([*command, str(directory)], capture_output=True, check=False)
+
+
+@contextmanager
+def fusectl() -> Iterator[None]:
+    """The file system that has a directory for each FUSE connection is mounted, as on every machine with systemd.
+
+    What was not mounted before is not mounted afterwards, once no test of another process needs it.
+    """
+    with Path(__file__).open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if not is_mounted(CONNECTIONS):
+            subprocess.run(["mount", "-t", "fusectl", _OURS, CONNECTIONS], check=True)
+        try:
+            yield
+        finally:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                while f"{_OURS} {CONNECTIONS} " in Path("/proc/self/mounts").read_text():
+                    subprocess.run(["umount", CONNECTIONS], check=True)

@@ -122,12 +122,12 @@ class ThinDisk:
 
 
 class Btrfs:
-    """A btrfs, which has quotas and checksums of data."""
+    """A btrfs, which has quotas and checksums of data, and snapshots."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, megabytes: int = 200) -> None:
         self.root = root
         self.mountpoint = root / "disk"
-        self.image = _image(root / "image", 200)
+        self.image = _image(root / "image", megabytes)
         run("mkfs.btrfs", "-q", "-m", "single", "-d", "single", self.image)
 
     @contextmanager

@@ -29,6 +29,7 @@ def answer(small: SmallVolume) -> dict[str, Any]:
         "log_file": "/var/log/tdefs",
         "started": 1700000000.5,
         "memory_locked": True,
+        "watchdog": 60,
         "page_cipher": "compiled",
         "keystore_revision": 7,
         "data_keys": [
@@ -75,6 +76,7 @@ def test_json_has_stable_keys(mounted: SmallVolume, command: Command) -> None:
         "policy": None,
         "log_file": "/var/log/tdefs",
         "memory_locked": True,
+        "watchdog": 60,
         "page_cipher": "compiled",
         "known_inodes": 7,
         "open_handles": 3,
@@ -95,6 +97,7 @@ def test_text_shows_keys_counts_and_failures(mounted: SmallVolume, command: Comm
     for row in (
         ["pid", "4321"],
         ["memory", "locked", "yes"],
+        ["watchdog", "60"],
         ["dk_1", "1", "aes-256-xts", "active", "2"],
         ["damaged", "1"],
         ["open", "10", "2"],

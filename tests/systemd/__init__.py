@@ -1,0 +1,1 @@
+"""The units of conf/ under a systemd that really runs them."""
