@@ -528,6 +528,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         else:
             entry = EntryAttributes()
             entry.st_ino = inode.number
+            entry.st_mode = 0
         entry.entry_timeout = entry.attr_timeout = 0
         return inode, entry
 
