@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from errno import ESTALE
 
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.files import OpenFile
@@ -36,7 +37,7 @@ class Attributes:
         """Return the attributes of the backing file."""
         if inode.open_file is not None:
             return self._calls.fstat("getattr:open", inode.open_file.fd)
-        if inode.ghost is not None:
+        if inode.ghost is not None and inode not in self._inodes.held:
             return inode.ghost.status
         name, directory = self._inodes.place(inode)
         return self._calls.stat("getattr", name, directory)
@@ -44,10 +45,14 @@ class Attributes:
     def change(self, inode: Inode, changes: Changes) -> os.stat_result:
         """Set attributes and return those that hold then.
 
-        The kernel passes on times of written files late, also when the file has been removed by then; there is
-        nothing left to set, and an error would fail a syncfs(2).
+        The kernel passes on times of written files late, also when the file has been removed by then; where there
+        is nothing left to set, an error would fail a syncfs(2).
+
+        :raises OSError: ESTALE when anything else is to be set of what cannot be reached any more.
         """
-        if inode.ghost is not None and inode.open_file is None:
+        if inode.ghost is not None and inode.open_file is None and inode not in self._inodes.held:
+            if (changes.size, changes.mode, changes.uid, changes.gid) != (None, None, None, None):
+                raise OSError(ESTALE, os.strerror(ESTALE))
             return inode.ghost.status
         if changes.size is not None:
             self._truncate(inode, changes.size)

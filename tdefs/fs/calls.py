@@ -2,6 +2,7 @@
 
 Each call carries a label that names its place in the code, so that a test can make exactly one of them fail, stop
 or lie. Errors are ``OSError``. Names are bytes, relative to a directory descriptor; offsets and sizes are bytes.
+Where a name may be empty, the call is about what the descriptor itself leads to, which may have no name any more.
 """
 
 from __future__ import annotations
@@ -17,10 +18,18 @@ T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _UTIME_OMIT = (1 << 30) - 2
+# linux/exportfs.h
+_MAX_HANDLE_SIZE = 128
+# what precedes the handle proper: its size and type
+_HANDLE_HEAD = 8
 
 
 class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (("size", ctypes.c_uint), ("type", ctypes.c_int), ("content", ctypes.c_char * _MAX_HANDLE_SIZE))
 
 
 class Owner(NamedTuple):
@@ -53,6 +62,11 @@ def _made_for(owner: Owner, mode: int, make: Callable[[], T]) -> T:
     return make()
 
 
+def _itself(fd: int) -> bytes:
+    """Return a path that leads to what *fd* is open for, be it without a name, and through no symbolic link."""
+    return b"/proc/self/fd/%d" % fd
+
+
 class SystemCalls:
     """The real calls."""
 
@@ -62,7 +76,12 @@ class SystemCalls:
         return _made_for(owner, mode, lambda: os.open(name, flags, mode, dir_fd=directory))
 
     def open(self, label: str, name: bytes, flags: int, mode: int, directory: int) -> int:
-        """Open *name* in *directory*; never follows a symbolic link, never leaks into a child process."""
+        """Open *name* in *directory*; never follows a symbolic link, never leaks into a child process.
+
+        The name may be empty.
+        """
+        if not name:
+            return os.open(_itself(directory), flags | os.O_CLOEXEC)
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory)
 
     def close(self, label: str, fd: int) -> None:
@@ -115,8 +134,18 @@ class SystemCalls:
         os.fdatasync(fd)
 
     def stat(self, label: str, name: bytes, directory: int) -> os.stat_result:
-        """Return the attributes of *name* itself, not of what it points to."""
+        """Return the attributes of *name* itself, not of what it points to. The name may be empty."""
+        if not name:
+            return os.fstat(directory)
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+    def handle(self, label: str, name: bytes, directory: int) -> bytes:
+        """Return what names the file *name* itself for all times on its file system, see name_to_handle_at(2)."""
+        found = _FileHandle(_MAX_HANDLE_SIZE)
+        if _libc.name_to_handle_at(directory, name, ctypes.byref(found), ctypes.byref(ctypes.c_int()), 0) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+        return bytes(found)[: _HANDLE_HEAD + found.size]
 
     def fstat(self, label: str, fd: int) -> os.stat_result:
         """Return the attributes of an open file."""
@@ -127,16 +156,22 @@ class SystemCalls:
         os.fchmod(fd, mode)
 
     def chmod(self, label: str, name: bytes, mode: int, directory: int) -> None:
-        """Set the mode of *name*, which is no symbolic link."""
-        os.chmod(name, mode, dir_fd=directory)
+        """Set the mode of *name*, which is no symbolic link. The name may be empty."""
+        if name:
+            os.chmod(name, mode, dir_fd=directory)
+        else:
+            os.chmod(_itself(directory), mode)  # noqa: PTH101 - a link of /proc is no path
 
     def fchown(self, label: str, fd: int, uid: int, gid: int) -> None:
         """Set the owner of an open file; -1 keeps one."""
         os.fchown(fd, uid, gid)
 
     def chown(self, label: str, name: bytes, uid: int, gid: int, directory: int) -> None:
-        """Set the owner of *name* itself; -1 keeps one."""
-        os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+        """Set the owner of *name* itself; -1 keeps one. The name may be empty."""
+        if name:
+            os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+        else:
+            os.chown(_itself(directory), uid, gid)
 
     def futimens(self, label: str, fd: int, atime_ns: int, mtime_ns: int) -> None:
         """Set the times of an open file, in nanoseconds since 1970."""
@@ -150,8 +185,11 @@ class SystemCalls:
             raise OSError(error, os.strerror(error))
 
     def utimens(self, label: str, name: bytes, atime_ns: int, mtime_ns: int, directory: int) -> None:
-        """Set the times of *name* itself, in nanoseconds since 1970."""
-        os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
+        """Set the times of *name* itself, in nanoseconds since 1970. The name may be empty."""
+        if name:
+            os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
+        else:
+            os.utime(_itself(directory), ns=(atime_ns, mtime_ns))
 
     def mkdir(self, label: str, name: bytes, mode: int, directory: int, owner: Owner) -> None:
         """Make a directory for *owner*, if it can be."""
@@ -166,12 +204,15 @@ class SystemCalls:
         _made_for(owner, 0, lambda: os.symlink(target, name, dir_fd=directory))
 
     def readlink(self, label: str, name: bytes, directory: int) -> bytes:
-        """Return where the symbolic link *name* points."""
+        """Return where the symbolic link *name* points. The name may be empty."""
         return os.readlink(name, dir_fd=directory)
 
     def link(self, label: str, name: bytes, directory: int, new_name: bytes, new_directory: int) -> None:
-        """Make a hard link."""
-        os.link(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory, follow_symlinks=False)
+        """Make a hard link. The old name may be empty."""
+        if name:
+            os.link(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory, follow_symlinks=False)
+        else:
+            os.link(_itself(directory), new_name, dst_dir_fd=new_directory)
 
     def unlink(self, label: str, name: bytes, directory: int) -> None:
         """Remove a name that is no directory."""

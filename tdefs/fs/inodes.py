@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING
 from tdefs.errors import errno_of
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.descriptors import Descriptors
+from tdefs.fs.held import Held
 from tdefs.fs.losses import Loss
+from tdefs.text import printable_path
 
 if TYPE_CHECKING:
     from tdefs.fs.files import OpenFile
@@ -31,11 +34,12 @@ _DIRECTORY_FDS = 512
 
 @dataclass(frozen=True, slots=True)
 class Ghost:
-    """What was last known of a file that cannot be reached by a name: attributes, plaintext length, links left."""
+    """What was last known of a file without a name: attributes, plaintext length, links left, path."""
 
     status: os.stat_result
     length: int
     links: int
+    path: bytes
 
 
 class Inode:
@@ -44,6 +48,7 @@ class Inode:
     __slots__ = (
         "bypassed",
         "form",
+        "generation",
         "ghost",
         "handles",
         "key",
@@ -55,8 +60,10 @@ class Inode:
         "type",
     )
 
-    def __init__(self, number: int, key: tuple[int, int], file_type: int) -> None:
+    def __init__(self, number: int, key: tuple[int, int], file_type: int, generation: int) -> None:
         self.number = number
+        #: Tells it from other files that have, or had, the same number; 32 bits, since the kernel keeps no more.
+        self.generation = generation
         #: Device and inode number in the backing directory.
         self.key = key
         #: The file type bits of the mode (``stat.S_IFMT``).
@@ -97,16 +104,24 @@ class Inode:
             self.loss = None
 
     def path(self) -> bytes:
-        """Return the path relative to the mount point, for the classifier and the log."""
+        """Return the path relative to the mount point, for the classifier; without a name, the last one."""
         parts: list[bytes] = []
         node = self
         while node.number != ROOT_NUMBER:
             if not node.names:
-                parts.append(b"(unlinked)")
+                parts.append(node.ghost.path if node.ghost is not None else b"(unlinked)")
                 break
             node, name = node.names[0]
             parts.append(name)
         return b"/".join(reversed(parts))
+
+    def shown(self) -> str:
+        """Return the path for the log, where another file may be named by it since."""
+        return printable_path(self.path() or b".") + (" (removed)" if self.ghost is not None else "")
+
+
+def _stale() -> OSError:
+    return OSError(ESTALE, os.strerror(ESTALE))
 
 
 def path_of(parent: Inode, name: bytes) -> str:
@@ -121,14 +136,18 @@ class InodeTable:
     def __init__(self, calls: SystemCalls, root_fd: int) -> None:
         self._calls = calls
         self.descriptors = Descriptors(calls)
+        #: Of inodes without names.
+        self.held = Held(self.descriptors)
         status = calls.fstat("inodes:root", root_fd)
-        self.root = Inode(ROOT_NUMBER, (status.st_dev, status.st_ino), stat.S_IFDIR)
+        self.root = Inode(ROOT_NUMBER, (status.st_dev, status.st_ino), stat.S_IFDIR, 0)
         self.root.lookups = 1
         self.root.names.append((self.root, b"."))
         self._root_fd = root_fd
         self._by_number: dict[int, Inode] = {ROOT_NUMBER: self.root}
         self._by_key: dict[tuple[int, int], Inode] = {self.root.key: self.root}
         self._next_private = _FIRST_PRIVATE_NUMBER
+        # not the same as in another mount, where the kernel's handles may be from
+        self._next_generation = int.from_bytes(os.urandom(4), "little")
         self._directory_fds: OrderedDict[Inode, int] = OrderedDict()
         # Directories with names that may not be on the disk yet, by key, since the kernel may forget the inode in
         # between; and the number of the last name that came.
@@ -148,24 +167,39 @@ class InodeTable:
         try:
             return self._by_number[number]
         except KeyError:
-            raise OSError(ESTALE, os.strerror(ESTALE)) from None
+            raise _stale() from None
 
     def enter(self, parent: Inode, name: bytes, status: os.stat_result) -> Inode:
         """Return the inode of *name* in *parent*, which has just been seen with *status*."""
         key = (status.st_dev, status.st_ino)
         inode = self._by_key.get(key)
         if inode is None:
-            inode = Inode(self._free_number(key), key, stat.S_IFMT(status.st_mode))
+            generation = self._generation(parent, name)
+            inode = Inode(self._free_number(key), key, stat.S_IFMT(status.st_mode), generation)
             self._by_number[inode.number] = inode
             self._by_key[key] = inode
             inode.loss = self._lost.pop(key, None)
-        inode.ghost = None
+        if inode.ghost is not None:
+            inode.ghost = None
+            self.held.drop(inode)
         place = (parent, name)
         if place not in inode.names:
             if inode.is_directory:
                 inode.names.clear()
             inode.names.append(place)
         return inode
+
+    def hold(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """Before a name goes: get what is needed to reach *inode* after it went, and until the kernel forgets it.
+
+        An open file is reached through its own descriptor.
+
+        :raises OSError: there is no descriptor to be had. The name may go all the same: the kernel gets ESTALE
+            then, and looks the name up again.
+        """
+        if inode.lookups > 0 and inode.open_file is None:
+            above = self.directory_fd(parent)
+            self.held.keep(inode, self.descriptors.open_at("inodes:hold", name, os.O_PATH, 0, above))
 
     def removed(self, inode: Inode, parent: Inode, name: bytes, *, last: bool) -> None:
         """Note that a name is gone. After the *last* one the backing inode number may be used again."""
@@ -267,36 +301,63 @@ class InodeTable:
             if self._by_key.get(inode.key) is inode:
                 del self._by_key[inode.key]
             self._close_directory(inode)
+            self.held.drop(inode)
 
-    def stand_in(self, status: os.stat_result, length: int) -> Inode:
+    def stand_in(self, path: bytes, status: os.stat_result | None) -> Inode:
         """Return an inode to be listed in place of a file that cannot be told anything of at the moment.
 
         It has a number that no file ever has, so what the kernel is told of it is never taken for the file's.
+
+        :param status: its attributes in the backing directory, if at least these are known.
         """
         self._next_private += 1
-        inode = Inode(self._next_private, (0, self._next_private), stat.S_IFMT(status.st_mode))
-        inode.ghost = Ghost(status, length, status.st_nlink)
+        mode = stat.S_IFMT(status.st_mode) if status is not None else 0
+        inode = Inode(self._next_private, (0, self._next_private), mode, self._new_generation())
+        if status is not None:
+            inode.ghost = Ghost(status, 0, status.st_nlink, path)
         self._by_number[inode.number] = inode
         return inode
 
     def place(self, inode: Inode) -> tuple[bytes, int]:
         """Return a name and the descriptor of its directory through which *inode* can be reached.
 
-        :raises OSError: ENOENT when the file has no name any more.
+        Where it has no name any more, the name is empty, and the descriptor its own.
+
+        :raises OSError: ESTALE when there is neither.
         """
         if len(inode.names) == 1:
             parent, name = inode.names[0]
             return name, self.directory_fd(parent)
+        found = self._named_place(inode)
+        if found is not None:
+            return found
+        fd = self.held.get(inode)
+        if fd is None and inode.open_file is not None:
+            fd = inode.open_file.fd
+        if fd is None:
+            raise _stale()
+        return b"", fd
+
+    def has_name(self, inode: Inode) -> bool:
+        """Tell whether *inode*, of which a name has just gone, can be reached by another one.
+
+        :raises OSError: that cannot be told.
+        """
+        return len(inode.names) == 1 or self._named_place(inode) is not None
+
+    def _named_place(self, inode: Inode) -> tuple[bytes, int] | None:
         for parent, name in inode.names:
             # a name in a directory that the kernel forgot may have moved with it
             try:
                 directory = self.directory_fd(parent)
                 status = self._calls.stat("inodes:place", name, directory)
-            except FileNotFoundError:
+            except OSError as error:
+                if error.errno not in (ENOENT, ESTALE):
+                    raise
                 continue
             if (status.st_dev, status.st_ino) == inode.key:
                 return name, directory
-        raise OSError(ENOENT, os.strerror(ENOENT))
+        return None
 
     def paths(self, inode: Inode) -> list[str]:
         """Return the known paths of *inode*; of several, those that still lead to it, as in :meth:`place`.
@@ -318,12 +379,12 @@ class InodeTable:
         return (status.st_dev, status.st_ino) == inode.key
 
     def directory_fd(self, inode: Inode) -> int:
-        """Return an ``O_PATH`` descriptor of a directory; it stays valid for hundreds of further calls."""
-        if inode is self.root:
-            return self._root_fd
-        fd = self._directory_fds.get(inode)
+        """Return an ``O_PATH`` descriptor of a directory; it stays valid for hundreds of further calls.
+
+        :raises OSError: ESTALE when it cannot be found any more.
+        """
+        fd = self._known_directory_fd(inode)
         if fd is not None:
-            self._directory_fds.move_to_end(inode)
             return fd
         if not inode.is_directory:
             raise OSError(ENOTDIR, os.strerror(ENOTDIR))
@@ -331,17 +392,18 @@ class InodeTable:
         chain = [inode]
         while True:
             if not chain[-1].names:
-                raise OSError(ENOENT, os.strerror(ENOENT))
-            above = chain[-1].names[0][0]
-            if above is self.root or above in self._directory_fds:
+                raise _stale()
+            above_fd = self._known_directory_fd(chain[-1].names[0][0])
+            if above_fd is not None:
                 break
-            chain.append(above)
-        above_fd = self._root_fd if above is self.root else self._directory_fds[above]
+            chain.append(chain[-1].names[0][0])
         opened: int | None = None
         for node in reversed(chain):
             _, name = node.names[0]
             try:
                 fd = self.descriptors.open_at("inodes:directory", name, os.O_PATH | os.O_DIRECTORY, 0, above_fd)
+            except FileNotFoundError:
+                raise _stale() from None
             finally:
                 if opened is not None:
                     self.descriptors.let_go("inodes:directory", opened)
@@ -352,8 +414,19 @@ class InodeTable:
             self.descriptors.let_go("inodes:directory", oldest)
         return above_fd
 
+    def _known_directory_fd(self, inode: Inode) -> int | None:
+        if inode is self.root:
+            return self._root_fd
+        fd = self._directory_fds.get(inode)
+        if fd is not None:
+            self._directory_fds.move_to_end(inode)
+        elif not inode.names:
+            fd = self.held.get(inode)
+        return fd
+
     def close(self) -> None:
         """Close every cached descriptor."""
+        self.held.close()
         while self._directory_fds:
             _, fd = self._directory_fds.popitem()
             self.descriptors.let_go("inodes:close", fd)
@@ -362,6 +435,22 @@ class InodeTable:
         fd = self._directory_fds.pop(inode, None)
         if fd is not None:
             self.descriptors.let_go("inodes:directory", fd)
+
+    def _generation(self, parent: Inode, name: bytes) -> int:
+        """Return what tells a file from those that have its number before or after it.
+
+        The handle that the file system below gives out for it holds a generation, which changes when the number
+        is used again. CRC-32 finds every change within 32 bits, so files with one number get different checksums.
+        Where there are no handles, a generation is new each time the kernel gets to know a file.
+        """
+        try:
+            return zlib.crc32(self._calls.handle("inodes:handle", name, self.directory_fd(parent)))
+        except OSError:
+            return self._new_generation()
+
+    def _new_generation(self) -> int:
+        self._next_generation = (self._next_generation + 1) % (1 << 32)
+        return self._next_generation
 
     def _free_number(self, key: tuple[int, int]) -> int:
         device, number = key

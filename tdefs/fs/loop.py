@@ -36,6 +36,9 @@ _POLL_MILLISECONDS = 20
 # At the latest after so many requests without a pause the other tasks (timers, signals, the control socket) run.
 _REQUESTS_BETWEEN_YIELDS = 64
 
+# after so many turns of the others, what the kernel had sent has been served
+_TURNS = 16
+
 _threads_at_work = 0
 
 
@@ -45,6 +48,19 @@ async def in_thread(work: Callable[[], R]) -> R:
     _threads_at_work += 1
     try:
         return await trio.to_thread.run_sync(work)
+    finally:
+        _threads_at_work -= 1
+
+
+async def after_earlier_requests(done: Callable[[], bool]) -> None:
+    """Let the requests be served that the kernel has sent already, until *done*, or until there are none."""
+    global _threads_at_work
+    _threads_at_work += 1  # nobody may wait for a request that has not come
+    try:
+        for _ in range(_TURNS):
+            if done():
+                return
+            await trio.lowlevel.checkpoint()
     finally:
         _threads_at_work -= 1
 

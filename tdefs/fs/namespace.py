@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from errno import EEXIST, EINVAL, ENOENT, EPERM
 from functools import partial
 
@@ -123,13 +124,15 @@ class Namespace:
         """Remove a name; the file lives on while it is open or has other names."""
         inode, status = self.lookup(parent, name)
         length = self._length(inode, status)
-        self._calls.unlink("unlink", name, self._inodes.directory_fd(parent))
+        with self._held(inode, parent, name):
+            self._calls.unlink("unlink", name, self._inodes.directory_fd(parent))
         self._removed(inode, parent, name, status, length)
 
     def rmdir(self, parent: Inode, name: bytes) -> None:
         """Remove an empty directory."""
         inode, status = self.lookup(parent, name)
-        self._calls.rmdir("rmdir", name, self._inodes.directory_fd(parent))
+        with self._held(inode, parent, name):
+            self._calls.rmdir("rmdir", name, self._inodes.directory_fd(parent))
         self._removed(inode, parent, name, status, status.st_size)
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> os.stat_result:
@@ -181,14 +184,16 @@ class Namespace:
             self._bind_both(inode, status.st_nlink, old_path, new_path, rebound)
             if target is not None and flags & RENAME_EXCHANGE:
                 self._bind_both(target, target_status.st_nlink, new_path, old_path, rebound)
-            self._calls.rename(
-                "rename",
-                name,
-                self._inodes.directory_fd(parent),
-                new_name,
-                self._inodes.directory_fd(new_parent),
-                flags,
-            )
+            replaced = target if not flags & RENAME_EXCHANGE else None
+            with self._held(replaced, new_parent, new_name):
+                self._calls.rename(
+                    "rename",
+                    name,
+                    self._inodes.directory_fd(parent),
+                    new_name,
+                    self._inodes.directory_fd(new_parent),
+                    flags,
+                )
         except OSError:
             for node, old, _ in rebound:
                 self._undo("rename", parent, name, partial(self._opener.bind, node, old))
@@ -217,12 +222,32 @@ class Namespace:
     def _removed(self, inode: Inode, parent: Inode, name: bytes, status: os.stat_result, length: int) -> None:
         """Note that a name is gone, and what was known of a file that lost its last one."""
         last = inode.is_directory or status.st_nlink == 1
-        self._opener.close_idle(inode)
+        path = inode.path()
         self._inodes.removed(inode, parent, name, last=last)
+        with suppress(OSError):  # which of its other names lead to it cannot be told: they and the descriptor stay
+            if self._inodes.has_name(inode):
+                self._inodes.held.drop(inode)
+            else:
+                inode.names.clear()
+                inode.ghost = Ghost(status, length, 0 if last else status.st_nlink - 1, path)
+        self._opener.close_idle(inode)
+
+    @contextmanager
+    def _held(self, inode: Inode | None, parent: Inode, name: bytes) -> Iterator[None]:
+        """Keep *inode*, if any, within reach of the kernel while a name of it goes, and after it went."""
+        if inode is None:
+            yield
+            return
         try:
-            self._inodes.place(inode)
-        except OSError:
-            inode.ghost = Ghost(status, length, 0 if last else status.st_nlink - 1)
+            self._inodes.hold(inode, parent, name)
+        except OSError as error:
+            path = os.fsencode(path_of(parent, name))
+            self._opener.complaints.failed("removal (hold)", printable_path(path), error)
+        try:
+            yield
+        except BaseException:
+            self._inodes.held.drop(inode)
+            raise
 
     def _bind_both(self, inode: Inode, links: int, old_path: str, new_path: str, rebound: list[_Rebound]) -> None:
         """Bind what is about to be renamed to its old and its new identity; add what changed to *rebound*.

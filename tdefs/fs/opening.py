@@ -125,19 +125,19 @@ class Opener:
             self._close(oldest)
 
     def close_idle(self, inode: Inode) -> None:
-        """Close the file of *inode* if it is only put aside: what is removed must free its space."""
+        """Close the file of *inode* if it is only put aside; without a name its descriptor is held."""
         if inode.open_file is not None and inode.open_file in self._idle:
             del self._idle[inode.open_file]
             self._close(inode.open_file)
 
     def _close_some_idle(self) -> bool:
-        """Close what was put aside longest ago; return whether there was anything."""
+        """Close what was put aside longest ago, at last what has no name; return whether there was anything."""
         closed = 0
         while self._idle and closed < _IDLE_FILES_GIVEN_UP:
             file, _ = self._idle.popitem(last=False)
             self._close(file)
             closed += 1
-        return closed > 0
+        return closed > 0 or self._inodes.held.give_up()
 
     def close_all_idle(self) -> None:
         """Close everything that is put aside."""
@@ -156,14 +156,16 @@ class Opener:
     def _close(self, file: OpenFile) -> None:
         """Close; nobody asked for that, so there is nobody to be told of an error but who syncs next."""
         inode = file.inode
-        path = printable_path(inode.path())
-        if not inode.names and inode.lookups > 0:
-            try:
-                file.status = self._calls.fstat("file:last", file.fd)
-            except OSError as error:
-                self.complaints.failed("close", path, error)
-            inode.ghost = Ghost(file.status, file.content.length, file.status.st_nlink)
+        path = inode.shown()
         inode.open_file = None
+        if not inode.names and inode.lookups > 0:
+            links = self._note_last_status(file)
+            if inode not in self._inodes.held:
+                if links == 0:
+                    # there is nothing left to lose, so nobody need be told of an error of close(2)
+                    self._inodes.held.keep(inode, file.fd)
+                    return
+                self._hold_linked(file)
         try:
             self._calls.close("file:close", file.fd)
         except OSError as error:
@@ -171,6 +173,25 @@ class Opener:
             self.complaints.failed("close", path, error)
             inode.lost(Loss(errno_of(error)))
         self._inodes.drop_if_unused(inode)
+
+    def _note_last_status(self, file: OpenFile) -> int:
+        """Note what the kernel may still ask of a file without a name; return how many links are left of it."""
+        inode = file.inode
+        try:
+            file.status = self._calls.fstat("file:last", file.fd)
+        except OSError as error:
+            self.complaints.failed("close", inode.shown(), error)
+        inode.ghost = Ghost(file.status, file.content.length, file.status.st_nlink, inode.path())
+        return file.status.st_nlink
+
+    def _hold_linked(self, file: OpenFile) -> None:
+        """Keep a descriptor of a file that has names, but none here, so that its own can be closed."""
+        try:
+            fd = self._inodes.descriptors.open_at("close:hold", b"", os.O_PATH, 0, file.fd)
+        except OSError as error:
+            self.complaints.failed("close (hold)", file.inode.shown(), error)
+        else:
+            self._inodes.held.keep(file.inode, fd)
 
     def length(self, inode: Inode, status: os.stat_result) -> int:
         """Return the plaintext length of a regular file whose backing file has *status*.
@@ -386,7 +407,7 @@ class Opener:
             log.error(
                 "%s: a file stored in the clear may not start like an encrypted one "
                 "(HINT: put it in a place that the policy encrypts)",
-                printable_path(inode.path()),
+                inode.shown(),
             )
             raise OSError(EPERM, os.strerror(EPERM))
 
@@ -402,7 +423,7 @@ class Opener:
                 self._calls.pwrite("bind:settle", fd, self._sealer.encode(settled), 0)
             except OSError as error:
                 # it can be opened as it is
-                self.complaints.failed("open", printable_path(inode.path()), error)
+                self.complaints.failed("open", inode.shown(), error)
                 return
             inode.form = Sealed(settled)
 
@@ -427,5 +448,5 @@ class Opener:
     def _presented_as(self, inode: Inode, error: FormatError) -> OSError:
         """Log why *inode* cannot be presented; return the error for who opens it."""
         names = ", ".join(printable_path(os.fsencode(path)) for path in self._inodes.paths(inode))
-        log.error("%s: %s (HINT: %s)", names or printable_path(inode.path()), error, error.hint)
+        log.error("%s: %s (HINT: %s)", names or inode.shown(), error, error.hint)
         return OSError(error.errno, os.strerror(error.errno))

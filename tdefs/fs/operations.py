@@ -37,6 +37,7 @@ from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.durability import Durability
 from tdefs.fs.files import Handle, OpenFile
 from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable
+from tdefs.fs.loop import after_earlier_requests
 from tdefs.fs.losses import Loss
 from tdefs.fs.namespace import Namespace
 from tdefs.fs.opening import Opener
@@ -234,6 +235,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
     @reply
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Return the figures of the file system below."""
+        await self._forgotten_is_closed()
         figures = self._calls.statvfs("statfs", self._root_fd)
         reply = StatvfsData()
         for name in (
@@ -311,16 +313,10 @@ class FuseOperations(Replies, pyfuse3.Operations):
                 if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                     return
                 continue
-            try:
-                inode, status = self._namespace.lookup(directory.inode, name)
-                entry = self._reply_attributes(inode, status)
-            except FileNotFoundError:
+            listed = self._listed(directory.inode, name)
+            if listed is None:
                 continue
-            except OSError as error:
-                # nothing can be told of this one now; the others can be listed
-                path = printable_path(b"/".join(part for part in (directory.inode.path(), name) if part))
-                self.complaints.failed("readdir", path, error)
-                inode, entry = self._stand_in(inode, status)
+            inode, entry = listed
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 self._inodes.drop_if_unused(inode)
                 return
@@ -385,7 +381,12 @@ class FuseOperations(Replies, pyfuse3.Operations):
             if not file.writable:
                 # a write-back of pages that were made dirty through a descriptor closed since
                 self._opener.open(file.inode, writable=True)
-            file.content.write(off, buf)
+            try:
+                file.content.write(off, buf)
+            except OSError as error:
+                if not await self.more_room(error):
+                    raise
+                file.content.write(off, buf)
         except Exception as error:
             if not file.direct:
                 # a write-back: who wrote was told of success long ago, and learns of it from the next sync
@@ -426,7 +427,23 @@ class FuseOperations(Replies, pyfuse3.Operations):
         except (KeyError, OSError):
             return "the mount"
         name = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], bytes) else b""
-        return printable_path(b"/".join(part for part in (inode.path(), name) if part) or b".")
+        return printable_path(b"/".join(part for part in (inode.path(), name) if part)) if name else inode.shown()
+
+    async def more_room(self, error: OSError) -> bool:
+        """Tell whether there is more room since a request failed: that of files that were removed before."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._inodes.held:
+            return False
+        await self._forgotten_is_closed()
+        return True
+
+    async def _forgotten_is_closed(self) -> None:
+        """Close what the kernel has forgotten before it sent this request, though it may be told of later.
+
+        On a plain disk the space of a removed file is free when unlink(2) returns.
+        """
+        held = self._inodes.held
+        if held:
+            await after_earlier_requests(lambda: not held)
 
     @contextmanager
     def _making(self, parent: Inode, name: bytes) -> Iterator[None]:
@@ -482,11 +499,36 @@ class FuseOperations(Replies, pyfuse3.Operations):
     def _dot(self, directory: Inode, name: bytes) -> Inode:
         return directory.names[0][0] if name == b".." and directory.names else directory
 
-    def _stand_in(self, inode: Inode, status: os.stat_result) -> tuple[Inode, EntryAttributes]:
-        """Return what to list for a file of which nothing can be told; the kernel asks again when it is used."""
-        self._inodes.drop_if_unused(inode)
-        inode = self._inodes.stand_in(status, 0)
-        entry = self._reply_attributes(inode, status)
+    def _listed(self, directory: Inode, name: bytes) -> tuple[Inode, EntryAttributes] | None:
+        """Return what to list for *name*, which was there when reading began; nothing when it is gone."""
+        inode: Inode | None = None
+        status: os.stat_result | None = None
+        try:
+            inode, status = self._namespace.lookup(directory, name)
+            return inode, self._reply_attributes(inode, status)
+        except OSError as error:
+            if inode is not None:
+                self._inodes.drop_if_unused(inode)
+            if isinstance(error, FileNotFoundError):
+                return None
+            # nothing can be told of this one now; the others can be listed
+            path = b"/".join(part for part in (directory.path(), name) if part)
+            self.complaints.failed("readdir", printable_path(path), error)
+            return self._stand_in(path, status)
+
+    def _stand_in(self, path: bytes, status: os.stat_result | None) -> tuple[Inode, EntryAttributes]:
+        """Return what to list for a file of which nothing can be told; the kernel asks again when it is used.
+
+        :param status: its attributes in the backing directory. Without them its type is unknown, too: the kernel
+            lists the name so, and takes no inode for it.
+        """
+        inode = self._inodes.stand_in(path, status)
+        if status is not None:
+            entry = self._reply_attributes(inode, status)
+        else:
+            entry = EntryAttributes()
+            entry.st_ino = inode.number
+            entry.st_mode = 0
         entry.entry_timeout = entry.attr_timeout = 0
         return inode, entry
 
@@ -503,6 +545,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
     def _reply_attributes(self, inode: Inode, status: os.stat_result) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = inode.number
+        entry.generation = inode.generation
         entry.entry_timeout = FOREVER_SECONDS
         entry.attr_timeout = FOREVER_SECONDS
         entry.st_mode = status.st_mode

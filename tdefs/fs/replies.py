@@ -37,6 +37,13 @@ _ORDINARY_ERRORS = frozenset(
     }
 )
 
+# What the kernel asks of an inode, whose name it has resolved before. It takes ENOENT for the caller's answer, and
+# looks the name up again upon ESTALE.
+_BY_NUMBER = frozenset({"getattr", "link", "open", "opendir", "readlink", "setattr"})
+
+# What may be done again when it has failed: it has undone what it did, or does the same.
+_REPEATABLE = frozenset({"create", "link", "mkdir", "mknod", "open", "rename", "setattr", "symlink"})
+
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S", bound="Replies")
@@ -55,10 +62,16 @@ class Replies(ABC):
     def subject(self, operation: str, arguments: Sequence[object]) -> str:
         """Return for the log which file, or directory, a request with these arguments was about."""
 
+    async def more_room(self, error: OSError) -> bool:
+        """Tell whether there is more room since a request failed with *error*, for want of room."""
+        return False
+
     def failed(self, operation: str, arguments: Sequence[object], error: Exception) -> int:
         """Count and log a failed request; return the errno to answer with."""
         if isinstance(error, OverflowError):
             return errno_of(error)
+        if isinstance(error, FileNotFoundError) and operation in _BY_NUMBER:
+            return errno.ESTALE
         if isinstance(error, OSError):
             if isinstance(error.__cause__, FormatError):  # of that the log has said more
                 self.complaints.counts[operation] += 1
@@ -83,6 +96,11 @@ def reply(
     async def translated(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.requests[name] += 1
         try:
+            try:
+                return await method(self, *args, **kwargs)
+            except OSError as error:
+                if name not in _REPEATABLE or not await self.more_room(error):
+                    raise
             return await method(self, *args, **kwargs)
         except FUSEError:
             raise

@@ -94,3 +94,36 @@ def helper(function: Callable[[], object]) -> Iterator[int]:
         os.close(ready_reading)
         os.close(end_writing)
         os.waitpid(child, 0)
+
+
+@contextmanager
+def repeated(action: Callable[[], object]) -> Iterator[None]:
+    """A child that does something again and again until the block ends; it must never fail."""
+    end_reading, end_writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(end_writing)
+            os.set_blocking(end_reading, False)
+            while not _at_end(end_reading):
+                action()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(end_reading)
+    try:
+        yield
+    finally:
+        os.close(end_writing)
+        _, status = os.waitpid(child, 0)
+    assert status == 0, f"what was repeated has failed: wait status {status}"
+
+
+def _at_end(pipe: int) -> bool:
+    try:
+        return os.read(pipe, 1) == b""
+    except BlockingIOError:
+        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,26 @@ def encrypted(workspace: Workspace) -> Iterator[Volume]:
 def unencrypted(workspace: Workspace) -> Iterator[Volume]:
     """A mounted volume where nothing but relation files is encrypted, shared by all tests."""
     yield from _served(workspace, "unencrypted", PLAIN_POLICY)
+
+
+@pytest.fixture
+def small(scratch: Workspace, tmp_path: Path) -> Iterator[Volume]:
+    """A mounted volume on an ext4 of 8 MiB."""
+    volume = scratch.volume("small")
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, volume.backing], check=True)
+    try:
+        (volume.backing / "lost+found").rmdir()
+        volume.init()
+        volume.mount()
+        yield volume
+        volume.umount()
+    finally:
+        volume.discard()
+        subprocess.run(["umount", volume.backing], check=True)
 
 
 def _twins(workspace: Workspace, volume: Volume) -> Iterator[Twins]:

@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.fs.children import needs_root
 from tests.support.volume import Volume
-from tests.support.workspace import Workspace
 
 pytestmark = needs_root
-
-
-@pytest.fixture
-def small(scratch: Workspace, tmp_path: Path) -> Iterator[Volume]:
-    """A mounted volume on an ext4 of 8 MiB."""
-    volume = scratch.volume("small")
-    image = tmp_path / "image"
-    with image.open("wb") as file:
-        file.truncate(8 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, volume.backing], check=True)
-    try:
-        (volume.backing / "lost+found").rmdir()
-        volume.init()
-        volume.mount()
-        yield volume
-        volume.umount()
-    finally:
-        volume.discard()
-        subprocess.run(["umount", volume.backing], check=True)
 
 
 def fill(volume: Volume) -> int:
@@ -107,3 +83,29 @@ def test_files_made_on_a_full_disk_leave_nothing_that_stands_in_the_way_later(sm
     for path in directory.iterdir():
         assert path.read_bytes() == path.name.encode()
     assert all("failed: No space left on device (ENOSPC; HINT: make room" in line for line in small.complaints())
+
+
+def test_the_space_of_a_removed_or_replaced_file_can_be_used_at_once(small: Volume) -> None:
+    """The daemon closes what the kernel has forgotten before the disk is full for the next request."""
+    one, other = small.mountpoint / "one", small.mountpoint / "other"
+    for number in range(12):
+        for path in (one, other, small.mountpoint / "filler"):
+            path.unlink(missing_ok=True)
+        other.touch()
+        fd = os.open(one, os.O_WRONLY | os.O_CREAT | os.O_DSYNC)
+        os.pwrite(fd, os.urandom(1 << 20), 0)
+        os.close(fd)
+        fill(small)
+        before = os.statvfs(small.mountpoint).f_bfree
+        if number % 2:
+            one.unlink()
+        else:
+            other.rename(one)
+        if number % 4 < 2:
+            assert os.statvfs(small.mountpoint).f_bfree > before + 200
+        fd = os.open(small.mountpoint / "next", os.O_WRONLY | os.O_CREAT | os.O_DSYNC)
+        try:
+            assert os.pwrite(fd, os.urandom(1_000_000), 0) == 1_000_000
+        finally:
+            os.close(fd)
+            (small.mountpoint / "next").unlink()

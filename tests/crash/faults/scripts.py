@@ -270,6 +270,25 @@ def _unlink(place: Place) -> None:
     (place.path / "16386").unlink()
 
 
+def _replace_unopened(place: Place) -> None:
+    place.rename("note", "copy")
+    place.read("copy")
+
+
+def _close_removed(place: Place) -> None:
+    """A file with another name, which the daemon has not seen, loses the one that it has."""
+    with place.opened("note"):
+        place.expect("note", None)
+        (place.path / "note").unlink()
+    # served after the request that closes the file, for which close(2) does not wait
+    os.statvfs(place.path)
+
+
+def _linked_unseen(place: Place, faults: Faults) -> None:
+    place.file("note", ODD)
+    place.linked_below("note", "unseen")
+
+
 def _nodes(place: Place) -> None:
     (place.path / "d" / "e").mkdir(parents=True)
     (place.path / "d" / "e" / "16385").touch()
@@ -366,6 +385,8 @@ SCRIPTS = (
     Script("open an empty file with two names", _open_to_write, _empty_with_two_names, labels=("inodes:path",)),
     Script("link a relation", _link_relation, _some_files),
     Script("unlink", _unlink, _some_files),
+    Script("replace what is not open", _replace_unopened, _copies_below, labels=("inodes:hold", "held:close")),
+    Script("close what has no known name", _close_removed, _linked_unseen, labels=("close:hold",)),
     Script("other nodes", _nodes),
     Script("directory", _directory, _some_files),
     Script("list unknown files", _list_unknown, _copies_below),

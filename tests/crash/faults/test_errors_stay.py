@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ import pytest
 from tests.crash.faults.orders import Faults, Order
 from tests.crash.faults.places import verified
 from tests.fs.children import in_child, needs_root
+from tests.fs.libc import entries
 from tests.support.caches import drop_caches
+from tests.support.processes import wait_until
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
@@ -377,6 +380,48 @@ def test_a_file_that_cannot_be_looked_at_is_listed_with_the_others_and_has_its_l
         assert (directory / "known").stat().st_size == 1001
     assert (directory / "unknown").stat().st_size == 1001
     assert (directory / "unknown").read_bytes() == b"x" * 1001
+
+
+@pytest.mark.parametrize("label", ["lookup", "form:open"])
+@pytest.mark.parametrize("skip", range(4))
+def test_a_name_of_which_nothing_can_be_told_is_listed_as_itself(
+    served: tuple[Volume, Faults], faults: Faults, label: str, skip: int
+) -> None:
+    """Neither with what was found of the name before it, nor, as the first one, not at all."""
+    volume = served[0]
+    name = f"listed-{label.replace(':', '-')}-{skip}"
+    directory = volume.mountpoint / name
+    below = volume.backing / name
+    directory.mkdir()
+    (directory / "model").write_bytes(b"content")
+    os.sync()
+    content = (below / "model").read_bytes()
+    (directory / "model").unlink()
+    # what the daemon has not seen yet, so that it is asked
+    kinds = {"directory": stat.S_IFDIR, "link": stat.S_IFLNK, "file": stat.S_IFREG, "other file": stat.S_IFREG}
+    (below / "directory").mkdir()
+    (below / "link").symlink_to("target")
+    for file in ("file", "other file"):
+        (below / file).write_bytes(content)
+    known = volume.status()["known_inodes"]
+    with faults.armed(Order(labels=(label,), skip=skip, times=1)):
+        number = faults.number
+        listed = {os.fsdecode(entry): told for entry, told in entries(directory).items()}
+        failed = len(faults.failed(number))
+    assert listed.keys() == kinds.keys()
+    assert len({inode for inode, _ in listed.values()}) == len(kinds)
+    # d_type is the type's bits of the mode, 0 for an unknown one
+    wrong = [file for file, kind in kinds.items() if listed[file][1] != kind >> 12]
+    assert [listed[file][1] for file in wrong] == [0] * (failed if label == "lookup" else 0)
+    for file, kind in kinds.items():
+        status = (directory / file).lstat()
+        assert stat.S_IFMT(status.st_mode) == kind
+        assert kind != stat.S_IFREG or status.st_size == len(b"content")
+    # nothing that stood in for a file stays
+    assert wait_until(lambda: volume.status()["known_inodes"] == known + len(kinds), 10)
+    log = volume.log.read_text()
+    assert "unexpected error in readdir" not in log
+    assert f"readdir of {name}/" in log or not failed
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ ERRNOS = {
     "fdatasync": _CHANGES,
     "syncfs": _CHANGES,
     "stat": ("EIO", "ENOMEM"),
+    "handle": ("EOPNOTSUPP", "EPERM"),
     "fstat": ("EIO",),
     "listdir": ("EIO",),
     "readlink": ("EIO",),
@@ -68,18 +69,20 @@ ERRNOS = {
     "rmdir": ("EIO", "EROFS", "ENOSPC"),
 }
 #: Calls that may fail without an error for the client, and why.
-#: Calls that may fail without an error for the client, and why.
 ABSORBED = {
     Call("pread_cached", "read:cached"): "the read that waits says the rest",
     Call("pread", "read"): "the kernel asks again for what it has read ahead",
     Call("pread", "read:again"): "the kernel asks again for what it has read ahead",
     Call("fstat", "file:last"): "the file has no name any more",
+    Call("open", "inodes:hold"): "the name goes all the same; the kernel looks it up again",
+    Call("open", "close:hold"): "the file was closed; the kernel looks its name up again",
+    Call("handle", "inodes:handle"): "the file gets a generation of our own",
     Call("open", "rename:directory"): "the rename has happened, and the header names both places",
     Call("fsync", "rename:sync"): "the rename has happened, and the header names both places; a sync tells of it",
     Call("pwrite", "bind:settle"): "the header names both places, and the file can be opened",
 }
 #: What need not be in the log, since another call tells the same.
-_SILENT = ("read:cached",)
+_SILENT = ("read:cached", "inodes:handle")
 #: What is about no file that has a name, so that the log does not say it again for another one.
 _NAMELESS = ("file:last", "statfs")
 
