@@ -399,7 +399,6 @@ start() {
 }
 
 stop() {
-    local unmount_output
     [[ -d $dir ]] || {
         ok "there is nothing at $dir"
         return
@@ -414,12 +413,8 @@ stop() {
     fi
     stop_stray_server
     if mount_is_listed; then
-        if ! unmount_output=$("$tdefs" umount "$pgdata" 2>&1); then
-            ! mount_serves || die "unmount $pgdata" "$unmount_output"
-            # With its daemon dead the mount is only a name.
-            if ((EUID == 0)); then umount -l -- "$pgdata"; else fusermount3 -uz -- "$pgdata"; fi
-        fi
-        ! mount_is_listed || die "$pgdata is still mounted" "$unmount_output"
+        step "unmount $pgdata" "$tdefs" umount "$pgdata"
+        ! mount_is_listed || die "$pgdata is still mounted"
         ok "unmounted $pgdata"
     fi
     if [[ -L $socket_link ]]; then

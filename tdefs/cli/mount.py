@@ -17,7 +17,8 @@ from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.calls import SystemCalls
-from tdefs.fs.mounts import detach_dead, is_dead, tdefs_mounts
+from tdefs.fs.mount_users import places_of
+from tdefs.fs.mounts import DEAD, detach_dead, is_dead, tdefs_mounts
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.session import MountRequest, run_session
 from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit
@@ -129,10 +130,12 @@ def _acquire(lock: VolumeLock, volume: Volume) -> None:
             raise
         if _appears(Path(session.mountpoint)):
             raise
+        served = f'process {session.pid} serves what was detached from "{session.mountpoint}" while in use'
+        places = [f"it is mounted {place}" for place in places_of(volume.backing)]
         raise TdefsError(
             error.exit_code,
             error.message,
-            detail=f'process {session.pid} serves what was detached from "{session.mountpoint}" while in use',
+            detail="; ".join([served, *places]),
             hint="it ends when the last file in it is closed: stop what was started there",
         ) from None
 
@@ -196,6 +199,14 @@ def _prepare_mountpoint(mountpoint: Path | None, volume: Volume) -> Path:
     except FileNotFoundError:
         raise TdefsError(
             Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" does not exist', hint="create the directory"
+        ) from None
+    except OSError as error:
+        if error.errno not in DEAD:
+            raise
+        raise TdefsError(
+            Exit.MOUNTPOINT_INVALID,
+            f'mount point "{mountpoint}" lies in a dead mount',
+            hint="mount that one again first",
         ) from None
     if not resolved.is_dir():
         raise TdefsError(Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" is not a directory')

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.fs.mount_users import who_keeps
 from tdefs.fs.mounts import detach_dead, find_mount, is_dead, unmount
 from tdefs.volume import (
     Session,
@@ -25,7 +26,13 @@ _POLL_SECONDS = 0.02
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command ``umount``."""
-    parser = subparsers.add_parser("umount", help="write everything out and end a mount")
+    parser = subparsers.add_parser(
+        "umount",
+        help="write everything out and end a mount",
+        description="Writes everything out and ends a mount. One stays that is in use, that has other mounts "
+        "inside, or that is mounted elsewhere, too (a bind mount, another mount namespace); the message says by "
+        "whom and where.",
+    )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
     parser.set_defaults(run=_run)
 
@@ -52,6 +59,7 @@ def _run(args: argparse.Namespace) -> int:
             raise TdefsError(
                 Exit.MOUNT_FAILED,
                 f'"{mount.mountpoint}" is unmounted, but its daemon has not ended after {_WAIT_SECONDS} s',
+                detail="; ".join(who_keeps(mount.device)),
                 hint=f'see its log "{volume.log_file}"',
             )
         time.sleep(_POLL_SECONDS)

@@ -20,7 +20,8 @@ from tdefs.fs.control_server import serve_control
 from tdefs.fs.ending import EndSignals
 from tdefs.fs.inodes import InodeTable
 from tdefs.fs.loop import WORKERS, install_polling_wait
-from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits, source_name
+from tdefs.fs.mount_table import source_name
+from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits
 from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
 from tdefs.fs.sealing import Expectations, Sealer

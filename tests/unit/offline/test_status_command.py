@@ -22,6 +22,7 @@ def answer(small: SmallVolume) -> dict[str, Any]:
     return {
         "pid": 4321,
         "mountpoint": str(MOUNTPOINT),
+        "mounts_inside": [],
         "backing": str(small.volume.backing),
         "volume_id": small.volume.volume_id.hex(),
         "keystore": "/etc/tdefs/keystore",
@@ -66,6 +67,7 @@ def test_json_has_stable_keys(mounted: SmallVolume, command: Command) -> None:
     assert since.startswith("2023-11-1")
     assert found == {
         "mountpoint": str(MOUNTPOINT),
+        "mounts_inside": [],
         "backing": str(mounted.volume.backing),
         "volume_id": mounted.volume.volume_id.hex(),
         "daemon_answers": True,
