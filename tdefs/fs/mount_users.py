@@ -77,27 +77,32 @@ def _how_to_unmount(mount: MountInfo) -> str:
     return f"{command} {shlex.quote(str(mount.mountpoint))}"
 
 
-def refuse_in_use(mountpoint: Path) -> None:
-    """Refuse to unmount what is in use, or what would stay mounted elsewhere.
+def mounted_elsewhere(mountpoint: Path) -> TdefsError | None:
+    """Return what to tell of the other places where the file system would stay mounted, or ``None``.
 
-    :raises TdefsError: MOUNT_BUSY, saying by whom, and where.
+    It is a MOUNT_BUSY that says where these are.
     """
-    refuse_mounts_inside(mountpoint)
-    all_seen = list(namespaces())
-    at_place = [mount for mount in all_seen[0].mounts if mount.mountpoint == mountpoint]
-    if not at_place:
-        return
-    mount = at_place[-1]
-    staying = list(_staying(mount, all_seen))
-    if staying:
-        raise TdefsError(
-            Exit.MOUNT_BUSY,
-            f'what is mounted at "{mountpoint}" is mounted elsewhere, too',
-            detail="; ".join(_place(*each) for each in staying),
-            hint="stop what uses it there, then unmount it there: "
-            + ", ".join(_how_to_leave(*each) for each in staying),
-        )
-    users = users_of(mount.device)
+    seen = list(namespaces())
+    target = next((mount for mount in reversed(seen[0].mounts) if mount.mountpoint == mountpoint), None)
+    staying = list(_staying(target, seen)) if target else []
+    if not staying:
+        return None
+    return TdefsError(
+        Exit.MOUNT_BUSY,
+        f'what is mounted at "{mountpoint}" is mounted elsewhere, too',
+        detail="; ".join(_place(*each) for each in staying),
+        hint="stop what uses it there, then unmount it there: "
+        + ", ".join(_how_to_leave(*each) for each in staying),
+    )
+
+
+def refuse_users(mountpoint: Path) -> None:
+    """Refuse to take a mount away from the processes that use it.
+
+    :raises TdefsError: MOUNT_BUSY, naming them.
+    """
+    target = next((mount for mount in reversed(list(all_mounts())) if mount.mountpoint == mountpoint), None)
+    users = users_of(target.device) if target else []
     if users:
         raise TdefsError(
             Exit.MOUNT_BUSY,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.mount_table import FUSE_TYPE, all_mounts, backing_of
-from tdefs.fs.mount_users import refuse_in_use, refuse_mounts_inside
+from tdefs.fs.mount_users import mounted_elsewhere, refuse_mounts_inside, refuse_users
 
 _MNT_DETACH = 2
 # how often, and how far apart, a mount is tried that is in use by nobody who can be seen
@@ -155,29 +155,36 @@ def unmount(mountpoint: Path) -> None:
     :raises TdefsError: MOUNT_BUSY, saying who uses it, and where; MOUNT_FAILED.
     """
     devices = devices_at(mountpoint)
-    for _ in range(_BUSY_TRIES):
-        refuse_in_use(mountpoint)
-        reason, busy = _unmount_once(mountpoint)
-        now = devices_at(mountpoint)
-        if not reason or not now or now != devices:
-            return
-        if not busy:
-            # fusermount3 lets nobody but the one who mounted unmount, and says it in terms of /etc/mtab
-            foreign = "not found in" in reason or "permitted" in reason
-            raise TdefsError(
-                Exit.MOUNT_FAILED,
-                f'could not unmount "{mountpoint}"',
-                detail=reason,
-                hint="unmount as root, or as the user who mounted it" if foreign else "",
-            )
-        # whoever just looks at the mount, as another umount does, holds it for an instant
-        time.sleep(_BUSY_PAUSE_SECONDS)
-    raise TdefsError(
+    in_use = TdefsError(
         Exit.MOUNT_BUSY,
         f'"{mountpoint}" is in use',
         detail="by a process that this user cannot see",
         hint="stop PostgreSQL with 'pg_ctl stop', leave the directory, then try again",
     )
+    for _ in range(_BUSY_TRIES):
+        refuse_mounts_inside(mountpoint)
+        elsewhere = mounted_elsewhere(mountpoint)
+        if elsewhere is None:
+            refuse_users(mountpoint)
+            reason, busy = _unmount_once(mountpoint)
+            now = devices_at(mountpoint)
+            if not reason or not now or now != devices:
+                return
+            if not busy:
+                # fusermount3 lets nobody but the one who mounted unmount, and says it in terms of /etc/mtab
+                foreign = "not found in" in reason or "permitted" in reason
+                raise TdefsError(
+                    Exit.MOUNT_FAILED,
+                    f'could not unmount "{mountpoint}"',
+                    detail=reason,
+                    hint="unmount as root, or as the user who mounted it" if foreign else "",
+                )
+        else:
+            in_use = elsewhere
+        # whoever just looks at the mount, as another umount does, holds it for an instant, and so does a service
+        # or a container that is being started, until it has its own mounts
+        time.sleep(_BUSY_PAUSE_SECONDS)
+    raise in_use
 
 
 def _unmount_once(mountpoint: Path) -> tuple[str, bool]:

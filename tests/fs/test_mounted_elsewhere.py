@@ -17,7 +17,7 @@ import pytest
 
 from tdefs.errors import Exit
 from tests.fs.children import needs_root
-from tests.support.mounts import detach, is_mounted, mounts_below
+from tests.support.mounts import LET_GO_OF_OTHERS, detach, is_mounted, mounts_below
 from tests.support.processes import is_alive, send, wait_until
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
@@ -48,8 +48,8 @@ def in_namespace(propagation: str, script: str, *, ready: Path) -> Iterator[subp
     """A shell in a mount namespace of its own, which runs a script and then sleeps."""
     ready.unlink(missing_ok=True)
     command = ["unshare", "--mount", f"--propagation={propagation}", "sh", "-ec"]
-    script = f"{script}\ntouch {shlex.quote(str(ready))}\nsleep 120 & wait"
-    with subprocess.Popen([*command, script], cwd="/", process_group=0) as process:
+    script = f"{LET_GO_OF_OTHERS}\n{script}\ntouch {shlex.quote(str(ready))}\nsleep 120 & wait"
+    with subprocess.Popen([*command, script, "sh", ready.parent], cwd="/", process_group=0) as process:
         try:
             assert wait_until(ready.exists, 20)
             yield process
