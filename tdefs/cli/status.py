@@ -30,6 +30,7 @@ _FIELDS = (
         "policy",
         "log_file",
         "memory_locked",
+        "read_only",
     ),
     *("page_cipher", "known_inodes", "open_handles"),
 )
@@ -105,6 +106,7 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
         "policy": daemon.get("policy", str(volume.policy) if volume.policy else None),
         "log_file": daemon.get("log_file"),
         "memory_locked": daemon.get("memory_locked"),
+        "read_only": daemon.get("read_only"),
         "page_cipher": daemon.get("page_cipher"),
         "known_inodes": daemon.get("known_inodes"),
         "open_handles": daemon.get("open_handles"),

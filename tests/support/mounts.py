@@ -7,8 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
-#: For a shell in a mount namespace of its own: lets go of every tdefs mount but those below $1. Other tests want to
-#: unmount these, which a copy would keep from working. Nothing is passed on to another namespace.
+#: For a shell in a mount namespace of its own: lets go of every tdefs mount but those below $1. Other tests want
+#: to unmount these, which a copy would keep from working. Nothing is passed on to another namespace.
 LET_GO_OF_OTHERS = r"""
 keep=$1
 awk '{ print $5 }' /proc/self/mountinfo | while read -r point; do

@@ -30,6 +30,7 @@ def answer(small: SmallVolume) -> dict[str, Any]:
         "log_file": "/var/log/tdefs",
         "started": 1700000000.5,
         "memory_locked": True,
+        "read_only": False,
         "page_cipher": "compiled",
         "keystore_revision": 7,
         "data_keys": [
@@ -77,6 +78,7 @@ def test_json_has_stable_keys(mounted: SmallVolume, command: Command) -> None:
         "policy": None,
         "log_file": "/var/log/tdefs",
         "memory_locked": True,
+        "read_only": False,
         "page_cipher": "compiled",
         "known_inodes": 7,
         "open_handles": 3,
