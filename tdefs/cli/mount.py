@@ -151,13 +151,13 @@ def _acquire(lock: VolumeLock, volume: Volume) -> None:
         session = read_session(volume)
         if session is None or session.clean or not is_running(session.pid):
             # a daemon that only reads leaves no record
-            places = places_of(volume.backing)
-            if not places:
+            points = [mount.mountpoint for mount in tdefs_mounts() if mount.backing == volume.backing]
+            if all(map(is_dead, points)):
                 raise
             raise TdefsError(
                 error.exit_code,
                 error.message,
-                detail="it is mounted " + "; ".join(places),
+                detail="; ".join(f'it is mounted at "{place}"' for place in points),
                 hint="unmount it with 'tdefs umount' first",
             ) from None
         if _appears(Path(session.mountpoint)):
