@@ -16,6 +16,7 @@ from pathlib import Path
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.mount_table import (
     FUSE_TYPE,
+    OWN,
     MountInfo,
     Namespace,
     all_mounts,
@@ -140,7 +141,11 @@ def _staying(target: MountInfo, seen: Iterable[Namespace]) -> Iterator[tuple[Nam
     the same place in every peer and slave of the mount that *target* lies in, unless something is mounted inside
     the copy. If one is in use, umount(2) refuses (fs/pnode.c, propagate_mount_busy and propagate_umount).
     """
-    where = {mount.number: (namespace, mount) for namespace in seen for mount in namespace.mounts}
+    where: dict[int, tuple[Namespace, MountInfo]] = {}
+    # who lives in a root directory of its own sees less, and by other paths than others in the namespace
+    for namespace in sorted(seen, key=lambda each: (each.process != OWN, -len(each.mounts))):
+        for mount in namespace.mounts:
+            where.setdefault(mount.number, (namespace, mount))
     mounts = [mount for _, mount in where.values()]
     _, above = where.get(target.parent, (None, None))
     receiving = _receivers(above, mounts) if above else set()
@@ -174,7 +179,7 @@ def _receivers(above: MountInfo, mounts: Iterable[MountInfo]) -> set[int]:
 
 def _path_in(parent: MountInfo, mount: MountInfo) -> str:
     """Return the mount point of *mount* as a path in the file system of *parent*."""
-    return os.path.normpath(f"{parent.root}/{os.path.relpath(mount.mountpoint, parent.mountpoint)}")
+    return os.path.normpath(Path(parent.root, os.path.relpath(mount.mountpoint, parent.mountpoint)))
 
 
 def _place(namespace: Namespace, mount: MountInfo) -> str:

@@ -141,7 +141,7 @@ def test_failures_are_told_in_terms_of_mount_and_nothing_waits_for_an_answer(hos
     assert 'unknown option "strange"' in host.run(*mount, "-o", f"strange=1,{host.secret}", code=WRONG_USE)
     wrong = volume.root / "wrong"
     wrong.write_text("battery staple\n")
-    assert "tdefs: the passphrase" in host.run(*mount, "-o", f"passphrase-file={wrong}", code=FAILED)
+    assert "tdefs: wrong passphrase" in host.run(*mount, "-o", f"passphrase-file={wrong}", code=FAILED)
     assert "is not a tdefs volume" in host.run(
         "mount", "-t", "fuse.tdefs", volume.root / "sbin", volume.mountpoint, "-o", host.secret, code=FAILED
     )
