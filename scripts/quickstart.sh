@@ -8,7 +8,8 @@
 # as that user, and sudo is used only to install packages that are missing. It asks nothing without a terminal.
 #
 #   DIR/backing       the backing directory: what lies on the disk, ciphertext
-#   DIR/pgdata        the mount point: PGDATA
+#   DIR/mount         the mount point
+#   DIR/mount/pgdata  PGDATA
 #   DIR/passphrase    unlocks the keystore; made at random
 #   DIR/keystore      the wrapped keys
 #   DIR/run           the server's socket and process id
@@ -29,7 +30,7 @@ die() {
     exit 1
 }
 
-usage() { sed -n '2,16s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,17s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"; }
 
 log_tail() {
     local log
@@ -59,7 +60,9 @@ set_places() {
         /) die "the directory cannot be /" ;;
     esac
     backing=$dir/backing
-    pgdata=$dir/pgdata
+    mount=$dir/mount
+    pgdata=$mount/pgdata
+    stored=$backing/pgdata
     passphrase=$dir/passphrase
     keystore=$dir/keystore
     run=$dir/run
@@ -115,12 +118,12 @@ find_server() {
 mount_is_listed() {
     local point
     while read -r _ _ _ _ point _; do
-        [[ $(printf '%b' "$point") != "$pgdata" ]] || return 0 # it has \040 for a space
+        [[ $(printf '%b' "$point") != "$mount" ]] || return 0 # it has \040 for a space
     done </proc/self/mountinfo
     return 1
 }
 
-mount_serves() { mount_is_listed && mountpoint -q -- "$pgdata" && "$tdefs" status "$pgdata" &>/dev/null; }
+mount_serves() { mount_is_listed && mountpoint -q -- "$mount" && "$tdefs" status "$mount" &>/dev/null; }
 
 make_layout() {
     umask 022
@@ -137,7 +140,7 @@ make_layout() {
         step "create $backing" mkdir -m 0700 -- "$backing"
     fi
     step "create the directories in $dir" mkdir -p -- "$dir/log" "$run"
-    mount_is_listed || step "create $pgdata" mkdir -p -m 0700 -- "$pgdata"
+    mount_is_listed || step "create $mount" mkdir -p -m 0700 -- "$mount"
     # The server opens these by itself; the rest is not its business.
     [[ -e $server_log ]] || : >"$server_log"
     chmod 0600 -- "$server_log"
@@ -164,20 +167,20 @@ make_volume() {
 
 mount_volume() {
     if mount_serves; then
-        ok "the volume is mounted at $pgdata already"
+        ok "the volume is mounted at $mount already"
         return
     fi
     # A server that lost its data directory cannot go on, and would hold the dead mount.
     stop_stray_server
-    if mount_is_listed; then say "     the process that served $pgdata is gone; mounting again"; fi
+    if mount_is_listed; then say "     the process that served $mount is gone; mounting again"; fi
     # As root this lets the other users in, which the server is one of.
-    step "mount the volume" "$tdefs" mount "$backing" "$pgdata" --passphrase-file "$passphrase" --log-file "$tdefs_log"
-    mount_serves || die "tdefs mount succeeded, but $pgdata is not served" "$(<"$step_output")" "$(log_tail)"
+    step "mount the volume" "$tdefs" mount "$backing" "$mount" --passphrase-file "$passphrase" --log-file "$tdefs_log"
+    mount_serves || die "tdefs mount succeeded, but $mount is not served" "$(<"$step_output")" "$(log_tail)"
     if ((EUID == 0)); then
-        chown -- "$server_user:" "$pgdata"
-        [[ $(stat -c %U -- "$pgdata") == "$server_user" ]] || die "the owner of $pgdata could not be changed"
+        chown -- "$server_user:" "$mount"
+        [[ $(stat -c %U -- "$mount") == "$server_user" ]] || die "the owner of $mount could not be changed"
     fi
-    ok "mounted it at $pgdata"
+    ok "mounted it at $mount"
 }
 
 # --- the server ------------------------------------------------------------------------------------------------
@@ -257,7 +260,7 @@ make_cluster() {
         return
     fi
     find_server
-    if [[ -n $(find "$pgdata" -mindepth 1 -print -quit) ]]; then
+    if [[ -d $pgdata && -n $(find "$pgdata" -mindepth 1 -print -quit) ]]; then
         say "     an earlier initdb was interrupted; removing what it left"
         find "$pgdata" -mindepth 1 -delete
     fi
@@ -354,15 +357,15 @@ compare_with_backing() {
     offset=$(grep -obaF -e "$secret" -- "$pgdata/$relation" | head -n 1 | cut -d: -f1)
     say "     $pgdata/$relation, at byte $offset:"
     show_bytes "$pgdata/$relation" "$offset"
-    say "     $backing/$relation, at byte $((offset + header)), the same place after the header page:"
-    show_bytes "$backing/$relation" "$((offset + header))"
-    (($(stat -c %s -- "$backing/$relation") == $(stat -c %s -- "$pgdata/$relation") + header)) ||
+    say "     $stored/$relation, at byte $((offset + header)), the same place after the header page:"
+    show_bytes "$stored/$relation" "$((offset + header))"
+    (($(stat -c %s -- "$stored/$relation") == $(stat -c %s -- "$pgdata/$relation") + header)) ||
         die "the backing file is not the mounted file with a header page: the comparison above means nothing"
 
     # Every secret that was ever stored, in every byte of the backing directory.
     secrets=$(sql 'SELECT secret FROM quickstart ORDER BY id')
     grep -qxF -e "$secret" <<<"$secrets" || die "the stored secrets could not be listed"
-    [[ -n $(find "$backing/pg_wal" -type f -size +0 -print -quit) ]] || die "there is no WAL in $backing/pg_wal"
+    [[ -n $(find "$stored/pg_wal" -type f -size +0 -print -quit) ]] || die "there is no WAL in $stored/pg_wal"
     found=$(files_with_secret "$backing")
     [[ -z $found ]] || die "a secret is in the clear in the backing directory $backing, in: $found"
     ok "grep finds no stored secret ($(wc -l <<<"$secrets") searched for) in the backing directory:" \
@@ -391,7 +394,7 @@ start() {
     say ""
     say "Connect:     $as_user$(printf '%q -h %q -p %s -d postgres' "$pgbin/psql" "$socket" "$port")"
     say "Encrypted:   $backing"
-    say "Mounted:     $pgdata"
+    say "Mounted:     $mount"
     say "Passphrase:  $passphrase"
     say "Keystore:    $keystore (back it up: without it the data is lost)"
     say "Logs:        $dir/log"
@@ -399,7 +402,6 @@ start() {
 }
 
 stop() {
-    local unmount_output
     [[ -d $dir ]] || {
         ok "there is nothing at $dir"
         return
@@ -414,13 +416,9 @@ stop() {
     fi
     stop_stray_server
     if mount_is_listed; then
-        if ! unmount_output=$("$tdefs" umount "$pgdata" 2>&1); then
-            ! mount_serves || die "unmount $pgdata" "$unmount_output"
-            # With its daemon dead the mount is only a name.
-            if ((EUID == 0)); then umount -l -- "$pgdata"; else fusermount3 -uz -- "$pgdata"; fi
-        fi
-        ! mount_is_listed || die "$pgdata is still mounted" "$unmount_output"
-        ok "unmounted $pgdata"
+        step "unmount $mount" "$tdefs" umount "$mount"
+        ! mount_is_listed || die "$mount is still mounted"
+        ok "unmounted $mount"
     fi
     if [[ -L $socket_link ]]; then
         rmdir -- "$(readlink -- "$socket_link")" 2>/dev/null || true

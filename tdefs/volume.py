@@ -238,8 +238,10 @@ class VolumeLock:
     The kernel takes the lock back when the process dies, whatever it dies of, so no lock is ever stale.
     """
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, *, read_only: bool = False) -> None:
+        """:param read_only: whether nothing may be written, not even a lock file."""
         self._volume = volume
+        self._read_only = read_only
         self._fd: int | None = None
 
     def acquire(self) -> None:
@@ -248,7 +250,10 @@ class VolumeLock:
         :raises TdefsError: VOLUME_IN_USE, saying who holds it.
         """
         path = self._volume.private / _LOCK
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if self._read_only:
+            fd = _open_lock(self._volume)
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not _lock(fd):
             os.close(fd)
             holder, hint = _who_uses(self._volume)
@@ -269,6 +274,14 @@ class VolumeLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _open_lock(volume: Volume) -> int:
+    """Open what is locked, for reading: the lock file, or in a copy that has none its directory."""
+    try:
+        return os.open(volume.private / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return os.open(volume.private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _lock(fd: int) -> bool:
@@ -322,7 +335,7 @@ def is_running(pid: int) -> bool:
 def is_in_use(volume: Volume) -> bool:
     """Tell whether some process holds the volume's lock."""
     try:
-        fd = os.open(volume.private / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open_lock(volume)
     except FileNotFoundError:
         return False
     try:

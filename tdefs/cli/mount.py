@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from io import TextIOWrapper
-from logging.handlers import RotatingFileHandler
+from logging.handlers import RotatingFileHandler, SysLogHandler
 from pathlib import Path
 
 from tdefs.cli.background import run_in_background
@@ -17,20 +17,31 @@ from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.config import LONGEST_WATCHDOG, load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.calls import SystemCalls
-from tdefs.fs.mounts import detach_dead, is_dead, provide_connections, tdefs_mounts
+from tdefs.fs.mount_users import places_of
+from tdefs.fs.mounts import DEAD, detach_dead, is_dead, provide_connections, tdefs_mounts
+from tdefs.fs.read_only import ReadOnlyCalls, is_read_only
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.session import MountRequest, run_session
 from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit, tell_service_manager
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
-from tdefs.volume import Volume, VolumeLock, allow_plain_files, is_running, read_session, read_volume
+from tdefs.volume import (
+    Volume,
+    VolumeLock,
+    allow_plain_files,
+    is_running,
+    read_session,
+    read_volume,
+    was_left_clean,
+)
 
 log = logging.getLogger(__name__)
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LOG_BYTES = 10 << 20
 _LOG_FILES = 3
+_SYSTEM_LOG = Path("/dev/log")
 # Between the record of a session and its mount.
 _MOUNTING_SECONDS = 1.0
 
@@ -65,9 +76,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="OPTIONS",
         action="append",
         default=[],
-        help="mount options, separated by commas",
+        help='mount options, separated by commas; with "ro", and on a read-only file system, nothing is changed '
+        "in BACKING: no recovery, no log, no record of the session",
     )
-    parser.add_argument("--log-file", metavar="FILE", type=Path, help="default: BACKING/.tdefs/log")
+    parser.add_argument(
+        "--log-file",
+        metavar="FILE",
+        type=Path,
+        help="default: BACKING/.tdefs/log, or the system's log for a volume that is mounted read-only",
+    )
     parser.add_argument(
         "--watchdog",
         metavar="SECONDS",
@@ -83,14 +100,18 @@ def _run(args: argparse.Namespace) -> int:
     volume = read_volume(args.backing)
     policy_file = _given(args.policy, settings.policy) or volume.policy
     policy = load_policy(policy_file) if policy_file else Policy.everything()
-    lock = VolumeLock(volume)
+    options = (*_options(args.options), *settings.options)
+    read_only = is_read_only(volume.backing) or "ro" in options
+    lock = VolumeLock(volume, read_only=read_only)
     _acquire(lock, volume)
     try:
         # not before: a dead mount that this process finds may be another one's fresh mount a moment later
         mountpoint = _prepare_mountpoint(_given(args.mountpoint, settings.mountpoint), volume)
         ring = unlock(args, volume)
         _check_key_names(policy, ring, policy_file)
-        log_file = None if args.foreground else _given(args.log_file, settings.log_file) or volume.log_file
+        log_file = None if args.foreground else _given(args.log_file, settings.log_file)
+        if log_file is None and not args.foreground and not read_only:
+            log_file = volume.log_file
         watchdog = settings.watchdog if args.watchdog is None else args.watchdog
         if watchdog and (reason := provide_connections()):
             print(
@@ -102,21 +123,22 @@ def _run(args: argparse.Namespace) -> int:
         keep_freed_memory()
 
         def work(ready: Callable[[], None]) -> None:
-            _log_to(log_file, config.log_level)
+            _log_to(_log_handler(log_file, foreground=args.foreground), config.log_level)
             for warning in policy.warnings:
                 log.warning("%s", warning)
             request = MountRequest(
-                volume=_recovered(volume, policy),
+                volume=volume if read_only else _recovered(volume, policy),
                 keystore=_given(args.keystore, settings.keystore) or volume.keystore,
                 policy=policy_file,
                 mountpoint=mountpoint,
-                options=(*_options(args.options), *settings.options),
+                options=options,
                 memory_locked=lock_memory(),
                 log_file=log_file,
                 watchdog=watchdog,
+                read_only=read_only,
             )
             try:
-                run_session(request, ring, policy, SystemCalls(), ready)
+                run_session(request, ring, policy, ReadOnlyCalls() if read_only else SystemCalls(), ready)
             except TdefsError:
                 raise
             except BaseException:
@@ -129,6 +151,8 @@ def _run(args: argparse.Namespace) -> int:
                 "DETAIL:  what lies in it is hidden by the mount, and not encrypted",
                 file=sys.stderr,
             )
+        if read_only:
+            _tell_of_read_only(volume, log_file)
         if args.foreground:
             work(tell_service_manager)
         else:
@@ -145,13 +169,24 @@ def _acquire(lock: VolumeLock, volume: Volume) -> None:
     except TdefsError as error:
         session = read_session(volume)
         if session is None or session.clean or not is_running(session.pid):
-            raise
+            # a daemon that only reads leaves no record
+            points = [mount.mountpoint for mount in tdefs_mounts() if mount.backing == volume.backing]
+            if all(map(is_dead, points)):
+                raise
+            raise TdefsError(
+                error.exit_code,
+                error.message,
+                detail="; ".join(f'it is mounted at "{place}"' for place in points),
+                hint="unmount it with 'tdefs umount' first",
+            ) from None
         if _appears(Path(session.mountpoint)):
             raise
+        served = f'process {session.pid} serves what was detached from "{session.mountpoint}" while in use'
+        places = [f"it is mounted {place}" for place in places_of(volume.backing)]
         raise TdefsError(
             error.exit_code,
             error.message,
-            detail=f'process {session.pid} serves what was detached from "{session.mountpoint}" while in use',
+            detail="; ".join([served, *places]),
             hint="it ends when the last file in it is closed: stop what was started there",
         ) from None
 
@@ -223,6 +258,14 @@ def _prepare_mountpoint(mountpoint: Path | None, volume: Volume) -> Path:
         raise TdefsError(
             Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" does not exist', hint="create the directory"
         ) from None
+    except OSError as error:
+        if error.errno not in DEAD:
+            raise
+        raise TdefsError(
+            Exit.MOUNTPOINT_INVALID,
+            f'mount point "{mountpoint}" lies in a dead mount',
+            hint="mount that one again first",
+        ) from None
     if not resolved.is_dir():
         raise TdefsError(Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" is not a directory')
     for mount in tdefs_mounts():
@@ -267,7 +310,33 @@ class _LogFile(RotatingFileHandler):
         return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)  # type: ignore[return-value]
 
 
-def _log_to(log_file: Path | None, level: str) -> None:
-    handler: logging.Handler = logging.StreamHandler(sys.stderr) if log_file is None else _LogFile(log_file)
+def _log_handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:
+    """Return what the daemon logs to; without a file that is the system's log, if there is one."""
+    if foreground:
+        return logging.StreamHandler(sys.stderr)
+    if log_file is not None:
+        return _LogFile(log_file)
+    try:
+        handler = SysLogHandler(str(_SYSTEM_LOG), facility=SysLogHandler.LOG_DAEMON)
+    except OSError:
+        return logging.NullHandler()
+    handler.ident = "tdefs: "
+    return handler
+
+
+def _tell_of_read_only(volume: Volume, log_file: Path | None) -> None:
+    """Say what a mount that is only read does not do."""
+    lines = [f'tdefs: "{volume.backing}" is mounted read-only']
+    if not was_left_clean(volume):
+        lines.append(
+            "DETAIL:  its last session did not end cleanly: files whose header never reached the disk look empty, "
+            "as the next mount that can write will make them"
+        )
+    if log_file is None and not _SYSTEM_LOG.exists():
+        lines.append("HINT:  there is no system log on this host: name a log with --log-file")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _log_to(handler: logging.Handler, level: str) -> None:
     handler.setFormatter(logging.Formatter(_LOG_FORMAT))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

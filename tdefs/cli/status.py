@@ -11,6 +11,7 @@ from typing import Any
 from tdefs.cli.output import print_fields, print_json, print_line, print_table
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
+from tdefs.fs.mount_users import mounts_inside
 from tdefs.fs.mounts import find_mount, is_dead
 from tdefs.fs.offline import STATES, describe_all
 from tdefs.keys.document import DESTROYED
@@ -30,6 +31,7 @@ _FIELDS = (
         "log_file",
         "memory_locked",
         "watchdog",
+        "read_only",
     ),
     *("page_cipher", "known_inodes", "open_handles"),
 )
@@ -56,6 +58,7 @@ def _run(args: argparse.Namespace) -> int:
         raise TdefsError(
             Exit.NOT_MOUNTED,
             f'the mount at "{mount.mountpoint}" is dead: its daemon is gone',
+            detail="; ".join(f'mounted inside it: "{inner}"' for inner in _inside(mount.mountpoint)),
             hint="'tdefs mount' replaces it, 'tdefs umount' takes it away; the log says why the daemon ended",
         )
     status = gather(volume, mount.mountpoint)
@@ -91,6 +94,7 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
     started = daemon.get("started")
     return {
         "mountpoint": str(mountpoint),
+        "mounts_inside": _inside(mountpoint),
         "backing": str(volume.backing),
         "volume_id": volume.volume_id.hex(),
         "daemon_answers": answer is not None,
@@ -104,6 +108,7 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
         "log_file": daemon.get("log_file"),
         "memory_locked": daemon.get("memory_locked"),
         "watchdog": daemon.get("watchdog"),
+        "read_only": daemon.get("read_only"),
         "page_cipher": daemon.get("page_cipher"),
         "known_inodes": daemon.get("known_inodes"),
         "open_handles": daemon.get("open_handles"),
@@ -123,6 +128,11 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
     }
 
 
+def _inside(mountpoint: Path) -> list[str]:
+    """Return the mount points of what is mounted inside, in an order in which they can be unmounted."""
+    return [str(inner.mountpoint) for inner in mounts_inside(mountpoint)]
+
+
 def _print(status: dict[str, Any]) -> None:
     if not status["daemon_answers"]:
         print_line("the daemon does not answer this user: what only it knows is missing")
@@ -132,6 +142,7 @@ def _print(status: dict[str, Any]) -> None:
         (name.replace("_", " "), shown[value] if isinstance(value := status[name], bool) else value)
         for name in _FIELDS
     )
+    print_fields(("mounted inside", inner) for inner in status["mounts_inside"])
     print_line()
     keys = [
         (key["name"], key["round"], key["algorithm"], key["state"], key["files"]) for key in status["data_keys"]

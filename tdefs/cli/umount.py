@@ -8,7 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.fs.control import ask
+from tdefs.fs.mount_users import who_keeps
 from tdefs.fs.mounts import detach_dead, find_mount, is_dead, unmount
+from tdefs.fs.read_only import is_read_only
 from tdefs.volume import (
     Session,
     Volume,
@@ -25,7 +28,13 @@ _POLL_SECONDS = 0.02
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command ``umount``."""
-    parser = subparsers.add_parser("umount", help="write everything out and end a mount")
+    parser = subparsers.add_parser(
+        "umount",
+        help="write everything out and end a mount",
+        description="Writes everything out and ends a mount. One stays that is in use, that has other mounts "
+        "inside, or that is mounted elsewhere, too (a bind mount, another mount namespace); the message says by "
+        "whom and where.",
+    )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
     parser.set_defaults(run=_run)
 
@@ -40,6 +49,7 @@ def _run(args: argparse.Namespace) -> int:
     with suppress(TdefsError, OSError):
         volume = read_volume(mount.backing)
         session = read_session(volume)
+    read_only = volume is not None and _is_only_read(volume)
     unmount(mount.mountpoint)
     try:
         volume = volume or read_volume(mount.backing)
@@ -47,15 +57,16 @@ def _run(args: argparse.Namespace) -> int:
         # the backing directory is somebody else's; the kernel has passed everything on
         return Exit.OK
     deadline = time.monotonic() + _WAIT_SECONDS
-    while not _has_ended(volume, session):
+    while is_in_use(volume) if read_only else not _has_ended(volume, session):
         if time.monotonic() > deadline:
             raise TdefsError(
                 Exit.MOUNT_FAILED,
                 f'"{mount.mountpoint}" is unmounted, but its daemon has not ended after {_WAIT_SECONDS} s',
-                hint=f'see its log "{volume.log_file}"',
+                detail="; ".join(who_keeps(mount.device)),
+                hint="see its log" if read_only else f'see its log "{volume.log_file}"',
             )
         time.sleep(_POLL_SECONDS)
-    if not _left_clean(volume, session):
+    if not read_only and not _left_clean(volume, session):
         raise TdefsError(
             Exit.OS_ERROR,
             f'"{mount.mountpoint}" is unmounted, but not everything is known to be on the disk',
@@ -63,6 +74,12 @@ def _run(args: argparse.Namespace) -> int:
             hint=f'see the daemon\'s log "{volume.log_file}", unless it was told to log elsewhere',
         )
     return Exit.OK
+
+
+def _is_only_read(volume: Volume) -> bool:
+    """Tell whether the daemon of *volume* changes nothing there, not even the record of the session."""
+    answer = ask(volume, "status")
+    return is_read_only(volume.backing) if answer is None else answer.get("read_only") is True
 
 
 def _has_ended(volume: Volume, session: Session | None) -> bool:

@@ -11,8 +11,10 @@ import socket
 import struct
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
+from tdefs.fs.read_only import control_places
 from tdefs.volume import Volume
 
 #: How long either end waits for the other.
@@ -38,17 +40,25 @@ def ask(
     :param only_of: the users whose process may be told; a volume's directory may be another user's to write to.
     :raises StrangerError: a process of another user listens, which was told nothing.
     """
+    for path in (volume.control_socket, *control_places(volume.backing)):
+        found = _ask_at(path, {"request": name, **more}, only_of)
+        if found is not None:
+            return found
+    return None
+
+
+def _ask_at(path: Path, request: dict[str, Any], only_of: Collection[int] | None) -> dict[str, Any] | None:
     try:
-        directory = os.open(volume.private, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(TIMEOUT_SECONDS)
-            _connect(client, f"/proc/self/fd/{directory}/{volume.control_socket.name}")
+            _connect(client, f"/proc/self/fd/{directory}/{path.name}")
             if only_of is not None and (user := _listener(client)) not in only_of:
                 raise StrangerError(user)
-            client.sendall(json.dumps({"request": name, **more}).encode() + b"\n")
+            client.sendall(json.dumps(request).encode() + b"\n")
             reply = b""
             while not reply.endswith(b"\n") and len(reply) < _MAX_ANSWER:
                 received = client.recv(65536)

@@ -11,12 +11,12 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from tdefs.fs.control import TIMEOUT_SECONDS
-from tdefs.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,8 @@ _BACKLOG = 64
 Answers = dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
 
 
-async def serve_control(volume: Volume, answers: Answers) -> None:
-    """Answer requests ``{"request": NAME}`` until cancelled, by calling the function of that name."""
-    path = volume.control_socket
+async def serve_control(path: Path, answers: Answers) -> None:
+    """Answer requests ``{"request": NAME}`` at *path* until cancelled, by calling the function of that name."""
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,23 +1,19 @@
-"""The host's mounts: which are tdefs's, who uses one, and how one is taken away."""
+"""tdefs's mounts on this host: which there are, and how one is taken away."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from errno import EBUSY, ECONNABORTED, ENOTCONN
 from pathlib import Path
-from urllib.parse import quote, unquote_to_bytes
 
 from tdefs.errors import Exit, TdefsError
-
-FUSE_TYPE = "fuse.tdefs"
+from tdefs.fs.mount_table import FUSE_TYPE, all_mounts, backing_of
+from tdefs.fs.mount_users import mounted_elsewhere, refuse_mounts_inside, refuse_users
 
 # linux/mount.h
 _MNT_DETACH = 2
@@ -27,8 +23,8 @@ _MS_NOEXEC = 8
 # how often, and how far apart, a mount is tried that is in use by nobody who can be seen
 _BUSY_TRIES = 20
 _BUSY_PAUSE_SECONDS = 0.05
-# what requests to a mount whose daemon is gone end with
-_DEAD = (ENOTCONN, ECONNABORTED)
+#: What requests to a mount whose daemon is gone end with.
+DEAD = (ENOTCONN, ECONNABORTED)
 
 # one request of the largest size ahead of the reader; as much dirty memory as any disk
 _READ_AHEAD_KIB = 1024
@@ -50,28 +46,6 @@ class Mount:
     """``MAJOR:MINOR``."""
 
 
-@dataclass(frozen=True, slots=True)
-class MountInfo:
-    """One line of /proc/self/mountinfo (proc(5))."""
-
-    device: str
-    """``MAJOR:MINOR``."""
-    mountpoint: Path
-    kind: str
-    source: str
-    options: frozenset[str]
-    """Those of the mount and those of the file system."""
-
-
-def all_mounts() -> Iterator[MountInfo]:
-    """Yield all mounts that this process can see, the topmost last."""
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
-        fields = line.split(" ")
-        kind, source, options = fields[fields.index("-") + 1 :][:3]
-        both = frozenset([*fields[5].split(","), *options.split(",")])
-        yield MountInfo(fields[2], Path(_unescape(fields[4])), kind, _unescape(source), both)
-
-
 def tdefs_mounts() -> list[Mount]:
     """Return all tdefs mounts that this process can see, the topmost last."""
     return [
@@ -84,16 +58,6 @@ def tdefs_mounts() -> list[Mount]:
 def devices_at(mountpoint: Path) -> list[str]:
     """Return the devices of all file systems that are mounted at *mountpoint*, the topmost last."""
     return [mount.device for mount in all_mounts() if mount.mountpoint == mountpoint]
-
-
-def source_name(backing: Path) -> str:
-    """Return *backing* as the name of a mount's source, in characters that any option parser leaves alone."""
-    return quote(os.fsencode(backing))
-
-
-def backing_of(source: str) -> Path:
-    """Return the backing directory that :func:`source_name` has made *source* of."""
-    return Path(os.fsdecode(unquote_to_bytes(source)))
 
 
 def find_mount(mountpoint: Path) -> Mount:
@@ -171,21 +135,22 @@ def is_dead(mountpoint: Path) -> bool:
         # unlike the answer to stat(2), the kernel never keeps this one
         os.statvfs(mountpoint)
     except OSError as error:
-        return error.errno in _DEAD
+        return error.errno in DEAD
     return False
 
 
 def detach_dead(mountpoint: Path) -> None:
     """Take away a dead mount at once, whoever uses it; a live one that has come in its place stays.
 
-    :raises TdefsError: MOUNT_FAILED.
+    :raises TdefsError: MOUNT_BUSY, if others are mounted inside, which would vanish with it; MOUNT_FAILED.
     """
+    refuse_mounts_inside(mountpoint)
     fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             os.statvfs(fd)
         except OSError as error:
-            if error.errno not in _DEAD:
+            if error.errno not in DEAD:
                 raise
         else:
             return
@@ -213,35 +178,39 @@ def unmount(mountpoint: Path) -> None:
 
     It is no error if somebody else was faster.
 
-    :raises TdefsError: MOUNT_BUSY, saying who uses it; MOUNT_FAILED.
+    :raises TdefsError: MOUNT_BUSY, saying who uses it, and where; MOUNT_FAILED.
     """
     devices = devices_at(mountpoint)
-    holders: list[str] = []
-    for _ in range(_BUSY_TRIES):
-        reason, busy = _unmount_once(mountpoint)
-        now = devices_at(mountpoint)
-        if not reason or not now or now != devices:
-            return
-        if not busy:
-            # fusermount3 lets nobody but the one who mounted unmount, and says it in terms of /etc/mtab
-            foreign = "not found in" in reason or "permitted" in reason
-            raise TdefsError(
-                Exit.MOUNT_FAILED,
-                f'could not unmount "{mountpoint}"',
-                detail=reason,
-                hint="unmount as root, or as the user who mounted it" if foreign else "",
-            )
-        holders = users_of(mountpoint)
-        if holders:
-            break
-        # whoever just looks at the mount, as another umount does, holds it for an instant
-        time.sleep(_BUSY_PAUSE_SECONDS)
-    raise TdefsError(
+    in_use = TdefsError(
         Exit.MOUNT_BUSY,
         f'"{mountpoint}" is in use',
-        detail="in use by " + "; ".join(holders) if holders else "by a process that this user cannot see",
+        detail="by a process that this user cannot see",
         hint="stop PostgreSQL with 'pg_ctl stop', leave the directory, then try again",
     )
+    for _ in range(_BUSY_TRIES):
+        refuse_mounts_inside(mountpoint)
+        elsewhere = mounted_elsewhere(mountpoint)
+        if elsewhere is None:
+            refuse_users(mountpoint)
+            reason, busy = _unmount_once(mountpoint)
+            now = devices_at(mountpoint)
+            if not reason or not now or now != devices:
+                return
+            if not busy:
+                # fusermount3 lets nobody but the one who mounted unmount, and says it in terms of /etc/mtab
+                foreign = "not found in" in reason or "permitted" in reason
+                raise TdefsError(
+                    Exit.MOUNT_FAILED,
+                    f'could not unmount "{mountpoint}"',
+                    detail=reason,
+                    hint="unmount as root, or as the user who mounted it" if foreign else "",
+                )
+        else:
+            in_use = elsewhere
+        # whoever just looks at the mount, as another umount does, holds it for an instant, and so does a service
+        # or a container that is being started, until it has its own mounts
+        time.sleep(_BUSY_PAUSE_SECONDS)
+    raise in_use
 
 
 def _unmount_once(mountpoint: Path) -> tuple[str, bool]:
@@ -258,43 +227,6 @@ def _unmount_once(mountpoint: Path) -> tuple[str, bool]:
     return reason, "busy" in reason
 
 
-def users_of(mountpoint: Path) -> list[str]:
-    """Return the processes that use something below *mountpoint*, as far as this user can see them."""
-    found = []
-    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda entry: int(entry.name)):
-        used = _used_below(process, os.fspath(mountpoint))
-        if used:
-            with suppress(OSError):
-                name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
-                found.append(f"{name} (process {process.name}): {used}")
-    return found
-
-
-def _used_below(process: Path, mountpoint: str) -> str:
-    """Return the first path below *mountpoint* that a process has open, works in, or maps; else nothing."""
-    links = [process / "cwd", process / "root", process / "exe"]
-    with suppress(OSError):
-        links += list((process / "fd").iterdir())
-    for link in links:
-        with suppress(OSError):
-            # reading the link asks the kernel only, where a stat() would ask the mount
-            target = os.readlink(link)  # noqa: PTH115
-            if target == mountpoint or target.startswith(mountpoint + "/"):
-                return target
-    with suppress(OSError):
-        for line in os.fsdecode((process / "maps").read_bytes()).splitlines():
-            _, _, path = line.partition("/")
-            if ("/" + path).startswith(mountpoint + "/"):
-                return "/" + path
-    return ""
-
-
 def _fusermount(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = shutil.which("fusermount3") or "fusermount"
     return subprocess.run([command, *arguments], capture_output=True, text=True, errors="replace", check=False)
-
-
-def _unescape(field: str) -> str:
-    """Undo the octal escapes of /proc/self/mountinfo."""
-    raw = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), os.fsencode(field))
-    return os.fsdecode(raw)

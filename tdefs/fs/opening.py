@@ -382,6 +382,9 @@ class Opener:
             if isinstance(form, Sealed):
                 self._check_place(inode, form.header, fd, can_write=can_write)
                 return StoredFile(store, self._sealer.cipher(form.header), size)
+            if isinstance(form, Empty):
+                # it cannot be written to; where the header is lost, the rest is no content for anybody
+                size = form.length
             return PlainContent(store, size, lambda head: self._refuse_header(inode, head))
         except FormatError as error:
             raise self._presented_as(inode, error) from error

@@ -20,9 +20,11 @@ from tdefs.fs.control_server import serve_control
 from tdefs.fs.ending import EndSignals
 from tdefs.fs.inodes import InodeTable
 from tdefs.fs.loop import WORKERS, install_polling_wait
-from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits, source_name
+from tdefs.fs.mount_table import source_name
+from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits
 from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
+from tdefs.fs.read_only import control_places
 from tdefs.fs.sealing import Expectations, Sealer
 from tdefs.fs.watched import Watched
 from tdefs.keys.document import ACTIVE, REVOKED
@@ -47,6 +49,8 @@ class MountRequest:
     log_file: Path | None
     watchdog: int = 0
     """Seconds after which a frozen daemon is ended; 0: never."""
+    read_only: bool = False
+    """Whether nothing in the backing directory may be changed, by whoever."""
 
 
 def fuse_options(request: MountRequest) -> set[str]:
@@ -59,6 +63,8 @@ def fuse_options(request: MountRequest) -> set[str]:
     options = {"default_permissions", "subtype=tdefs", f"fsname={source}", *request.options}
     if os.geteuid() == 0:
         options.add("allow_other")
+    if request.read_only:
+        options.add("ro")
     return options
 
 
@@ -78,11 +84,13 @@ def run_session(
     volume = request.volume
     os.umask(0)  # the kernel has applied the caller's umask already
     root_fd = os.open(volume.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    sealer = Sealer(ring, Expectations(volume.volume_id, volume.plain_files, lost_headers=False))
+    left_clean = was_left_clean(volume)
+    # what the last session left half made was put right before, unless nothing may be changed
+    lost_headers = request.read_only and not left_clean
+    sealer = Sealer(ring, Expectations(volume.volume_id, volume.plain_files, lost_headers=lost_headers))
     inodes = InodeTable(calls, root_fd)
     opener = Opener(calls, inodes, sealer, policy)
     operations = FuseOperations(calls, inodes, opener, root_fd)
-    left_clean = was_left_clean(volume)
     if not left_clean:
         # what is found now must be what a crash from now on would leave, names above all
         calls.syncfs("session:recover", root_fd)
@@ -95,11 +103,13 @@ def run_session(
         ready()
 
     with EndSignals() as signals:
-        _begin(volume, session)
+        if not request.read_only:
+            _begin(volume, session)
         try:
             pyfuse3.init(operations, os.fspath(request.mountpoint), fuse_options(request))
         except RuntimeError as error:
-            write_session(volume, replace(session, clean=left_clean))
+            if not request.read_only:
+                write_session(volume, replace(session, clean=left_clean))
             raise TdefsError(
                 Exit.MOUNT_FAILED,
                 f'could not mount at "{request.mountpoint}"',
@@ -118,7 +128,7 @@ def run_session(
             except OSError as error:
                 opener.complaints.failed("the last sync", str(request.mountpoint), error)
                 opener.left_something = True
-            if not opener.left_something:
+            if not opener.left_something and not request.read_only:
                 write_session(volume, replace(session, clean=True))
             os.close(root_fd)
             log.info("unmounted %s", request.mountpoint)
@@ -168,6 +178,7 @@ async def _serve(
             "started": started,
             "memory_locked": request.memory_locked,
             "watchdog": watched.patience,
+            "read_only": request.read_only,
             "page_cipher": "Python" if page_cipher is PythonPageCipher else "compiled",
             "keystore_revision": ring.revision,
             "data_keys": [
@@ -201,11 +212,25 @@ async def _serve(
         # first, since the mount can be used as soon as anything serves it, and then be told to end
         await nursery.start(signals.unmount_on_first, request.mountpoint, device)
         nursery.start_soon(_announce, request.mountpoint, device, ready)
-        nursery.start_soon(serve_control, request.volume, {"status": status, "keys": keys})
         if request.watchdog and device:
             nursery.start_soon(watched.stay)
+        if (control := _control_socket(request)) is not None:
+            nursery.start_soon(serve_control, control, {"status": status, "keys": keys})
         await pyfuse3.main(max_tasks=WORKERS)
         nursery.cancel_scope.cancel()
+
+
+def _control_socket(request: MountRequest) -> Path | None:
+    """Return where the daemon is to answer; ``None``, after a line in the log, if there is no place for that."""
+    if not request.read_only:
+        return request.volume.control_socket
+    try:
+        path = control_places(request.volume.backing)[0]
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+    except OSError as error:
+        log.warning("no control socket, so 'tdefs status' will know less: %s", error)
+        return None
+    return path
 
 
 async def _announce(mountpoint: Path, device: str, ready: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ from tdefs.errors import Exit
 from tests.fs.children import in_child, needs_root
 from tests.fs.twins import Twins, content, identity
 from tests.support.account import Account
-from tests.support.mounts import CONNECTIONS, fusectl, is_mounted
+from tests.support.mounts import CONNECTIONS, LET_GO_OF_OTHERS, fusectl, is_mounted
 from tests.support.processes import is_alive, wait_until
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace
@@ -59,6 +59,7 @@ class Cluster:
             if not self.account.is_caller:
                 assert _libc.unshare(_CLONE_NEWNS) == 0
                 assert _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None) == 0
+                subprocess.run(["sh", "-c", LET_GO_OF_OTHERS, "sh", self.volume.root], check=True)
                 subprocess.run(["mount", "--bind", self.device, "/dev/fuse"], check=True)
                 prepare()
                 os.setgroups([self.account.gid])

@@ -7,13 +7,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests.support.mounts import LET_GO_OF_OTHERS
 from tests.support.processes import wait_until
 
 #: Seconds after which a command hangs.
 LIMIT = 60
 
 # In a mount namespace of its own: no other process sees the two mounts, which end with the last process in it.
-_ENTER = 'mount --bind "$1" /etc/machine-id && mount --bind "$2" /var/lib && shift 2 && exec "$@"'
+_ENTER = (
+    LET_GO_OF_OTHERS
+    + 'shift; mount --bind "$1" /etc/machine-id && mount --bind "$2" /var/lib && shift 2 && exec "$@"'
+)
 
 
 class Machine:
@@ -76,7 +80,7 @@ class Machine:
         """The command, to be run on this machine."""
         return [
             *("unshare", "--mount", "env", *self._environment()),
-            *("sh", "-c", _ENTER, "sh", str(self.id_file), str(self.lib)),
+            *("sh", "-c", _ENTER, "sh", str(self.root.parent), str(self.id_file), str(self.lib)),
             *map(str, words),
         ]
 

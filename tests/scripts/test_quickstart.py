@@ -63,7 +63,7 @@ def assert_stopped(directory: Path) -> None:
 def test_quickstart_runs_twice_recovers_and_stops(directory: Path) -> None:
     first = quickstart(directory)
     assert_started(first, rows=1)
-    assert is_mounted(directory / "pgdata")
+    assert is_mounted(directory / "mount")
     assert (directory / "passphrase").stat().st_mode & 0o777 == 0o600
 
     # What it says about connecting is true.
@@ -86,7 +86,7 @@ def test_quickstart_runs_twice_recovers_and_stops(directory: Path) -> None:
     assert_started(quickstart(directory), rows=3)
 
     # The server dies.
-    for pid in processes_in(directory / "pgdata"):
+    for pid in processes_in(directory / "mount" / "pgdata"):
         if is_postgres(pid):
             send(pid, signal.SIGKILL)
     assert_started(quickstart(directory), rows=4)

@@ -13,6 +13,19 @@ from pathlib import Path
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 #: The source of a mount that tests have made there.
 _OURS = "tdefs-test"
+#: For a shell in a mount namespace of its own: lets go of every tdefs mount but those below $1. Other tests want
+#: to unmount these, which a copy would keep from working. Nothing is passed on to another namespace.
+LET_GO_OF_OTHERS = r"""
+keep=$1
+# only in what they are mounted in: quickly, since a copy is in others' way until it is gone
+awk '{ point[$1] = $5 } / - fuse.tdefs / { above[$2] } END { for (number in above) print point[number] }' \
+    /proc/self/mountinfo | while read -r point; do
+    case $point in "$keep" | "$keep"/* | "") ;; *) mount --make-private "$(printf '%b' "$point")" ;; esac
+done 2>/dev/null
+awk '/ - fuse.tdefs / { print $5 }' /proc/self/mountinfo | while read -r point; do
+    case $point in "$keep" | "$keep"/*) ;; *) umount -l "$(printf '%b' "$point")" ;; esac
+done
+"""
 
 
 def mounts_below(directory: Path) -> list[Path]:

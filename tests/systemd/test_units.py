@@ -177,8 +177,8 @@ def test_leaving_as_the_document_tells_gives_the_same_cluster_in_the_clear(machi
     assert machine.show(TDEFS, "ActiveState") == "inactive"
 
     machine.systemctl("stop", SERVER)
-    machine.run("mv", "/var/lib/postgresql/15/main", "/var/lib/postgresql/15/main.plain")
-    machine.run("mkdir", "/var/lib/postgresql/15/main")
+    machine.run("mv", "/var/lib/postgresql/15", "/var/lib/postgresql/15.plain")
+    machine.run("mkdir", "/var/lib/postgresql/15")
     machine.run("cp", "-a", "/root/kept/.", kept)
     machine.systemctl("daemon-reload")
     machine.systemctl("--quiet", "enable", "--now", TDEFS)

@@ -22,6 +22,7 @@ def answer(small: SmallVolume) -> dict[str, Any]:
     return {
         "pid": 4321,
         "mountpoint": str(MOUNTPOINT),
+        "mounts_inside": [],
         "backing": str(small.volume.backing),
         "volume_id": small.volume.volume_id.hex(),
         "keystore": "/etc/tdefs/keystore",
@@ -30,6 +31,7 @@ def answer(small: SmallVolume) -> dict[str, Any]:
         "started": 1700000000.5,
         "memory_locked": True,
         "watchdog": 60,
+        "read_only": False,
         "page_cipher": "compiled",
         "keystore_revision": 7,
         "data_keys": [
@@ -67,6 +69,7 @@ def test_json_has_stable_keys(mounted: SmallVolume, command: Command) -> None:
     assert since.startswith("2023-11-1")
     assert found == {
         "mountpoint": str(MOUNTPOINT),
+        "mounts_inside": [],
         "backing": str(mounted.volume.backing),
         "volume_id": mounted.volume.volume_id.hex(),
         "daemon_answers": True,
@@ -77,6 +80,7 @@ def test_json_has_stable_keys(mounted: SmallVolume, command: Command) -> None:
         "log_file": "/var/log/tdefs",
         "memory_locked": True,
         "watchdog": 60,
+        "read_only": False,
         "page_cipher": "compiled",
         "known_inodes": 7,
         "open_handles": 3,
