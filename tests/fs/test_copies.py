@@ -18,6 +18,7 @@ import pytest
 from tdefs.cli import daemon_keys, key
 from tdefs.errors import Exit, TdefsError
 from tests.fs.children import NOBODY, needs_root
+from tests.support.mounts import LET_GO_OF_OTHERS
 from tests.support.volume import LIMIT, TDEFS, Volume
 from tests.support.workspace import Workspace
 from tests.unit.offline.offline_volumes import Command
@@ -77,7 +78,8 @@ def copied(scratch: Workspace, volume: Volume) -> Volume:
 
 def in_namespace(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs a shell script with mounts of its own."""
-    command = ["unshare", "-m", "sh", "-ec", script, "sh", *map(str, arguments)]
+    alone = f"(set -- /none; {LET_GO_OF_OTHERS}) || true"
+    command = ["unshare", "-m", "sh", "-ec", f"{alone}\n{script}", "sh", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
 
 

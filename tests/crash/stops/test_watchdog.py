@@ -16,7 +16,7 @@ from tests.crash.conftest import Dice
 from tests.crash.faults.loop_disks import Ext4, run
 from tests.crash.stops.writers import check_written, stop, writing
 from tests.fs.children import needs_root
-from tests.support.mounts import CONNECTIONS, fusectl
+from tests.support.mounts import CONNECTIONS, LET_GO_OF_OTHERS, fusectl
 from tests.support.processes import arguments, is_alive, processes_in, send, wait_until
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
@@ -218,6 +218,7 @@ def test_a_watchdog_that_was_killed_is_missed_and_replaced(watched: Volume) -> N
 
 def test_root_mounts_the_file_system_that_the_watchdog_needs(volume: Volume) -> None:
     script = f"""
+        (set -- {volume.root}; {LET_GO_OF_OTHERS}) || true
         set -e
         while umount {CONNECTIONS} 2>/dev/null; do :; done
         "$@"
