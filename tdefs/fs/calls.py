@@ -48,18 +48,18 @@ def _made_for(owner: Owner, mode: int, make: Callable[[], T]) -> T:
     group lets write to), or loses set-id bits that it should not, the daemon makes the node, which still has to
     be given away.
     """
-    own = Owner(os.geteuid(), os.getegid())
-    if own.uid == 0 and owner != own and not mode & (stat.S_ISUID | stat.S_ISGID):
+    # not for root: with a way back from root's user id the kernel takes away what the daemon may do to files
+    if os.geteuid() == 0 and owner.uid != 0 and not mode & (stat.S_ISUID | stat.S_ISGID):
         # of this thread alone
-        _libc.setfsgid(owner.gid)
-        _libc.setfsuid(owner.uid)
+        gid = _libc.setfsgid(owner.gid)
+        uid = _libc.setfsuid(owner.uid)
         try:
             return make()
         except PermissionError:
             pass
         finally:
-            _libc.setfsuid(own.uid)
-            _libc.setfsgid(own.gid)
+            _libc.setfsuid(uid)
+            _libc.setfsgid(gid)
     return make()
 
 

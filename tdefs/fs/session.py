@@ -23,6 +23,7 @@ from tdefs.fs.loop import WORKERS, install_polling_wait
 from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits, source_name
 from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
+from tdefs.fs.reserve import without_reserve
 from tdefs.fs.sealing import Expectations, Sealer
 from tdefs.fs.watched import Watched
 from tdefs.keys.document import ACTIVE, REVOKED
@@ -109,7 +110,8 @@ def run_session(
         try:
             install_polling_wait()
             log.info("mounted %s at %s", volume.backing, request.mountpoint)
-            trio.run(_serve, request, opener, sealer, operations, inodes, signals, announce)
+            with without_reserve(root_fd) as spared:
+                trio.run(_serve, request, opener, sealer, operations, inodes, signals, spared, announce)
         finally:
             pyfuse3.close(unmount=True)
             operations.close()
@@ -148,6 +150,7 @@ async def _serve(
     operations: FuseOperations,
     inodes: InodeTable,
     signals: EndSignals,
+    reserve_spared: bool,
     ready: Callable[[], None],
 ) -> None:
     """Serve requests until the kernel says that the mount is gone."""
@@ -168,6 +171,7 @@ async def _serve(
             "started": started,
             "memory_locked": request.memory_locked,
             "watchdog": watched.patience,
+            "reserve_spared": reserve_spared,
             "page_cipher": "Python" if page_cipher is PythonPageCipher else "compiled",
             "keystore_revision": ring.revision,
             "data_keys": [
