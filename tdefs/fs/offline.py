@@ -174,7 +174,7 @@ def describe(volume: Volume, path: str) -> Description | None:
     try:
         with open_without_links(volume, path) as fd:
             size = os.fstat(fd).st_size
-            return describe_content(volume, path, first_bytes(fd), size, _doubts(volume, path, fd, size))
+            return describe_content(volume, path, first_bytes(fd), size, doubts_of(volume, path, fd, size))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -220,7 +220,8 @@ def policy_encrypts(volume: Volume, path: str) -> bool:
     return _policy(volume.policy).decide(classify(path), path).encrypted
 
 
-def _doubts(volume: Volume, path: str, fd: int, size: int) -> StoredDoubts:
+def doubts_of(volume: Volume, path: str, fd: int, size: int) -> StoredDoubts:
+    """Return what answers where the first bytes of the open file at *path*, of *size* bytes, do not tell."""
     return StoredDoubts(SystemCalls(), fd, size, lambda: policy_encrypts(volume, path))
 
 
@@ -273,7 +274,7 @@ class OfflineReader:
         with open_without_links(self._volume, path) as fd:
             size = os.fstat(fd).st_size
             page = first_bytes(fd)
-            form = self._sealer.recognise(page, size, _doubts(self._volume, path, fd, size))
+            form = self._sealer.recognise(page, size, doubts_of(self._volume, path, fd, size))
             store = _ReadOnlyStore(fd)
             if isinstance(form, Broken):
                 raise form.error

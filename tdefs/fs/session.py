@@ -111,7 +111,9 @@ def run_session(
             install_polling_wait()
             log.info("mounted %s at %s", volume.backing, request.mountpoint)
             with without_reserve(root_fd) as spared:
-                trio.run(_serve, request, opener, sealer, operations, inodes, signals, spared, announce)
+                trio.run(
+                    _serve, request, opener, sealer, operations, inodes, signals, spared, policy.digest(), announce
+                )
         finally:
             pyfuse3.close(unmount=True)
             operations.close()
@@ -151,6 +153,7 @@ async def _serve(
     inodes: InodeTable,
     signals: EndSignals,
     reserve_spared: bool,
+    policy_digest: str,
     ready: Callable[[], None],
 ) -> None:
     """Serve requests until the kernel says that the mount is gone."""
@@ -167,6 +170,7 @@ async def _serve(
             "volume_id": request.volume.volume_id.hex(),
             "keystore": os.fspath(request.keystore),
             "policy": os.fspath(request.policy) if request.policy else None,
+            "policy_digest": policy_digest,
             "log_file": os.fspath(request.log_file) if request.log_file else None,
             "started": started,
             "memory_locked": request.memory_locked,
