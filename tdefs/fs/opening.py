@@ -326,8 +326,10 @@ class Opener:
             os.dup2(fd, file.fd, inheritable=False)
         finally:
             self._inodes.descriptors.let_go("open:upgrade", fd)
-        if isinstance(file.inode.form, Empty):
-            form = self._settle(file.inode, file.fd, file.inode.form)
+        if file.inode.form is None or isinstance(file.inode.form, Empty):
+            form = self._read_form(file.inode, file.fd)
+            if isinstance(form, Empty):
+                form = self._settle(file.inode, file.fd, form)
             size = self._calls.fstat("open:stat", file.fd).st_size
             before = file.content
             file.content = self._content(file.inode, file.fd, form, size, can_write=True)
@@ -359,12 +361,19 @@ class Opener:
                 mark_zeros(self._calls, "settle:mark", fd, empty.length)
             self._write_new_header(path, fd, form.header, empty.length)
             if empty.length:
-                remove_mark(self._calls, "settle:unmark", fd)
+                self._remove_mark(path, fd)
         else:
             self._calls.ftruncate("create:size", fd, empty.length)
             mark_plain(self._calls, "create:mark", fd)
         inode.form = form
         return form
+
+    def _remove_mark(self, path: str, fd: int) -> None:
+        try:
+            remove_mark(self._calls, "settle:unmark", fd)
+        except OSError as error:
+            # who finds the header does not look at the mark
+            self.complaints.failed("open", printable_path(os.fsencode(path)), error)
 
     def _write_new_header(self, path: str, fd: int, header: Header, length: int = 0) -> None:
         """Write the header of a file of *length* zeros.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from errno import EIO, ENOTSUP
+from errno import EIO, ENOSPC, ENOTSUP
 from pathlib import Path
 
 import pytest
@@ -220,6 +220,42 @@ def test_a_reader_sees_zeros_also_while_the_file_is_encrypted(
     writer.content.write(0, SECRET)
     assert not clear(served, WAL)
     assert served.read(WAL)[: len(SECRET)] == SECRET
+
+
+@pytest.mark.parametrize("label", ["settle:mark", "create:size", "create:header", "create:sync"])
+def test_zeros_that_could_not_be_encrypted_are_not_written_in_clear_later(
+    served: ServedVolume, policies: dict[str, Policy], label: str
+) -> None:
+    served.remount(policy=policies["none"])
+    served.create(WAL, bytes(20_000))
+    served.remount(policy=policies["all"])
+    inode = served.inode(WAL)
+    inode.lookups += 1
+    reader = served.opener.open(inode, writable=False)
+    served.calls.fail[label] = ENOSPC
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            served.opener.open(inode, writable=True)
+        assert not reader.writable
+    served.calls.fail.clear()
+    assert served.length(WAL) == 20_000
+    served.write(WAL, 0, SECRET)
+    assert not clear(served, WAL)
+    served.remount()
+    assert served.read(WAL) == SECRET + bytes(20_000 - len(SECRET))
+
+
+def test_a_mark_that_stays_on_an_encrypted_file_does_no_harm(
+    served: ServedVolume, policies: dict[str, Policy]
+) -> None:
+    served.remount(policy=policies["none"])
+    served.create(WAL, bytes(20_000))
+    served.remount(policy=policies["all"])
+    served.calls.fail["settle:unmark"] = ENOSPC
+    served.write(WAL, 0, SECRET)
+    served.remount(policy=policies["none"])
+    assert served.read(WAL) == SECRET + bytes(20_000 - len(SECRET))
+    assert not clear(served, WAL)
 
 
 def test_zeros_renamed_or_linked_into_an_encrypted_place_are_encrypted_when_written(
