@@ -72,14 +72,22 @@ def _clear_clusters(mountpoint: Path, backing: Path) -> Iterator[Path]:
         if directory in seen or directory in avoid:
             continue
         seen.add(directory)
-        if (directory / PRIVATE_DIRECTORY / "volume.json").exists():
+        names = _names(directory)
+        if PRIVATE_DIRECTORY in names:
             continue
-        if (directory / "PG_VERSION").exists() and (directory / "global").is_dir():
+        if {"PG_VERSION", "global"} <= names:
             if _identifier(directory) is not None:
                 yield directory
             continue
         if depth > 0:
             pending += [(below, depth - 1) for below in _directories(directory)]
+
+
+def _names(directory: Path) -> set[str]:
+    """Return what lies in a directory; nothing where this user may not look."""
+    with suppress(OSError), os.scandir(directory) as entries:
+        return {entry.name for entry in islice(entries, _MOST_ENTRIES)}
+    return set()
 
 
 def _directories(directory: Path) -> list[Path]:

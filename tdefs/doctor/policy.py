@@ -47,7 +47,7 @@ def examine_next_mount(
     :param daemon: what it answers to ``status``, if it does.
     """
     keystore = settings.keystore or volume.keystore
-    if not keystore.exists():
+    if _is_missing(keystore):
         yield risk(
             f"{_NO_START}: there is no keystore {keystore}",
             "restore it from a copy before the volume is unmounted: without it nobody can read the volume",
@@ -85,13 +85,23 @@ def _secret_file(volume: Volume, settings: VolumeConfig) -> Iterator[Finding]:
     file = settings.passphrase_file
     if file is None:
         return
-    if not file.exists():
+    if _is_missing(file):
         yield risk(f"{_NO_START}: there is no passphrase file {file}", "put it there, or change the configuration")
     elif volume.backing in file.resolve().parents:
         yield risk(
             f"the passphrase file {file} lies in the backing directory: who has a copy of that has both",
             "keep it elsewhere",
         )
+
+
+def _is_missing(file: Path) -> bool:
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # this user may not look
+    return False
 
 
 def _rights(file: Path, role: str) -> Iterator[Finding]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import needs_root
+from tdefs.doctor.beside import examine_surroundings
+from tests.fs.children import NOBODY, in_child, needs_root
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
@@ -107,6 +108,23 @@ def test_a_copy_of_the_cluster_in_the_clear_is_found(cluster: Volume, place: str
         (path / "global/pg_control").rename(path / "global/pg_control.old")
     assert told(cluster, "risk", f"{path} holds a copy of the cluster in the clear")
     shutil.rmtree(path)
+
+
+@needs_root
+def test_who_may_not_look_everywhere_is_told_of_the_rest(cluster: Volume) -> None:
+    closed, copy = cluster.root / "closed", cluster.root / "copy"
+    make_cluster(closed / "deep")
+    make_cluster(copy)
+    for path in (closed, cluster.root / "closed too"):
+        path.mkdir(exist_ok=True)
+        path.chmod(0o700)
+    place = cluster.root / "place"
+    found = in_child(
+        lambda: [one.what for one in examine_surroundings(place, cluster.backing, [copy])], uid=NOBODY
+    )
+    assert found == [f"{copy} holds a copy of the cluster in the clear"]
+    for path in (closed, cluster.root / "closed too", copy):
+        shutil.rmtree(path)
 
 
 def test_another_cluster_beside_the_mount_is_no_copy(cluster: Volume) -> None:
@@ -245,7 +263,7 @@ def test_a_large_cluster_does_not_take_long(own: Volume) -> None:
     sealed = (own.backing / "main/base/5/1259").read_bytes()[:300]
     first = directory / "16384"
     first.write_bytes(sealed)
-    for number in range(16385, 46384):
+    for number in range(16385, 37000):
         if number % 1000 == 0:
             first = directory / str(number)  # a file has no more than 65000 names
             first.write_bytes(sealed)
