@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.fs.control import ask
+from tdefs.fs.reserve import with_own_rights, without_reserve
 from tdefs.volume import read_volume
 from tests.crash.faults.loop_disks import Ext4, run
 from tests.fs.children import NOBODY, in_child, needs_root
@@ -121,6 +122,25 @@ def test_the_reserve_for_root_is_not_taken_and_a_full_disk_is_told(reserved: Vol
     reserved.mount()
     assert (pgdata / "again").read_bytes() == b"x" * 100_000
     assert (pgdata / "again").stat().st_uid == NOBODY
+
+
+def test_files_of_the_daemon_s_own_are_root_s_also_while_it_serves(reserved: Volume) -> None:
+    directory = reserved.backing.parent / "probe"
+    directory.mkdir(0o700)
+
+    def probe() -> list[int]:
+        fd = os.open(reserved.backing, os.O_RDONLY)
+        with without_reserve(fd) as spared:
+            assert spared
+            (directory / "served").touch()
+            with with_own_rights():
+                (directory / "log").touch()
+            (directory / "served again").touch()
+        (directory / "afterwards").touch()
+        names = ("served", "log", "served again", "afterwards")
+        return [(directory / name).stat().st_uid for name in names]
+
+    assert in_child(probe) == [NOBODY, 0, NOBODY, 0]
 
 
 def test_an_overlay_does_not_keep_the_reserve_and_doctor_says_so(scratch: Workspace) -> None:
