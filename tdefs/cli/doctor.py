@@ -10,10 +10,13 @@ from pathlib import Path
 from tdefs.cli.output import print_json, print_line
 from tdefs.cli.unlock import add_config
 from tdefs.config import load_config
+from tdefs.doctor.backing import BackingDirectory
+from tdefs.doctor.beside import examine_surroundings
 from tdefs.doctor.certificates import examine_certificates
 from tdefs.doctor.cluster import examine_cluster, find_clusters
 from tdefs.doctor.findings import Finding, Level, risk
 from tdefs.doctor.host import examine_host
+from tdefs.doctor.policy import examine_next_mount, next_policy
 from tdefs.doctor.registration import examine_registration
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
@@ -22,6 +25,7 @@ from tdefs.keys.key_source import make_key_source
 from tdefs.text import printable
 from tdefs.volume import read_volume
 
+_THIS_MOUNT = "this mount, as far as this host shows; docs/THREATS.md has what cannot be seen from it"
 _UNSEEN = "What roles and databases have set of their own cannot be seen so: psql's \\drds lists it."
 
 
@@ -31,7 +35,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "doctor",
         help="what weakens a mount: PostgreSQL's settings, files in the clear, the host",
         description="Examines the mount at MOUNTPOINT and the PostgreSQL cluster on it, changes nothing, and says "
-        "what weakens them: settings that lose commits, WAL or tablespaces in the clear, keys that may get into "
+        "what weakens them: settings that lose commits, WAL or tablespaces in the clear, copies of the cluster in "
+        "the clear near the mount point and the backing directory, links and plain files in the backing "
+        "directory, a policy that leaves files in the clear or stops the next mount, keys that may get into "
         "swap, certificates of key sources that expire. Run it as root, or as the user who mounted. Without "
         "MOUNTPOINT it examines the key sources alone, such as when a certificate has expired and nothing mounts.",
     )
@@ -42,7 +48,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(args: argparse.Namespace) -> int:
-    findings, clusters = ([], None) if args.mountpoint is None else _mount(args.mountpoint)
+    findings, clusters = ([], None) if args.mountpoint is None else _mount(args.mountpoint, args.config)
     findings += _key_sources(args)
     findings.sort(key=lambda finding: list(Level).index(finding.level))
     if args.json:
@@ -52,15 +58,22 @@ def _run(args: argparse.Namespace) -> int:
     return Exit.DOCTOR_FOUND_RISKS if any(one.level is Level.RISK for one in findings) else Exit.OK
 
 
-def _mount(mountpoint: Path) -> tuple[list[Finding], list[Path]]:
+def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[Path]]:
     """Return what is wrong with a mount, and the clusters that were found on it."""
     mount = find_mount(mountpoint)
     volume = read_volume(mount.backing)
-    status = ask(volume, "status")
-    findings = [*examine_host(volume, mount.mountpoint, status), *examine_registration(volume, status)]
+    daemon = ask(volume, "status")
+    findings = [*examine_host(volume, mount.mountpoint, daemon), *examine_registration(volume, daemon)]
     clusters = find_clusters(mount.mountpoint)
+    mountpoints = [each.mountpoint for each in tdefs_mounts()]
     for pgdata in clusters:
-        findings += examine_cluster(pgdata, [each.mountpoint for each in tdefs_mounts()])
+        findings += examine_cluster(pgdata, mountpoints)
+    settings = load_config(config).for_backing(mount.backing)
+    policy, of_policy = next_policy(volume, settings)
+    findings += of_policy
+    findings += examine_next_mount(volume, settings, policy, daemon)
+    findings += BackingDirectory(volume, mount.mountpoint, mountpoints).examine(policy)
+    findings += examine_surroundings(mount.mountpoint, mount.backing, clusters)
     return findings, clusters
 
 
@@ -81,7 +94,7 @@ def _print(findings: list[Finding], clusters: list[Path] | None) -> None:
         print_line(f"{finding.level.value.upper()}: {printable(finding.what)}")
         print_line(f"HINT:  {printable(finding.hint)}")
     if not findings:
-        print_line(f"nothing weakens {'the key sources' if clusters is None else 'this mount'}")
+        print_line(f"nothing weakens {'the key sources' if clusters is None else _THIS_MOUNT}")
     for pgdata in clusters or ():
         print_line(
             f"{printable(str(pgdata))} was examined by its files, as its next start would find it. " + _UNSEEN

@@ -21,6 +21,7 @@ from tdefs.fs.mount_users import places_of
 from tdefs.fs.mounts import DEAD, detach_dead, is_dead, provide_connections, tdefs_mounts
 from tdefs.fs.read_only import ReadOnlyCalls, is_read_only
 from tdefs.fs.recovery import empty_unfinished_files
+from tdefs.fs.reserve import with_own_rights
 from tdefs.fs.session import MountRequest, run_session
 from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit, tell_service_manager
 from tdefs.keys.hierarchy import KeyRing
@@ -302,6 +303,11 @@ class _LogFile(RotatingFileHandler):
         super().__init__(
             path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1, encoding="utf-8", errors="backslashreplace"
         )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, also on a disk that is full for those who are served."""
+        with with_own_rights():
+            super().emit(record)
 
     def _open(self) -> TextIOWrapper:
         def private(path: str, flags: int) -> int:

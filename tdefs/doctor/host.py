@@ -50,6 +50,12 @@ def _daemon(daemon: Mapping[str, Any]) -> Iterator[Finding]:
             "the daemon's memory is not locked, and the host swaps: keys may get onto a disk in the clear",
             "let it run as root or with CAP_IPC_LOCK (the systemd unit does), or encrypt the swap space",
         )
+    if not daemon["reserve_spared"]:
+        yield risk(
+            "the daemon serves with root's right to the blocks that the disk keeps for root, and past quotas: the "
+            "cluster's user can fill the disk to the last block",
+            "keep the backing directory on a disk, not on an overlay, or let the cluster's user mount it",
+        )
     if daemon["page_cipher"] != "compiled":
         yield advice(
             "pages are encrypted by the slower path, in Python",

@@ -11,6 +11,7 @@ import ctypes
 import os
 import stat
 from collections.abc import Callable
+from errno import EINVAL, ENXIO
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -47,18 +48,18 @@ def _made_for(owner: Owner, mode: int, make: Callable[[], T]) -> T:
     group lets write to), or loses set-id bits that it should not, the daemon makes the node, which still has to
     be given away.
     """
-    own = Owner(os.geteuid(), os.getegid())
-    if own.uid == 0 and owner != own and not mode & (stat.S_ISUID | stat.S_ISGID):
+    # not for root: with a way back from root's user id the kernel takes away what the daemon may do to files
+    if os.geteuid() == 0 and owner.uid != 0 and not mode & (stat.S_ISUID | stat.S_ISGID):
         # of this thread alone
-        _libc.setfsgid(owner.gid)
-        _libc.setfsuid(owner.uid)
+        gid = _libc.setfsgid(owner.gid)
+        uid = _libc.setfsuid(owner.uid)
         try:
             return make()
         except PermissionError:
             pass
         finally:
-            _libc.setfsuid(own.uid)
-            _libc.setfsgid(own.gid)
+            _libc.setfsuid(uid)
+            _libc.setfsgid(gid)
     return make()
 
 
@@ -124,6 +125,29 @@ class SystemCalls:
     def ftruncate(self, label: str, fd: int, size: int) -> None:
         """Set the size of an open file."""
         os.ftruncate(fd, size)
+
+    def seek_data(self, label: str, fd: int, offset: int) -> int:
+        """Return where data begins at or behind *offset*; the size where there is nothing but a hole."""
+        try:
+            return os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == ENXIO:
+                return os.lseek(fd, 0, os.SEEK_END)
+            if error.errno == EINVAL:
+                return offset  # the file system below cannot tell
+            raise
+
+    def getxattr(self, label: str, fd: int, name: str) -> bytes:
+        """Return the value of an extended attribute of an open file."""
+        return os.getxattr(fd, name)
+
+    def setxattr(self, label: str, fd: int, name: str, value: bytes) -> None:
+        """Set an extended attribute of an open file."""
+        os.setxattr(fd, name, value)
+
+    def removexattr(self, label: str, fd: int, name: str) -> None:
+        """Remove an extended attribute of an open file."""
+        os.removexattr(fd, name)
 
     def fsync(self, label: str, fd: int) -> None:
         """Make data and metadata of *fd* durable."""

@@ -17,6 +17,7 @@ from typing import Any
 import trio
 
 from tdefs.fs.control import TIMEOUT_SECONDS
+from tdefs.fs.reserve import with_own_rights
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +34,16 @@ Answers = dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
 
 async def serve_control(path: Path, answers: Answers) -> None:
     """Answer requests ``{"request": NAME}`` at *path* until cancelled, by calling the function of that name."""
-    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    unbound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = trio.socket.from_stdlib_socket(unbound)
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             with suppress(FileNotFoundError):
                 path.unlink()
             # through the descriptor, since a socket's address is limited to 107 bytes
-            await listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+            with with_own_rights():
+                unbound.bind(f"/proc/self/fd/{directory}/{path.name}")
             path.chmod(0o600)
             listener.listen(_BACKLOG)
         except OSError as error:

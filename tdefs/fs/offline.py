@@ -21,9 +21,11 @@ from tdefs.format.errors import FormatError
 from tdefs.format.header import RECORD_SIZE, SUITE_NAMES, Header
 from tdefs.format.layout import HEADER_SIZE, plaintext_length
 from tdefs.format.stored import StoredFile
+from tdefs.fs.calls import SystemCalls
 from tdefs.fs.mounts import find_mount
 from tdefs.fs.sealing import (
     Broken,
+    Doubts,
     Empty,
     Expectations,
     Form,
@@ -34,6 +36,7 @@ from tdefs.fs.sealing import (
     identity_at,
     look_at,
 )
+from tdefs.fs.zeros import StoredDoubts
 from tdefs.keys.hierarchy import DestroyedRounds, KeyRing, was_destroyed
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
@@ -171,21 +174,23 @@ def describe(volume: Volume, path: str) -> Description | None:
     try:
         with open_without_links(volume, path) as fd:
             size = os.fstat(fd).st_size
-            page = first_bytes(fd)
+            return describe_content(volume, path, first_bytes(fd), size, doubts_of(volume, path, fd, size))
     except FileNotFoundError:
         return None
     except OSError as error:
         reason = f"could not be read: {error.strerror}"
         return Description(path, kind, UNREADABLE, stored_size=0, error=reason)
-    return describe_content(volume, path, page, size)
 
 
-def describe_content(volume: Volume, path: str, page: bytes, size: int) -> Description:
-    """Tell what a stored file of *size* bytes says of itself, given its first bytes: all of *page*."""
+def describe_content(volume: Volume, path: str, page: bytes, size: int, doubts: Doubts) -> Description:
+    """Tell what a stored file of *size* bytes says of itself, given its first bytes: all of *page*.
+
+    :raises OSError: what is in doubt cannot be read.
+    """
     kind = classify(path).kind.value
     header: Header | None = None
     try:
-        found = look_at(page, size, Expectations.of(volume), lambda: policy_encrypts(volume, path))
+        found = look_at(page, size, Expectations.of(volume), doubts)
         if isinstance(found, Plain):
             return Description(path, kind, PLAIN, stored_size=size, size=size)
         if isinstance(found, Empty):
@@ -213,6 +218,11 @@ def policy_encrypts(volume: Volume, path: str) -> bool:
     A policy that cannot be read counts as one that encrypts: a wiped header must not pass for a plain file.
     """
     return _policy(volume.policy).decide(classify(path), path).encrypted
+
+
+def doubts_of(volume: Volume, path: str, fd: int, size: int) -> StoredDoubts:
+    """Return what answers where the first bytes of the open file at *path*, of *size* bytes, do not tell."""
+    return StoredDoubts(SystemCalls(), fd, size, lambda: policy_encrypts(volume, path))
 
 
 @lru_cache(maxsize=1)
@@ -264,7 +274,7 @@ class OfflineReader:
         with open_without_links(self._volume, path) as fd:
             size = os.fstat(fd).st_size
             page = first_bytes(fd)
-            form = self._sealer.recognise(page, size, lambda: policy_encrypts(self._volume, path))
+            form = self._sealer.recognise(page, size, doubts_of(self._volume, path, fd, size))
             store = _ReadOnlyStore(fd)
             if isinstance(form, Broken):
                 raise form.error

@@ -20,6 +20,7 @@ from tdefs.fs.files import BackingStore, Content, OpenFile, PlainContent
 from tdefs.fs.inodes import Ghost, Inode, InodeTable, path_of
 from tdefs.fs.losses import Loss
 from tdefs.fs.sealing import Broken, Empty, Form, Plain, Sealed, Sealer, check_identity, identity_at
+from tdefs.fs.zeros import StoredDoubts, mark_plain, mark_zeros, remove_mark
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Decision, Policy
 from tdefs.policy.paths import classify
@@ -62,14 +63,15 @@ class Opener:
         fd, can_write = self._open_backing(name, directory, writable=writable)
         try:
             form = self._read_form(inode, fd)
-            if isinstance(form, Empty) and can_write:
+            if isinstance(form, Empty) and writable:
                 form = self._settle(inode, fd, form)
             status = self._calls.fstat("open:stat", fd)
             content = self._content(inode, fd, form, status.st_size, can_write=can_write)
         except BaseException:
             self._inodes.descriptors.let_go("open:undo", fd)
             raise
-        inode.open_file = OpenFile(inode, fd, content, status, writable=can_write)
+        # what is not settled yet is settled by the first who opens it to write
+        inode.open_file = OpenFile(inode, fd, content, status, writable=can_write and not isinstance(form, Empty))
         return inode.open_file
 
     def create(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> OpenFile:
@@ -91,6 +93,8 @@ class Opener:
                 form = Sealed(self._sealer.new_header(decision.key_name, identity_at(path)))
                 self._write_new_header(path, fd, form.header)
                 size = HEADER_SIZE
+            else:
+                mark_plain(self._calls, "create:mark", fd)
             content = self._content(inode, fd, form, size, can_write=True)
         except BaseException:
             self._inodes.descriptors.let_go("create:undo", fd)
@@ -315,28 +319,33 @@ class Opener:
             self._calls.chmod("open:relock", name, mode, directory)
 
     def _make_writable(self, file: OpenFile) -> None:
-        """Exchange a read-only descriptor for one that can write, under the same number."""
+        """Exchange a read-only descriptor for one that can write, under the same number, and settle the file."""
         name, directory = self._inodes.place(file.inode)
         fd = self._open_closed("open:rw", name, os.O_RDWR, directory)
         try:
             os.dup2(fd, file.fd, inheritable=False)
         finally:
             self._inodes.descriptors.let_go("open:upgrade", fd)
-        file.writable = True
-        if isinstance(file.inode.form, Empty):
-            form = self._settle(file.inode, file.fd, file.inode.form)
+        if file.inode.form is None or isinstance(file.inode.form, Empty):
+            form = self._read_form(file.inode, file.fd)
+            if isinstance(form, Empty):
+                form = self._settle(file.inode, file.fd, form)
             size = self._calls.fstat("open:stat", file.fd).st_size
+            before = file.content
             file.content = self._content(file.inode, file.fd, form, size, can_write=True)
+            before.changes += 1  # who reads aside may have read the header
+        file.writable = True
 
     def _read_form(self, inode: Inode, fd: int) -> Form:
         """Read what the file says of itself, unless that is known; log what is wrong with it."""
-        if inode.form is None or isinstance(inode.form, Empty):
+        if inode.form is None:
             size = self._calls.fstat("form:stat", fd).st_size
             page = self._calls.pread("form:read", fd, RECORD_SIZE, 0)
             if not any(page):
                 page = self._calls.pread("form:read", fd, HEADER_SIZE, 0)
             path = os.fsdecode(inode.path())
-            inode.form = self._sealer.recognise(page, size, lambda: self._decide(path).encrypted)
+            doubts = StoredDoubts(self._calls, fd, size, lambda: self._decide(path).encrypted)
+            inode.form = self._sealer.recognise(page, size, doubts)
         return inode.form
 
     def _settle(self, inode: Inode, fd: int, empty: Empty) -> Form:
@@ -344,11 +353,27 @@ class Opener:
         path = os.fsdecode(inode.path())
         decision = self._decide(path)
         form: Form = Plain()
+        inode.form = None  # until it is known what has become of the file
         if decision.encrypted:
             form = Sealed(self._sealer.new_header(decision.key_name, self._identity_under_all_names(inode)))
+            if empty.length:
+                # a crash leaves zeros of another size, which must not become the length
+                mark_zeros(self._calls, "settle:mark", fd, empty.length)
             self._write_new_header(path, fd, form.header, empty.length)
+            if empty.length:
+                self._remove_mark(path, fd)
+        else:
+            self._calls.ftruncate("create:size", fd, empty.length)
+            mark_plain(self._calls, "create:mark", fd)
         inode.form = form
         return form
+
+    def _remove_mark(self, path: str, fd: int) -> None:
+        try:
+            remove_mark(self._calls, "settle:unmark", fd)
+        except OSError as error:
+            # who finds the header does not look at the mark
+            self.complaints.failed("open", printable_path(os.fsencode(path)), error)
 
     def _write_new_header(self, path: str, fd: int, header: Header, length: int = 0) -> None:
         """Write the header of a file of *length* zeros.
@@ -379,6 +404,8 @@ class Opener:
         try:
             if isinstance(form, Broken):
                 raise form.error
+            if isinstance(form, Empty):
+                size = form.length
             if isinstance(form, Sealed):
                 self._check_place(inode, form.header, fd, can_write=can_write)
                 return StoredFile(store, self._sealer.cipher(form.header), size)

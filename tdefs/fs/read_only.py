@@ -52,6 +52,8 @@ class ReadOnlyCalls(SystemCalls):
     create: Callable[..., NoReturn] = _refuse
     pwrite: Callable[..., NoReturn] = _refuse
     ftruncate: Callable[..., NoReturn] = _refuse
+    setxattr: Callable[..., NoReturn] = _refuse
+    removexattr: Callable[..., NoReturn] = _refuse
     fchmod: Callable[..., NoReturn] = _refuse
     chmod: Callable[..., NoReturn] = _refuse
     fchown: Callable[..., NoReturn] = _refuse

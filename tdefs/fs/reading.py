@@ -49,7 +49,8 @@ class Reader:
         else:
             if content.changes == changes:
                 return cast(bytes, plaintext)
-        # written to meanwhile: take a state that no write is halfway through
+        # written to meanwhile, or encrypted: take a state that no write is halfway through
+        content = file.content
         at, count = content.extent(offset, size)
         return cast(bytes, content.decode(offset, size, self._calls.pread("read:again", file.fd, count, at)))
 

@@ -11,9 +11,8 @@ import logging
 import os
 
 from tdefs.fs.offline import first_bytes, open_without_links, walk
-from tdefs.fs.sealing import Empty, Expectations, look_at
 from tdefs.text import printable_path
-from tdefs.volume import Volume
+from tdefs.volume import Volume, was_left_clean
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +23,12 @@ def empty_unfinished_files(volume: Volume) -> list[str]:
     Afterwards such a file is damage. In a volume with plain files there is nothing to do, since headers are
     made durable at creation there. The caller holds the volume's lock.
     """
-    expected = Expectations.of(volume)
-    if volume.plain_files or not expected.lost_headers:
+    if volume.plain_files or was_left_clean(volume):
         return []
     emptied = []
     for path, status in walk(volume, on_error=lambda error: log.warning("not looked at: %s", error)):
         try:
-            if status.st_size > 0 and _lost_its_header(volume, path, status.st_size, expected):
+            if status.st_size > 0 and _lost_its_header(volume, path):
                 with open_without_links(volume, path, os.O_RDWR) as fd:
                     os.ftruncate(fd, 0)
                     os.fsync(fd)
@@ -42,7 +40,6 @@ def empty_unfinished_files(volume: Volume) -> list[str]:
     return emptied
 
 
-def _lost_its_header(volume: Volume, path: str, size: int, expected: Expectations) -> bool:
+def _lost_its_header(volume: Volume, path: str) -> bool:
     with open_without_links(volume, path) as fd:
-        page = first_bytes(fd)
-    return not any(page) and isinstance(look_at(page, size, expected, lambda: True), Empty)
+        return not any(first_bytes(fd))

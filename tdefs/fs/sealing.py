@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import (
@@ -113,21 +112,34 @@ class Expectations:
         return cls(volume.volume_id, volume.plain_files, not was_left_clean(volume))
 
 
-def look_at(
-    page: bytes, size: int, expected: Expectations, should_be_encrypted: Callable[[], bool]
-) -> Plain | Empty | Header:
+class Doubts(Protocol):
+    """What is asked of a file that starts with zeros, in a volume that may hold plain files."""
+
+    def should_be_encrypted(self) -> bool:
+        """Tell whether the policy would encrypt it today."""
+
+    def is_marked_plain(self) -> bool:
+        """Tell whether it was made as a plain file."""
+
+    def interrupted_length(self) -> int | None:
+        """Return how many zeros it held when somebody began to encrypt it; ``None`` if nobody did."""
+
+    def is_all_zero(self) -> bool:
+        """Tell whether it holds nothing but zeros."""
+
+
+def look_at(page: bytes, size: int, expected: Expectations, doubts: Doubts) -> Plain | Empty | Header:
     """Tell what a stored file is, as far as that goes without a key: a header is decoded, but not verified.
 
     :param page: the first bytes of the file: its header record, or where that is zero the header page.
     :param size: the stored size in bytes.
-    :param should_be_encrypted: asked only where the file itself does not tell: whether the policy would encrypt
-        it today.
+    :param doubts: asked only where the first bytes do not tell.
     :raises FormatError: the file cannot be presented.
     """
     if size == 0:
         return Empty()
     if not any(page):
-        return _without_header(page, size, expected, should_be_encrypted)
+        return _without_header(size, expected, doubts)
     if not resembles_header(page, expected.volume_id):
         if expected.plain_files:
             return Plain()
@@ -137,21 +149,22 @@ def look_at(
     return decode_header(page, expected.volume_id)
 
 
-def _without_header(
-    page: bytes, size: int, expected: Expectations, should_be_encrypted: Callable[[], bool]
-) -> Plain | Empty:
+def _without_header(size: int, expected: Expectations, doubts: Doubts) -> Plain | Empty:
     """Tell what a file is that starts with zeros; see :func:`look_at`."""
-    if expected.plain_files:
-        # Here the header of a new file is made durable before anything else is written to the file, so a crash
-        # leaves zeros alone.
-        if len(page) < min(size, HEADER_SIZE) or not should_be_encrypted():
-            return Plain()
-        if size <= HEADER_SIZE:
-            return Empty(size)
-        raise MissingHeader("the header is all zero, or the file is a plain one in a place of encrypted ones")
-    if expected.lost_headers:
-        return Empty()
-    raise MissingHeader("the header is all zero: it was wiped")
+    if not expected.plain_files:
+        if expected.lost_headers:
+            return Empty()
+        raise MissingHeader("the header is all zero: it was wiped")
+    # Here the header of a new file is made durable before anything else is written to the file, so a crash leaves
+    # zeros alone.
+    length = doubts.interrupted_length()
+    if length is None and not doubts.should_be_encrypted():
+        return Plain()
+    if doubts.is_all_zero():
+        return Empty(size if length is None else length)
+    if doubts.is_marked_plain():
+        return Plain()
+    raise MissingHeader("the header is all zero: it was wiped, or a plain file has lost its mark")
 
 
 class Sealer:
@@ -209,10 +222,10 @@ class Sealer:
         """Return the cipher of the one file that *header* belongs to."""
         return page_cipher(derive_file_key(self._key(header), header.file_id))
 
-    def recognise(self, page: bytes, size: int, should_be_encrypted: Callable[[], bool]) -> Form:
+    def recognise(self, page: bytes, size: int, doubts: Doubts) -> Form:
         """Tell what a stored file is, with its header verified; see :func:`look_at` for the parameters."""
         try:
-            found = look_at(page, size, self._expected, should_be_encrypted)
+            found = look_at(page, size, self._expected, doubts)
             if not isinstance(found, Header):
                 return found
             mac_key, fingerprint = self._header_keys(self._key(found))

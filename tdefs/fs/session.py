@@ -25,6 +25,7 @@ from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits
 from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
 from tdefs.fs.read_only import control_places
+from tdefs.fs.reserve import with_own_rights, without_reserve
 from tdefs.fs.sealing import Expectations, Sealer
 from tdefs.fs.watched import Watched
 from tdefs.keys.document import ACTIVE, REVOKED
@@ -119,7 +120,10 @@ def run_session(
         try:
             install_polling_wait()
             log.info("mounted %s at %s", volume.backing, request.mountpoint)
-            trio.run(_serve, request, opener, sealer, operations, inodes, signals, announce)
+            with without_reserve(root_fd) as spared:
+                trio.run(
+                    _serve, request, opener, sealer, operations, inodes, signals, spared, policy.digest(), announce
+                )
         finally:
             pyfuse3.close(unmount=True)
             operations.close()
@@ -158,6 +162,8 @@ async def _serve(
     operations: FuseOperations,
     inodes: InodeTable,
     signals: EndSignals,
+    reserve_spared: bool,
+    policy_digest: str,
     ready: Callable[[], None],
 ) -> None:
     """Serve requests until the kernel says that the mount is gone."""
@@ -174,11 +180,13 @@ async def _serve(
             "volume_id": request.volume.volume_id.hex(),
             "keystore": os.fspath(request.keystore),
             "policy": os.fspath(request.policy) if request.policy else None,
+            "policy_digest": policy_digest,
             "log_file": os.fspath(request.log_file) if request.log_file else None,
             "started": started,
             "memory_locked": request.memory_locked,
             "watchdog": watched.patience,
             "read_only": request.read_only,
+            "reserve_spared": reserve_spared,
             "page_cipher": "Python" if page_cipher is PythonPageCipher else "compiled",
             "keystore_revision": ring.revision,
             "data_keys": [
@@ -226,7 +234,8 @@ def _control_socket(request: MountRequest) -> Path | None:
         return request.volume.control_socket
     try:
         path = control_places(request.volume.backing)[0]
-        path.parent.mkdir(mode=0o755, exist_ok=True)
+        with with_own_rights():
+            path.parent.mkdir(mode=0o755, exist_ok=True)
     except OSError as error:
         log.warning("no control socket, so 'tdefs status' will know less: %s", error)
         return None

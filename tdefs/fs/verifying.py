@@ -129,7 +129,7 @@ class Verifier:
             hint = _RIGHTS_HINT if error.errno == EACCES else _READ_HINT
             self._add(path, f"the file cannot be read: {error.strerror}", hint)
         self._report.states[state] += 1
-        if state == EMPTY and size > 0:
+        if state == EMPTY and size > 0 and not self._lengths[path]:
             self._report.notes.append(
                 Note(path, "never synced before the crash, so its content was never promised: reads as empty")
             )

@@ -70,6 +70,16 @@ class ControlFile:
         return self.state == _SHUTDOWNED
 
 
+def system_identifier(content: bytes) -> int:
+    """Return the number that initdb gave a cluster and that all its copies have, from *content* of a pg_control.
+
+    :raises BadControlFile: as :func:`parse_control_file`.
+    :raises UnknownControlVersion: the same.
+    """
+    parse_control_file(content)
+    return int.from_bytes(content[:8], "little")
+
+
 def parse_control_file(content: bytes) -> ControlFile:
     """Return what the *content* of a pg_control says.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Self
 
 from tdefs.policy.paths import FileRole, Kind, database_directory
@@ -74,6 +75,20 @@ class Policy:
         """Return whether any rule leaves files in the clear."""
         return not all(rule.encrypted for rule in self._rules())
 
+    def digest(self) -> str:
+        """Return what is the same, as hexadecimal digits, for two policies that decide alike rule by rule."""
+        rules = (
+            _outcome(self.default),
+            self.unlisted and _outcome(self.unlisted),
+            [
+                (database, [(entry.first, entry.last, _outcome(entry.rule)) for entry in entries])
+                for database, entries in sorted(self.relfilenodes.items())
+            ],
+            [(database, _outcome(rule)) for database, rule in sorted(self.databases.items())],
+            [(str(kind), _outcome(rule)) for kind, rule in sorted(self.kinds.items())],
+        )
+        return sha256(repr(rules).encode()).hexdigest()
+
     def _rules(self) -> list[Rule]:
         """Return every rule there is."""
         ranges = [entry.rule for entries in self.relfilenodes.values() for entry in entries]
@@ -137,6 +152,10 @@ class Policy:
         if index >= 0 and relfilenode <= ranges[index].last:
             return ranges[index].rule
         return None
+
+
+def _outcome(rule: Rule) -> tuple[bool, str | None]:
+    return rule.encrypted, rule.key
 
 
 def _by(rule: Rule, why: str) -> Decision:

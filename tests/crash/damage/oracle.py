@@ -81,8 +81,8 @@ class Oracle:
     def _zeros(self, stored: bytes, *, sealed_place: bool) -> Verdict:
         if not self._plain_files:
             return Verdict(True, reason="a wiped header")
-        # in a volume with plain files, zeros in a place of encrypted ones are a file that was just made
-        if not sealed_place or len(stored) <= HEADER:
+        # in a volume with plain files, zeros and nothing else may be a plain file's
+        if not sealed_place or not any(stored):
             return Verdict(False, stored, reason="a plain file of zeros")
         return Verdict(True, reason="a wiped header")
 

@@ -53,11 +53,12 @@ def _image(path: Path, megabytes: int) -> Path:
 class Ext4:
     """An ext4 of its own."""
 
-    def __init__(self, root: Path, megabytes: int) -> None:
+    def __init__(self, root: Path, megabytes: int, *, reserve_percent: int = 0) -> None:
+        """:param reserve_percent: how much of it is kept for root."""
         self.root = root
         self.mountpoint = root / "disk"
         self.image = _image(root / "image", megabytes)
-        run("mkfs.ext4", "-q", "-m", "0", self.image)
+        run("mkfs.ext4", "-q", "-m", str(reserve_percent), self.image)
 
     @contextmanager
     def mounted(self) -> Iterator[Path]:

@@ -100,6 +100,11 @@ class Place:
         (self.backing / name).touch(0o600)
         self._states[name] = [b""]
 
+    def zeros_below(self, name: str, length: int) -> None:
+        """A file of zeros that lie on the disk, which the daemon has not seen yet."""
+        (self.backing / name).write_bytes(bytes(length))
+        self._states[name] = [bytes(length)]
+
     def linked_below(self, name: str, new: str) -> None:
         """One more name that the daemon has not seen yet."""
         (self.backing / new).hardlink_to(self.backing / name)

@@ -157,6 +157,16 @@ def _open_empty(place: Place) -> None:
     place.file("empty", ODD)
 
 
+def _write_to_zeros(place: Place) -> None:
+    with place.opened("zeros") as fd:
+        place.write(fd, "zeros", b"now", 1)
+        place.fsync(fd, "zeros")
+
+
+def _zeros_below(place: Place, faults: Faults) -> None:
+    place.zeros_below("zeros", 30000)
+
+
 def _open_twice(place: Place) -> None:
     """First for reading, where the disk below allows no more, then for writing."""
     place.read("copy")
@@ -377,6 +387,7 @@ SCRIPTS = (
     Script("read", _read, _copies_below, again=True),
     Script("read what is not cached", _read, _copies_below, (Order(labels=("read:cached",)),), ("read",)),
     Script("fill an empty file", _open_empty, _copies_below, again=True),
+    Script("write to a plain file's zeros", _write_to_zeros, _zeros_below, again=True, plain=True),
     Script("rename", _rename, _some_files),
     Script("rename closed files", _rename, _rename_closed),
     Script("exchange", _exchange, _two_different),

@@ -53,6 +53,10 @@ ERRNOS = {
     "listdir": ("EIO",),
     "readlink": ("EIO",),
     "statvfs": ("EIO",),
+    "seek_data": ("EIO",),
+    "getxattr": ("EIO",),
+    "setxattr": _CHANGES,
+    "removexattr": _CHANGES,
     "fchmod": _CHANGES,
     "chmod": _CHANGES,
     "fchown": _CHANGES,
@@ -70,6 +74,7 @@ ERRNOS = {
 }
 #: Calls that may fail without an error for the client, and why.
 ABSORBED = {
+    Call("removexattr", "settle:unmark"): "who finds the header does not look at the mark",
     Call("pread_cached", "read:cached"): "the read that waits says the rest",
     Call("pread", "read"): "the kernel asks again for what it has read ahead",
     Call("pread", "read:again"): "the kernel asks again for what it has read ahead",

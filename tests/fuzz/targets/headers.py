@@ -16,6 +16,7 @@ from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing, derive_header_ma
 from tdefs.volume import Volume
 from tests.fuzz.contract import Target, expect, expect_line
 from tests.fuzz.mending import with_checksum, with_mac
+from tests.unit.format.served_volume import Answers
 
 _VOLUME_ID = bytes(range(16))
 _DATA_KEY = DataKey("dk_1", 1, AES_256_XTS, bytes(range(32)))
@@ -27,6 +28,7 @@ _SEALERS = [
     for lost_headers in (False, True)
 ]
 _VOLUME = Volume(Path("/backing"), _VOLUME_ID, Path("/keystore"), None, plain_files=False)
+_DOUBTS = Answers(zeros=False)
 _PLACES = (NOT_A_RELATION, Identity(Binding.RELATION, 5, 16384), Identity(Binding.RELATION, 5, 16384, 1, 1))
 #: How far the first byte of an input lets an attacker get.
 _AS_IT_IS, _RIGHT_CHECKSUM, _RIGHT_MAC, _ANY_SIZE = (bytes([number]) for number in range(4))
@@ -50,7 +52,7 @@ def _header(data: bytes) -> str:
         page = with_mac(page, _MAC_KEY)
     elif mode == _ANY_SIZE:
         size = int.from_bytes(page[250:255], "little")
-    forms = [sealer.recognise(page[:HEADER_SIZE], size, lambda: True) for sealer in _SEALERS]
+    forms = [sealer.recognise(page[:HEADER_SIZE], size, _DOUBTS) for sealer in _SEALERS]
     for form in forms:
         if isinstance(form, Broken):
             _check_error(form.error)
@@ -61,7 +63,7 @@ def _header(data: bytes) -> str:
                     check_identity(form.header, place)
                 except FormatError as error:
                     _check_error(error)
-    told = describe_content(_VOLUME, "base/5/16384", page[:HEADER_SIZE], size)
+    told = describe_content(_VOLUME, "base/5/16384", page[:HEADER_SIZE], size, _DOUBTS)
     expect((told.error is not None) == (told.state == "damaged"), "damage is told without a reason")
     expect(told.data_key is None or told.data_key.isidentifier(), "a data key's name is shown that is none")
     return type(forms[0]).__name__

@@ -17,6 +17,7 @@ CAPTURED = Path(__file__).parents[1] / "pg" / "data"
 HEALTHY = {
     "failures": {},
     "memory_locked": True,
+    "reserve_spared": True,
     "page_cipher": "compiled",
     "pid": os.getpid(),
     "log_file": "/var/log/tdefs.log",
@@ -147,6 +148,7 @@ def test_a_server_log_outside_is_in_the_clear(pgdata: Path) -> None:
     [
         ({"failures": {"write": 3}}, Level.RISK, "requests failed since the mount: write 3"),
         ({"memory_locked": False}, Level.RISK, "the host swaps"),
+        ({"reserve_spared": False}, Level.RISK, "the blocks that the disk keeps for root"),
         ({"page_cipher": "Python"}, Level.ADVICE, "slower path"),
     ],
 )

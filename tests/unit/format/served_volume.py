@@ -66,6 +66,27 @@ class ScriptedCalls(SystemCalls):
         self.crash_before = None
 
 
+class Answers:
+    """What a stored file would answer where its first bytes do not tell what it is."""
+
+    def __init__(
+        self, *, encrypts: bool = True, zeros: bool = True, plain: bool = False, length: int | None = None
+    ) -> None:
+        self._encrypts, self._zeros, self._plain, self._length = encrypts, zeros, plain, length
+
+    def should_be_encrypted(self) -> bool:
+        return self._encrypts
+
+    def is_marked_plain(self) -> bool:
+        return self._plain
+
+    def interrupted_length(self) -> int | None:
+        return self._length
+
+    def is_all_zero(self) -> bool:
+        return self._zeros
+
+
 class ServedVolume:
     """A backing directory that is being served; :meth:`remount` serves it anew, as a new daemon would."""
 
@@ -73,14 +94,17 @@ class ServedVolume:
         self.backing = backing
         self.calls = ScriptedCalls()
         self.policy = policy or Policy.everything()
+        #: For ever, as a volume remembers it.
+        self.plain_files = False
         self._root_fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.remount()
 
     def remount(self, *, after_crash: bool = False, policy: Policy | None = None, ring: KeyRing = RING) -> None:
         self.calls.restart()
         self.policy = policy or self.policy
-        plain = self.policy.leaves_anything_plain()
-        sealer = Sealer(ring, Expectations(ring.volume_id, plain_files=plain, lost_headers=after_crash))
+        self.plain_files |= self.policy.leaves_anything_plain()
+        expected = Expectations(ring.volume_id, plain_files=self.plain_files, lost_headers=after_crash)
+        sealer = Sealer(ring, expected)
         self.inodes = InodeTable(self.calls, self._root_fd)
         self.opener = Opener(self.calls, self.inodes, sealer, self.policy)
         self.namespace = Namespace(self.calls, self.inodes, self.opener)

@@ -19,7 +19,7 @@ from tdefs.format.header import ANY_PLACE, NOT_A_RELATION, RECORD_SIZE, Identity
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.fs.sealing import Broken, Empty, Expectations, Plain, Sealed, Sealer, check_identity, identity_at
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
-from tests.unit.format.served_volume import DK_1, DK_2, RING, VOLUME_ID, relation
+from tests.unit.format.served_volume import DK_1, DK_2, RING, VOLUME_ID, Answers, relation
 
 STRICT = Sealer(RING, Expectations(RING.volume_id, plain_files=False, lost_headers=False))
 MIXED = Sealer(RING, Expectations(RING.volume_id, plain_files=True, lost_headers=False))
@@ -32,19 +32,20 @@ PAGE = STRICT.encode(HEADER)
 SIZE = 3 * HEADER_SIZE
 
 
-def problem(sealer: Sealer, page: bytes, size: int = SIZE, *, policy_encrypts: bool = True) -> type[FormatError]:
+def problem(sealer: Sealer, page: bytes, size: int = SIZE, *, zeros: bool = False) -> type[FormatError]:
     """The kind of error that a stored file gives; fails if the file is presented as anything at all."""
-    form = sealer.recognise(page, size, lambda: policy_encrypts)
+    form = sealer.recognise(page, size, Answers(zeros=zeros))
     assert isinstance(form, Broken), f"presented as {form}"
     return type(form.error)
 
 
 @EVERY
 def test_a_sealed_file_is_recognised_without_asking_the_policy(sealer: Sealer) -> None:
-    def never() -> bool:
-        raise AssertionError("the policy decides at creation only")
+    class Never(Answers):
+        def should_be_encrypted(self) -> bool:
+            raise AssertionError("the policy decides at creation only")
 
-    assert sealer.recognise(PAGE, SIZE, never) == Sealed(HEADER)
+    assert sealer.recognise(PAGE, SIZE, Never()) == Sealed(HEADER)
 
 
 @EVERY
@@ -89,12 +90,12 @@ def test_a_key_or_round_that_the_keystore_lacks_is_said_to_be_unknown(sealer: Se
 def test_a_file_without_header_is_plain_only_where_plain_files_are_allowed() -> None:
     assert problem(STRICT, b"listen_addresses = '*'\n", 23) is ForeignFile
     assert problem(AFTER_CRASH, b"listen_addresses = '*'\n", 23) is ForeignFile
-    assert MIXED.recognise(b"listen_addresses = '*'\n", 23, lambda: True) == Plain()
+    assert MIXED.recognise(b"listen_addresses = '*'\n", 23, Answers()) == Plain()
 
 
 @EVERY
 def test_a_file_of_no_bytes_is_neither_encrypted_nor_plain(sealer: Sealer) -> None:
-    assert sealer.recognise(b"", 0, lambda: True) == Empty()
+    assert sealer.recognise(b"", 0, Answers()) == Empty()
 
 
 def test_a_wiped_header_is_missing_after_a_clean_unmount() -> None:
@@ -103,21 +104,35 @@ def test_a_wiped_header_is_missing_after_a_clean_unmount() -> None:
 
 
 def test_a_header_that_a_crash_kept_from_the_disk_makes_an_empty_file() -> None:
-    assert AFTER_CRASH.recognise(bytes(HEADER_SIZE), SIZE, lambda: True) == Empty()
+    assert AFTER_CRASH.recognise(bytes(HEADER_SIZE), SIZE, Answers()) == Empty()
 
 
 @pytest.mark.parametrize("sealer", [MIXED, MIXED_AFTER_CRASH])
-def test_among_plain_files_only_zeros_up_to_a_header_page_are_a_file_without_content(sealer: Sealer) -> None:
-    # here a header is made durable before anything else is written, so more than its page is a wiped header
-    assert sealer.recognise(bytes(100), 100, lambda: True) == Empty(100)
-    assert sealer.recognise(bytes(HEADER_SIZE), HEADER_SIZE, lambda: True) == Empty(HEADER_SIZE)
-    assert problem(sealer, bytes(HEADER_SIZE), HEADER_SIZE + 1) is MissingHeader
+def test_among_plain_files_zeros_alone_are_a_file_without_content(sealer: Sealer) -> None:
+    assert sealer.recognise(bytes(100), 100, Answers()) == Empty(100)
+    assert sealer.recognise(bytes(HEADER_SIZE), HEADER_SIZE, Answers()) == Empty(HEADER_SIZE)
+    assert sealer.recognise(bytes(HEADER_SIZE), SIZE, Answers()) == Empty(SIZE)
+
+
+@pytest.mark.parametrize("sealer", [MIXED, MIXED_AFTER_CRASH])
+def test_more_than_zeros_behind_a_zero_header_is_damage_unless_marked_as_plain(sealer: Sealer) -> None:
+    assert problem(sealer, bytes(HEADER_SIZE), SIZE, zeros=False) is MissingHeader
+    assert sealer.recognise(bytes(HEADER_SIZE), SIZE, Answers(zeros=False, plain=True)) == Plain()
+
+
+@pytest.mark.parametrize("sealer", [MIXED, MIXED_AFTER_CRASH])
+@pytest.mark.parametrize("encrypts", [False, True])
+def test_zeros_whose_encryption_was_interrupted_have_the_length_they_had(sealer: Sealer, encrypts: bool) -> None:
+    answers = Answers(encrypts=encrypts, length=4711)
+    assert sealer.recognise(bytes(HEADER_SIZE), SIZE, answers) == Empty(4711)
+    answers = Answers(encrypts=encrypts, length=4711, zeros=False)
+    assert isinstance(sealer.recognise(bytes(HEADER_SIZE), SIZE, answers), Broken)
 
 
 @pytest.mark.parametrize("sealer", [MIXED, MIXED_AFTER_CRASH])
 @pytest.mark.parametrize("size", [1, 100, HEADER_SIZE, SIZE])
 def test_zeros_are_a_plain_file_where_the_policy_leaves_it_plain(sealer: Sealer, size: int) -> None:
-    assert sealer.recognise(bytes(min(size, HEADER_SIZE)), size, lambda: False) == Plain()
+    assert sealer.recognise(bytes(min(size, HEADER_SIZE)), size, Answers(encrypts=False)) == Plain()
 
 
 def test_new_files_take_the_newest_round_and_a_file_id_of_their_own() -> None:

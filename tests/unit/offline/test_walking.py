@@ -187,6 +187,6 @@ def test_what_is_told_without_keys_is_what_is_read_with_them(
 
 def test_wiped_header_is_damage_even_where_the_policy_is_lost(tmp_path: Path) -> None:
     small = SmallVolume(tmp_path, policy=tmp_path / "lost.yaml", plain_files=True)
-    small.plain("base/5/16384", bytes(16384))
+    small.plain("base/5/16384", bytes(16384) + b"x")
     with pytest.raises(MissingHeader):
         read(small, "base/5/16384")

@@ -1,0 +1,178 @@
+"""What lies in a backing directory although tdefs did not encrypt it: links, special files, plain files."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tdefs.doctor.findings import Finding, advice, risk
+from tdefs.format.header import resembles_header
+from tdefs.fs.offline import DAMAGED, PLAIN, describe_content, doubts_of, first_bytes
+from tdefs.policy.model import Policy
+from tdefs.policy.paths import classify
+from tdefs.volume import PRIVATE_DIRECTORY, Volume
+
+#: So many files are opened at most, and for so long; relation files come last.
+_MOST_OPENED = 20_000
+_MOST_SECONDS = 10.0
+#: So many of a kind are named.
+_NAMED = 10
+#: A server's own links, which examine_cluster() looks at.
+_OWN_LINKS = ("pg_wal",)
+_OWN_LINK_DIRECTORY = "pg_tblspc"
+
+
+class BackingDirectory:
+    """Looks through one backing directory, once: a list of names, without the attributes of files."""
+
+    def __init__(self, volume: Volume, mountpoint: Path, mountpoints: list[Path]) -> None:
+        """:param mountpoints: of all tdefs mounts, among them *mountpoint*, where this one is served."""
+        self._volume = volume
+        self._mountpoint = mountpoint
+        self._mountpoints = mountpoints
+        self._files: list[str] = []
+        self._links: list[tuple[str, str]] = []
+        self._special: list[str] = []
+        self._unseen: list[str] = []
+
+    def examine(self, policy: Policy | None) -> Iterator[Finding]:
+        """Yield what is in the clear there, or leads out of it.
+
+        :param policy: what should be encrypted; ``None`` if that cannot be told.
+        """
+        yield from self._rights()
+        self._list()
+        if self._unseen:
+            yield advice(
+                f"the backing directory cannot be read: {_some(self._unseen)}: links and plain files are not "
+                "examined there",
+                "run tdefs doctor as root, or as the user who mounted",
+            )
+        if self._links:
+            links = [f"{path} -> {target}" for path, target in self._links]
+            yield risk(
+                f"links lead out of all tdefs mounts, to where everything is in the clear: {_some(links)}",
+                "remove those that you have not made: somebody who can write to the backing directory has; move "
+                "what the others lead to onto the mount",
+            )
+        if self._special:
+            yield risk(
+                f"devices or FIFOs lie in the backing directory; PostgreSQL makes none: {_some(self._special)}",
+                "remove them, and see who can write to the backing directory",
+            )
+        if policy is not None and self._volume.plain_files:
+            yield from self._plain_files(policy)
+
+    def _rights(self) -> Iterator[Finding]:
+        mode = self._volume.backing.stat().st_mode
+        if mode & 0o022:
+            yield risk(
+                f"others than its owner can write to the backing directory {self._volume.backing} (mode "
+                f"{stat.S_IMODE(mode):04o}): they can replace and plant files",
+                f"chmod go-w {self._mountpoint}",
+            )
+
+    def _list(self) -> None:
+        pending = [""]
+        while pending:
+            directory = pending.pop()
+            try:
+                with os.scandir(self._volume.backing / directory) as entries:
+                    for entry in entries:
+                        path = f"{directory}/{entry.name}" if directory else entry.name
+                        if path == PRIVATE_DIRECTORY:
+                            continue
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(path)
+                        elif entry.is_file(follow_symlinks=False):
+                            self._files.append(path)
+                        elif entry.is_symlink():
+                            self._look_at_link(path)
+                        elif not stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+                            self._special.append(path)
+            except FileNotFoundError:
+                continue  # a mounted volume lives on
+            except OSError as error:
+                self._unseen.append(f"{directory or '.'}: {error.strerror}")
+
+    def _look_at_link(self, path: str) -> None:
+        above, _, name = path.rpartition("/")
+        if name in _OWN_LINKS or above.rpartition("/")[2] == _OWN_LINK_DIRECTORY:
+            return
+        # as PostgreSQL would follow it
+        target = Path(os.path.realpath(self._mountpoint / path))
+        if not any(target == mount or mount in target.parents for mount in self._mountpoints):
+            self._links.append((path, os.fspath(target)))
+
+    def _plain_files(self, policy: Policy) -> Iterator[Finding]:
+        plain: list[str] = []
+        damaged: list[str] = []
+        of_relations: list[str] = []
+        others: list[str] = []
+        for path in self._files:
+            role = classify(path)
+            if policy.decide(role, path).encrypted:
+                (of_relations if role.relation else others).append(path)
+        wanted = others + of_relations
+        opened = 0
+        until = time.monotonic() + _MOST_SECONDS
+        for path in wanted[:_MOST_OPENED]:
+            if time.monotonic() > until:
+                break
+            opened += 1
+            state = self._state(path)
+            if state == PLAIN:
+                plain.append(path)
+            elif state == DAMAGED:
+                damaged.append(path)
+        if plain:
+            yield risk(
+                f"{_count(plain)} in the clear that the policy encrypts: {_some(plain)}",
+                "have them written anew (docs/POLICY.md says how); where no policy has ever left them in the "
+                "clear, somebody has put them there",
+            )
+        if damaged:
+            yield risk(
+                f"{_count(damaged)} damaged, and cannot be opened: {_some(damaged)}",
+                "tdefs verify says what it is",
+            )
+        if opened < len(wanted):
+            yield advice(
+                f"{len(wanted) - opened} files were not examined as to whether they are encrypted",
+                "tdefs ls lists all of them",
+            )
+        yield advice(
+            "the volume may hold plain files, since a policy has left some in the clear: who can write to the "
+            "backing directory can put plain files in the place of encrypted ones",
+            "let nobody else write there; a new volume without such a policy refuses plain files",
+        )
+
+    def _state(self, path: str) -> str:
+        """Return the state of a file, empty where the header says that it is encrypted, or it is gone."""
+        try:
+            fd = os.open(self._volume.backing / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                head = first_bytes(fd)
+                if resembles_header(head, self._volume.volume_id):
+                    return ""
+                size = os.fstat(fd).st_size
+                # whether a policy encrypts it is known already
+                volume = replace(self._volume, policy=None)
+                return describe_content(volume, path, head, size, doubts_of(volume, path, fd, size)).state
+            finally:
+                os.close(fd)
+        except OSError:
+            return ""
+
+
+def _count(paths: list[str]) -> str:
+    return "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+
+
+def _some(items: list[str]) -> str:
+    more = f", and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return ", ".join(sorted(items)[:_NAMED]) + more

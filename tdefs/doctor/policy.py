@@ -1,0 +1,116 @@
+"""What the next mount of a volume will find: its policy, the data keys that this names, its keystore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tdefs.config import VolumeConfig
+from tdefs.doctor.findings import Finding, advice, risk
+from tdefs.errors import TdefsError
+from tdefs.keys.document import REVOKED
+from tdefs.policy.model import Policy
+from tdefs.policy.parse import load_policy
+from tdefs.volume import Volume
+
+_NO_START = "the next mount fails, and with it the start of the server"
+
+
+def next_policy(volume: Volume, settings: VolumeConfig) -> tuple[Policy | None, list[Finding]]:
+    """Return the policy that the next mount will use, ``None`` if it cannot, and what is wrong with its file.
+
+    :param settings: what the configuration says of the volume.
+    """
+    file = settings.policy or volume.policy
+    if file is None:
+        return Policy.everything(), []
+    findings = list(_rights(file, "the policy"))
+    try:
+        policy = load_policy(file)
+    except TdefsError as error:
+        hint = error.hint or f"mend it: tdefs policy check {file}"
+        return None, [risk(f"{_NO_START}: {error.message}", hint), *findings]
+    findings += [
+        risk(warning, "encrypt these files too, unless you have decided otherwise: docs/POLICY.md")
+        for warning in policy.warnings
+    ]
+    return policy, findings
+
+
+def examine_next_mount(
+    volume: Volume, settings: VolumeConfig, policy: Policy | None, daemon: Mapping[str, Any] | None
+) -> Iterator[Finding]:
+    """Yield what will stop the next mount, or have it do otherwise than this one.
+
+    :param policy: what :func:`next_policy` returned.
+    :param daemon: what it answers to ``status``, if it does.
+    """
+    keystore = settings.keystore or volume.keystore
+    if _is_missing(keystore):
+        yield risk(
+            f"{_NO_START}: there is no keystore {keystore}",
+            "restore it from a copy before the volume is unmounted: without it nobody can read the volume",
+        )
+    yield from _secret_file(volume, settings)
+    if policy is None or daemon is None:
+        return
+    file = settings.policy or volume.policy
+    yield from _keys(policy, daemon, file)
+    if daemon["policy_digest"] != policy.digest():
+        if daemon["policy"] in (None, str(file)):
+            what = f"the policy {file} was changed after the mount had begun, which goes on with the old one"
+        else:
+            what = f"the mount uses the policy {daemon['policy']}, and the next one will use {file or 'none'}"
+        yield advice(what, "unmount and mount again to use it, or say which one is meant in the configuration")
+
+
+def _keys(policy: Policy, daemon: Mapping[str, Any], file: Path | None) -> Iterator[Finding]:
+    by_round = sorted(daemon["data_keys"], key=lambda key: int(key["round"]))
+    newest = {key["name"]: key["state"] for key in by_round}
+    for name in sorted(policy.key_names()):
+        if name not in newest:
+            yield risk(
+                f"{_NO_START}: the policy {file} uses the data key {name}, which the keystore does not hold",
+                "use one of the keystore's data keys in the policy: tdefs key show lists them",
+            )
+        elif newest[name] == REVOKED:
+            yield risk(
+                f"{_NO_START}: the policy {file} uses the data key {name}, which is revoked",
+                f"tdefs key rotate {name}, or use another data key in the policy",
+            )
+
+
+def _secret_file(volume: Volume, settings: VolumeConfig) -> Iterator[Finding]:
+    file = settings.passphrase_file
+    if file is None:
+        return
+    if _is_missing(file):
+        yield risk(f"{_NO_START}: there is no passphrase file {file}", "put it there, or change the configuration")
+    elif volume.backing in file.resolve().parents:
+        yield risk(
+            f"the passphrase file {file} lies in the backing directory: who has a copy of that has both",
+            "keep it elsewhere",
+        )
+
+
+def _is_missing(file: Path) -> bool:
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # this user may not look
+    return False
+
+
+def _rights(file: Path, role: str) -> Iterator[Finding]:
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return  # who reads it says so
+    if mode & 0o022:
+        yield risk(
+            f"{role} {file} can be changed by others than its owner: they can have new files written in the clear",
+            f"chmod go-w {file}",
+        )

@@ -1,0 +1,114 @@
+"""What a file system keeps for root: a daemon of root must not give it away to the users whom it serves.
+
+ext2, ext3, ext4 and f2fs give their last blocks to one user, root unless the mount says otherwise, whom they tell
+by the thread's file-system user id, and to whoever has CAP_SYS_RESOURCE (ext4_has_free_clusters() in
+fs/ext4/balloc.c). The same capability passes hard limits of quotas (ignore_hardlimit() in fs/quota/dquot.c); the
+file's owner is charged in any case. A write-back comes without a caller, so the daemon gives up both rights for as
+long as it serves, instead of for each write: that costs nothing.
+
+The rights belong to a thread. Threads that the event loop starts inherit what it has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# linux/magic.h
+_EXT = 0xEF53
+_F2FS = 0xF2F52010
+_OVERLAY = 0x794C7630
+_NOBODY = 65534
+
+# linux/capability.h
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAP_SYS_RESOURCE = 24
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.setfsuid.argtypes = (ctypes.c_uint,)
+_libc.setfsuid.restype = ctypes.c_uint
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Capabilities(ctypes.Structure):
+    """The lower 32 of them, then the upper ones."""
+
+    _fields_ = tuple(
+        (f"{name}{half}", ctypes.c_uint32) for half in (0, 1) for name in ("effective", "permitted", "inheritable")
+    )
+
+
+@contextmanager
+def without_reserve(backing_fd: int) -> Iterator[bool]:
+    """Give up, for the time of a ``with`` block, what root may take of the file system that a directory is on.
+
+    The value tells whether nobody who is served can take it: not so on an overlay, which writes with the rights of
+    who mounted it, nor where the kernel refuses.
+    """
+    if os.geteuid() != 0:
+        yield True
+        return
+    before = _capabilities()
+    kind = _file_system(backing_fd)
+    owner = os.fstat(backing_fd).st_uid or _NOBODY
+    # on a network file system the user id is who one is to the server
+    spared = _serve_as(owner if kind in (_EXT, _F2FS) else None, before) and kind != _OVERLAY
+    try:
+        yield spared
+    finally:
+        _libc.setfsuid(0)
+        _set_capabilities(before)
+
+
+@contextmanager
+def with_own_rights() -> Iterator[None]:
+    """Have all of the daemon's rights for the time of a ``with`` block: for files of its own."""
+    served_as = _libc.setfsuid(os.geteuid())
+    try:
+        yield
+    finally:
+        if served_as != os.geteuid():
+            _serve_as(served_as, _capabilities())
+
+
+def _serve_as(uid: int | None, capabilities: _Capabilities) -> bool:
+    """Take a file-system user id, and all *capabilities* but one; return whether that succeeded.
+
+    With the user id the kernel takes those away that concern files; they are needed.
+    """
+    if uid is not None:
+        _libc.setfsuid(uid)
+    mask = ~(1 << _CAP_SYS_RESOURCE)
+    fewer = _Capabilities.from_buffer_copy(capabilities)
+    fewer.effective0 = capabilities.permitted0 & mask
+    fewer.effective1 = capabilities.permitted1
+    # an id that none can be tells which one there is (setfsuid(2))
+    return _set_capabilities(fewer) and uid in (None, _libc.setfsuid(-1))
+
+
+def _capabilities() -> _Capabilities:
+    found = _Capabilities()
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    if _libc.capget(ctypes.byref(header), ctypes.byref(found)) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return found
+
+
+def _set_capabilities(wanted: _Capabilities) -> bool:
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    done: int = _libc.capset(ctypes.byref(header), ctypes.byref(wanted))
+    return done == 0
+
+
+def _file_system(fd: int) -> int:
+    """Return the number of the kind of file system that *fd* is on; 0 if it cannot be told."""
+    answer = ctypes.create_string_buffer(512)  # struct statfs, of which only the first field matters
+    if _libc.fstatfs(fd, answer) != 0:
+        return 0
+    return ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF
