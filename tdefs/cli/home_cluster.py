@@ -108,7 +108,7 @@ def _candidates(volume: Volume, unmounted: list[Path], mountpoints: set[Path]) -
             yield from ((pgdata, pgdata) for pgdata in _clusters(backing))
     for mountpoint in mountpoints:
         on_mount = any(mountpoint.is_relative_to(mount.mountpoint) for mount in mounts)
-        if mountpoint.name == "pg_wal" and not on_mount and (mountpoint.parent / CONTROL_FILE).exists():
+        if mountpoint.name == "pg_wal" and not on_mount and mountpoint.parent in _clusters(mountpoint.parent):
             yield mountpoint.parent, mountpoint.parent
 
 
@@ -175,7 +175,9 @@ def _read(pgdata: Path, wal_directory: str | None, ring_of: Callable[[Volume], K
 
 def _content(pgdata: Path, ring_of: Callable[[Volume], KeyRing]) -> bytes:
     """Return the pg_control of the cluster, decrypted if it lies in a backing directory."""
-    backing = next((place for place in (pgdata, *pgdata.parents) if (place / PRIVATE_DIRECTORY).is_dir()), None)
+    backing = next(
+        (place for place in (pgdata, *pgdata.parents) if os.access(place / PRIVATE_DIRECTORY, os.F_OK)), None
+    )
     if backing is None:
         return (pgdata / CONTROL_FILE).read_bytes()
     volume = read_volume(backing)
