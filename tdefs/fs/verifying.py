@@ -47,7 +47,7 @@ _RETIRED = (
 _NO_CLUSTER = "unknown: there is no pg_control above these files"
 _OTHER_CLUSTER = "unknown: the catalogs are of another version than the cluster's"
 _ASK_HINT = "name the data directory of their cluster with --pgdata"
-_CONTROL_FIRST_HINT = "what is said of pg_control comes first"
+_OTHERWISE_HINT = "'pg_checksums --check' on the mount checks them while the server is stopped"
 _WAL_UNKNOWN = "it is not known which of them recovery needs, nor how long they must be"
 
 
@@ -64,6 +64,8 @@ class Verifier:
         self._lengths: dict[str, int | None] = {}
         self._versions: dict[str, bytes] = {}
         self._unchecked: Counter[str] = Counter()
+        #: Whether there is no cluster in the volume, so that it can only be a part of one.
+        self._is_part = False
         self._stop = Event()
         self._lock = Lock()
         self._read = 0
@@ -86,8 +88,9 @@ class Verifier:
         if not was_left_clean(self._volume):
             self._note("the volume was not unmounted cleanly, or is mounted: files may lack what was never synced")
         self._read_control_files([path for path, _ in files])
-        alone = not self._clusters or any(self._is_homeless(path) for path, _ in files)
-        named = homes() if alone else ()
+        self._is_part = not self._clusters
+        asks = self._is_part or any(self._is_homeless(path) for path, _ in files)
+        named = homes() if asks else ()
         self._take_in(named, [path for path, _ in files])
         self._check_files(files, progress)
         self._check_structure(named)
@@ -221,7 +224,7 @@ class Verifier:
                 prefix = f"{directory}/" if directory else ""
                 yield from find_wal_gaps(prefix, self._lengths, home.control, complete=not home.wal_is_incomplete)
                 self._note(f'the WAL is judged by the cluster in "{home.place}"')
-        if not homes:
+        if self._is_part and not homes:  # beside a cluster it is an archive
             for directory, names in segments.items():
                 text = f"{_counted(names, 'WAL segment')}: {_WAL_UNKNOWN}"
                 self._report.unchecked.append(Unchecked(directory, text, _ASK_HINT))
@@ -233,7 +236,7 @@ class Verifier:
         for directory, pages in sorted(self._unchecked.items()):
             reason = self._report.checksums[directory]
             text = f"{_counted(pages, 'page')} of relations but for their headers; data checksums: {reason}"
-            hint = _ASK_HINT if reason in (_NO_CLUSTER, _OTHER_CLUSTER) else _CONTROL_FIRST_HINT
+            hint = _ASK_HINT if reason in (_NO_CLUSTER, _OTHER_CLUSTER) else _OTHERWISE_HINT
             self._report.unchecked.append(Unchecked(directory, text, hint))
         self._report.unchecked_pages = self._unchecked.total()
         self._report.wal_files = wal_directories(self._lengths).total()

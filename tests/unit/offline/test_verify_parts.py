@@ -221,3 +221,6 @@ def test_wal_archive_of_a_cluster_lacks_nothing(small: SmallVolume, command: Com
     small.seal("archive/000000010000000000000009", b"", length=16 << 20)
     code, found = verified(command, small, "--pgdata", pgdata)
     assert (code, found["findings"]) == (Exit.OK, [])
+    small.cluster("15/main/")
+    code, found = verified(command, small)
+    assert (code, found["findings"], found["unchecked"]) == (Exit.OK, [], [])

@@ -153,9 +153,8 @@ def test_progress_is_told_by_lines_where_there_is_no_terminal(
     output = command.run(verify, small.volume.backing, *UNLOCK, "--json")[1]
     json.loads(output)
     lines = command.errors.splitlines()
-    form = (
-        r"tdefs: (\d+) of 8 files and [0-9.]+[kM]?B of [0-9.]+MB are read, [0-9.]+[kM]?B/s(?:, about \d+ s left)?"
-    )
+    size = r"[0-9.]+[kMGT]?B"
+    form = rf"tdefs: (\d+) of 8 files and {size} of {size} are read, {size}/s(?:, about \d+ s left)?"
     matches = [re.fullmatch(form, line) for line in lines]
     assert lines
     assert all(matches), lines
