@@ -35,6 +35,7 @@ def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> Hom
     """
     place = pgdata.resolve()
     found = _clusters(place)
+    found = [place] if place in found else found
     if len(found) != 1:
         raise TdefsError(
             Exit.USAGE,
@@ -126,14 +127,19 @@ def _leads_to(stored: Path, pgdata: Path, mountpoints: set[Path]) -> bool:
     with suppress(OSError):
         names = os.listdir(stored / "pg_tblspc")
     targets = [_target(stored, pgdata, f"pg_tblspc/{name}") for name in names]
-    return any(target.is_relative_to(mountpoint) for target in targets for mountpoint in mountpoints)
+    return any(_lies_on(target, pgdata, mountpoint) for target in targets for mountpoint in mountpoints)
 
 
 def _wal_directory(stored: Path, pgdata: Path, mountpoints: set[Path]) -> str | None:
     """Return where pg_wal lies below one of the mount points; ``None`` if it does not."""
     target = _target(stored, pgdata, "pg_wal")
-    below = [target.relative_to(mountpoint) for mountpoint in mountpoints if target.is_relative_to(mountpoint)]
-    return os.fspath(below[0]).removeprefix(".") if below else None
+    below = [target.relative_to(one).parts for one in mountpoints if _lies_on(target, pgdata, one)]
+    return "/".join(below[0]) if below else None
+
+
+def _lies_on(target: Path, pgdata: Path, mountpoint: Path) -> bool:
+    """Tell whether a part of the cluster is on a mount that the rest is not on: not a mount around all of it."""
+    return target.is_relative_to(mountpoint) and not pgdata.is_relative_to(mountpoint)
 
 
 def _target(stored: Path, pgdata: Path, name: str) -> Path:

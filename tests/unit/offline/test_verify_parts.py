@@ -224,3 +224,16 @@ def test_wal_archive_of_a_cluster_lacks_nothing(small: SmallVolume, command: Com
     small.cluster("15/main/")
     code, found = verified(command, small)
     assert (code, found["findings"], found["unchecked"]) == (Exit.OK, [], [])
+
+
+def test_cluster_on_a_mount_inside_this_one_is_not_asked_for(
+    small: SmallVolume, command: Command, tmp_path: Path
+) -> None:
+    cluster = SmallVolume(tmp_path / "cluster")
+    cluster.cluster()
+    small.seal("file", b"content")
+    write_session(small.volume, Session(4242, str(tmp_path), clean=True))
+    config = tmp_path / "tdefs.yaml"
+    config.write_text(f'version: 1\nvolumes:\n  {cluster.volume.backing}:\n    key_command: "{KEY_COMMAND}"\n')
+    code, found = verified(command, small, "--config", config)
+    assert (code, found["findings"], found["notes"]) == (Exit.OK, [], [])
