@@ -95,6 +95,11 @@ class Scene:
             "auto-open enable": ["--host-key", *place],
             "auto-open disable": place,
             "auto-open status": place,
+            "volume list": place,
+            "volume add": [backing, *keyed],
+            "volume moved": [backing, *keyed],
+            "volume copied": [backing, "--keystore", f"{new}.keystore", *keyed],
+            "volume forget": ["vol_1", *place],
         }
         for action in ("test", "keys", "create"):
             rest[f"key-source {action}"] = ["kms1", *config]
