@@ -6,8 +6,10 @@ It never holds a secret, only where one comes from.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
@@ -25,6 +27,7 @@ from tdefs.yamlfile import (
     parse_yaml,
     read_limited,
     shape,
+    unreadable_part,
 )
 
 DEFAULT_PATH = Path("/etc/tdefs/tdefs.yaml")
@@ -101,11 +104,20 @@ class Config:
 def load_config(path: Path | None = None) -> Config:
     """Return the configuration in ``path``, or else in :data:`DEFAULT_PATH`, if that exists.
 
+    A user who may not read the latter has none, and is told so once.
+
     Raises :class:`TdefsError` with ``Exit.CONFIG_INVALID``.
     """
     if path is None:
-        if not DEFAULT_PATH.exists():
+        try:
+            DEFAULT_PATH.open("rb").close()
+        except (FileNotFoundError, NotADirectoryError):
             return Config()
+        except PermissionError:
+            _say_unreadable(DEFAULT_PATH)
+            return Config()
+        except OSError:
+            pass  # told below, as of any file
         path = DEFAULT_PATH
     data = read_limited(path, Exit.CONFIG_INVALID, "configuration file")
     if path.stat().st_mode & 0o002:
@@ -116,6 +128,16 @@ def load_config(path: Path | None = None) -> Config:
             hint=f'Run: chmod o-w "{path}"',
         )
     return parse_config(data, path)
+
+
+@cache
+def _say_unreadable(path: Path) -> None:
+    place = unreadable_part(path)
+    print(
+        f'tdefs: warning: this user may not read "{place}": no configuration is used\n'
+        f'HINT:  let this user read "{path}" if it is meant for this user; options of the command say the same',
+        file=sys.stderr,
+    )
 
 
 def parse_config(data: bytes, source: Path) -> Config:

@@ -8,6 +8,7 @@ Aliases, anchors, tags and deep nesting are refused: no field needs them, and th
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,18 @@ def read_limited(path: Path, exit_code: Exit, what: str) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise TdefsError(exit_code, f'could not read {what} "{path}": {error.strerror}') from error
+        hint = ""
+        if isinstance(error, PermissionError):
+            hint = f'let this user read "{unreadable_part(path)}", or run the command as one who may'
+        elif isinstance(error, FileNotFoundError | NotADirectoryError):
+            hint = "check the path"
+        raise TdefsError(exit_code, f'could not read {what} "{path}": {error.strerror}', hint=hint) from error
+
+
+def unreadable_part(path: Path) -> Path:
+    """Return what bars this user's way to *path*: the outermost such directory, or the file itself."""
+    above = reversed(path.absolute().parents)
+    return next((directory for directory in above if not os.access(directory, os.X_OK)), path)
 
 
 def parse_yaml(data: bytes, problems: Problems) -> Node:

@@ -7,6 +7,7 @@ import sys
 from errno import EISDIR, ELOOP, ENOENT, ENOTDIR
 from pathlib import Path
 
+from tdefs.cli.streams import check_output
 from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import DestroyedKey, FormatError
@@ -41,8 +42,9 @@ def _run(args: argparse.Namespace) -> int:
     try:
         with reader.open(args.path) as file:
             for chunk in file.chunks():
+                # to the end, whoever reads it: whether the file is sound shows only there
                 sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+                check_output()
     except FormatError as error:
         raise TdefsError(
             Exit.DATA_KEY_DESTROYED if isinstance(error, DestroyedKey) else Exit.FILE_DAMAGED,

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from tdefs.cli.output import print_line
 from tdefs.cli.unlock import add_config, open_recorded, source_finder, use_configured_secret
 from tdefs.config import load_config
 from tdefs.errors import Exit
@@ -64,16 +65,19 @@ def _run(args: argparse.Namespace) -> int:
     source = load_keystore(args.existing_keystore) if args.existing_keystore else None
     with _no_directories_left(args.backing):
         volume, ring = _create(args, args.keystore or settings.keystore, policy, source, names)
-    print(f"volume    {volume.backing} ({volume.volume_id.hex()})")
-    print(f"keystore  {volume.keystore} (data keys {', '.join(ring.names())})")
-    print(f"policy    {volume.policy or 'none: everything is encrypted'}")
-    print("\nKeep a copy of the keystore elsewhere: without it nobody can read the volume, not even you.")
+    args.changed = True
+    print_line(f"volume    {volume.backing} ({volume.volume_id.hex()})")
+    print_line(f"keystore  {volume.keystore} (data keys {', '.join(ring.names())})")
+    print_line(f"policy    {volume.policy or 'none: everything is encrypted'}")
+    print_line("\nKeep a copy of the keystore elsewhere: without it nobody can read the volume, not even you.")
     directory = command_directory(volume.keystore)
     if directory.exists():
-        print(f"The same holds for {directory}, which has the key command's own files.")
+        print_line(f"The same holds for {directory}, which has the key command's own files.")
     if source is not None:
-        print(f"It is a copy of {source.path}, which this volume does not need; do not leave that lying about.")
-    print(f"Mount it with: tdefs mount {volume.backing} MOUNTPOINT")
+        print_line(
+            f"It is a copy of {source.path}, which this volume does not need; do not leave that lying about."
+        )
+    print_line(f"Mount it with: tdefs mount {volume.backing} MOUNTPOINT")
     return Exit.OK
 
 

@@ -137,6 +137,7 @@ def run_repair(args: argparse.Namespace) -> int:
     """``tdefs key repair``, and ``--repair`` of ``rotate-master``; needs no secret."""
     path = keystore_path(args, volume_of(args))
     notes = repair(path)
+    args.changed = True
     if notes:
         record(path, "key repair", {"found": "; ".join(notes)})
     for note in notes or ["nothing was left by a stopped change, and the keystore is whole"]:
@@ -150,6 +151,7 @@ def run_reload(args: argparse.Namespace) -> int:
     ring = unlock(args, volume)
     if not tell_daemons([volume], keystore_path(args, volume), ring, ring, silent=True):
         raise TdefsError(Exit.NOT_MOUNTED, f'volume "{volume.backing}" is not mounted with this keystore')
+    args.changed = True
     print_line(f"the daemon uses revision {ring.revision} of the keystore")
     return Exit.OK
 

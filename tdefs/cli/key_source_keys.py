@@ -120,6 +120,7 @@ def _as_object(key: ServerKey) -> dict[str, Any]:
 
 def _create(args: argparse.Namespace) -> int:
     uid = wrapping_keys(args, args.source).create_key(args.name or _new_name())
+    args.changed = True
     print_line(f"key {uid} is created; it is used once it is active")
     return Exit.OK
 
@@ -127,6 +128,7 @@ def _create(args: argparse.Namespace) -> int:
 def _register(args: argparse.Namespace) -> int:
     keys = wrapping_keys(args, args.source)
     uid = keys.register_key(args.name or _new_name(), _read_key(args))
+    args.changed = True
     print_line(f"key {uid} is registered; it is used once it is active")
     return Exit.OK
 
@@ -154,17 +156,20 @@ def _read_key(args: argparse.Namespace) -> bytes:
 
 def _activate(args: argparse.Namespace) -> int:
     wrapping_keys(args, args.source).activate_key(args.uid)
+    args.changed = True
     print_line(f"key {args.uid} is active")
     return Exit.OK
 
 
 def _revoke(args: argparse.Namespace) -> int:
     wrapping_keys(args, args.source).revoke_key(args.uid, args.reason)
+    args.changed = True
     print_line(f"key {args.uid} is revoked: no protector that needs it unlocks any more")
     return Exit.OK
 
 
 def _destroy(args: argparse.Namespace) -> int:
     wrapping_keys(args, args.source).destroy_key(args.uid)
+    args.changed = True
     print_line(f"key {args.uid} is destroyed")
     return Exit.OK

@@ -30,12 +30,14 @@ class OpenChange:
 
     def __init__(
         self,
+        args: argparse.Namespace,
         change: KeystoreChange,
         path: Path,
         unlocked: Unlocked,
         protector: Protector,
         users: KeystoreUsers,
     ) -> None:
+        self._args = args
         #: The place of the keystore as commands that unlock name it, by which a key command finds its directory.
         self.path = path
         self._change = change
@@ -77,6 +79,7 @@ class OpenChange:
                 entries = [entry for entry in new.document.protectors if entry.wrapped not in known]
                 remove_what_is_not_saved(self._change.path, maker, entries)
             raise
+        self._args.changed = True
         if self._change.lacking:
             print(
                 "tdefs: warning: the history is not as it was written: "
@@ -149,7 +152,7 @@ def changing(
         protector = unlocking_secret(args, volume)
         unlocked = open_recorded(change.keystore, protector, command)
         users = users_of(unlocked.document, change.path, volume)
-        opened = OpenChange(change, path, upgraded(unlocked, protector), protector, users)
+        opened = OpenChange(args, change, path, upgraded(unlocked, protector), protector, users)
         try:
             if not registers:
                 _refuse_copy(opened, volume)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from importlib import import_module
 
 from tdefs import __version__
+from tdefs.cli.streams import end_output, steady_streams
 from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.host import harden_process
 
@@ -36,27 +36,26 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    args = build_parser(given[0] if given else "").parse_args(given)
+    args = argparse.Namespace(changed=False)
     try:
+        build_parser(given[0] if given else "").parse_args(given, args)
         harden_process()
         code: int = args.run(args)
-        sys.stdout.flush()
+    except SystemExit as ended:  # --help, --version, or a wrong command line
+        code = int(ended.code or 0)
     except TdefsError as error:
         print(error.render(), file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # who read our output (head, grep -q) has seen enough; keep the interpreter from saying so at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.OK
+        code = error.exit_code
     except OSError as error:
         print(from_os_error(error).render(), file=sys.stderr)
-        return Exit.OS_ERROR
+        code = Exit.OS_ERROR
     except KeyboardInterrupt:
         print("tdefs: interrupted", file=sys.stderr)
-        return 130
-    return code
+        code = 130
+    return end_output(code, changed=args.changed)
 
 
 def run() -> None:
     """Entry point of the installed script."""
+    steady_streams()
     sys.exit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +10,7 @@ from tdefs.cli.keystore_change import changing
 from tdefs.cli.keystore_users import add_unseen
 from tdefs.cli.output import print_json, print_line, print_table
 from tdefs.cli.place import add_place, volume_of
+from tdefs.cli.recovery_code_output import show_code
 from tdefs.cli.this_host import forget_here, holders
 from tdefs.cli.unlock import (
     add_keystore_arguments,
@@ -32,6 +32,7 @@ from tdefs.keys.protector_changes import (
     find_protector,
     label_protector,
     remove_protector,
+    restore_protector,
 )
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.this_host import ThisHostProtector
@@ -103,8 +104,13 @@ def _add(args: argparse.Namespace) -> int:
     with changing(args, volume_of(args), "protector add") as change:
         protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
         new, id = add_protector(change.unlocked, protector, args.label)
-        _show_code(code)
         change.save(new, [protector], maker=protector, protector=id, kind=protector.kind, label=args.label or None)
+        if code is not None:
+
+            def take_back() -> None:
+                change.save(remove_protector(change.unlocked, id), protector=id, error=Exit.OS_ERROR.name)
+
+            show_code(code, id, unread_is_lost=False, take_back=take_back)
         change.tell_revision()
     print_line(f"protector {id} ({protector.kind}) is added")
     return Exit.OK
@@ -116,8 +122,13 @@ def _change(args: argparse.Namespace) -> int:
         old = find_protector(change.document, args.id)
         protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
         new = change_protector(change.unlocked, args.id, protector)
-        _show_code(code)
         change.save(new, [protector], maker=protector, protector=args.id, kind=protector.kind)
+        if code is not None:
+
+            def take_back() -> None:
+                change.save(restore_protector(change.unlocked, old), protector=old.id, error=Exit.OS_ERROR.name)
+
+            show_code(code, old.id, unread_is_lost=True, take_back=take_back)
         _forget_host_key(args, volume, old)
         change.tell_revision()
     print_line(f"protector {args.id} ({protector.kind}) has a new secret; the old one opens the keystore no more")
@@ -133,14 +144,6 @@ def _label(args: argparse.Namespace) -> int:
         f'protector {args.id} has the label "{args.label}"' if args.label else f"protector {args.id} has no label"
     )
     return Exit.OK
-
-
-def _show_code(code: str | None) -> None:
-    """Print a recovery code before it is of use: what was saved and could not be shown would lock people out."""
-    if code is not None:
-        print_line("recovery code, which is not shown again; it counts once tdefs says so below:")
-        print_line(f"\n    {code}\n")
-        sys.stdout.flush()
 
 
 def _remove(args: argparse.Namespace) -> int:

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from tdefs.cli.home_cluster import linking_clusters, named_cluster
 from tdefs.cli.output import print_fields, print_json, print_line
+from tdefs.cli.progress import ReadProgress
 from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.errors import Exit
 from tdefs.fs.offline import STATES, volume_at
@@ -27,11 +27,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="read every header and page of a volume, and report what is wrong",
         description="Reads a whole volume without a mount and without changing anything: headers with their MAC "
         "and their place, lengths, and of relation files the pages' headers, and their checksums if the cluster "
-        f"has data checksums. Exit code 0 if nothing is wrong, {Exit.VERIFY_FOUND_DAMAGE} if something is.",
+        "has data checksums. Of a tablespace, or of WAL, the cluster is found by who links to it, or "
+        f"named with --pgdata. Exit code 0 if nothing is wrong, {Exit.VERIFY_FOUND_DAMAGE} if something is, "
+        f"{Exit.VERIFY_INCOMPLETE} if nothing is, but the cluster is not known, and its pages were not checked.",
     )
     parser.add_argument("backing", metavar="BACKING", type=Path)
     add_keystore_arguments(parser)
+    parser.add_argument(
+        "--pgdata",
+        metavar="DIR",
+        type=Path,
+        help="the data directory of the cluster whose tablespace or WAL this is, or the backing directory of that",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress on standard error")
     parser.set_defaults(run=_run)
 
 
@@ -45,17 +54,23 @@ def _run(args: argparse.Namespace) -> int:
             "HINT:  unmount it, and verify again, before you believe a finding",
             file=sys.stderr,
         )
+    given = argparse.Namespace(**vars(args))  # unlocking adds what the configuration says of this volume
     verifier = Verifier(volume, unlock(args, volume))
+    named = named_cluster(given, volume, args.pgdata) if args.pgdata is not None else None
     files = verifier.files()
-    total = sum(size for _, size in files)
-    # disable=None: only where standard error is a terminal
-    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None, file=sys.stderr) as bar:
-        report = verifier.run(files, bar.update)
+    with ReadProgress(len(files), sum(size for _, size in files), quiet=args.quiet) as progress:
+        report = verifier.run(
+            files,
+            progress.update,
+            lambda: [named] if named is not None else list(linking_clusters(given, volume)),
+        )
     if args.json:
         print_json(_as_object(volume, report, mounted=mounted))
     else:
         _print_report(report)
-    return Exit.VERIFY_FOUND_DAMAGE if report.findings else Exit.OK
+    if report.findings:
+        return Exit.VERIFY_FOUND_DAMAGE
+    return Exit.VERIFY_INCOMPLETE if report.unchecked else Exit.OK
 
 
 def _print_report(report: Report) -> None:
@@ -64,7 +79,10 @@ def _print_report(report: Report) -> None:
         print_line(f"HINT:  {finding.hint}")
     for note in report.notes:
         print_line(f"note: {printable(note.path) + ': ' if note.path else ''}{note.text}")
-    if report.findings or report.notes:
+    for one in report.unchecked:
+        print_line(f"not checked: {printable(one.path) + ': ' if one.path else ''}{one.text}")
+        print_line(f"HINT:  {one.hint}")
+    if report.findings or report.notes or report.unchecked:
         print_line()
     checksums = [
         (f"checksums in {directory or 'the volume'}", state)
@@ -75,6 +93,8 @@ def _print_report(report: Report) -> None:
             ("files", sum(report.states.values())),
             *((state, report.states[state]) for state in STATES),
             ("pages checked", report.pages),
+            ("pages not checked", report.unchecked_pages),
+            ("WAL files not checked", report.wal_files),
             *checksums,
             ("findings", len(report.findings)),
         ]
@@ -89,7 +109,10 @@ def _as_object(volume: Volume, report: Report, *, mounted: bool) -> dict[str, An
         "mounted": mounted,
         "files": {state: report.states[state] for state in STATES},
         "pages": report.pages,
+        "unchecked_pages": report.unchecked_pages,
+        "wal_files": report.wal_files,
         "checksums": report.checksums,
         "findings": [asdict(finding) for finding in report.findings],
+        "unchecked": [asdict(one) for one in report.unchecked],
         "notes": [asdict(note) for note in report.notes],
     }

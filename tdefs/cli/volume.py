@@ -275,6 +275,7 @@ def _copied(args: argparse.Namespace) -> int:
             if not found_directory:
                 shutil.rmtree(directory, ignore_errors=True)
             raise
+    args.changed = True
     print_line(
         f'volume "{printable(str(volume.backing))}" has a keystore of its own now: "{printable(str(place))}"'
     )

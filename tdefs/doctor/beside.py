@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from tdefs.doctor.findings import Finding, advice, risk
-from tdefs.fs.mounts import all_mounts
+from tdefs.fs.mount_table import all_mounts
 from tdefs.pg.control import CONTROL_FILE, BadControlFile, UnknownControlVersion, system_identifier
 from tdefs.volume import PRIVATE_DIRECTORY
 

@@ -44,6 +44,8 @@ from tdefs.policy.paths import classify
 from tdefs.volume import PRIVATE_DIRECTORY, Volume, read_volume
 
 CHUNK_SIZE = 1 << 20
+# what the kernel is to have on its way while one chunk is decrypted and checked
+_READ_AHEAD_BYTES = 4 << 20
 
 ENCRYPTED = "encrypted"
 PLAIN = "plain"
@@ -273,6 +275,7 @@ class OfflineReader:
         """
         with open_without_links(self._volume, path) as fd:
             size = os.fstat(fd).st_size
+            os.posix_fadvise(fd, 0, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
             page = first_bytes(fd)
             form = self._sealer.recognise(page, size, doubts_of(self._volume, path, fd, size))
             store = _ReadOnlyStore(fd)
@@ -296,7 +299,8 @@ class _ReadOnlyStore:
         self._fd = fd
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Return *size* bytes, fewer only at the end of the file."""
+        """Return *size* bytes, fewer only at the end of the file, and have the kernel read on ahead."""
+        os.posix_fadvise(self._fd, offset + _READ_AHEAD_BYTES, size, os.POSIX_FADV_WILLNEED)
         data = os.pread(self._fd, size, offset)
         while len(data) < size:
             more = os.pread(self._fd, size - len(data), offset + len(data))

@@ -25,12 +25,29 @@ class Note:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """What was left out for want of knowledge; ``path`` is the directory, empty for the volume's root."""
+
+    path: str
+    text: str
+    hint: str
+
+
 @dataclass(slots=True)
 class Report:
-    """What was found; ``checksums`` says for each cluster's directory ``on``, ``off`` or why it is unknown."""
+    """What was found.
+
+    ``checksums`` says for each cluster's directory ``on``, ``off`` or why it is unknown. ``pages`` were checked,
+    ``unchecked_pages`` were not, for want of what pg_control says. The content of ``wal_files`` is never checked.
+    ``unchecked`` says what was left out that could be checked if more were known.
+    """
 
     states: Counter[str] = field(default_factory=Counter)
     pages: int = 0
+    unchecked_pages: int = 0
+    wal_files: int = 0
+    unchecked: list[Unchecked] = field(default_factory=list)
     checksums: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)

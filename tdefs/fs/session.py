@@ -20,6 +20,7 @@ from tdefs.fs.control_server import serve_control
 from tdefs.fs.ending import EndSignals
 from tdefs.fs.inodes import InodeTable
 from tdefs.fs.loop import WORKERS, install_polling_wait
+from tdefs.fs.mount_failure import why_not_mounted
 from tdefs.fs.mount_table import source_name
 from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits
 from tdefs.fs.opening import Opener
@@ -111,11 +112,12 @@ def run_session(
         except RuntimeError as error:
             if not request.read_only:
                 write_session(volume, replace(session, clean=left_clean))
+            refusal = why_not_mounted(request.mountpoint, fuse_options(request))
             raise TdefsError(
                 Exit.MOUNT_FAILED,
                 f'could not mount at "{request.mountpoint}"',
-                detail=f"{error}; libfuse has said more on standard error",
-                hint="check the options, the permissions of the mount point, and that /dev/fuse can be opened",
+                detail=f"{error}: {refusal.reason}",
+                hint=refusal.hint,
             ) from None
         try:
             install_polling_wait()

@@ -3,60 +3,52 @@ must be there but is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from errno import EACCES
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from threading import Event, Lock
 
-from tdefs.format.errors import DestroyedKey, FormatError
+from tdefs.format.errors import FormatError
 from tdefs.fs.abandoned import set_abandoned_aside
-from tdefs.fs.offline import (
-    CHUNK_SIZE,
-    DAMAGED,
-    EMPTY,
-    ENCRYPTED,
-    PLAIN,
-    UNREADABLE,
-    OfflineReader,
-    Plaintext,
-    walk,
-)
-from tdefs.fs.report import Finding, Note, Report
-from tdefs.fs.sealing import Form, Plain, Sealed
+from tdefs.fs.file_checking import SMALL_FILE_HINT, FileCheck, FileChecker, read_error_hint
+from tdefs.fs.in_order import in_order
+from tdefs.fs.offline import EMPTY, OfflineReader, walk
+from tdefs.fs.report import Finding, Note, Report, Unchecked
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.pg.control import CONTROL_FILE, BadControlFile, ControlFile, UnknownControlVersion, parse_control_file
-from tdefs.pg.pages import DEFAULT_SEGMENT_PAGES, PAGE_SIZE, BadPage, bad_pages
-from tdefs.pg.small_files import SMALL_KINDS, odd_versions, small_file_fault
-from tdefs.pg.structure import find_gaps
-from tdefs.policy.paths import FileRole, Kind, RelationFile, classify
+from tdefs.pg.control import (
+    CONTROL_FILE,
+    RETIRED_CONTROL_FILE,
+    BadControlFile,
+    ControlFile,
+    UnknownControlVersion,
+    parse_control_file,
+)
+from tdefs.pg.home import HomeCluster, cluster_above, tablespace_directory
+from tdefs.pg.pages import PAGE_SIZE
+from tdefs.pg.small_files import odd_versions
+from tdefs.pg.structure import Gap, find_gaps, find_wal_gaps, retired_directories, wal_directories
+from tdefs.policy.paths import Kind, classify
 from tdefs.volume import Volume, was_left_clean
 
-_RELATION_KINDS = (Kind.RELATION, Kind.CATALOG)
-# The free-space and visibility maps are rebuilt from nothing when they are bad, so without checksums, which
-# PostgreSQL would warn of, there is nothing to report.
-_FORKS_WITH_SANE_HEADERS = ("main", "init")
+#: Files that are read at a time: while one waits for the disk, others are decrypted.
+_THREADS = 4
 
-_PAGES_HINT = "restore the relation from a backup; an index can be rebuilt with REINDEX"
-_CRASH_HINT = (
-    "the cluster was not shut down cleanly, and PostgreSQL repairs pages torn by a crash from its WAL: start it, "
-    "stop it, and verify again; what is still wrong then, restore from a backup"
-)
-_NO_CLUSTER_HINT = (
-    "PostgreSQL repairs pages torn by a crash from its WAL: if it was not shut down cleanly, start it, stop it, "
-    "and verify again; what is still wrong then, restore from a backup"
-)
-_PARTIAL_PAGE_HINT = (
-    "a full disk or a crash while the relation grew leaves this, and PostgreSQL ignores such a page; otherwise "
-    "the file was cut: restore it from a backup"
-)
-_HEADER_PAGE_HINT = (
-    "nothing of the file is lost, but the disk, or who wrote to it, has damaged the page: copy the file through "
-    "the mount, and see the kernel's log"
-)
-_SMALL_FILE_HINT = (
-    "restore the file from a backup; without it PostgreSQL does not start, or not serve the database"
-)
 _CONTROL_HINT = "restore pg_control from a backup; without it PostgreSQL does not start"
-_READ_HINT = "see the kernel's log for errors of the disk"
-_RIGHTS_HINT = "verify as the user that mounts the volume"
+_RETIRED_HINT = (
+    "nothing needs the file any more: pg_upgrade has retired the cluster; remove it by pg_upgrade's "
+    "delete_old_cluster.sh, and do not start it"
+)
+_RETIRED = (
+    "pg_upgrade has retired this cluster (--link or --swap) and renamed its pg_control, so that nobody starts it: "
+    "its files are the new cluster's; do not put pg_control back, at least not once the new cluster was started; "
+    "pg_upgrade's delete_old_cluster.sh removes all of it"
+)
+_NO_CLUSTER = "unknown: there is no pg_control above these files"
+_OTHER_CLUSTER = "unknown: the catalogs are of another version than the cluster's"
+_ASK_HINT = "name the data directory of their cluster with --pgdata"
+_OTHERWISE_HINT = "'pg_checksums --check' on the mount checks them while the server is stopped"
+_WAL_UNKNOWN = "it is not known which of them recovery needs, nor how long they must be"
 
 
 class Verifier:
@@ -67,131 +59,69 @@ class Verifier:
         self._reader = OfflineReader(volume, ring)
         self._report = Report()
         self._clusters: dict[str, ControlFile | None] = {}
+        self._retired: set[str] = set()
         #: Plaintext length of every file that was there; ``None`` where it cannot be told.
         self._lengths: dict[str, int | None] = {}
         self._versions: dict[str, bytes] = {}
+        self._unchecked: Counter[str] = Counter()
+        #: Whether there is no cluster in the volume, so that it can only be a part of one.
+        self._is_part = False
+        self._stop = Event()
+        self._lock = Lock()
+        self._read = 0
 
     def files(self) -> list[tuple[str, int]]:
         """Return path and stored size of every file; directories that cannot be read become findings."""
         return [(path, status.st_size) for path, status in walk(self._volume, self._add_unreadable_directory)]
 
-    def run(self, files: list[tuple[str, int]], progress: Callable[[int], object]) -> Report:
-        """Check *files*; *progress* is told the bytes that were done, stored size being the total."""
+    def run(
+        self,
+        files: list[tuple[str, int]],
+        progress: Callable[[int, int], object],
+        homes: Callable[[], Sequence[HomeCluster]],
+    ) -> Report:
+        """Check *files*.
+
+        :param progress: told how many files and bytes are done, several times a second; stored size is the total.
+        :param homes: asked for the clusters that this is a part of, if it is not all of them.
+        """
         if not was_left_clean(self._volume):
-            self._report.notes.append(
-                Note(
-                    "", "the volume was not unmounted cleanly, or is mounted: files may lack what was never synced"
-                )
-            )
-        for path, _ in files:
-            if path == CONTROL_FILE or path.endswith("/" + CONTROL_FILE):
-                self._read_control_file(path)
-        for path, size in files:
-            self._check(path, size)
-            progress(size)
-        self._check_structure()
+            self._note("the volume was not unmounted cleanly, or is mounted: files may lack what was never synced")
+        self._read_control_files([path for path, _ in files])
+        self._is_part = not self._clusters
+        asks = self._is_part or any(self._is_homeless(path) for path, _ in files)
+        named = homes() if asks else ()
+        self._take_in(named, [path for path, _ in files])
+        self._check_files(files, progress)
+        self._check_structure(named)
         unreadable = {path for path, length in self._lengths.items() if length is None}
         aside = set_abandoned_aside(self._report.findings, unreadable, self._reader, self._clusters)
         self._report.findings, notes = aside
         self._report.notes += notes
+        self._say_what_was_not_checked()
         return self._report
 
-    def _check_structure(self) -> None:
-        """Look at what only all files together tell; what is said of a file already is enough."""
-        for path, fault in odd_versions(self._versions):
-            self._add(path, fault, _SMALL_FILE_HINT)
-        known = {finding.path for finding in self._report.findings}
-        for gap in find_gaps(
-            self._lengths, self._clusters, lambda path: (self._volume.backing / path).is_symlink()
-        ):
-            if gap.path not in known:
-                known.add(gap.path)
-                self._add(gap.path, gap.error, gap.hint)
+    # --- what is known of the clusters
 
-    def _check(self, path: str, size: int) -> None:
-        """Read one file to its end."""
-        role = classify(path)
-        self._lengths[path] = None
-        try:
-            with self._reader.open(path) as file:
-                self._lengths[path] = file.length
-                if not file.clean_header:
-                    self._add(path, "the header page is not zero behind the header record", _HEADER_PAGE_HINT)
-                self._check_content(path, role, file)
-                state = _state(file.form)
-        except FileNotFoundError:
-            return  # a mounted volume lives on
-        except FormatError as error:
-            state = UNREADABLE if isinstance(error, DestroyedKey) else DAMAGED
-            self._add(path, str(error), error.hint)
-        except OSError as error:
-            state = UNREADABLE
-            hint = _RIGHTS_HINT if error.errno == EACCES else _READ_HINT
-            self._add(path, f"the file cannot be read: {error.strerror}", hint)
-        self._report.states[state] += 1
-        if state == EMPTY and size > 0 and not self._lengths[path]:
-            self._report.notes.append(
-                Note(path, "never synced before the crash, so its content was never promised: reads as empty")
-            )
+    def _read_control_files(self, paths: Sequence[str]) -> None:
+        """Learn of the clusters whose pg_control is in the volume; one that cannot be opened is found later."""
+        for path in paths:
+            if path == CONTROL_FILE or path.endswith(f"/{CONTROL_FILE}"):
+                self._read_control_file(path, path.removesuffix(CONTROL_FILE).rstrip("/"))
+        for directory in retired_directories(set(paths)):
+            # what its pg_control says of pages no longer holds: they are the new cluster's
+            self._retired.add(directory)
+            self._clusters[directory] = None
+            self._report.checksums[directory] = "not needed: the cluster is retired"
+            path = f"{directory}/{RETIRED_CONTROL_FILE}".lstrip("/")
+            self._report.notes.append(Note(path, _RETIRED))
 
-    def _check_content(self, path: str, role: FileRole, file: Plaintext) -> None:
-        relation = role.relation if role.kind in _RELATION_KINDS else None
-        bad: list[BadPage] = []
-        block = -1
-        cluster: ControlFile | None = None
-        if relation is not None:
-            cluster = self._cluster_of(path)
-            block = _first_block(relation, cluster)
-        if role.kind in SMALL_KINDS:
-            start = bytes(next(file.chunks(), b""))
-            fault = small_file_fault(role.kind, path.rpartition("/")[2], start)
-            if fault:
-                self._add(path, fault, _SMALL_FILE_HINT)
-            elif role.kind == Kind.VERSION:
-                self._versions[path] = start
-        try:
-            for chunk in file.chunks():
-                if relation is not None and block >= 0:
-                    bad += self._check_pages(relation, cluster, chunk, block)
-                    block += CHUNK_SIZE // PAGE_SIZE
-        finally:
-            # what was found before a read error counts too
-            if bad:
-                self._add_bad_pages(path, bad, cluster)
-        if relation is not None and block >= 0 and file.length % PAGE_SIZE:
-            self._add(
-                path,
-                f"the length of {file.length} bytes is not a multiple of the page size of {PAGE_SIZE}",
-                _PARTIAL_PAGE_HINT,
-            )
-
-    def _check_pages(
-        self, relation: RelationFile, cluster: ControlFile | None, chunk: bytes | memoryview, block: int
-    ) -> list[BadPage]:
-        checksums = cluster is not None and cluster.checksums
-        if not checksums and relation.fork not in _FORKS_WITH_SANE_HEADERS:
-            return []
-        self._report.pages += len(chunk) // PAGE_SIZE
-        return list(bad_pages(chunk, block, checksums=checksums))
-
-    def _cluster_of(self, path: str) -> ControlFile | None:
-        """Return the nearest pg_control above the file at *path*; ``None`` if it is unknown."""
-        directory = path
-        while directory:
-            directory = directory.rpartition("/")[0]
-            if directory in self._clusters:
-                return self._clusters[directory]
-        self._report.checksums.setdefault("", "unknown: there is no pg_control above these files")
-        return None
-
-    def _read_control_file(self, path: str) -> None:
-        """Learn of the cluster that *path* is the pg_control of; one that cannot be opened is found later."""
-        directory = path.removesuffix(CONTROL_FILE).rstrip("/")
+    def _read_control_file(self, path: str, directory: str) -> None:
         cluster = None
         try:
             with self._reader.open(path) as file:
                 cluster = parse_control_file(bytes(next(file.chunks(), b"")))
-            checksums = "on" if cluster.checksums else "off"
+            checksums = _on_or_off(cluster)
         except BadControlFile as error:
             self._add(path, str(error), _CONTROL_HINT)
             checksums = f"unknown: {error}"
@@ -199,37 +129,144 @@ class Verifier:
             checksums = f"unknown: {error}"
         except OSError as error:
             checksums = f"unknown: pg_control cannot be read: {error.strerror}"
-        if cluster is not None and cluster.page_size != PAGE_SIZE:
-            checksums = f"unknown: the cluster's pages have {cluster.page_size} bytes"
         self._clusters[directory] = cluster
         self._report.checksums[directory] = checksums
 
-    def _add_bad_pages(self, path: str, bad: list[BadPage], cluster: ControlFile | None) -> None:
-        others = len(bad) - 1
-        more = f", and {others} more bad page{'' if others == 1 else 's'}" if others else ""
-        hint = _NO_CLUSTER_HINT if cluster is None else _PAGES_HINT if cluster.shut_down else _CRASH_HINT
-        text = f"block {bad[0].block}: {bad[0].reason}{more}"
-        self._add(path, text, hint, tuple(page.block for page in bad))
+    def _is_homeless(self, path: str) -> bool:
+        """Tell whether the file at *path* is one of a cluster whose pg_control is elsewhere."""
+        kind = classify(path).kind
+        return kind in (Kind.RELATION, Kind.CATALOG, Kind.WAL) and cluster_above(path, self._clusters) is None
+
+    def _take_in(self, homes: Sequence[HomeCluster], paths: Sequence[str]) -> None:
+        """Let the clusters in *homes* count for their tablespaces, told by the version of the catalogs."""
+        if not homes:
+            return
+        by_catalogs = {home.control.catalog_version: home for home in homes}
+        alone = homes[0] if len(homes) == 1 else None
+        found: dict[str, HomeCluster | None] = {}
+        for path in paths:
+            if self._is_homeless(path) and classify(path).kind != Kind.WAL:
+                directory, version = tablespace_directory(path) or ("", None)
+                found[directory] = alone if version is None else by_catalogs.get(version)
+        for directory, home in found.items():
+            self._clusters[directory] = home.control if home is not None else None
+            self._report.checksums[directory] = _on_or_off(home.control) if home is not None else _OTHER_CLUSTER
+            if home is not None:
+                self._note(f'{directory or "this part"} is judged by the cluster in "{home.place}"')
+
+    # --- the files
+
+    def _check_files(self, files: list[tuple[str, int]], progress: Callable[[int, int], object]) -> None:
+        checker = FileChecker(self._reader, self._clusters, self._count, self._stop)
+        done = 0
+
+        def tick() -> None:
+            progress(done, self._read)
+
+        checks = in_order(lambda file: checker.check(*file), files, _THREADS, tick=tick, stop=self._stop)
+        with closing(checks):
+            for found in checks:
+                done += 1
+                self._take_note_of(found)
+        tick()
+
+    def _count(self, read: int) -> None:
+        with self._lock:
+            self._read += read
+
+    def _take_note_of(self, found: FileCheck) -> None:
+        self._lengths[found.path] = found.length
+        for finding in found.findings:
+            self._report.findings.append(self._retired_or_not(finding))
+        self._report.pages += found.pages
+        directory = cluster_above(found.path, self._clusters)
+        if found.unchecked_pages and directory not in self._retired:
+            self._unchecked[directory or ""] += found.unchecked_pages
+            if directory is None:
+                self._report.checksums.setdefault("", _NO_CLUSTER)
+        if found.version is not None:
+            self._versions[found.path] = found.version
+        if found.state is None:
+            return
+        self._report.states[found.state] += 1
+        if found.state == EMPTY and found.stored_size > 0 and not found.length:
+            self._report.notes.append(
+                Note(
+                    found.path,
+                    "never synced before the crash, so its content was never promised: reads as empty",
+                )
+            )
+
+    # --- what only all files together tell
+
+    def _check_structure(self, homes: Sequence[HomeCluster]) -> None:
+        """Look at what only all files together tell; what is said of a file already is enough."""
+        for path, fault in odd_versions(self._versions):
+            self._add(path, fault, SMALL_FILE_HINT)
+        known = {finding.path for finding in self._report.findings}
+        for gap in self._gaps(homes):
+            if gap.path not in known:
+                known.add(gap.path)
+                self._add(gap.path, gap.error, gap.hint)
+
+    def _gaps(self, homes: Sequence[HomeCluster]) -> Iterator[Gap]:
+        yield from find_gaps(self._lengths, self._clusters, self._is_link)
+        segments = {
+            directory: names
+            for directory, names in wal_directories(self._lengths).items()
+            if cluster_above(f"{directory}/", self._clusters) is None
+        }
+        for home in homes:
+            directory = home.wal_directory
+            if directory is None and home.wal_is_elsewhere and len(homes) == len(segments) == 1:
+                directory = next(iter(segments))
+            if directory is not None:
+                prefix = f"{directory}/" if directory else ""
+                yield from find_wal_gaps(prefix, self._lengths, home.control, complete=not home.wal_is_incomplete)
+                self._note(f'the WAL is judged by the cluster in "{home.place}"')
+        if self._is_part and not homes:  # beside a cluster it is an archive
+            for directory, names in segments.items():
+                text = f"{_counted(names, 'WAL segment')}: {_WAL_UNKNOWN}"
+                self._report.unchecked.append(Unchecked(directory, text, _ASK_HINT))
+
+    def _is_link(self, path: str) -> bool:
+        return (self._volume.backing / path).is_symlink()
+
+    def _say_what_was_not_checked(self) -> None:
+        for directory, pages in sorted(self._unchecked.items()):
+            reason = self._report.checksums[directory]
+            text = f"{_counted(pages, 'page')} of relations but for their headers; data checksums: {reason}"
+            hint = _ASK_HINT if reason in (_NO_CLUSTER, _OTHER_CLUSTER) else _OTHERWISE_HINT
+            self._report.unchecked.append(Unchecked(directory, text, hint))
+        self._report.unchecked_pages = self._unchecked.total()
+        self._report.wal_files = wal_directories(self._lengths).total()
+
+    # --- the report
+
+    def _retired_or_not(self, finding: Finding) -> Finding:
+        """Return the finding, with what to do about a file that nobody needs any more."""
+        if cluster_above(finding.path, self._clusters) in self._retired:
+            return replace(finding, hint=_RETIRED_HINT)
+        return finding
+
+    def _note(self, text: str) -> None:
+        self._report.notes.append(Note("", text))
 
     def _add_unreadable_directory(self, error: OSError) -> None:
         path = str(error.filename).removeprefix(f"{self._volume.backing}/")
-        hint = _RIGHTS_HINT if error.errno == EACCES else _READ_HINT
         self._report.findings.append(
-            Finding(path, "directory", f"the directory cannot be read: {error.strerror}", hint)
+            Finding(path, "directory", f"the directory cannot be read: {error.strerror}", read_error_hint(error))
         )
 
-    def _add(self, path: str, error: str, hint: str, blocks: tuple[int, ...] = ()) -> None:
-        self._report.findings.append(Finding(path, classify(path).kind.value, error, hint, blocks))
+    def _add(self, path: str, error: str, hint: str) -> None:
+        self._report.findings.append(Finding(path, classify(path).kind.value, error, hint))
 
 
-def _state(form: Form) -> str:
-    if isinstance(form, Sealed):
-        return ENCRYPTED
-    return PLAIN if isinstance(form, Plain) else EMPTY
+def _on_or_off(cluster: ControlFile) -> str:
+    if cluster.page_size != PAGE_SIZE:
+        return f"unknown: the cluster's pages have {cluster.page_size} bytes"
+    return "on" if cluster.checksums else "off"
 
 
-def _first_block(relation: RelationFile, cluster: ControlFile | None) -> int:
-    """Return the block number of a segment's first page; -1 if the cluster's pages are of another size."""
-    if cluster is None:
-        return relation.segment * DEFAULT_SEGMENT_PAGES
-    return relation.segment * cluster.segment_pages if cluster.page_size == PAGE_SIZE else -1
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -46,6 +46,12 @@ def change_protector(unlocked: Unlocked, id: str, protector: Protector) -> Unloc
     )
 
 
+def restore_protector(unlocked: Unlocked, old: ProtectorEntry) -> Unlocked:
+    """Undo :func:`change_protector`: *old* is the entry as it was, under the same master key."""
+    entries = tuple(old if entry.id == old.id else entry for entry in unlocked.document.protectors)
+    return _with_protectors(unlocked, entries)
+
+
 def label_protector(unlocked: Unlocked, id: str, label: str) -> Unlocked:
     """Give protector ``id`` another label, or none. Raises TdefsError: PROTECTOR_UNKNOWN, USAGE."""
     _check_label(label)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 #: Where it lies in a data directory.
 CONTROL_FILE = "global/pg_control"
+#: What pg_upgrade calls it in the old cluster that --link or --swap makes unusable (disable_old_cluster()).
+RETIRED_CONTROL_FILE = "global/pg_control.old"
 
 _VERSIONS = struct.Struct("<8xIII")  # pg_control_version, catalog_version_no, state
 _CHECKPOINT = struct.Struct("<QQ16xQ12xI")  # checkPoint; checkPointCopy: redo, nextXid, oldestXid

@@ -7,21 +7,24 @@ that it must be there. What is reported is certain, or left behind by a crash as
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from tdefs.pg.control import CONTROL_FILE, ControlFile
+from tdefs.pg.control import CONTROL_FILE, RETIRED_CONTROL_FILE, ControlFile
 from tdefs.pg.databases import XIDS_OF_SEGMENT
 from tdefs.pg.pages import PAGE_SIZE
 from tdefs.policy.paths import Kind, RelationFile, classify
 
 #: Files of a data directory that initdb makes, and PostgreSQL does not start without.
 _ALWAYS_THERE = ("PG_VERSION", CONTROL_FILE, "global/pg_filenode.map")
-#: While one of these is there, WAL may come from elsewhere (src/backend/access/transam/xlogrecovery.c).
-_WAL_FROM_ELSEWHERE = ("backup_label", "standby.signal", "recovery.signal")
+#: Files of a data directory: while one of these is there, WAL may come from elsewhere
+#: (src/backend/access/transam/xlogrecovery.c).
+WAL_FROM_ELSEWHERE = ("backup_label", "standby.signal", "recovery.signal")
 #: Directories below a data directory that hold what transactions became (src/backend/access/transam/slru.c).
 _PERSISTENT_SLRUS = ("pg_xact", "pg_multixact/offsets", "pg_multixact/members", "pg_commit_ts")
+# What pg_basebackup --incremental writes in place of a segment (src/include/backup/basebackup_incremental.h).
+_INCREMENTAL = "INCREMENTAL."
 _WAL_SEGMENT = re.compile(r"[0-9A-F]{24}")
 _SLRU_SEGMENT = re.compile(r"[0-9A-F]{4,6}")
 _XIDS = 1 << 32
@@ -65,8 +68,10 @@ def find_gaps(
     :param clusters: by directory ("" or "15/main"), what the pg_control in it says.
     :param is_link: tells of a path whether it is a symbolic link: what lies behind one is not in ``lengths``.
     """
+    for retired in retired_directories(lengths):
+        lengths = {path: length for path, length in lengths.items() if not path.startswith(_prefix(retired))}
     for directory in sorted(_data_directories(lengths)):
-        prefix = f"{directory}/" if directory else ""
+        prefix = _prefix(directory)
         for name in _ALWAYS_THERE:
             if prefix + name not in lengths:
                 yield Gap(prefix + name, f"the file is missing: the data directory has no {name}", _RESTORE_HINT)
@@ -78,11 +83,28 @@ def find_gaps(
             yield Gap(prefix + CONTROL_FILE, error, _RESTORE_HINT)
         cluster = clusters.get(directory)
         if cluster is not None:
-            yield from _wal_gaps(prefix, lengths, cluster, is_link)
+            if not is_link(f"{prefix}pg_wal"):
+                complete = all(prefix + name not in lengths for name in WAL_FROM_ELSEWHERE)
+                yield from find_wal_gaps(f"{prefix}pg_wal/", lengths, cluster, complete=complete)
             yield from _xact_gaps(prefix, lengths, cluster, is_link)
             yield from _partial_slru_segments(prefix, lengths)
     yield from _database_gaps(lengths)
     yield from _relation_gaps(lengths, clusters)
+
+
+def retired_directories(paths: Collection[str]) -> list[str]:
+    """Return the data directories that pg_upgrade has made unusable: part of each is the new cluster's now."""
+    found = [path.removesuffix(RETIRED_CONTROL_FILE) for path in paths if path.endswith(RETIRED_CONTROL_FILE)]
+    return sorted(
+        prefix.rstrip("/")
+        for prefix in found
+        if (not prefix or prefix.endswith("/")) and prefix + CONTROL_FILE not in paths
+    )
+
+
+def _prefix(directory: str) -> str:
+    """Return what the paths of the files below *directory* begin with."""
+    return f"{directory}/" if directory else ""
 
 
 def _data_directories(paths: Iterable[str]) -> set[str]:
@@ -109,23 +131,36 @@ def _parent_of(path: str, name: str) -> str | None:
     return "/".join(parts[:-depth])
 
 
-def _wal_gaps(
-    prefix: str, lengths: Mapping[str, int | None], cluster: ControlFile, is_link: Callable[[str], bool]
+def wal_directories(paths: Iterable[str]) -> Counter[str]:
+    """Return the directories that hold WAL segments, and how many each does."""
+    found: Counter[str] = Counter()
+    for path in paths:
+        directory, _, name = path.rpartition("/")
+        if _WAL_SEGMENT.fullmatch(name):
+            found[directory] += 1
+    return found
+
+
+def find_wal_gaps(
+    prefix: str, lengths: Mapping[str, int | None], cluster: ControlFile, *, complete: bool
 ) -> Iterator[Gap]:
-    if is_link(f"{prefix}pg_wal"):
-        return
+    """Tell what is missing among the WAL segments of a cluster.
+
+    :param prefix: what the paths of its WAL segments begin with: "pg_wal/", or "" in a volume for WAL alone.
+    :param complete: whether all that recovery needs must be there.
+    """
     size = cluster.wal_segment_size
     if not 1 << 20 <= size <= 1 << 30 or size.bit_count() != 1:
         return
     segments = {}
     for path, length in lengths.items():
-        name = path.removeprefix(f"{prefix}pg_wal/")
-        if path.startswith(f"{prefix}pg_wal/") and _WAL_SEGMENT.fullmatch(name):
+        name = path.removeprefix(prefix)
+        if path.startswith(prefix) and _WAL_SEGMENT.fullmatch(name):
             segments[name] = length
             if length is not None and length != size:
                 error = f"a WAL segment has {size} bytes, not {length}"
                 yield Gap(path, error, _WAL_HINT)
-    if any(prefix + name in lengths for name in _WAL_FROM_ELSEWHERE):
+    if not complete:
         return
     there = {_segment_number(name, size) for name in segments}
     first, last = cluster.redo // size, cluster.checkpoint // size
@@ -137,7 +172,7 @@ def _wal_gaps(
         if number not in there:
             timeline = max(segments, default="00000001")[:8]
             high, low = divmod(number, (1 << 32) // size)
-            yield Gap(f"{prefix}pg_wal/{timeline}{high:08X}{low:08X}", "the WAL segment is missing", _WAL_HINT)
+            yield Gap(f"{prefix}{timeline}{high:08X}{low:08X}", "the WAL segment is missing", _WAL_HINT)
 
 
 def _segment_number(name: str, size: int) -> int:
@@ -191,10 +226,10 @@ def _database_gaps(lengths: Mapping[str, int | None]) -> Iterator[Gap]:
 def _relation_gaps(lengths: Mapping[str, int | None], clusters: Mapping[str, ControlFile | None]) -> Iterator[Gap]:
     segments: dict[tuple[str, int, str], dict[int, str]] = defaultdict(dict)
     for path in lengths:
-        role = classify(path)
+        directory, _, name = path.rpartition("/")
+        role = classify(f"{directory}/{name.removeprefix(_INCREMENTAL)}")
         if role.relation is not None and role.kind in (Kind.RELATION, Kind.CATALOG):
             relation: RelationFile = role.relation
-            directory = path.rpartition("/")[0]
             segments[directory, relation.relfilenode, relation.fork][relation.segment] = path
     for (directory, relfilenode, fork), found in sorted(segments.items()):
         base = f"{directory}/{relfilenode}"
@@ -208,6 +243,8 @@ def _relation_gaps(lengths: Mapping[str, int | None], clusters: Mapping[str, Con
             segment = name if number == 0 else f"{name}.{number}"
             if number not in found:
                 yield Gap(segment, f"the segment is missing: there is {name}.{last}", _LEFTOVER_HINT)
+            elif _INCREMENTAL in found[number]:
+                continue
             elif full is not None and (length := lengths[found[number]]) not in (None, full):
                 yield Gap(
                     segment, f"the segment has {length} bytes, not {full}: there is {name}.{last}", _SHORT_HINT

@@ -60,6 +60,8 @@ def test_healthy_volume_is_clean(small: SmallVolume, command: Command) -> None:
         ["damaged                ", "0"],
         ["unreadable             ", "0"],
         ["pages checked          ", "12"],
+        ["pages not checked      ", "0"],
+        ["WAL files not checked  ", "1"],
         ["checksums in the volume", "on"],
         ["findings               ", "0"],
     ]
@@ -71,7 +73,8 @@ def test_json_has_stable_keys(small: SmallVolume, command: Command) -> None:
     small.damage(TABLE, 8192 + 5000)
     found = report(command, small)
     assert set(found) == {
-        *("backing", "volume_id", "mounted", "files", "pages", "checksums", "findings", "notes"),
+        *("backing", "volume_id", "mounted", "files", "pages", "unchecked_pages", "wal_files", "checksums"),
+        *("findings", "unchecked", "notes"),
     }
     assert found["files"] == {"encrypted": 11, "plain": 0, "empty": 1, "damaged": 0, "unreadable": 0}
     assert set(found["findings"][0]) == {"path", "kind", "error", "hint", "blocks"}
@@ -257,7 +260,7 @@ def test_tablespace_without_a_cluster_has_its_page_headers_checked(small: SmallV
     small.damage(path, 8192 + 5000)
     found = report(command, small)
     assert found["findings"] == []
-    assert found["pages"] == 2
+    assert (found["pages"], found["unchecked_pages"]) == (0, 2)
     assert found["checksums"] == {"": "unknown: there is no pg_control above these files"}
     small.damage(path, 8192 + 8192 + 14)
     assert list(findings(command, small)) == [path]
@@ -410,3 +413,55 @@ def test_empty_or_foreign_volume_lacks_nothing(small: SmallVolume, command: Comm
     small.seal("PG_15_202209061/5/16384", good_pages(1))
     small.seal("PG_15_202209061/5/PG_VERSION", b"15\n")
     assert findings(command, small) == {}
+
+
+def retired(small: SmallVolume) -> None:
+    """Make two clusters, the first of which pg_upgrade --link has retired."""
+    for directory in ("15/", "18/"):
+        small.cluster(directory)
+    small.path("15/global/pg_control").rename(small.path("15/global/pg_control.old"))
+    small.seal(f"15/{TABLE}", good_pages(2))
+
+
+def test_cluster_that_pg_upgrade_has_retired_is_a_note_that_says_not_to_restore_it(
+    small: SmallVolume, command: Command
+) -> None:
+    retired(small)
+    code, output = command.run(verify, small.volume.backing, *UNLOCK)
+    assert code == Exit.OK
+    found = report(command, small)
+    assert (found["findings"], found["unchecked"]) == ([], [])
+    (note,) = found["notes"]
+    assert note["path"] == "15/global/pg_control.old"
+    assert "do not put pg_control back" in note["text"]
+    assert "restore" not in output
+
+
+def test_damage_in_a_retired_cluster_is_found_and_nobody_is_told_to_restore_it(
+    small: SmallVolume, command: Command
+) -> None:
+    retired(small)
+    for path in ("15/global/pg_control.old", "15/PG_VERSION", f"15/{TABLE}"):
+        small.damage(path, 100)
+    small.damage("18/PG_VERSION", 100)
+    hints = {one["path"]: one["hint"] for one in report(command, small)["findings"]}
+    assert len(hints) == 4
+    assert "restore" in hints.pop("18/PG_VERSION")
+    assert all("pg_upgrade has retired the cluster" in hint and "restore" not in hint for hint in hints.values())
+
+
+def test_pages_of_a_retired_cluster_are_the_new_ones_and_judged_there(
+    small: SmallVolume, command: Command
+) -> None:
+    """Both have them by hard links, and the new cluster may have switched its checksums off since."""
+    retired(small)
+    small.damage(f"15/{TABLE}", 8192 + 5000)
+    assert findings(command, small) == {}
+
+
+def test_lost_control_file_is_missed_though_there_is_another_one_beside_it(
+    small: SmallVolume, command: Command
+) -> None:
+    retired(small)
+    small.path("18/global/pg_control").unlink()
+    assert list(findings(command, small)) == ["18/global/pg_control"]

@@ -154,3 +154,26 @@ def test_directory_that_is_gone_is_missed(name: str) -> None:
 
 def test_nothing_is_missed_where_there_is_no_cluster() -> None:
     assert list(find_gaps({"PG_VERSION": 3, "etc/global/x": 1}, {}, lambda _: False)) == []
+
+
+def test_incremental_backup_lacks_no_file_of_which_it_has_the_changes() -> None:
+    """pg_basebackup --incremental copies maps whole, and of a main fork's segments writes what has changed."""
+    changes: dict[str, int | None] = {
+        "backup_label": 200,
+        "base/1/INCREMENTAL.16384": 3 * PAGE,
+        "base/1/16384_fsm": 3 * PAGE,
+        "base/1/INCREMENTAL.16385": 12,
+        "base/1/INCREMENTAL.16385.1": 2 * PAGE,
+        "base/1/16385.2": PAGE,
+    }
+    assert gaps(changes) == {}
+    del changes["base/1/INCREMENTAL.16385.1"]
+    assert list(gaps(changes)) == ["base/1/16385.1"]
+
+
+def test_nothing_is_missed_in_a_cluster_that_pg_upgrade_has_retired() -> None:
+    lost = ("global/pg_control", "base/1/pg_filenode.map", "base/1/1259", "pg_xact/0000", "global/pg_filenode.map")
+    assert gaps({"global/pg_control.old": PAGE}, lost) == {}
+    assert "global/pg_control" in gaps({}, lost)
+    # one that was put back by hand is judged again
+    assert "pg_xact/0000" in gaps({"global/pg_control.old": PAGE}, lost[1:])

@@ -1,0 +1,123 @@
+"""A configuration that a user may not read is none, and makes no command fail. Covers tdefs/config.py."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tdefs.errors import Exit
+from tests.fs.children import in_child, needs_root
+from tests.support.volume import TDEFS, Volume
+from tests.support.workspace import Workspace
+
+pytestmark = needs_root
+
+_CLONE_NEWNS = 0x20000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
+CONFIGURATION = Path("/etc/tdefs/tdefs.yaml")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Host:
+    """A mount namespace with an /etc/tdefs, and a volume of the server's user."""
+
+    def __init__(self, space: Workspace) -> None:
+        self.account = space.account
+        self.volume: Volume = space.volume("configured")
+        self.etc = space.directory("etc") / "etc"
+        subprocess.run(["cp", "-a", "/etc", self.etc], check=True)
+        self.directory = self.etc / "tdefs"
+        self.file = self.directory / "tdefs.yaml"
+        self.directory.mkdir(exist_ok=True)
+        node = self.volume.root / "fuse"
+        os.mknod(node, 0o020666, Path("/dev/fuse").stat().st_rdev)
+        node.chmod(0o666)
+        for path in (self.volume.root, *self.volume.root.iterdir()):
+            self.account.own(path)
+        self._binds = {"/etc": self.etc, "/dev/fuse": node}
+
+    def run(self, *commands: tuple[str | Path, ...]) -> list[tuple[int, str]]:
+        """Return exit code and standard error of each command that the server's user runs in the namespace."""
+
+        def inside() -> list[tuple[int, str]]:
+            assert _libc.unshare(_CLONE_NEWNS) == 0
+            assert _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None) == 0
+            for place, by in self._binds.items():
+                subprocess.run(["mount", "--bind", by, place], check=True)
+            answers = []
+            for words in commands:
+                command = self.account.command(TDEFS, *words)
+                done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=60)
+                answers.append((done.returncode, done.stderr))
+            return answers
+
+        return in_child(inside)
+
+
+@pytest.fixture
+def host(scratch: Workspace) -> Host:
+    return Host(scratch)
+
+
+@pytest.mark.parametrize(
+    ("directory", "file", "told"),
+    [
+        (0o700, None, '"/etc/tdefs"'),
+        (0o755, 0o600, '"/etc/tdefs/tdefs.yaml"'),
+        (0o755, 0o644, None),
+    ],
+)
+def test_commands_of_another_user_work_beside_a_configuration_of_roots(
+    host: Host, directory: int, file: int | None, told: str | None
+) -> None:
+    if file is not None:
+        host.file.write_text("version: 1\n")
+        host.file.chmod(file)
+    host.directory.chmod(directory)
+    volume = host.volume
+    place = ("--volume", volume.backing)
+    keyed: tuple[str | Path, ...] = (*volume.unlock, "--keystore", volume.root / "keystore")
+    answers = host.run(
+        ("init", volume.backing, *keyed),
+        ("mount", volume.backing, volume.mountpoint, *keyed),
+        ("protector", "list", *place),
+        ("key", "rotate", "dk_1", *place, *keyed),
+        ("doctor",),
+        ("key-source", "list"),
+        ("umount", volume.mountpoint),
+        ("verify", volume.backing, *keyed),
+        ("ls", volume.backing),
+    )
+    for code, said in answers:
+        assert code == Exit.OK, said
+        assert "Permission denied" not in said
+        assert said.count("this user may not read") <= 1
+        assert told is not None or "may not read" not in said
+    if told is not None:
+        for number in (0, 1, 7):
+            assert f"this user may not read {told}: no configuration is used" in answers[number][1]
+
+
+@pytest.mark.parametrize(("directory", "bar"), [(0o700, CONFIGURATION.parent), (0o755, CONFIGURATION)])
+def test_unreadable_configuration_that_was_asked_for_is_an_error_that_names_what_bars_the_way(
+    host: Host, directory: int, bar: Path
+) -> None:
+    host.file.write_text("version: 1\n")
+    host.file.chmod(0o600)
+    host.directory.chmod(directory)
+    for words in (("key-source", "list"), ("doctor",)):
+        ((code, said),) = host.run((*words, "--config", CONFIGURATION))
+        assert code == Exit.CONFIG_INVALID
+        assert f'could not read configuration file "{CONFIGURATION}": Permission denied' in said
+        assert f'HINT:  let this user read "{bar}"' in said
+
+
+def test_configuration_that_is_missing_and_was_asked_for_is_an_error(host: Host) -> None:
+    ((code, said),) = host.run(("key-source", "list", "--config", "/etc/tdefs/none.yaml"))
+    assert code == Exit.CONFIG_INVALID
+    assert "No such file or directory" in said
+    assert "HINT:  check the path" in said
