@@ -11,7 +11,7 @@
 #   --version VERSION   the server's major version (15)
 #
 # Run it as root on Debian. It does its own set-up: the suites come from the source package that the installed server
-# was built from, and stay in .cache. Whatever the end, no process, no mount and no file stays behind.
+# was built from, or else from the nearest of its major version that is to be had, and stay in .cache. Whatever the end, no process, no mount and no file stays behind.
 # Exit code 0: every test passed and the volume is sound; 1: not so; 2: it could not be run.
 set -euo pipefail
 
