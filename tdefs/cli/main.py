@@ -9,7 +9,7 @@ from importlib import import_module
 
 from tdefs import __version__
 from tdefs.errors import Exit, TdefsError, from_os_error
-from tdefs.host import harden_process
+from tdefs.host import expect_signals, harden_process
 
 #: Each is a module of this package, with _ for -.
 _COMMANDS = (
@@ -59,4 +59,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the installed script."""
+    expect_signals()
     sys.exit(main())
