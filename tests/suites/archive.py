@@ -23,16 +23,19 @@ class Archive:
     may lag behind.
     """
 
-    def __init__(self, directory: Path, places: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, places: Sequence[str] = (), kinds: Sequence[str] = ("deb", "deb-src")
+    ) -> None:
         """
         :param directory: for the package lists and what is downloaded; must exist
         :param places: what follows ``deb`` in a line of sources.list(5); by default those of this machine
+        :param kinds: the lists that are wanted, of packages and of sources
         """
         self.directory = directory
         sources = directory / "sources.list"
         lists = directory / "lists"
         (lists / "partial").mkdir(parents=True)
-        lines = (f"{kind} {place}\n" for place in places or _places() for kind in ("deb", "deb-src"))
+        lines = (f"{kind} {place}\n" for place in places or distribution_places() for kind in kinds)
         sources.write_text("".join(lines))
         # the sandbox user _apt may not write here
         self._options = [
@@ -119,8 +122,8 @@ def by_distance(versions: Iterable[str], wanted: str) -> list[str]:
     )
 
 
-def _places() -> list[str]:
-    """The places that this machine's own configuration has packages of the distribution from."""
+def distribution_places() -> list[str]:
+    """The places that this machine's own configuration has packages of the distribution from, for Archive."""
     wanted: list[str | Path] = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"]
     wanted += ["Identifier: Packages", "Origin: Debian"]
     places = run(wanted, Path("/")).splitlines()
@@ -133,9 +136,15 @@ def _places() -> list[str]:
     return list(dict.fromkeys(places))
 
 
-def run(command: list[str | Path], directory: Path, environment: Mapping[str, str] | None = None) -> str:
+def run(
+    command: Sequence[str | Path],
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    limit: float = LIMIT,
+) -> str:
     """Runs a program; returns what it says.
 
+    :param limit: seconds after which it hangs
     :raises NotAvailable: it has failed, and said why
     """
     done = subprocess.run(
@@ -145,7 +154,7 @@ def run(command: list[str | Path], directory: Path, environment: Mapping[str, st
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=LIMIT,
+        timeout=limit,
         check=False,
     )
     if done.returncode != 0:

@@ -8,13 +8,15 @@ import signal
 import sys
 from types import FrameType
 
+from tests.suites import pg_tap
 from tests.suites.archive import NotAvailable
 from tests.suites.pg_run import SuiteRun, Tally
 from tests.suites.pg_source import CACHE, PgSuite, prepare
+from tests.suites.tap_build import SUITES
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
-PASSED, FAILED, COULD_NOT_RUN = 0, 1, 2
+PASSED, FAILED, COULD_NOT_RUN = pg_tap.PASSED, pg_tap.FAILED, pg_tap.COULD_NOT_RUN
 RECOMMENDED = {"wal_sync_method": "open_datasync", "wal_buffers": "64MB", "wal_writer_delay": "10ms"}
 #: Seconds after which a suite hangs.
 LIMIT = 3600
@@ -25,6 +27,8 @@ def main(words: list[str]) -> int:
     options = _parse(words)
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGHUP, _leave)
+    if options.tap is not None:
+        return pg_tap.main(options.version, options.tap or list(SUITES), plain=options.plain, jobs=options.jobs)
     try:
         suite = prepare(options.version)
     except NotAvailable as error:
@@ -147,12 +151,24 @@ def _parse(words: list[str]) -> argparse.Namespace:
         ("--all", ["regress", "isolation"], "both"),
     ):
         what.add_argument(option, dest="suites", action="store_const", const=suites, help=text)
+    what.add_argument(
+        "--tap",
+        metavar="SUITE",
+        nargs="*",
+        choices=SUITES,
+        help=f"the TAP suites of a server built from source, or only these: {', '.join(SUITES)}",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="files of a TAP suite at a time (default: %(default)s)"
+    )
     parser.add_argument("--plain", action="store_true", help="on a plain directory instead, to compare")
     parser.add_argument("--recommended", action="store_true", help="with the settings that the README recommends")
     parser.add_argument(
         "--set", metavar="NAME=VALUE", type=_setting, action="append", default=[], help="a setting of the server"
     )
-    parser.add_argument("--version", default="15", help="the server's major version (default: %(default)s)")
+    parser.add_argument(
+        "--version", default="15", help="the server's major version (default: %(default)s); with --tap also 18"
+    )
     parser.set_defaults(suites=["regress"])
     return parser.parse_args(words)
 
