@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -147,17 +148,25 @@ def run(
     :param limit: seconds after which it hangs
     :raises NotAvailable: it has failed, and said why
     """
-    done = subprocess.run(
+    process = subprocess.Popen(
         command,
         cwd=directory,
         env={**os.environ, **(environment or {})},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=limit,
-        check=False,
+        errors="replace",
+        process_group=0,
     )
-    if done.returncode != 0:
+    try:
+        said, errors = process.communicate(timeout=limit)
+    except BaseException:
+        # all that a build has started: it would go on writing where the caller removes everything
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    if process.returncode != 0:
         words = " ".join(str(word) for word in command if not str(word).startswith("-o"))
-        raise NotAvailable(f"{words}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
+        raise NotAvailable(f"{words}: exit code {process.returncode}\n{said[-4000:]}{errors[-4000:]}")
+    return said
