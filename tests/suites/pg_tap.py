@@ -74,9 +74,10 @@ def _keep_logs(run: TapRun, tally: TapTally, place: Path) -> None:
 
 def _soundness(space: Workspace, volume: Volume) -> list[str]:
     """Unmounts, and returns what is wrong. What a suite leaves may be damaged on purpose: it is removed before."""
-    wrong = [] if volume.daemons else ["the daemon is gone"]
-    if volume.daemons:
-        end(processes_in(volume.mountpoint))
+    daemons = volume.daemons
+    wrong = [] if daemons else ["the daemon is gone"]
+    if daemons:
+        end([pid for pid in processes_in(volume.mountpoint) if pid not in daemons])
         for path in volume.mountpoint.iterdir():
             shutil.rmtree(path)
         volume.umount()
