@@ -17,7 +17,7 @@ fi
 cd -- "$repo"
 if [[ ${1-} == --strange ]]; then
     shift
-    exec bash tests/support/strange.sh bash scripts/test.sh "$@"
+    exec bash tests/support/strange.sh bash "$repo/scripts/test.sh" "$@"
 fi
 # What the caller's shell has set for other work is not for these tools; tests/support/surroundings.py does the same for
 # the tests. A descriptor that is closed would be given to the next file that is opened.
