@@ -13,7 +13,7 @@
 #   --set NAME=VALUE    with a setting of the server; may be repeated
 #   --version VERSION   the server's major version (15); with --tap also 18
 #
-# --tap runs a server that it builds from the distribution's source package (1.5 minutes, and 250 MB in .cache), with
+# --tap runs a server that it builds from the distribution's source package (1.5 minutes, and 50 MB in .cache), with
 # every cluster of each suite on a volume of its own. A release that this distribution does not have comes from the
 # next one's sources. Logs of a suite that failed stay in .cache/pg-tap.
 #
