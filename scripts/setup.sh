@@ -8,6 +8,7 @@
 # run it as root, or as a user with sudo. Leaves .venv/bin/tdefs.
 set -euo pipefail
 
+umask 022 # what is made here is for the user postgres, too
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$repo/.venv
 stamp=$venv/.tdefs-setup
@@ -73,9 +74,9 @@ missing_packages() {
     done
     if [[ -n $extras ]]; then
         # The tests name PostgreSQL 15; PostgreSQL 18 comes with pip. faketime: they set the daemon's clock.
-        # swtpm: a TPM of software.
+        # swtpm: a TPM of software. make and what follows: to build PostgreSQL, and run its TAP suites.
         for package in postgresql-15 postgresql-client-15 shellcheck btrfs-progs stress-ng fio faketime argon2 \
-            opensc softhsm2 swtpm tpm2-tools rsync systemd; do
+            opensc softhsm2 swtpm tpm2-tools rsync systemd make bison flex zlib1g-dev perl libipc-run-perl; do
             installed "$package" || printf '%s\n' "$package"
         done
     elif ! have_server; then

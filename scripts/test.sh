@@ -3,6 +3,7 @@
 #
 #   scripts/test.sh                      everything
 #   scripts/test.sh PYTEST-ARGUMENT...   the same, with only these tests: scripts/test.sh tests/unit -k header
+#   scripts/test.sh --strange ...        the same where signals, umask, language, limits and more are unusual; as root
 #
 # As root the tests run PostgreSQL as the user postgres, as a user everything as that user. Whatever the end, a
 # failure or Ctrl-C, no process, no mount and no file stays behind.
@@ -10,10 +11,22 @@ set -euo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 if [[ ${1-} == -h || ${1-} == --help ]]; then
-    sed -n '2,8s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"
+    sed -n '2,9s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"
     exit 0
 fi
 cd -- "$repo"
+if [[ ${1-} == --strange ]]; then
+    shift
+    exec bash tests/support/strange.sh bash "$repo/scripts/test.sh" "$@"
+fi
+# What the caller's shell has set for other work is not for these tools; tests/support/surroundings.py does the same for
+# the tests. A descriptor that is closed would be given to the next file that is opened.
+umask 022
+unset PYTEST_ADDOPTS PYTEST_PLUGINS PYTHONPATH PYTHONHOME PYTHONSTARTUP MYPYPATH
+export LC_ALL=C.UTF-8
+[[ -e /proc/self/fd/0 ]] || exec 0</dev/null
+[[ -e /proc/self/fd/1 ]] || exec 1>/dev/null
+[[ -e /proc/self/fd/2 ]] || exec 2>/dev/null
 
 child=
 work=
@@ -124,8 +137,14 @@ check 'ruff check' .venv/bin/ruff check .
 check 'ruff format' .venv/bin/ruff format --check .
 check 'mypy' .venv/bin/mypy --strict
 check 'shellcheck' shellcheck "${scripts[@]}"
+# A machine's own configuration is not for the tests: they see none, as far as that can be done.
+alone=()
+if ((EUID == 0)) && [[ -e /etc/tdefs ]]; then
+    # shellcheck disable=SC2016
+    alone=(unshare --mount --propagation=private sh -c 'mount -t tmpfs none /etc/tdefs && exec "$@"' sh)
+fi
 # Two at a time: one test waits for disks and servers while the other computes.
-check 'pytest' .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"
+check 'pytest' "${alone[@]}" .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"
 
 printf '\n'
 if ((${#failed[@]})); then

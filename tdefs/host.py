@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,16 @@ _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 32 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def expect_signals() -> None:
+    """Undo what a caller may have left that makes every program deaf: blocked signals, ignored ends of children.
+
+    With SIGCHLD ignored the kernel forgets how a child ended, and a failed key command looks like one that did
+    well. What a caller ignores on purpose (SIGHUP, by nohup) stays ignored.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def harden_process() -> None:

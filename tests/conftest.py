@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.surroundings import settle
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
+
+settle()
 
 # How long an example takes says more about what else runs on the machine than about the code.
 settings.register_profile("tdefs", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,7 +9,7 @@ from importlib import import_module
 from tdefs import __version__
 from tdefs.cli.streams import end_output, steady_streams
 from tdefs.errors import Exit, TdefsError, from_os_error
-from tdefs.host import harden_process
+from tdefs.host import expect_signals, harden_process
 
 #: Each is a module of this package, with _ for -.
 _COMMANDS = (
@@ -58,4 +58,5 @@ def main(arguments: list[str] | None = None) -> int:
 def run() -> None:
     """Entry point of the installed script."""
     steady_streams()
+    expect_signals()
     sys.exit(main())

@@ -29,11 +29,16 @@ def test_regression_suite_of_postgres_passes_on_a_mount_with_no_test_left_out() 
     )
     said = done.stdout[-20_000:] + done.stderr[-20_000:]
     assert done.returncode == 0, said
-    wanted = names_in_schedule(prepare("15"))
+    suite = prepare("15")
+    wanted = names_in_schedule(suite)
     # the schedule ignores a failure of "random", which throws dice
     ran = re.findall(r"^(?:test|    ) +(\S+) +\.\.\. (?:ok|failed \(ignored\))", done.stdout, re.MULTILINE)
-    assert sorted(ran) == sorted(wanted), said
-    assert re.search(rf"^=== regress: (All|\d+ of) {len(wanted)} tests passed", done.stdout, re.MULTILINE), said
+    # where the server's own suites are not to be had, those of another release fail on a plain directory, too
+    known = re.search(r"^=== regress: fail on a plain directory, too, .*: (.*)", done.stdout, re.MULTILINE)
+    ran += known[1].split() if known and not suite.is_exact else []
+    assert set(ran) == set(wanted), suite.difference + said
+    assert re.search(rf"^=== regress: .*\b{len(wanted)} tests (passed|failed)", done.stdout, re.MULTILINE), said
+    assert known or re.search(r"^=== regress: .* passed", done.stdout, re.MULTILINE), said
 
 
 def test_a_failed_test_is_not_taken_for_a_passed_one() -> None:
@@ -60,6 +65,20 @@ def test_a_failed_test_is_not_taken_for_a_passed_one() -> None:
     assert (tap.passed, tap.failed) == (["test_setup", "boolean"], ["name"])
     assert tap.missing(["boolean", "name", "char"]) == ["char"]
     assert tap.line == "1 of 3 tests failed."
+
+
+def test_what_fails_with_other_words_than_on_a_plain_directory_is_not_laid_to_the_versions() -> None:
+    def tally(**words: str) -> Tally:
+        diffs = "".join(
+            f"diff -U3 /suite/regress/expected/{name}.out /results/{name}.out\n--- a\t2026\n+++ b\t2026\n{said}\n"
+            for name, said in words.items()
+        )
+        return Tally("regress", failed=list(words), diffs=diffs)
+
+    plain = tally(copy="@@ 1\n-foo\n+bar", rules="@@ 1\n-1\n+2")
+    mount = tally(copy="@@ 1\n-foo\n+bar", rules="@@ 1\n-1\n+3", vacuum="@@ 1\n+ERROR")
+    assert mount.failed_alike(plain) == ["copy"]
+    assert mount.failed_alike(Tally("regress")) == []
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ _RESULT = re.compile(
     r"|(?P<tap>ok|not ok) +\d+ +[-+] +(?P<tap_name>\S+)"
 )
 _TIMED_OUT = 124
+# of diff(1), as pg_regress calls it; the next two lines have the time
+_DIFFERENCE = re.compile(r"^diff -\S+(?: -\S+)* \S+ \S*/results/(\S+)\.out\n.*\n.*\n", re.MULTILINE)
 _TALLY = re.compile(r"[# ]*(?:All \d+ tests passed|\d+ of \d+ tests (?:passed|failed)).*")
 
 
@@ -62,6 +64,16 @@ class Tally:
     def missing(self, tests: list[str]) -> list[str]:
         """The tests that did not run."""
         return sorted(set(tests) - {*self.passed, *self.failed, *self.ignored})
+
+    def differences(self) -> dict[str, str]:
+        """What each failed test said that it should not, or did not say."""
+        parts = _DIFFERENCE.split(self.diffs)
+        return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+    def failed_alike(self, other: Tally) -> list[str]:
+        """The failed tests that failed in the other run, too, with the same words."""
+        here, there = self.differences(), other.differences()
+        return [name for name in self.failed if name in here and here[name] == there.get(name)]
 
     @property
     def is_clean(self) -> bool:
@@ -129,7 +141,7 @@ class SuiteRun:
             self._say(f"stopped after {limit:.0f} s")
         tally.seconds = time.monotonic() - began
         for diffs in output.glob("*.diffs"):
-            tally.diffs += diffs.read_text(errors="replace")
+            tally.diffs += diffs.read_text(errors="replace").replace(str(self._directory), "")
         tally.skipped = [path.stem for path in sorted(output.glob("results/*.out")) if was_skipped(path)]
         return tally
 

@@ -1,15 +1,18 @@
-"""PostgreSQL's own suites, from the source package that matches the installed server, built and ready to run."""
+"""PostgreSQL's own suites, from the source package nearest to the installed server, built and ready to run."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.suites.archive import Archive, NotAvailable, installed_source, run
+from tests.suites.archive import Archive, NotAvailable, by_distance, run, upstream
+from tests.support.postgres import distribution
 
 REPOSITORY = Path(__file__).parents[2]
 CACHE = REPOSITORY / ".cache" / "pg-regress"
@@ -32,12 +35,23 @@ class PgSuite:
     directory: Path
     #: Of the source package.
     version: str
-    #: Of the installed server, as a source package; the same unless the archive has that no more.
+    #: Of the installed server; the same unless the source of that is not to be had.
     server_version: str
 
     @property
     def is_exact(self) -> bool:
-        return self.version == self.server_version
+        """Whether server and suites are the same release of PostgreSQL's."""
+        return upstream(self.version) == upstream(self.server_version)
+
+    @property
+    def difference(self) -> str:
+        """What to say of a failed test of suites that are not the server's; otherwise nothing."""
+        if self.is_exact:
+            return ""
+        return (
+            f"the server is {upstream(self.server_version)} and the suites are of {upstream(self.version)}: "
+            "what changed between the two may fail"
+        )
 
     def schedule(self, suite: str) -> Path:
         """The schedule that runs every test of ``regress`` or ``isolation``."""
@@ -63,55 +77,83 @@ class PgSuite:
         return PgSuite(directory, self.version, self.server_version)
 
 
-def prepare(version: str, cache: Path = CACHE) -> PgSuite:
+def prepare(version: str, cache: Path = CACHE, places: Sequence[str] = ()) -> PgSuite:
     """The suites for the installed server of a major version; downloaded and built when they are not cached.
 
-    :raises NotAvailable: no network, or the archive does not have them
+    :param places: of the archive; see Archive
+    :raises NotAvailable: neither cache nor archive has the suites of any release of that major version
     """
-    package, server_version = installed_source(f"postgresql-{version}")
+    server_version = version_of_server(version)
     cache.mkdir(parents=True, exist_ok=True)
-    exact = cache / server_version
-    if not exact.exists():
+    if not (cache / server_version).exists():
+        cached = [path.name for path in cache.iterdir() if path.name[:1].isdecimal()]
         with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as directory:
-            archive = Archive(Path(directory))
-            chosen = _choose(archive, package, server_version)
-            if not (cache / chosen).exists():
-                ready = _build(archive, package, chosen, version)
-                ready.rename(cache / chosen)
+            archive = Archive(Path(directory), places)
+            chosen, source = nearest_source(archive, f"postgresql-{version}", server_version, cached)
+            if source is not None:
+                _build(archive, source, version, server_version).rename(cache / chosen)
         return PgSuite(cache / chosen, chosen, server_version)
-    return PgSuite(exact, server_version, server_version)
+    return PgSuite(cache / server_version, server_version, server_version)
 
 
-def _choose(archive: Archive, package: str, wanted: str) -> str:
-    """The version that the server was built from, or the newest if the archive has that no more."""
-    versions = archive.source_versions(package)
-    if not versions:
-        raise NotAvailable(f"the archive has no source package {package}")
-    return wanted if wanted in versions else versions[0]
+def version_of_server(version: str) -> str:
+    """The version of an installed server's package, as the server itself tells it.
+
+    :raises NotAvailable: there is no such server of the distribution
+    """
+    try:
+        program = distribution(version).program("postgres")
+    except AssertionError as error:
+        raise NotAvailable(str(error)) from None
+    said = run([program, "--version"], Path("/"))
+    # postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)
+    found = re.search(r"\(PostgreSQL\) (\S+)(?: \(\w+ (\S+)\))?", said)
+    if found is None:
+        raise NotAvailable(f"{program} does not tell its version: {said}")
+    return found[2] or found[1]
 
 
-def _build(archive: Archive, package: str, version: str, major: str) -> Path:
+def nearest_source(
+    archive: Archive, package: str, wanted: str, cached: Sequence[str] = ()
+) -> tuple[str, Path | None]:
+    """The version nearest to the wanted one that can be had, and its upstream tar file, or None if it is cached.
+
+    :raises NotAvailable: there is none of the same major version
+    """
+    problems = [archive.problem] if archive.problem else []
+    for version in by_distance([*archive.source_versions(package), *cached], wanted):
+        if version in cached:
+            return version, None
+        try:
+            return version, archive.source(package, version)
+        except NotAvailable as error:
+            problems.append(str(error))
+    raise NotAvailable("\n".join(problems) or f"the archive has no source package {package}")
+
+
+def _build(archive: Archive, source: Path, major: str, server_version: str) -> Path:
     """Lays out everything that a run needs, and returns where."""
     ready = archive.directory / "ready"
     for name in ("lib", "bin", "locales"):
         (ready / name).mkdir(parents=True)
-    _extract_tests(archive.source(package, version), ready)
+    _extract_tests(source, ready)
 
     headers = archive.directory / "headers"
-    archive.unpack(f"postgresql-server-dev-{major}", version, headers)
+    # near to the server, not to the suites: it is the server that loads what is made with them
+    archive.unpack(f"postgresql-server-dev-{major}", server_version, headers)
     include = headers / "usr" / "include" / "postgresql" / major / "server"
     library = ready / "lib" / "regress.so"
-    source = ready / "regress" / "regress.c"
-    run(["gcc", "-O2", "-fPIC", "-shared", f"-I{include}", source, "-o", library], headers)
+    code = ready / "regress" / "regress.c"
+    run(["gcc", "-O2", "-fPIC", "-shared", f"-I{include}", code, "-o", library], headers)
     for name in ("refint.so", "autoinc.so"):
         shutil.copy(Path("/usr/lib/postgresql", major, "lib", name), ready / "lib")
 
     data = archive.directory / "locale-data"
     archive.unpack("locales", None, data)
     for locale, (definition, characters) in LOCALES.items():
-        place = ready / "locales" / locale
         made_of = ["-i", definition, "-f", characters]
-        run(["localedef", "--no-archive", *made_of, place], data, {"I18NPATH": f"{data}/usr/share/i18n"})
+        made = ready / "locales" / locale
+        run(["localedef", "--no-archive", *made_of, made], data, {"I18NPATH": f"{data}/usr/share/i18n"})
     wrapper = ready / "bin" / "locale"
     wrapper.write_text(_LIST_LOCALES)
     wrapper.chmod(0o755)

@@ -79,8 +79,9 @@ class KeyCommand:
                 variables[PROMPT_VARIABLE] = _prompt(self.keystore, again)
         descriptors: tuple[int, ...] = ()
         timeout_seconds = self.timeout_seconds or TIMEOUT_SECONDS
-        with cleaned_up_before_signals(), ExitStack() as stack:
-            if TERMINAL_VARIABLE in text.variables:
+        asks = TERMINAL_VARIABLE in text.variables
+        with cleaned_up_before_signals(at_terminal=asks), ExitStack() as stack:
+            if asks:
                 terminal = stack.enter_context(lent_terminal())
                 variables[TERMINAL_VARIABLE] = str(terminal)
                 descriptors = (terminal,)

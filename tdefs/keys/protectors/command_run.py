@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import selectors
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -18,6 +17,9 @@ from tdefs.errors import Exit, TdefsError
 _READ_BYTES = 4096
 # SIGINT is not among them: Python makes a KeyboardInterrupt of it.
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+# What a person at the terminal ends a program with.
+_KEYS = (signal.SIGINT, signal.SIGQUIT)
+_FIRST_FREE_DESCRIPTOR = 3
 
 
 @dataclass
@@ -46,54 +48,85 @@ def run_command(
 ) -> CommandOutcome:
     """Run ``command`` by ``/bin/sh -c``, with an empty stdin, in a session and process group of its own.
 
-    ``variables`` are added to its environment; of the open descriptors it gets ``descriptors`` alone.
-    Whatever of its process group still runs afterwards is killed. Raises TdefsError(KEY_COMMAND_FAILED) if
-    it cannot be started.
+    ``variables`` are added to its environment; of the open descriptors it gets ``descriptors`` alone. No signal is
+    ignored or blocked in it, whatever holds for this process. Whatever of its process group still runs afterwards
+    is killed. Raises TdefsError(KEY_COMMAND_FAILED) if it cannot be started.
     """
     deadline = time.monotonic() + timeout_seconds
     outcome = CommandOutcome()
+    stdout, its_stdout = os.pipe()
+    stderr, its_stderr = os.pipe()
     try:
-        # A session of its own: what it starts in the background can be killed with it, and it cannot
-        # take its input from our terminal unless it is lent to it.
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-            env={**os.environ, **(variables or {})},
-            pass_fds=descriptors,
-        )
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it contains a null character"
-        raise TdefsError(Exit.KEY_COMMAND_FAILED, "could not run the key command", detail=reason or "") from None
-    try:
-        _follow(process, outcome, deadline, max_output_bytes)
+        try:
+            process = _start(command, {**os.environ, **(variables or {})}, (its_stdout, its_stderr), descriptors)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it contains a null character"
+            raise TdefsError(
+                Exit.KEY_COMMAND_FAILED, "could not run the key command", detail=reason or ""
+            ) from None
+        finally:
+            os.close(its_stdout)
+            os.close(its_stderr)
+        try:
+            _follow(process, stdout, stderr, outcome, deadline, max_output_bytes)
+        finally:
+            # Before the leader is waited for: until then the group's number cannot become another's.
+            with suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
+            outcome.status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     finally:
-        # Before wait() reaps the leader: until then the group's number cannot become another's.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        outcome.status = process.wait()
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
+        os.close(stdout)
+        os.close(stderr)
     return outcome
 
 
+def _start(
+    command: str, environment: Mapping[str, str], outputs: tuple[int, int], descriptors: Sequence[int]
+) -> int:
+    """Start it, and return the number of its process.
+
+    A session of its own: what it starts in the background can be killed with it, and it cannot take its input
+    from our terminal unless it is lent to it. posix_spawn(3) and not subprocess: under nohup and in a shell's
+    background signals are ignored, which a program inherits, and which a shell cannot undo (POSIX, ``trap``).
+    """
+    kept = {*outputs, *descriptors}
+    # Python's own are closed by exec; these are what our caller left open.
+    foreign = [int(name) for name in os.listdir("/proc/self/fd") if int(name) >= _FIRST_FREE_DESCRIPTOR]
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        *((os.POSIX_SPAWN_DUP2, descriptor, number) for number, descriptor in enumerate(outputs, 1)),
+        # onto itself: it survives exec
+        *((os.POSIX_SPAWN_DUP2, descriptor, descriptor) for descriptor in descriptors),
+        *((os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in foreign if descriptor not in kept),
+    ]
+    return os.posix_spawn(
+        "/bin/sh",
+        ["/bin/sh", "-c", command],
+        environment,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=signal.valid_signals(),
+    )
+
+
 @contextmanager
-def cleaned_up_before_signals() -> Iterator[None]:
+def cleaned_up_before_signals(*, at_terminal: bool) -> Iterator[None]:
     """Have a signal that ends this process wait until the block has cleaned up; Ctrl-Z does nothing in it.
 
     The terminal's signals do not reach a command in a session of its own. If we just died of one, the
     command would go on, with the terminal's echo off; if we were stopped, it and the shell would both read
-    from the terminal. What the caller has ignored stays ignored.
+    from the terminal. What the caller has ignored stays ignored, but for the keys by which a person who is asked
+    ``at_terminal`` says no: the caller could not know that somebody would be.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_ENDING_SIGNALS, signal.SIGTSTP)}
     handled = [
-        number for number in (*_ENDING_SIGNALS, signal.SIGTSTP) if signal.getsignal(number) == signal.SIG_DFL
+        number
+        for number, disposition in before.items()
+        if disposition == signal.SIG_DFL or (disposition == signal.SIG_IGN and at_terminal and number in _KEYS)
     ]
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -111,8 +144,11 @@ def cleaned_up_before_signals() -> Iterator[None]:
         received = ended.number
     finally:
         for number in handled:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, before[number])
+    if received == signal.SIGINT:
+        raise KeyboardInterrupt
     if received:
+        signal.signal(received, signal.SIG_DFL)
         signal.raise_signal(received)
 
 
@@ -125,26 +161,25 @@ class _EndedBySignal(BaseException):
 
 
 def _follow(
-    process: subprocess.Popen[bytes], outcome: CommandOutcome, deadline: float, max_output_bytes: int
+    process: int, stdout: int, stderr: int, outcome: CommandOutcome, deadline: float, max_output_bytes: int
 ) -> None:
     """Read both pipes to their end and wait for the exit, or until the deadline or the limit of output.
 
     A background process that keeps a pipe open counts as the command still running: what it will print
     cannot be known.
     """
-    exit_descriptor = os.pidfd_open(process.pid)
+    exit_descriptor = os.pidfd_open(process)
     try:
         with selectors.DefaultSelector() as selector:
-            for source in (exit_descriptor, process.stdout, process.stderr):
-                if source is not None:
-                    selector.register(source, selectors.EVENT_READ)
+            for source in (exit_descriptor, stdout, stderr):
+                selector.register(source, selectors.EVENT_READ)
             while selector.get_map():
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     outcome.timed_out = True
                     return
                 for key, _ in selector.select(remaining):
-                    if key.fd == exit_descriptor or not _take(key.fd, key.fileobj is process.stdout, outcome):
+                    if key.fd == exit_descriptor or not _take(key.fd, key.fd == stdout, outcome):
                         selector.unregister(key.fileobj)
                 if len(outcome.stdout) > max_output_bytes:
                     outcome.overflowed = True
