@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 
 from tdefs import __version__
+from tdefs.cli.standard import open_standard_descriptors
 from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.host import harden_process
 
@@ -59,4 +60,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the installed script."""
+    open_standard_descriptors()
     sys.exit(main())

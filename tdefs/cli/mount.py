@@ -156,7 +156,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.foreground:
             work(tell_service_manager)
         else:
-            run_in_background(work, keep=lock.descriptor)
+            run_in_background(work, keep=lock.descriptor, check=lock.verify)
     finally:
         lock.release()
     return Exit.OK
