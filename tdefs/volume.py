@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -274,8 +275,10 @@ class VolumeLock:
         :raises TdefsError: VOLUME_IN_USE, since nothing keeps others away.
         """
         try:
-            held, found = os.fstat(self.descriptor), self._path.stat()
-            is_held = os.path.samestat(held, found) and _lock(self.descriptor)
+            held = os.fstat(self.descriptor)
+            # a copy that has no lock file and may not get one
+            path = self._volume.private if stat.S_ISDIR(held.st_mode) and self._read_only else self._path
+            is_held = os.path.samestat(held, path.stat()) and _lock(self.descriptor)
         except OSError:
             is_held = False
         if not is_held:

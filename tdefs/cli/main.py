@@ -52,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(from_os_error(error).render(), file=sys.stderr)
         return Exit.OS_ERROR
+    except MemoryError:
+        print("tdefs: out of memory\nHINT:  free memory, or raise the limit (ulimit -v)", file=sys.stderr)
+        return Exit.OS_ERROR
     except KeyboardInterrupt:
         print("tdefs: interrupted", file=sys.stderr)
         return 130
