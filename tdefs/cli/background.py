@@ -32,6 +32,8 @@ def run_in_background(work: Callable[[Callable[[], None]], None], *, keep: int, 
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
+    if said != json.dumps(_READY).encode():
+        os.waitpid(child, 0)
     if not said:
         raise TdefsError(Exit.MOUNT_FAILED, "the daemon died before it served", hint="see its log")
     report = json.loads(said)
