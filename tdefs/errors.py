@@ -39,6 +39,7 @@ class Exit(IntEnum):
     MOUNT_BUSY = 31
     NOT_MOUNTED = 32
     MOUNTPOINT_INVALID = 33
+    MOUNT_LOST = 34
     FILE_NOT_FOUND = 40
     FILE_DAMAGED = 41
     VERIFY_FOUND_DAMAGE = 42
@@ -91,6 +92,8 @@ def errno_of(error: Exception) -> int:
     if isinstance(error, OverflowError):
         # an offset or a length that, with the header before it, no file system has
         return errno.EFBIG
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
     number = getattr(error, "errno", None)  # also of a file that cannot be presented
     return number if isinstance(number, int) and number else errno.EIO
 

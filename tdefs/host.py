@@ -23,9 +23,19 @@ _CAP_IPC_LOCK = 14
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 _KEPT_BYTES = 32 << 20
 
+#: Address space that the daemon has from the beginning: the buffers of all requests that it works on at a time,
+#: and what these need to be encrypted and decrypted.
+RESERVED_BYTES = 128 << 20
+_LEAST_BYTES = 64 << 20
+_PIECE_BYTES = 4 << 20
+
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.malloc.argtypes = [ctypes.c_size_t]
+_libc.malloc.restype = ctypes.c_void_p
+_libc.free.argtypes = [ctypes.c_void_p]
 
 
 def expect_signals() -> None:
@@ -61,7 +71,7 @@ def lock_memory() -> bool:
     administrator can encrypt or turn off.
     """
     soft_limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if soft_limit != resource.RLIM_INFINITY and not _has_capability(_CAP_IPC_LOCK):
+    if soft_limit != resource.RLIM_INFINITY and not has_capability(_CAP_IPC_LOCK):
         return False
     # ONFAULT locks pages as they are touched; without it, every mapped but never used page of thread
     # stacks and libraries would be read in and pinned.
@@ -76,8 +86,31 @@ def keep_freed_memory() -> None:
     faulted in page by page and unmapped again, which costs more than encrypting it.
     """
     _libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-    _libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    _libc.mallopt(_M_TRIM_THRESHOLD, 2 * RESERVED_BYTES)
     _libc.mallopt(_M_TOP_PAD, _KEPT_BYTES)
+
+
+def reserve_memory() -> None:
+    """Take the address space that requests need, as far as it can be had, and leave it to the allocator.
+
+    A limit (RLIMIT_AS, strict overcommit) may be reached at any time, and a request that has no memory fails.
+    Nothing is touched, so nothing is in use that was not before. To be called after :func:`keep_freed_memory`.
+
+    :raises TdefsError: OS_ERROR, where there is not even room for a buffer for each request.
+    """
+    # threads would take 64 MiB each for themselves, and get nothing of what is reserved here
+    _libc.mallopt(_M_ARENA_MAX, 1)
+    pieces = [_libc.malloc(_PIECE_BYTES) for _ in range(RESERVED_BYTES // _PIECE_BYTES)]
+    reserved = sum(_PIECE_BYTES for piece in pieces if piece)
+    for piece in pieces:
+        _libc.free(piece)
+    if reserved < _LEAST_BYTES:
+        raise TdefsError(
+            Exit.OS_ERROR,
+            "not enough memory to serve a mount",
+            detail=f"{_LEAST_BYTES >> 20} MiB of address space are needed, and {reserved >> 20} MiB are to be had",
+            hint="raise the limit (ulimit -v, LimitAS= of the unit), or free memory",
+        )
 
 
 def raise_file_limit() -> int:
@@ -92,7 +125,7 @@ def raise_file_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def _has_capability(number: int) -> bool:
+def has_capability(number: int) -> bool:
     """Tell whether capability ``number`` is in this thread's effective set (proc(5), CapEff)."""
     for line in Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace").splitlines():
         name, _, value = line.partition(":")

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -249,11 +250,10 @@ class VolumeLock:
 
         :raises TdefsError: VOLUME_IN_USE, saying who holds it.
         """
-        path = self._volume.private / _LOCK
         if self._read_only:
             fd = _open_lock(self._volume)
         else:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not _lock(fd):
             os.close(fd)
             holder, hint = _who_uses(self._volume)
@@ -261,6 +261,37 @@ class VolumeLock:
                 Exit.VOLUME_IN_USE, f'volume "{self._volume.backing}" is in use', detail=holder, hint=hint
             )
         self._fd = fd
+        try:
+            self.verify()
+        except TdefsError:
+            self.release()
+            raise
+
+    def verify(self) -> None:
+        """Check that the lock is held: its descriptor is the file that others find there, and has it locked.
+
+        To be called after what could have taken the descriptor away: a fork that closes files, a dup2.
+
+        :raises TdefsError: VOLUME_IN_USE, since nothing keeps others away.
+        """
+        try:
+            held = os.fstat(self.descriptor)
+            # a copy that has no lock file and may not get one
+            path = self._volume.private if stat.S_ISDIR(held.st_mode) and self._read_only else self._path
+            is_held = os.path.samestat(held, path.stat()) and _lock(self.descriptor)
+        except OSError:
+            is_held = False
+        if not is_held:
+            raise TdefsError(
+                Exit.VOLUME_IN_USE,
+                f'the lock on volume "{self._volume.backing}" is lost',
+                detail=f'its file "{self._path}" was replaced or removed, or another process has it locked',
+                hint="see that no other process uses the volume, then try again",
+            )
+
+    @property
+    def _path(self) -> Path:
+        return self._volume.private / _LOCK
 
     @property
     def descriptor(self) -> int:

@@ -14,10 +14,11 @@ from tdefs.errors import Exit, TdefsError, from_os_error
 _READY = {"ready": True}
 
 
-def run_in_background(work: Callable[[Callable[[], None]], None], *, keep: int) -> None:
+def run_in_background(work: Callable[[Callable[[], None]], None], *, keep: int, check: Callable[[], None]) -> None:
     """Fork; the child runs *work*, which is given a function to call once it serves; the parent waits for that.
 
-    Of the descriptors that were open the child keeps *keep* and the standard ones.
+    Of the descriptors that were open the child keeps *keep* and the standard ones. It calls *check* each time that
+    it has changed what is open.
 
     :raises TdefsError: what *work* raised before it served, or MOUNT_FAILED if the child died.
     """
@@ -27,10 +28,12 @@ def run_in_background(work: Callable[[Callable[[], None]], None], *, keep: int) 
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _run_child(work, writing, keep)
+        _run_child(work, writing, keep, check)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
+    if said != json.dumps(_READY).encode():
+        os.waitpid(child, 0)
     if not said:
         raise TdefsError(Exit.MOUNT_FAILED, "the daemon died before it served", hint="see its log")
     report = json.loads(said)
@@ -40,7 +43,9 @@ def run_in_background(work: Callable[[Callable[[], None]], None], *, keep: int) 
         )
 
 
-def _run_child(work: Callable[[Callable[[], None]], None], writing: int, keep: int) -> None:
+def _run_child(
+    work: Callable[[Callable[[], None]], None], writing: int, keep: int, check: Callable[[], None]
+) -> None:
     """Detach from the terminal, run *work*, and never return."""
     code = Exit.OK
     reported = False
@@ -58,6 +63,7 @@ def _run_child(work: Callable[[Callable[[], None]], None], writing: int, keep: i
         for standard in (1, 2):
             os.dup2(null, standard)
         os.close(null)
+        check()
         report(dict(_READY))
 
     try:
@@ -68,6 +74,7 @@ def _run_child(work: Callable[[Callable[[], None]], None], writing: int, keep: i
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
+        check()
         work(ready)
     except (TdefsError, OSError) as error:
         known = error if isinstance(error, TdefsError) else from_os_error(error)

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 from tdefs import __version__
+from tdefs.cli.standard import open_standard_descriptors
 from tdefs.cli.streams import end_output, steady_streams
 from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.host import expect_signals, harden_process
@@ -49,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(from_os_error(error).render(), file=sys.stderr)
         code = Exit.OS_ERROR
+    except MemoryError:
+        print("tdefs: out of memory\nHINT:  free memory, or raise the limit (ulimit -v)", file=sys.stderr)
+        code = Exit.OS_ERROR
     except KeyboardInterrupt:
         print("tdefs: interrupted", file=sys.stderr)
         code = 130
@@ -57,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the installed script."""
+    open_standard_descriptors()
     steady_streams()
     expect_signals()
     sys.exit(main())

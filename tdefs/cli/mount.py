@@ -17,13 +17,14 @@ from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.config import LONGEST_WATCHDOG, load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.calls import SystemCalls
+from tdefs.fs.limits import low_limits
 from tdefs.fs.mount_users import places_of
 from tdefs.fs.mounts import DEAD, detach_dead, is_dead, provide_connections, tdefs_mounts
 from tdefs.fs.read_only import ReadOnlyCalls, is_read_only
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.reserve import with_own_rights
 from tdefs.fs.session import MountRequest, run_session
-from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit, tell_service_manager
+from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit, reserve_memory, tell_service_manager
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
@@ -122,11 +123,15 @@ def _run(args: argparse.Namespace) -> int:
             )
         raise_file_limit()
         keep_freed_memory()
+        low = low_limits()
+        reserve_memory()
 
         def work(ready: Callable[[], None]) -> None:
             _log_to(_log_handler(log_file, foreground=args.foreground), config.log_level)
             for warning in policy.warnings:
                 log.warning("%s", warning)
+            for limit in low:
+                log.warning("%s (HINT: %s)", limit.message, limit.hint)
             request = MountRequest(
                 volume=volume if read_only else _recovered(volume, policy),
                 keystore=_given(args.keystore, settings.keystore) or volume.keystore,
@@ -146,6 +151,8 @@ def _run(args: argparse.Namespace) -> int:
                 log.exception("the mount ended unexpectedly")
                 raise
 
+        for limit in low:
+            print(f"tdefs: warning: {limit.message}\nHINT:  {limit.hint}", file=sys.stderr)
         if any(mountpoint.iterdir()):
             print(
                 f'tdefs: warning: "{mountpoint}" is not empty\n'
@@ -157,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.foreground:
             work(tell_service_manager)
         else:
-            run_in_background(work, keep=lock.descriptor)
+            run_in_background(work, keep=lock.descriptor, check=lock.verify)
     finally:
         lock.release()
     return Exit.OK

@@ -21,7 +21,7 @@ _HINTS = {
     EIO: "the disk below fails; the kernel's log (dmesg) says how",
     EMFILE: "raise the daemon's limit of open files (ulimit -Hn, LimitNOFILE of the unit)",
     ENFILE: "raise the host's limit of open files (sysctl fs.file-max)",
-    ENOMEM: "the host is out of memory",
+    ENOMEM: "the host is out of memory, or the daemon's own limit is reached (ulimit -v, LimitAS of the unit)",
 }
 
 

@@ -34,18 +34,19 @@ Answers = dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
 
 async def serve_control(path: Path, answers: Answers) -> None:
     """Answer requests ``{"request": NAME}`` at *path* until cancelled, by calling the function of that name."""
-    unbound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener = trio.socket.from_stdlib_socket(unbound)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             with suppress(FileNotFoundError):
                 path.unlink()
-            # through the descriptor, since a socket's address is limited to 107 bytes
+            # through the descriptor, since a socket's address is limited to 107 bytes; trio's own bind would need
+            # a thread
             with with_own_rights():
-                unbound.bind(f"/proc/self/fd/{directory}/{path.name}")
+                listener.bind(f"/proc/self/fd/{directory}/{path.name}")
             path.chmod(0o600)
             listener.listen(_BACKLOG)
+            listener.setblocking(False)
         except OSError as error:
             # a full disk, or a directory in its place, is no reason not to serve the mount
             log.warning("no control socket, so 'tdefs status' will know less: %s", error)
@@ -66,7 +67,7 @@ async def serve_control(path: Path, answers: Answers) -> None:
                         with suppress(ValueError):
                             connections.remove(connection)
 
-        await trio.serve_listeners(answer, [trio.SocketListener(listener)])
+        await trio.serve_listeners(answer, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
     finally:
         listener.close()
         os.close(directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -12,6 +13,7 @@ import trio
 
 from tdefs.errors import TdefsError
 from tdefs.fs.mounts import devices_at, unmount
+from tdefs.fs.workers import workers
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +65,19 @@ class EndSignals:
             number = self._unheard[0] if self._unheard else await anext(aiter(signals))
             log.info("received %s: unmounting", signal.Signals(number).name)
             remind_at = trio.current_time()
-            while reason := await trio.to_thread.run_sync(_unmount, mountpoint, device):
+            while reason := await _tried(mountpoint, device):
                 if trio.current_time() >= remind_at:
                     remind_at = trio.current_time() + _REMINDER_SECONDS
                     log.warning("cannot end yet: %s; trying again every %d s", reason, _RETRY_SECONDS)
                 await trio.sleep(_RETRY_SECONDS)
+
+
+async def _tried(mountpoint: Path, device: str) -> str:
+    """Try to unmount, in a thread: the kernel may ask the mount meanwhile. Return why that is not possible now."""
+    try:
+        return await workers.run(partial(_unmount, mountpoint, device))
+    except Exception as error:
+        return str(error) or type(error).__name__
 
 
 def _unmount(mountpoint: Path, device: str) -> str:

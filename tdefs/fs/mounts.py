@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 import time
 from dataclasses import dataclass
-from errno import EBUSY, ECONNABORTED, ENOTCONN
+from errno import EBUSY, ECONNABORTED, EINVAL, ENOTCONN
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
@@ -32,6 +33,10 @@ _DIRTY_PERCENT = 100
 _KERNEL_LIMITS = Path("/sys/class/bdi")
 # fusectl: a directory for each connection (Documentation/filesystems/fuse/fuse.rst)
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+# asm/unistd_64.h; struct ustat has 32 bytes
+_SYS_USTAT = 136
+_USTAT_BYTES = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -58,6 +63,29 @@ def tdefs_mounts() -> list[Mount]:
 def devices_at(mountpoint: Path) -> list[str]:
     """Return the devices of all file systems that are mounted at *mountpoint*, the topmost last."""
     return [mount.device for mount in all_mounts() if mount.mountpoint == mountpoint]
+
+
+def is_listed(device: str, backing: Path) -> bool:
+    """Tell whether this process can see *device* mounted anywhere; its number may be another mount's by now."""
+    return any(mount.device == device and mount.backing == backing for mount in tdefs_mounts())
+
+
+def is_living(device: str) -> bool:
+    """Tell whether a file system that is not listed and whose connection has ended exists: detached, and in use.
+
+    One that is just being taken away is waited for, and does not. Where that cannot be told the answer is yes.
+    """
+    # ustat(2) is the one call that finds a file system by its device; other architectures lack it, and sandboxes
+    # may forbid it
+    if platform.machine() != "x86_64":
+        return True
+    if any(mount.device == device for mount in all_mounts()):
+        return False  # a newer one has got its number, and might keep us waiting
+    major, minor = map(int, device.split(":"))
+    buffer = ctypes.create_string_buffer(_USTAT_BYTES)
+    if _libc.syscall(_SYS_USTAT, os.makedev(major, minor), buffer) == 0:
+        return False  # likewise, where it cannot be seen
+    return ctypes.get_errno() != EINVAL
 
 
 def find_mount(mountpoint: Path) -> Mount:

@@ -11,10 +11,11 @@ import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import cast
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -95,6 +96,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
         self._handles: dict[int, Handle] = {}
         self._directories: dict[int, _Directory] = {}
         self._last_handle = 0
+        #: Set as soon as the kernel and libfuse have agreed on how they talk: from then on requests are served.
+        self.serves = trio.Event()
 
     @property
     def open_handles(self) -> int:
@@ -110,6 +113,10 @@ class FuseOperations(Replies, pyfuse3.Operations):
         self._directories.clear()
         self._opener.close_all_idle()
         self._inodes.close()
+
+    def init(self) -> None:
+        """Take note that the first request has come (FUSE_INIT)."""
+        self.serves.set()
 
     # --- names ---------------------------------------------------------------------------------------------
 
@@ -452,7 +459,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
             yield
         except OSError:
             if self._opener.left_something:
-                pyfuse3.invalidate_entry_async(parent.number, name, ignore_enoent=True)
+                with suppress(RuntimeError):  # no thread can be had; the error to be told is the first one
+                    pyfuse3.invalidate_entry_async(parent.number, name, ignore_enoent=True)
             raise
 
     def _handle(self, fh: int) -> Handle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -72,6 +73,8 @@ class Replies(ABC):
             return errno_of(error)
         if isinstance(error, FileNotFoundError) and operation in _BY_NUMBER:
             return errno.ESTALE
+        if isinstance(error, MemoryError):
+            error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         if isinstance(error, OSError):
             if isinstance(error.__cause__, FormatError):  # of that the log has said more
                 self.complaints.counts[operation] += 1
@@ -94,8 +97,8 @@ def reply(
 
     @wraps(method)
     async def translated(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.requests[name] += 1
         try:
+            self.requests[name] += 1
             try:
                 return await method(self, *args, **kwargs)
             except OSError as error:

@@ -10,32 +10,36 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyfuse3
 import trio
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.format.pages import PythonPageCipher, page_cipher
 from tdefs.fs.calls import SystemCalls
-from tdefs.fs.control_server import serve_control
+from tdefs.fs.control_server import Answers, serve_control
 from tdefs.fs.ending import EndSignals
 from tdefs.fs.inodes import InodeTable
-from tdefs.fs.loop import WORKERS, install_polling_wait
+from tdefs.fs.loop import Connection
 from tdefs.fs.mount_failure import why_not_mounted
 from tdefs.fs.mount_table import source_name
-from tdefs.fs.mounts import device_of, devices_at, raise_kernel_limits
+from tdefs.fs.mounts import detach_dead, devices_at, is_listed, is_living, raise_kernel_limits, tdefs_mounts
 from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
 from tdefs.fs.read_only import control_places
 from tdefs.fs.reserve import with_own_rights, without_reserve
 from tdefs.fs.sealing import Expectations, Sealer
 from tdefs.fs.watched import Watched
+from tdefs.fs.workers import workers
 from tdefs.keys.document import ACTIVE, REVOKED
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.ring_message import RingRefusedError, open_ring
 from tdefs.policy.model import Policy
+from tdefs.text import printable
 from tdefs.volume import SESSION_FILE, Session, Volume, was_left_clean, write_session
 
 log = logging.getLogger(__name__)
+
+# Between attempts to serve the control socket, at most.
+_MOST_PAUSE_SECONDS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,16 @@ def fuse_options(request: MountRequest) -> set[str]:
     return options
 
 
+@dataclass(slots=True)
+class _Course:
+    """How far a mount has come."""
+
+    served: bool = False
+    """It could be used, and whoever asked for it was told so."""
+    ended: bool = False
+    """It was unmounted, after everything that was written to it had been passed on."""
+
+
 def run_session(
     request: MountRequest,
     ring: KeyRing,
@@ -81,7 +95,8 @@ def run_session(
 
     The caller holds the volume's lock.
 
-    :raises TdefsError: MOUNT_FAILED, with nothing mounted.
+    :raises TdefsError: MOUNT_FAILED, or what *ready* raises, with nothing mounted; MOUNT_LOST where a mount that
+        served has ended otherwise than by being unmounted.
     """
     volume = request.volume
     os.umask(0)  # the kernel has applied the caller's umask already
@@ -97,18 +112,13 @@ def run_session(
         # what is found now must be what a crash from now on would leave, names above all
         calls.syncfs("session:recover", root_fd)
     session = Session(os.getpid(), os.fspath(request.mountpoint), clean=False)
-    served = False
-
-    def announce() -> None:
-        nonlocal served
-        served = True
-        ready()
-
+    course = _Course()
+    failure: Exception | None = None
     with EndSignals() as signals:
         if not request.read_only:
             _begin(volume, session)
         try:
-            pyfuse3.init(operations, os.fspath(request.mountpoint), fuse_options(request))
+            connection = Connection(operations, request.mountpoint, fuse_options(request))
         except RuntimeError as error:
             if not request.read_only:
                 write_session(volume, replace(session, clean=left_clean))
@@ -119,27 +129,91 @@ def run_session(
                 detail=f"{error}: {refusal.reason}",
                 hint=refusal.hint,
             ) from None
+        device = ""
         try:
-            install_polling_wait()
+            device = next(iter(devices_at(request.mountpoint)[::-1]), "")  # none if it was unmounted already
             log.info("mounted %s at %s", volume.backing, request.mountpoint)
             with without_reserve(root_fd) as spared:
+                workers.start()  # not before libfuse has had the process that it needs to mount
                 trio.run(
-                    _serve, request, opener, sealer, operations, inodes, signals, spared, policy.digest(), announce
+                    _serve,
+                    request,
+                    device,
+                    opener,
+                    sealer,
+                    operations,
+                    inodes,
+                    signals,
+                    spared,
+                    policy.digest(),
+                    connection,
+                    course,
+                    ready,
                 )
+        except Exception as error:
+            failure = error
+            log.exception("the mount ended unexpectedly")
         finally:
-            pyfuse3.close(unmount=True)
+            connection.close()
+            workers.stop()
+            if not course.served:
+                _take_away(request)
             operations.close()
             try:
                 calls.syncfs("session:sync", root_fd)
             except OSError as error:
                 opener.complaints.failed("the last sync", str(request.mountpoint), error)
                 opener.left_something = True
-            if not opener.left_something and not request.read_only:
+            if course.ended and not opener.left_something and not request.read_only:
                 write_session(volume, replace(session, clean=True))
             os.close(root_fd)
-            log.info("unmounted %s", request.mountpoint)
-    if not served:
-        raise TdefsError(Exit.MOUNT_FAILED, f'"{request.mountpoint}" was unmounted before it served')
+    if not course.served:
+        raise _not_begun(request.mountpoint, failure)
+    if not course.ended:
+        log.error("the mount at %s was lost: what the kernel had not passed on is lost", request.mountpoint)
+        raise TdefsError(
+            Exit.MOUNT_LOST,
+            f'the mount at "{request.mountpoint}" was lost',
+            detail="its connection with the kernel was aborted" if failure is None else _told(failure),
+            hint="stop what used it, then mount the volume again: PostgreSQL recovers as after a crash",
+        )
+    log.info("unmounted %s", request.mountpoint)
+
+
+def _take_away(request: MountRequest) -> None:
+    """Take away a mount that never served; its connection is closed, so nobody waits for it."""
+    place = request.mountpoint, request.volume.backing
+    if all((mount.mountpoint, mount.backing) != place for mount in tdefs_mounts()):
+        return
+    try:
+        detach_dead(request.mountpoint)
+    except (TdefsError, OSError):
+        log.exception("the mount at %s could not be taken away", request.mountpoint)
+
+
+def _not_begun(mountpoint: Path, failure: Exception | None) -> TdefsError:
+    """Return what to tell the user of a mount that never served."""
+    if failure is None:
+        return TdefsError(Exit.MOUNT_FAILED, f'"{mountpoint}" was unmounted before it served')
+    cause = _cause(failure)
+    if isinstance(cause, TdefsError):
+        return cause
+    return TdefsError(
+        Exit.MOUNT_FAILED, f'could not serve "{mountpoint}"', detail=_told(failure), hint="see the daemon's log"
+    )
+
+
+def _cause(failure: Exception) -> Exception:
+    """Return the first exception of a group that trio has made of those of several tasks."""
+    return _cause(failure.exceptions[0]) if isinstance(failure, ExceptionGroup) else failure
+
+
+def _told(failure: Exception) -> str:
+    """Return one line that tells of *failure*."""
+    cause = _cause(failure)
+    if isinstance(cause, OSError) and cause.strerror:
+        return from_os_error(cause).message
+    return f"{type(cause).__name__}: {printable(str(cause))}"
 
 
 def _begin(volume: Volume, session: Session) -> None:
@@ -159,6 +233,7 @@ def _begin(volume: Volume, session: Session) -> None:
 
 async def _serve(
     request: MountRequest,
+    device: str,
     opener: Opener,
     sealer: Sealer,
     operations: FuseOperations,
@@ -166,11 +241,15 @@ async def _serve(
     signals: EndSignals,
     reserve_spared: bool,
     policy_digest: str,
+    connection: Connection,
+    course: _Course,
     ready: Callable[[], None],
 ) -> None:
-    """Serve requests until the kernel says that the mount is gone."""
+    """Serve requests until the kernel says that the mount is gone.
+
+    However this ends, nobody waits for an answer then: not the tasks that it waits for, either.
+    """
     started = time.time()
-    device = next(iter(devices_at(request.mountpoint)[::-1]), "")  # none if it was unmounted already
     watched = Watched(request.watchdog, device, request.mountpoint, request.log_file)
 
     def status(_asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,16 +297,37 @@ async def _serve(
         log.info("new keys: revision %d of the keystore", ring.revision)
         return {"keystore_revision": ring.revision}
 
+    def ended() -> None:
+        course.ended = _is_unmounted(request, device, operations)
+
     async with trio.open_nursery() as nursery:
-        # first, since the mount can be used as soon as anything serves it, and then be told to end
-        await nursery.start(signals.unmount_on_first, request.mountpoint, device)
-        nursery.start_soon(_announce, request.mountpoint, device, ready)
-        if request.watchdog and device:
-            nursery.start_soon(watched.stay)
-        if (control := _control_socket(request)) is not None:
-            nursery.start_soon(serve_control, control, {"status": status, "keys": keys})
-        await pyfuse3.main(max_tasks=WORKERS)
+        try:
+            # first, since the mount can be used as soon as anything serves it, and then be told to end
+            await nursery.start(signals.unmount_on_first, request.mountpoint, device)
+            nursery.start_soon(_announce, request, device, operations.serves, course, ready)
+            if request.watchdog and device:
+                nursery.start_soon(watched.stay)
+            if (control := _control_socket(request)) is not None:
+                nursery.start_soon(_control, control, {"status": status, "keys": keys})
+            await connection.serve(ended)
+        finally:
+            connection.cut()
         nursery.cancel_scope.cancel()
+
+
+def _is_unmounted(request: MountRequest, device: str, operations: FuseOperations) -> bool:
+    """Tell whether the connection has ended since the file system was unmounted everywhere, and not by an abort.
+
+    The kernel says the same in both cases (ENODEV). It passes on what was written to a file when that is closed
+    at the latest, and keeps the file system as long as one is open; so nothing is lost where it has taken it away,
+    or nothing was open. To be asked at once: a file system that was aborted goes as soon as nobody has it open.
+    """
+    if not device:
+        return True
+    if is_listed(device, request.volume.backing):
+        return False
+    # the kernel drops the last releases unsent when it unmounts
+    return operations.open_handles == 0 or not is_living(device)
 
 
 def _control_socket(request: MountRequest) -> Path | None:
@@ -244,10 +344,26 @@ def _control_socket(request: MountRequest) -> Path | None:
     return path
 
 
-async def _announce(mountpoint: Path, device: str, ready: Callable[[], None]) -> None:
-    """Say that the mount serves, once a request has gone through it."""
-    if await trio.to_thread.run_sync(device_of, mountpoint) != device:
+async def _announce(
+    request: MountRequest, device: str, serves: trio.Event, course: _Course, ready: Callable[[], None]
+) -> None:
+    """Say that the mount serves, once it does."""
+    await serves.wait()
+    if device not in devices_at(request.mountpoint):
         return  # unmounted already
-    if not await trio.to_thread.run_sync(raise_kernel_limits, device):
+    if not raise_kernel_limits(device):
         log.info("this user may not raise the kernel's read-ahead and dirty limits of the mount")
     ready()
+    course.served = True
+
+
+async def _control(path: Path, answers: Answers) -> None:
+    """Serve the control socket; what goes wrong with it, a lack of memory too, does not end the mount."""
+    pause = 1
+    while True:
+        try:
+            return await serve_control(path, answers)
+        except Exception:
+            log.exception("unexpected error at the control socket: it begins anew in %d s", pause)
+            await trio.sleep(pause)
+            pause = min(2 * pause, _MOST_PAUSE_SECONDS)

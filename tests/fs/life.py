@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdefs.errors import Exit
+from tdefs.fs.mounts import is_dead
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tests.support.key_bytes import KeyBytes
 from tests.support.processes import POLL_SECONDS, wait_until
@@ -92,7 +93,8 @@ class Life:
     def mount_in_foreground(self) -> subprocess.Popen[bytes]:
         process = self.start(*self._mount(), "-f")
         self.daemon = process.pid
-        assert wait_until(lambda: self.volume.is_mounted, LIMIT)
+        # a dead mount of a daemon that failed before may be there until this one takes its place
+        assert wait_until(lambda: self.volume.is_mounted and not is_dead(self.volume.mountpoint), LIMIT)
         return process
 
     def _mount(self) -> list[str | Path]:

@@ -12,6 +12,7 @@ import pyfuse3
 import pytest
 import trio
 
+from tdefs.fs import loop
 from tdefs.fs.loop import PollingWait, in_thread, install_polling_wait
 
 R = TypeVar("R")
@@ -20,19 +21,13 @@ R = TypeVar("R")
 def test_another_version_of_pyfuse3_keeps_its_own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     own = pyfuse3._wait_fuse_readable  # type: ignore[attr-defined]
     monkeypatch.setattr(pyfuse3, "__version__", "3.6.0")
-    assert not install_polling_wait()
+    assert not install_polling_wait(0, lambda: None)
     assert pyfuse3._wait_fuse_readable is own  # type: ignore[attr-defined]
 
 
 def test_a_pyfuse3_that_looks_otherwise_keeps_its_own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(pyfuse3, "_wait_fuse_readable")
-    assert not install_polling_wait()
-
-
-def test_without_a_fuse_descriptor_pyfuse3_keeps_its_own_loop() -> None:
-    own = pyfuse3._wait_fuse_readable  # type: ignore[attr-defined]
-    assert not install_polling_wait()
-    assert pyfuse3._wait_fuse_readable is own  # type: ignore[attr-defined]
+    assert not install_polling_wait(0, lambda: None)
 
 
 def test_each_readiness_is_seen_by_one_task_alone() -> None:
@@ -87,6 +82,34 @@ def test_a_thread_and_a_timer_get_their_turn_while_requests_never_pause() -> Non
         return time.monotonic() - started
 
     assert trio.run(partial(_within, 20, scenario)) < 2
+
+
+def test_a_request_is_not_taken_before_there_is_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libfuse would take it from the kernel, and then find that it cannot keep it."""
+    lacking = [True, True, True]
+    monkeypatch.setattr(loop, "_has_memory", lambda: not lacking or lacking.pop() is None)
+
+    async def scenario() -> None:
+        reading, writing = os.pipe()
+        os.write(writing, b"x")
+        assert await PollingWait(reading)()
+        assert lacking == []
+        os.close(reading)
+        os.close(writing)
+
+    trio.run(partial(_within, 20, scenario))
+
+
+def test_the_end_of_the_connection_is_told_as_soon_as_it_is_seen() -> None:
+    async def scenario() -> list[str]:
+        reading, writing = os.pipe()
+        os.close(reading)  # the other end, too, sees an error then
+        told: list[str] = []
+        assert await PollingWait(writing, lambda: told.append("end"))()
+        os.close(writing)
+        return told
+
+    assert trio.run(partial(_within, 20, scenario)) == ["end"]
 
 
 async def _within(seconds: float, scenario: Callable[[], Awaitable[R]]) -> R:

@@ -71,3 +71,9 @@ def test_a_full_disk_is_counted_each_time_and_logged_once_in_a_while(caplog: pyt
 def test_an_error_in_reporting_an_error_is_an_errno_too(caplog: pytest.LogCaptureFixture) -> None:
     assert answer(Failing(OSError(errno.ENOSPC, "disk full"), nameless=True)) == errno.EIO
     assert "unexpected error while reporting" in caplog.text
+
+
+def test_a_lack_of_memory_is_enomem() -> None:
+    served = Failing(MemoryError())
+    assert answer(served) == errno.ENOMEM
+    assert served.complaints.counts == {"write": 1}
