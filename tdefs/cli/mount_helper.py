@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from tdefs.cli.standard import open_standard_descriptors
 from tdefs.errors import Exit
 
 #: mount(8), "Exit status".
@@ -123,6 +124,7 @@ def _unquoted(value: str) -> str:
 
 def run() -> None:
     """Entry point of the installed script."""
+    open_standard_descriptors()
     args = build_parser().parse_args()
     options = split(args.options)
     try:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ from tests.support.volume import LIMIT, TDEFS, Volume
 COMBINATIONS = [closed for count in (1, 2, 3) for closed in itertools.combinations(range(3), count)]
 
 
-def run(closed: tuple[int, ...], *words: str | Path) -> tuple[int, str]:
+def run(closed: tuple[int, ...], *words: str | Path, program: Path = TDEFS) -> tuple[int, str]:
     """Runs a command with descriptors closed; returns its exit code and what it said on those that are open."""
     closing = " ".join(f"{number}>&-" for number in closed)
     done = subprocess.run(
-        ["/bin/sh", "-c", f'exec "$0" "$@" {closing}', str(TDEFS), *map(str, words)],
+        ["/bin/sh", "-c", f'exec "$0" "$@" {closing}', str(program), *map(str, words)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -122,3 +123,13 @@ def test_a_lock_whose_file_was_replaced_is_none(volume: Volume) -> None:
         assert caught.value.exit_code == Exit.VOLUME_IN_USE
     finally:
         lock.release()
+
+
+@pytest.mark.parametrize("closed", COMBINATIONS, ids=str)
+def test_the_helper_of_mount_ends_as_with_open_descriptors(volume: Volume, closed: tuple[int, ...]) -> None:
+    helper = volume.root / "helper"
+    helper.write_text(f"#!{sys.executable}\nfrom tdefs.cli.mount_helper import run\nrun()\n")
+    helper.chmod(0o755)
+    code, said = run(closed, volume.root / "missing", volume.mountpoint, program=helper)
+    assert code == run((), volume.root / "missing", volume.mountpoint, program=helper)[0] != 0
+    assert "Traceback" not in said
