@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,8 +79,7 @@ def _soundness(space: Workspace, volume: Volume) -> list[str]:
     wrong = [] if daemons else ["the daemon is gone"]
     if daemons:
         end([pid for pid in processes_in(volume.mountpoint) if pid not in daemons])
-        for path in volume.mountpoint.iterdir():
-            shutil.rmtree(path)
+        subprocess.run(["rm", "-rf", "--", *volume.mountpoint.iterdir()], check=True)
         volume.umount()
     wrong += [f"the daemon's log has: {line}" for line in volume.complaints()]
     verified = volume.tdefs("verify", volume.backing, *volume.unlock, check=False)
