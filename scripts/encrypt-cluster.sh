@@ -10,14 +10,15 @@
 #   UNLOCK             for "tdefs init" and "tdefs mount", such as --passphrase-file FILE; else they ask
 #
 # Everything in /var/lib/postgresql/VERSION is copied into a new volume, compared, and then served from there: the
-# mount takes the place of /var/lib/postgresql/VERSION, and the old files stay beside it in VERSION.clear. Until the
-# clusters run on the mount a failure puts everything back: the old clusters are where they were, and run if they
-# ran. The command can then be said again; it goes on with the volume that is there.
+# mount takes the place of /var/lib/postgresql/VERSION, and the old files stay beside it in VERSION.clear. Until a
+# cluster runs on the mount a failure puts everything back: the old clusters are where they were, and run if they
+# ran. After that nothing is put back, since clients may have written. The command can always be said again; it goes
+# on with the volume that is there.
 set -euo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 root=/var/lib/postgresql
-# In the volume's root, until all is done: what lies in the volume is a copy that may be made anew.
+# In the volume's root, until a cluster is started there: what lies in the volume is a copy that may be made anew.
 marker=.encrypt-cluster-unfinished
 
 say() { printf '%s\n' "$*"; }
@@ -31,7 +32,7 @@ die() {
     exit 1
 }
 
-usage() { sed -n '2,16s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,17s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"; }
 
 # The type of what is mounted at a place, from the kernel's list; nothing if that is no mount point.
 mounted_type() { findmnt --noheadings --first-only --output FSTYPE --mountpoint "$1" || true; }
@@ -56,21 +57,18 @@ check_host() {
 
 # Ends here if there is nothing to do; puts back what a run has left that was killed.
 check_state() {
-    local type name
+    local type
     type=$(mounted_type "$place")
     if [[ $type == fuse.tdefs && ! -e $backing/$marker ]]; then
         is_served "$place" || die "the mount at $place is dead" "HINT: tdefs mount $backing $place"
         ok "$place is on an encrypted mount already"
+        start_clusters
         exit 0
     fi
     if [[ -e $clear && -e $backing/$marker ]]; then
         say "     an earlier run was interrupted; putting back what it has left"
         moved=yes
-        if [[ $type == fuse.tdefs ]]; then
-            final_mounted=yes
-            for name in "${names[@]}"; do if runs "$name"; then started+=("$name"); fi; done
-            running=("${started[@]}")
-        fi
+        if [[ $type == fuse.tdefs ]]; then final_mounted=yes; fi
         put_back || die "it could not be put back" "HINT: see above"
         type=$(mounted_type "$place")
     fi
@@ -200,13 +198,23 @@ compare() {
     ok "compared the copy with the original: they are the same"
 }
 
+# From now on the volume has the clusters, and the old directory is a copy that becomes older.
+keep() {
+    rm -- "$place/$marker"
+    sync -f -- "$place"
+    kept=yes
+}
+
 start_clusters() {
     local name
     for name in "${names[@]}"; do
-        if grep -qx disabled "/etc/postgresql/$version/$name/start.conf" 2>/dev/null; then continue; fi
-        started+=("$name")
-        pg_ctlcluster "$version" "$name" start || die "the cluster $version $name does not start on the mount"
-        runs "$name" || die "the cluster $version $name does not run"
+        if runs "$name" || grep -qx disabled "/etc/postgresql/$version/$name/start.conf" 2>/dev/null; then continue; fi
+        if ! pg_ctlcluster "$version" "$name" start || ! runs "$name"; then
+            # one that is slow to start may have been written to
+            if runs "$name"; then served=yes; fi
+            die "the cluster $version $name does not start on the mount" "HINT: its log tells why"
+        fi
+        served=yes
         ok "the cluster $version $name runs on the mount"
     done
 }
@@ -214,11 +222,8 @@ start_clusters() {
 # Leaves the old clusters as they were found; says how, where that fails.
 put_back() {
     local name failed=
-    for name in "${started[@]}"; do
-        if runs "$name"; then pg_ctlcluster "$version" "$name" stop -m fast || failed=yes; fi
-    done
-    started=()
     if [[ $final_mounted == yes ]]; then
+        if [[ $kept == yes ]]; then : >"$place/$marker" || failed=yes; fi
         if "$tdefs" umount "$place"; then final_mounted=; else failed=yes; fi
     fi
     if [[ $moved == yes && -z $failed ]]; then
@@ -244,7 +249,9 @@ finish() {
     local status=$?
     trap '' INT TERM HUP
     trap - EXIT
-    if [[ $status != 0 && -n ${clear-} ]]; then
+    if [[ $status != 0 && -n $served ]]; then
+        printf 'the clusters are on the mount %s, and stay there; say the command again when that is mended\n' "$place" >&2
+    elif [[ $status != 0 && -n ${clear-} ]]; then
         if [[ -n $staging_made$staging_mounted$moved || ${#running[@]} != 0 ]]; then
             put_back && printf 'the clusters are as they were, in the clear, in %s\n' "$place" >&2
         fi
@@ -253,8 +260,8 @@ finish() {
 }
 
 version='' backing='' keystore='' policy='' leave_links=''
-names=() unlock=() running=() started=()
-staging_made='' staging_mounted='' moved='' final_mounted=''
+names=() unlock=() running=()
+staging_made='' staging_mounted='' moved='' final_mounted='' kept='' served=''
 while (($#)); do
     case $1 in
         -h | --help)
@@ -300,10 +307,8 @@ stop_clusters
 copy
 switch
 compare
+keep
 start_clusters
-rm -- "$place/$marker"
-sync -f -- "$place"
-running=() staging_made='' moved=''
 
 say ""
 say "Encrypted:   $backing, mounted at $place"

@@ -226,6 +226,23 @@ def test_a_mount_that_fails_leaves_the_cluster_as_it_was_and_the_command_can_be_
     assert debian.sql("SELECT count(*), min(text) FROM t") == f"500|{CANARY}"
 
 
+def test_what_a_cluster_has_written_on_the_mount_is_never_put_back_to_what_was_before(debian: Debian) -> None:
+    """Killed when a cluster runs there already: what clients were told is committed stays."""
+    with Terminal(debian.enter(f"exec {readme_commands()}")) as terminal:
+        for _ in range(4):
+            terminal.expect("(?i)passphrase[^\n]*: ")
+            terminal.press(f"{PASSPHRASE}\n")
+        terminal.expect("compared")
+        assert wait_until(lambda: debian.run("pg_ctlcluster 15 main status", check=False).returncode == 0, 30)
+        os.killpg(terminal.job, signal.SIGKILL)
+    debian.sql("UPDATE t SET text = 'committed on the mount'")
+    debian.run("pg_ctlcluster 15 main stop")
+    said = debian.run(readme_commands()).stdout
+    assert "already" in said
+    assert debian.is_encrypted()
+    assert debian.sql("SELECT count(*), min(text) FROM t") == "500|committed on the mount"
+
+
 def test_the_readmes_commands_encrypt_debians_cluster_which_its_tools_then_rename_and_drop(debian: Debian) -> None:
     code, shown = follow_readme(debian, *[PASSPHRASE] * 4)
     assert code == 0, shown
