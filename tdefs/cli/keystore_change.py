@@ -105,11 +105,15 @@ class OpenChange:
             print("tdefs: the keystore is changed", file=sys.stderr)
             raise
 
-    def tell_revision(self) -> None:
-        """Tell every daemon of a change that leaves its keys what they are; one that is not told needs nothing."""
+    def tell_revision(self, *, unmounted: Volume | None = None) -> None:
+        """Tell every daemon of a change that leaves its keys what they are; one that is not told needs nothing.
+
+        :param unmounted: a volume that has no daemon, since the caller holds its lock.
+        """
         ring = self.unlocked.ring
+        volumes = [volume for volume in self.users.seen if volume is not unmounted]
         try:
-            tell_daemons(self.users.seen, self.path, ring, ring, patience=0)
+            tell_daemons(volumes, self.path, ring, ring, patience=0)
         except TdefsError as error:
             if error.exit_code is not Exit.DAEMON_NOT_TOLD:
                 raise

@@ -323,16 +323,20 @@ class _LogFile(RotatingFileHandler):
         return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)  # type: ignore[return-value]
 
 
+class _SystemLog(SysLogHandler):
+    """The system's log; where there is none, what is logged goes nowhere until there is one."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave it at that: the one who mounts has been told, and wants no traceback for each line."""
+
+
 def _log_handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:
     """Return what the daemon logs to; without a file that is the system's log, if there is one."""
     if foreground:
         return logging.StreamHandler(sys.stderr)
     if log_file is not None:
         return _LogFile(log_file)
-    try:
-        handler = SysLogHandler(str(_SYSTEM_LOG), facility=SysLogHandler.LOG_DAEMON)
-    except OSError:
-        return logging.NullHandler()
+    handler = _SystemLog(str(_SYSTEM_LOG), facility=SysLogHandler.LOG_DAEMON)
     handler.ident = "tdefs: "
     return handler
 

@@ -24,6 +24,10 @@ from tdefs.volume import (
 
 _WAIT_SECONDS = 60
 _POLL_SECONDS = 0.02
+_UNSEEN = (
+    "this user can see nobody who keeps it: it may be mounted in a mount namespace of another user's process, or "
+    "in one that only a file keeps ('findmnt -t nsfs')"
+)
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
             raise TdefsError(
                 Exit.MOUNT_FAILED,
                 f'"{mount.mountpoint}" is unmounted, but its daemon has not ended after {_WAIT_SECONDS} s',
-                detail="; ".join(who_keeps(mount.device)),
+                detail="; ".join(who_keeps(mount.device)) or _UNSEEN,
                 hint="see its log" if read_only else f'see its log "{volume.log_file}"',
             )
         time.sleep(_POLL_SECONDS)

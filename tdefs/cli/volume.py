@@ -156,14 +156,17 @@ def _as_object(document: Document, entry: VolumeEntry, here: Volume | None) -> d
 
 def _moved(args: argparse.Namespace) -> int:
     volume = volume_at(args.backing)
-    with _keystore_remembered(args, volume), changing(args, volume, "volume moved", registers=True) as change:
+    with (
+        _keystore_remembered(args, volume) as unmounted,
+        changing(args, volume, "volume moved", registers=True) as change,
+    ):
         if not change.document.volumes:
             new, id = add_volume(change.unlocked, place_of(volume))
         else:
             id = _old_entry(args, change, volume).id
             new = move_volume(change.unlocked, id, place_of(volume))
         change.save(new, volume=id, path=printable(str(volume.backing)))
-        change.tell_revision()
+        change.tell_revision(unmounted=unmounted)
     print_line(f'the keystore knows {id} at "{printable(str(volume.backing))}" now')
     return Exit.OK
 
@@ -200,7 +203,10 @@ def _old_entry(args: argparse.Namespace, change: OpenChange, volume: Volume) -> 
 
 def _add(args: argparse.Namespace) -> int:
     volume = volume_at(args.backing)
-    with _keystore_remembered(args, volume), changing(args, volume, "volume add", registers=True) as change:
+    with (
+        _keystore_remembered(args, volume) as unmounted,
+        changing(args, volume, "volume add", registers=True) as change,
+    ):
         known = recognised(change.document, volume)
         if known is not None:
             raise TdefsError(
@@ -215,24 +221,24 @@ def _add(args: argparse.Namespace) -> int:
                 )
         new, id = add_volume(change.unlocked, place_of(volume))
         change.save(new, volume=id, path=printable(str(volume.backing)))
-        change.tell_revision()
+        change.tell_revision(unmounted=unmounted)
     print_line(f'the keystore knows {id} at "{printable(str(volume.backing))}", too')
     return Exit.OK
 
 
 @contextmanager
-def _keystore_remembered(args: argparse.Namespace, volume: Volume) -> Iterator[None]:
+def _keystore_remembered(args: argparse.Namespace, volume: Volume) -> Iterator[Volume | None]:
     """After the ``with`` block, have the volume remember the keystore that the command line names, if it does.
 
-    The lock is held meanwhile, since a mount that begins writes the description, too.
+    The lock is held meanwhile, since a mount that begins writes the description, too; the value is then *volume*.
 
     :raises TdefsError: VOLUME_IN_USE.
     """
     if args.keystore is None or args.keystore.absolute() == volume.keystore:
-        yield
+        yield None
         return
     with exclusive(volume):
-        yield
+        yield volume
         save_volume(replace(volume, keystore=args.keystore.absolute()))
 
 

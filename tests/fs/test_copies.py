@@ -234,6 +234,7 @@ def test_a_copy_at_the_same_path_of_another_host_is_a_copy(volume: Volume, copy:
         tdefs_in(f"{mount}; {shlex.join([str(TDEFS), *map(str, moved)])}", words), copy.backing, volume.backing
     )
     assert done.returncode == Exit.OK, done.stderr
+    assert "could not be told" not in done.stderr  # there is no daemon, though the volume is locked meanwhile
     assert volume.keystore.read_bytes() == before
     assert json.loads((copy.backing / ".tdefs/volume.json").read_text())["keystore"] == str(brought)
 
@@ -468,7 +469,7 @@ def test_a_volume_that_was_made_to_use_anothers_keystore_is_not_known_to_it(
     change(standby, "key", "rotate", "dk_1", code=Exit.VOLUME_NOT_REGISTERED)
     # said, and so remembered, it is one of two
     description.write_text(json.dumps(fields))
-    say(standby, "add", "--keystore", volume.keystore)
+    assert "could not be told" not in say(standby, "add", "--keystore", volume.keystore)
     change(standby, "key", "rotate", "dk_1")
     assert [one["path"] for one in listed(volume)] == [str(volume.backing), str(standby.backing)]
 

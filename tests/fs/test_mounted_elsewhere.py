@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.errors import Exit
+from tdefs.cli import umount
+from tdefs.errors import Exit, TdefsError
 from tests.fs.children import needs_root
 from tests.support.mounts import LET_GO_OF_OTHERS, detach, is_mounted, mounts_below
 from tests.support.processes import is_alive, send, wait_until
@@ -138,6 +140,33 @@ def test_the_advice_for_a_private_namespace_frees_the_mount(shared: Volume) -> N
         advice = done.stderr.partition("then unmount it there: ")[2].strip()
         subprocess.run(["sh", "-c", advice], check=True)
         shared.umount()
+
+
+def test_umount_says_what_may_keep_the_mount_where_that_cannot_be_seen(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount namespace without a process, kept by a file alone."""
+    volume.mount()
+    (daemon,) = volume.daemons
+    own = volume.root / "namespaces"
+    own.mkdir()
+    kept = own / "one"
+    kept.touch()
+    subprocess.run(["mount", "--bind", own, own], check=True)
+    try:
+        subprocess.run(["mount", "--make-private", own], check=True)
+        command = ["unshare", f"--mount={kept}", "--propagation=private", "sh", "-c", LET_GO_OF_OTHERS]
+        subprocess.run([*command, "sh", volume.root], check=True)
+        monkeypatch.setattr(umount, "_WAIT_SECONDS", 1)
+        with pytest.raises(TdefsError) as refused:
+            umount._run(argparse.Namespace(mountpoint=volume.mountpoint))
+        assert refused.value.exit_code is Exit.MOUNT_FAILED
+        assert "findmnt -t nsfs" in refused.value.detail
+        assert is_alive(daemon)
+    finally:
+        subprocess.run(["umount", "-l", kept], check=False)
+        subprocess.run(["umount", "-l", own], check=True)
+    check_ends(volume, daemon)
 
 
 def test_mount_says_in_which_namespace_a_volume_is_still_mounted(shared: Volume) -> None:

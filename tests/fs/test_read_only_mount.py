@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tdefs.cli import mount as mount_command
 from tdefs.errors import Exit
 from tests.crash.faults.loop_disks import Ext4, run
 from tests.fs.children import needs_root
@@ -196,3 +199,20 @@ def test_its_log_goes_where_it_is_told(used: Volume) -> None:
     mount(used, "-o", "ro", "--log-file", used.log)
     assert "mounted" in used.log_tail()
     used.umount()
+
+
+def test_a_host_without_a_system_log_gets_no_tracebacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mount_command, "_SYSTEM_LOG", tmp_path / "log")
+    handler = mount_command._log_handler(None, foreground=False)
+    try:
+        handler.handle(logging.makeLogRecord({"msg": "mounted"}))
+        assert capsys.readouterr().err == ""
+        # one that is there later is used
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system_log:
+            system_log.bind(str(tmp_path / "log"))
+            handler.handle(logging.makeLogRecord({"msg": "mounted"}))
+            assert b"tdefs: mounted" in system_log.recv(4096, socket.MSG_DONTWAIT)
+    finally:
+        handler.close()

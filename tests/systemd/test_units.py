@@ -169,7 +169,7 @@ def test_leaving_as_the_document_tells_gives_the_same_cluster_in_the_clear(machi
     kept = f"/etc/systemd/system/{SERVER}.d"
     text = (REPOSITORY / "docs" / "OPERATING.md").read_text().partition("\n## Leaving tdefs\n")[2]
     commands = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
-    assert commands.startswith("pg_ctlcluster 15 main stop\n")
+    assert commands.startswith("pg_ctlcluster 15 main stop &&\n")
     machine.run("cp", "-a", kept, "/root/kept")
     machine.run("bash", "-euc", commands)
     assert rows(machine) == "1000"
