@@ -218,6 +218,15 @@ def test_each_thing_that_weakens_a_mount_is_told(
     assert told(cluster, level, text)
 
 
+def test_a_policy_that_only_the_next_mount_has_is_not_called_changed(scratch: Workspace) -> None:
+    volume = scratch.volume()
+    volume.backing.chmod(0o700)
+    volume.init()
+    volume.mount()
+    _other_policy(volume)
+    assert told(volume, "advice", f"the mount uses no policy, and the next one will use {volume.root}/other.yaml")
+
+
 def test_a_mount_that_something_weakens_is_not_called_healthy(cluster: Volume) -> None:
     _plant_link(cluster)
     done = cluster.tdefs("doctor", cluster.mountpoint, "--config", cluster.root / "tdefs.yaml", check=False)
