@@ -313,6 +313,6 @@ start_clusters
 say ""
 say "Encrypted:   $backing, mounted at $place"
 say "Keystore:    $keystore (copy it elsewhere: without it the data is lost)"
-say "At boot:     conf/tdefs@.service mounts it; until it is mounted, the clusters do not start"
+say "At boot:     docs/OPERATING.md has the units that mount it; until it is mounted, the clusters do not start"
 say "In clear:    $clear, the old files; when you need them no more, wipe them:"
 say "             find $clear -type f -exec shred -u {} + && rm -r $clear"
