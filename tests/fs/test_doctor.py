@@ -64,8 +64,8 @@ def cluster(shared: Volume) -> Iterator[Volume]:
     shared.backing.chmod(0o700)
     if not shared.keystore.exists():
         (shared.root / "lost").rename(shared.keystore)
-    for path in ("main/pg_hba.conf", "main/base/5/pipe", "main/inside", "main/absolute", ".tdefs/secret"):
-        (shared.backing / path).unlink(missing_ok=True)
+    for path in ("pg_hba.conf", "base/5/pipe", "base/5/pg_wal", "inside", "absolute", "../.tdefs/secret"):
+        (shared.backing / "main" / path).unlink(missing_ok=True)
 
 
 def said(volume: Volume) -> list[tuple[str, str]]:
@@ -148,6 +148,10 @@ def _plant_link(cluster: Volume) -> None:
     (cluster.backing / "main/pg_hba.conf").symlink_to(cluster.root / "outside")
 
 
+def _plant_link_with_a_servers_name(cluster: Volume) -> None:
+    (cluster.backing / "main/base/5/pg_wal").symlink_to(cluster.root)
+
+
 def _plant_fifo(cluster: Volume) -> None:
     os.mkfifo(cluster.backing / "main/base/5/pipe")
 
@@ -198,6 +202,7 @@ def _other_policy(cluster: Volume) -> None:
     ("weaken", "level", "text"),
     [
         (_plant_link, "risk", "main/pg_hba.conf -> "),
+        (_plant_link_with_a_servers_name, "risk", "main/base/5/pg_wal -> "),
         (_plant_fifo, "risk", "main/base/5/pipe"),
         (_open_backing, "risk", "others than its owner can write to the backing directory"),
         (_break_policy, "risk", "the next mount fails, and with it the start of the server"),
