@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.doctor.beside import examine_surroundings
+from tdefs.errors import Exit
 from tests.fs.children import NOBODY, in_child, needs_root
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
@@ -284,3 +285,10 @@ def test_a_large_cluster_does_not_take_long(own: Volume) -> None:
     begun = time.monotonic()
     assert told(own, "advice", "files were not examined as to whether they are encrypted")
     assert time.monotonic() - begun < 30
+
+
+def test_a_dead_mount_is_told_as_by_status(own: Volume) -> None:
+    own.kill()
+    said = {own.tdefs(command, own.mountpoint, check=False).stderr for command in ("doctor", "status")}
+    assert len(said) == 1, said
+    assert own.tdefs("doctor", own.mountpoint, check=False).returncode == Exit.NOT_MOUNTED
