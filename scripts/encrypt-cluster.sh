@@ -12,7 +12,7 @@
 # Everything in /var/lib/postgresql/VERSION is copied into a new volume, compared, and then served from there: the
 # mount takes the place of /var/lib/postgresql/VERSION, and the old files stay beside it in VERSION.clear. Until a
 # cluster runs on the mount a failure puts everything back: the old clusters are where they were, and run if they
-# ran. After that nothing is put back, since clients may have written. The command can always be said again; it goes
+# ran. After that nothing is put back, since clients may have written. You can always run the command again; it goes
 # on with the volume that is there.
 set -euo pipefail
 
@@ -250,7 +250,7 @@ finish() {
     trap '' INT TERM HUP
     trap - EXIT
     if [[ $status != 0 && -n $served ]]; then
-        printf 'the clusters are on the mount %s, and stay there; say the command again when that is mended\n' "$place" >&2
+        printf 'the clusters are on the mount %s, and stay there; run the command again when that is mended\n' "$place" >&2
     elif [[ $status != 0 && -n ${clear-} ]]; then
         if [[ -n $staging_made$staging_mounted$moved || ${#running[@]} != 0 ]]; then
             put_back && printf 'the clusters are as they were, in the clear, in %s\n' "$place" >&2
@@ -313,6 +313,6 @@ start_clusters
 say ""
 say "Encrypted:   $backing, mounted at $place"
 say "Keystore:    $keystore (copy it elsewhere: without it the data is lost)"
-say "At boot:     conf/tdefs@.service mounts it; until it is mounted, the clusters do not start"
+say "At boot:     docs/OPERATING.md has the units that mount it; until it is mounted, the clusters do not start"
 say "In clear:    $clear, the old files; when you need them no more, wipe them:"
 say "             find $clear -type f -exec shred -u {} + && rm -r $clear"

@@ -31,7 +31,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "volume is mounted, what the kernel has not passed on yet is missing.",
     )
     parser.add_argument("backing", metavar="BACKING", type=Path)
-    parser.add_argument("path", metavar="RELPATH", help="relative to the mount point, such as base/5/16384")
+    parser.add_argument("path", metavar="RELPATH", help="relative to the mount point, such as main/base/5/16384")
     add_keystore_arguments(parser)
     parser.set_defaults(run=_run)
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tdefs.cli.output import print_json, print_line
+from tdefs.cli.status import living_volume
 from tdefs.cli.unlock import add_config
 from tdefs.config import load_config
 from tdefs.doctor.backing import BackingDirectory
@@ -23,7 +24,6 @@ from tdefs.fs.control import ask
 from tdefs.fs.mounts import find_mount, tdefs_mounts
 from tdefs.keys.key_source import make_key_source
 from tdefs.text import printable
-from tdefs.volume import read_volume
 
 _THIS_MOUNT = "this mount, as far as this host shows; docs/THREATS.md has what cannot be seen from it"
 _UNSEEN = "What roles and databases have set of their own cannot be seen so: psql's \\drds lists it."
@@ -38,7 +38,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "what weakens them: settings that lose commits, WAL or tablespaces in the clear, copies of the cluster in "
         "the clear near the mount point and the backing directory, links and plain files in the backing "
         "directory, a policy that leaves files in the clear or stops the next mount, keys that may get into "
-        "swap, certificates of key sources that expire. Run it as root, or as the user who mounted. Without "
+        "swap, certificates of key sources that expire. Run it as the user who mounted. Without "
         "MOUNTPOINT it examines the key sources alone, such as when a certificate has expired and nothing mounts.",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, nargs="?")
@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
 def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[Path]]:
     """Return what is wrong with a mount, and the clusters that were found on it."""
     mount = find_mount(mountpoint)
-    volume = read_volume(mount.backing)
+    volume = living_volume(mount)
     daemon = ask(volume, "status")
     findings = [*examine_host(volume, mount.mountpoint, daemon), *examine_registration(volume, daemon)]
     clusters = find_clusters(mount.mountpoint)

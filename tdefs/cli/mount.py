@@ -102,6 +102,8 @@ def _run(args: argparse.Namespace) -> int:
     volume = read_volume(args.backing)
     policy_file = _given(args.policy, settings.policy) or volume.policy
     policy = load_policy(policy_file) if policy_file else Policy.everything()
+    # like all paths before the daemon leaves the directory that relative ones are meant in
+    keystore = _given(args.keystore, settings.keystore) or volume.keystore
     options = (*_options(args.options), *settings.options)
     read_only = is_read_only(volume.backing) or "ro" in options
     lock = VolumeLock(volume, read_only=read_only)
@@ -134,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
                 log.warning("%s (HINT: %s)", limit.message, limit.hint)
             request = MountRequest(
                 volume=volume if read_only else _recovered(volume, policy),
-                keystore=_given(args.keystore, settings.keystore) or volume.keystore,
+                keystore=keystore,
                 policy=policy_file,
                 mountpoint=mountpoint,
                 options=options,

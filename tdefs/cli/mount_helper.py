@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from tdefs.cli.standard import open_standard_descriptors
 from tdefs.errors import Exit
+from tdefs.host import expect_signals
 
 #: mount(8), "Exit status".
 _OK = 0
@@ -58,7 +59,7 @@ _FOR_OTHERS = frozenset(
 )
 #: Each is an option of ``tdefs mount`` that takes a value.
 _WITH_VALUE = (
-    *("keystore", "policy", "config", "log-file"),
+    *("keystore", "policy", "config", "log-file", "watchdog"),
     *("passphrase-file", "passphrase-credential", "key-command", "key-source", "recovery-code-file"),
 )
 _WITHOUT_VALUE = ("auto-open",)
@@ -125,6 +126,7 @@ def _unquoted(value: str) -> str:
 def run() -> None:
     """Entry point of the installed script."""
     open_standard_descriptors()
+    expect_signals()
     args = build_parser().parse_args()
     options = split(args.options)
     try:
@@ -141,9 +143,19 @@ def run() -> None:
 
 
 def _run_tdefs(words: list[str]) -> int:
-    """Run ``tdefs``; without a person at the terminal it has none: at boot a prompt would wait for ever."""
+    """Run ``tdefs``; without a person at the terminal it has none: at boot a prompt would wait for ever.
+
+    It decides what becomes of an interrupt. A terminal sends that to both; a session of its own gets none.
+    """
     tdefs = Path(sysconfig.get_path("scripts")) / "tdefs"
-    return subprocess.run([tdefs, *words], start_new_session=not sys.stdin.isatty(), check=False).returncode
+    own_session = not sys.stdin.isatty()
+    process = subprocess.Popen([tdefs, *words], start_new_session=own_session)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            if own_session:
+                process.send_signal(signal.SIGINT)
 
 
 def _in_terms_of_mount(code: int) -> int:

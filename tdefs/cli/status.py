@@ -12,7 +12,7 @@ from tdefs.cli.output import print_fields, print_json, print_line, print_table
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
 from tdefs.fs.mount_users import mounts_inside
-from tdefs.fs.mounts import find_mount, is_dead
+from tdefs.fs.mounts import Mount, find_mount, is_dead
 from tdefs.fs.offline import STATES, describe_all
 from tdefs.keys.document import DESTROYED
 from tdefs.keys.hierarchy import DestroyedRounds
@@ -50,8 +50,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    mount = find_mount(args.mountpoint)
+def living_volume(mount: Mount) -> Volume:
+    """Return the volume that is served by a mount.
+
+    :raises TdefsError: NOT_MOUNTED if the daemon is gone.
+    """
     volume = None if is_dead(mount.mountpoint) else read_volume(mount.backing)
     # the kernel may answer a stat() of a dead mount from its cache; the lock that a daemon holds tells for certain
     if volume is None or not is_in_use(volume):
@@ -61,6 +64,12 @@ def _run(args: argparse.Namespace) -> int:
             detail="; ".join(f'mounted inside it: "{inner}"' for inner in _inside(mount.mountpoint)),
             hint="'tdefs mount' replaces it, 'tdefs umount' takes it away; the log says why the daemon ended",
         )
+    return volume
+
+
+def _run(args: argparse.Namespace) -> int:
+    mount = find_mount(args.mountpoint)
+    volume = living_volume(mount)
     status = gather(volume, mount.mountpoint)
     if args.json:
         print_json(status)

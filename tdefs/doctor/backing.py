@@ -12,6 +12,7 @@ from pathlib import Path
 from tdefs.doctor.findings import Finding, advice, risk
 from tdefs.format.header import resembles_header
 from tdefs.fs.offline import DAMAGED, PLAIN, describe_content, doubts_of, first_bytes
+from tdefs.pg.control import CONTROL_FILE
 from tdefs.policy.model import Policy
 from tdefs.policy.paths import classify
 from tdefs.volume import PRIVATE_DIRECTORY, Volume
@@ -100,13 +101,22 @@ class BackingDirectory:
                 self._unseen.append(f"{directory or '.'}: {error.strerror}")
 
     def _look_at_link(self, path: str) -> None:
-        above, _, name = path.rpartition("/")
-        if name in _OWN_LINKS or above.rpartition("/")[2] == _OWN_LINK_DIRECTORY:
+        if self._is_own_link(path):
             return
         # as PostgreSQL would follow it
         target = Path(os.path.realpath(self._mountpoint / path))
         if not any(target == mount or mount in target.parents for mount in self._mountpoints):
             self._links.append((path, os.fspath(target)))
+
+    def _is_own_link(self, path: str) -> bool:
+        """Tell whether a link is where a cluster has its own; elsewhere its name means nothing."""
+        above, _, name = path.rpartition("/")
+        cluster, _, directory = above.rpartition("/")
+        if name in _OWN_LINKS:
+            cluster = above
+        elif directory != _OWN_LINK_DIRECTORY:
+            return False
+        return (self._volume.backing / cluster / CONTROL_FILE).exists()
 
     def _plain_files(self, policy: Policy) -> Iterator[Finding]:
         plain: list[str] = []

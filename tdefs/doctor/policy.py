@@ -58,10 +58,11 @@ def examine_next_mount(
     file = settings.policy or volume.policy
     yield from _keys(policy, daemon, file)
     if daemon["policy_digest"] != policy.digest():
-        if daemon["policy"] in (None, str(file)):
+        if daemon["policy"] == str(file):
             what = f"the policy {file} was changed after the mount had begun, which goes on with the old one"
         else:
-            what = f"the mount uses the policy {daemon['policy']}, and the next one will use {file or 'none'}"
+            used = f"the policy {daemon['policy']}" if daemon["policy"] else "no policy"
+            what = f"the mount uses {used}, and the next one will use {file or 'none'}"
         yield advice(what, "unmount and mount again to use it, or say which one is meant in the configuration")
 
 
@@ -72,7 +73,7 @@ def _keys(policy: Policy, daemon: Mapping[str, Any], file: Path | None) -> Itera
         if name not in newest:
             yield risk(
                 f"{_NO_START}: the policy {file} uses the data key {name}, which the keystore does not hold",
-                "use one of the keystore's data keys in the policy: tdefs key show lists them",
+                "use one of the keystore's data keys in the policy: tdefs key list shows them",
             )
         elif newest[name] == REVOKED:
             yield risk(

@@ -3,10 +3,12 @@ must be there but is missing."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from threading import Event, Lock
 
 from tdefs.format.errors import FormatError
@@ -89,6 +91,7 @@ class Verifier:
             self._note("the volume was not unmounted cleanly, or is mounted: files may lack what was never synced")
         self._read_control_files([path for path, _ in files])
         self._is_part = not self._clusters
+        self._take_in_own([path for path, _ in files])
         asks = self._is_part or any(self._is_homeless(path) for path, _ in files)
         named = homes() if asks else ()
         self._take_in(named, [path for path, _ in files])
@@ -109,10 +112,7 @@ class Verifier:
             if path == CONTROL_FILE or path.endswith(f"/{CONTROL_FILE}"):
                 self._read_control_file(path, path.removesuffix(CONTROL_FILE).rstrip("/"))
         for directory in retired_directories(set(paths)):
-            # what its pg_control says of pages no longer holds: they are the new cluster's
-            self._retired.add(directory)
-            self._clusters[directory] = None
-            self._report.checksums[directory] = "not needed: the cluster is retired"
+            self._retire(directory)
             path = f"{directory}/{RETIRED_CONTROL_FILE}".lstrip("/")
             self._report.notes.append(Note(path, _RETIRED))
 
@@ -136,6 +136,46 @@ class Verifier:
         """Tell whether the file at *path* is one of a cluster whose pg_control is elsewhere."""
         kind = classify(path).kind
         return kind in (Kind.RELATION, Kind.CATALOG, Kind.WAL) and cluster_above(path, self._clusters) is None
+
+    def _take_in_own(self, paths: Sequence[str]) -> None:
+        """Let the volume's clusters count for tablespaces that lie beside them, in the volume, too.
+
+        Where it is mounted is not known here: a link in pg_tblspc leads to the directory with which it ends.
+        """
+        targets = {cluster: self._tablespaces(cluster) for cluster in self._clusters}
+        if not any(targets.values()):
+            return
+        found = {tablespace_directory(path) for path in paths if self._is_homeless(path)}
+        for directory, version in sorted(one for one in found if one is not None):
+            place = PurePosixPath(directory).parent.parts
+            linking = [
+                cluster
+                for cluster, links in targets.items()
+                if place and any(link.parts[-len(place) :] == place for link in links)
+            ]
+            controls = [self._clusters[cluster] for cluster in linking]
+            own = next((one for one in controls if one is not None and one.catalog_version == version), None)
+            if own is not None:
+                self._clusters[directory] = own
+                self._report.checksums[directory] = _on_or_off(own)
+            elif self._retired.intersection(linking):
+                self._retire(directory)
+
+    def _tablespaces(self, cluster: str) -> list[Path]:
+        """Return where the links in a cluster's pg_tblspc lead to."""
+        links: list[Path] = []
+        directory = self._volume.backing / cluster / "pg_tblspc"
+        with suppress(OSError):
+            for name in os.listdir(directory):
+                with suppress(OSError):
+                    links.append((directory / name).readlink())
+        return links
+
+    def _retire(self, directory: str) -> None:
+        # what its pg_control says of pages no longer holds: they are the new cluster's
+        self._retired.add(directory)
+        self._clusters[directory] = None
+        self._report.checksums[directory] = "not needed: the cluster is retired"
 
     def _take_in(self, homes: Sequence[HomeCluster], paths: Sequence[str]) -> None:
         """Let the clusters in *homes* count for their tablespaces, told by the version of the catalogs."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.doctor.beside import examine_surroundings
+from tdefs.errors import Exit
 from tests.fs.children import NOBODY, in_child, needs_root
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
@@ -64,8 +65,8 @@ def cluster(shared: Volume) -> Iterator[Volume]:
     shared.backing.chmod(0o700)
     if not shared.keystore.exists():
         (shared.root / "lost").rename(shared.keystore)
-    for path in ("main/pg_hba.conf", "main/base/5/pipe", "main/inside", "main/absolute", ".tdefs/secret"):
-        (shared.backing / path).unlink(missing_ok=True)
+    for path in ("pg_hba.conf", "base/5/pipe", "base/5/pg_wal", "inside", "absolute", "../.tdefs/secret"):
+        (shared.backing / "main" / path).unlink(missing_ok=True)
 
 
 def said(volume: Volume) -> list[tuple[str, str]]:
@@ -148,6 +149,10 @@ def _plant_link(cluster: Volume) -> None:
     (cluster.backing / "main/pg_hba.conf").symlink_to(cluster.root / "outside")
 
 
+def _plant_link_with_a_servers_name(cluster: Volume) -> None:
+    (cluster.backing / "main/base/5/pg_wal").symlink_to(cluster.root)
+
+
 def _plant_fifo(cluster: Volume) -> None:
     os.mkfifo(cluster.backing / "main/base/5/pipe")
 
@@ -198,6 +203,7 @@ def _other_policy(cluster: Volume) -> None:
     ("weaken", "level", "text"),
     [
         (_plant_link, "risk", "main/pg_hba.conf -> "),
+        (_plant_link_with_a_servers_name, "risk", "main/base/5/pg_wal -> "),
         (_plant_fifo, "risk", "main/base/5/pipe"),
         (_open_backing, "risk", "others than its owner can write to the backing directory"),
         (_break_policy, "risk", "the next mount fails, and with it the start of the server"),
@@ -216,6 +222,15 @@ def test_each_thing_that_weakens_a_mount_is_told(
 ) -> None:
     weaken(cluster)
     assert told(cluster, level, text)
+
+
+def test_a_policy_that_only_the_next_mount_has_is_not_called_changed(scratch: Workspace) -> None:
+    volume = scratch.volume()
+    volume.backing.chmod(0o700)
+    volume.init()
+    volume.mount()
+    _other_policy(volume)
+    assert told(volume, "advice", f"the mount uses no policy, and the next one will use {volume.root}/other.yaml")
 
 
 def test_a_mount_that_something_weakens_is_not_called_healthy(cluster: Volume) -> None:
@@ -270,3 +285,10 @@ def test_a_large_cluster_does_not_take_long(own: Volume) -> None:
     begun = time.monotonic()
     assert told(own, "advice", "files were not examined as to whether they are encrypted")
     assert time.monotonic() - begun < 30
+
+
+def test_a_dead_mount_is_told_as_by_status(own: Volume) -> None:
+    own.kill()
+    said = {own.tdefs(command, own.mountpoint, check=False).stderr for command in ("doctor", "status")}
+    assert len(said) == 1, said
+    assert own.tdefs("doctor", own.mountpoint, check=False).returncode == Exit.NOT_MOUNTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ pytestmark = needs_root
 
 HELPER = TDEFS.with_name("mount.fuse.tdefs")
 #: mount(8), "Exit status".
-WRONG_USE, FAILED = 1, 32
+WRONG_USE, INTERRUPTED, FAILED = 1, 8, 32
 #: What others write into fstab: for mount(8), systemd, and for the mount itself.
 FOR_OTHERS = "defaults,_netdev,nofail,noauto,user,x-systemd.automount,x-systemd.requires=a.target,comment=x,atime"
 
@@ -120,10 +121,12 @@ def test_mount_with_the_type_and_options_on_the_command_line(host: Host) -> None
     (volume.root / "policy.yaml").write_text("version: 1\n")
     config = volume.root / "tdefs.yaml"
     config.write_text(f"version: 1\nvolumes:\n  {volume.backing}:\n    passphrase_file: '{host.passphrase}'\n")
-    given = f"config={config},keystore={volume.keystore},policy={volume.root}/policy.yaml"
+    given = f"config={config},keystore={volume.keystore},policy={volume.root}/policy.yaml,watchdog=600"
     host.run("mount", "-t", "fuse.tdefs", volume.backing, volume.mountpoint, "-o", f"ro,{given}")
     assert {"ro", "relatime"} <= host.options()
-    assert '"read_only": true' in host.run(TDEFS, "status", volume.mountpoint, "--json")
+    status = host.run(TDEFS, "status", volume.mountpoint, "--json")
+    assert '"read_only": true' in status
+    assert '"watchdog": 600' in status
     host.run(TDEFS, "umount", volume.mountpoint)
     # what mount(8) may add: -n, -s, -v, -f
     said = host.run("mount", "-f", "-v", "-n", "-t", "fuse.tdefs", volume.backing, volume.mountpoint, "-o", given)
@@ -159,3 +162,40 @@ def test_failures_are_told_in_terms_of_mount_and_nothing_waits_for_an_answer(hos
         assert code == 0
     assert "rw" in host.options()
     assert os.listdir(volume.mountpoint) == []  # it is mounted in the namespace alone
+
+
+def test_a_person_can_interrupt_the_question_for_the_passphrase(host: Host) -> None:
+    with Terminal(host.words(HELPER, host.volume.backing, host.volume.mountpoint)) as terminal:
+        terminal.expect("Passphrase: ")
+        terminal.press("\x03")
+        terminal.expect("interrupted")
+        code, _ = terminal.end()
+    assert code == INTERRUPTED
+    assert "Traceback" not in terminal.shown
+
+
+def test_an_interrupt_reaches_a_mount_without_a_terminal(volume: Volume) -> None:
+    began = volume.root / "began"
+    command = f"key-command=touch {shlex.quote(str(began))}; sleep 60"
+    asked = subprocess.Popen(
+        [HELPER, volume.backing, volume.mountpoint, "-o", command],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert wait_until(began.exists, 20)
+    asked.send_signal(signal.SIGINT)
+    _, said = asked.communicate(timeout=20)
+    assert (asked.returncode, said) == (INTERRUPTED, "tdefs: interrupted\n")
+
+
+def test_a_failed_mount_is_told_where_the_caller_ignores_the_ends_of_its_children(volume: Volume) -> None:
+    done = subprocess.run(
+        [HELPER, volume.root, volume.mountpoint],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        check=False,
+    )
+    assert done.returncode == FAILED, done.stderr

@@ -133,10 +133,13 @@ def test_relative_paths_and_symbolic_links_are_understood(volume: Volume) -> Non
         ("backing link", "link"),
         ("backing", "link/"),
     ):
-        for words in (["mount", backing, point, *volume.unlock], ["umount", point]):
+        keystore = os.path.relpath(volume.keystore, volume.root)
+        for words in (["mount", backing, point, *volume.unlock, "--keystore", keystore], ["umount", point]):
             done = subprocess.run([TDEFS, *words], cwd=volume.root, capture_output=True, text=True, check=False)
             assert done.returncode == 0, (words, done.stderr)
             assert volume.is_mounted == (words[0] == "mount")
+            if volume.is_mounted:  # who changes keys finds the daemons by this
+                assert volume.status()["keystore"] == str(volume.keystore)
 
 
 # --- one writer

@@ -29,7 +29,7 @@ BACKUP, TAR, RESTORE = re.findall(r"```bash\n(.*?)```", DOCUMENT.read_text(), re
 def script(text: str, **places: str | Path) -> str:
     """A block of the document, with the places of a test in its first line."""
     first, _, rest = text.partition("\n")
-    assert set(re.findall(r"(\w+)=", first)) >= set(places)
+    assert set(re.findall(r"(\w+)=", first)) == set(places)
     return " ".join(f"{name}='{place}'" for name, place in places.items()) + "\n" + rest
 
 
@@ -96,7 +96,7 @@ class Load:
 def cluster(space: Workspace, volume: Volume) -> Server:
     volume.init()
     volume.mount(owner=space.account)
-    server = space.server("15", volume.mountpoint)
+    server = space.server("15", volume.mountpoint / "main")
     server.initdb()
     server.configure({"max_wal_size": "32MB", "checkpoint_timeout": "30s", "wal_keep_size": "0"})
     server.start()
@@ -116,7 +116,7 @@ def restored(space: Workspace, original: Volume, name: str) -> Volume:
 
 def check(space: Workspace, volume: Volume, load: Load, lsn: int) -> None:
     """Recovers the cluster of a mounted volume: all that was acknowledged by then is there, nothing is damaged."""
-    server = space.server("15", volume.mountpoint)
+    server = space.server("15", volume.mountpoint / "main")
     server.configure(
         {
             "port": str(server.port),
@@ -145,7 +145,7 @@ def test_a_hot_copy_of_the_backing_directory_is_recovered_with_all_commits(scrat
     original = scratch.volume("original")
     server = cluster(scratch, original)
     copy = scratch.directory("copy") / "main"
-    text = script(BACKUP, BACKING=original.backing, COPY=copy, WAL="pg_wal")
+    text = script(BACKUP, BACKING=original.backing, COPY=copy, WAL="main/pg_wal")
     if tool == "tar":
         text = re.sub(r"^copy\(\).*$", lambda _: TAR.splitlines()[-1], text, flags=re.MULTILINE)
     assert text.count(tool) >= 1
@@ -161,7 +161,8 @@ def test_a_hot_copy_of_the_backing_directory_is_recovered_with_all_commits(scrat
     original.umount()
 
     volume = restored(scratch, original, "restored")
-    places = {"BACKING": volume.backing, "COPY": copy, "KEYSTORE": volume.keystore, "PGDATA": volume.mountpoint}
+    places = {"BACKING": volume.backing, "COPY": copy, "KEYSTORE": volume.keystore}
+    places |= {"MOUNTPOINT": volume.mountpoint, "CLUSTER": Path("main")}
     unlocked = script(RESTORE, **places).replace('"$KEYSTORE"', f'"$KEYSTORE" --key-command "{volume.unlock[1]}"')
     bash(unlocked, server)
     check(scratch, volume, load, position(match[1]))
@@ -186,5 +187,5 @@ def test_an_atomic_snapshot_is_recovered_without_backup_mode(scratch: Workspace)
         volume = restored(scratch, original, "snapshot")
         volume.backing = place / "snapshot" / "main"
         volume.mount("--keystore", volume.keystore)
-        (volume.mountpoint / "postmaster.pid").unlink()
+        (volume.mountpoint / "main" / "postmaster.pid").unlink()
         check(scratch, volume, load, lsn)

@@ -186,6 +186,29 @@ def test_linking_cluster_is_found_in_what_the_configuration_names(
     assert command.errors == ""
 
 
+def test_tablespace_beside_its_cluster_is_judged_by_it(tablespace: SmallVolume, command: Command) -> None:
+    """Both are in the volume, whose mount point is above them."""
+    tablespace.path("PG_15_202209061").rename(tablespace.path("PG"))
+    tablespace.path("spaces/fast").mkdir(parents=True)
+    tablespace.path("PG").rename(tablespace.path("spaces/fast/PG_15_202209061"))
+    tablespace.cluster("main/")
+    link = tablespace.path("main/pg_tblspc/16400")
+    link.symlink_to("/elsewhere/fast")
+    assert verified(command, tablespace)[0] == Exit.VERIFY_INCOMPLETE
+    link.unlink()
+    link.symlink_to("/mnt/spaces/fast")
+    code, found = verified(command, tablespace)
+    assert code == Exit.VERIFY_FOUND_DAMAGE
+    (finding,) = found["findings"]
+    assert (finding["path"], finding["blocks"]) == (f"spaces/fast/{TABLE}", [1])
+    assert (found["unchecked"], found["checksums"]["spaces/fast/PG_15_202209061"]) == ([], "on")
+    # what pg_upgrade has retired needs no check there either
+    control = tablespace.path("main/global/pg_control")
+    control.rename(control.with_name("pg_control.old"))
+    code, found = verified(command, tablespace)
+    assert (code, found["unchecked"]) == (Exit.OK, [])
+
+
 def test_wal_without_its_cluster_is_said_to_be_unchecked(small: SmallVolume, command: Command) -> None:
     small.seal(SEGMENT, b"", length=16 << 20)
     code, found = verified(command, small)
