@@ -21,8 +21,10 @@ _MNT_DETACH = 2
 _MS_NOSUID = 2
 _MS_NODEV = 4
 _MS_NOEXEC = 8
-# how often, and how far apart, a mount is tried that is in use by nobody who can be seen
-_BUSY_TRIES = 20
+# how long, and how often, a mount is tried that is in use by nobody who can be seen; and one that is mounted
+# elsewhere as well: on a busy machine a container takes seconds to get its own mounts
+_BUSY_SECONDS = 1.0
+_ELSEWHERE_SECONDS = 5.0
 _BUSY_PAUSE_SECONDS = 0.05
 #: What requests to a mount whose daemon is gone end with.
 DEAD = (ENOTCONN, ECONNABORTED)
@@ -215,7 +217,8 @@ def unmount(mountpoint: Path) -> None:
         detail="by a process that this user cannot see",
         hint="stop PostgreSQL with 'pg_ctl stop', leave the directory, then try again",
     )
-    for _ in range(_BUSY_TRIES):
+    began = time.monotonic()
+    while True:
         refuse_mounts_inside(mountpoint)
         elsewhere = mounted_elsewhere(mountpoint)
         if elsewhere is None:
@@ -233,12 +236,11 @@ def unmount(mountpoint: Path) -> None:
                     detail=reason,
                     hint="unmount as root, or as the user who mounted it" if foreign else "",
                 )
-        else:
-            in_use = elsewhere
         # whoever just looks at the mount, as another umount does, holds it for an instant, and so does a service
         # or a container that is being started, until it has its own mounts
+        if time.monotonic() - began > (_ELSEWHERE_SECONDS if elsewhere else _BUSY_SECONDS):
+            raise elsewhere or in_use
         time.sleep(_BUSY_PAUSE_SECONDS)
-    raise in_use
 
 
 def _unmount_once(mountpoint: Path) -> tuple[str, bool]:

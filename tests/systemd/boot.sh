@@ -10,6 +10,10 @@ directory=$1 backing=$2 repository=$3 prepare=$4
 root=$directory/root
 
 mount --make-rprivate /
+# at once, since a copy of a mount keeps others from unmounting it
+awk '/ - fuse.tdefs / { print $5 }' /proc/self/mountinfo | while read -r point; do
+    umount -l "$(printf '%b' "$point")" || true
+done
 mount -t tmpfs tmpfs "$directory"
 mkdir "$root"
 for part in '' etc home opt root usr var; do
