@@ -20,7 +20,7 @@ STRESSORS: dict[str, str] = {
     "copy-file": "--copy-file-bytes 128m",
     "dentry": "--dentries 512",
     "dir": "--dir-dirs 256",
-    "dirdeep": "--dirdeep-inodes 2000",
+    "dirdeep": "--dirdeep-inodes 100000",
     "dirmany": "",
     "dnotify": "",
     "dup": "",
