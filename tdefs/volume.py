@@ -20,6 +20,7 @@ from tdefs.format.header import FORMAT_VERSION
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
 
 PRIVATE_DIRECTORY = ".tdefs"
+DATA_DIRECTORY = "data"
 DEFAULT_KEYSTORE = "keystore"
 
 _DESCRIPTION = "volume.json"
@@ -45,6 +46,11 @@ class Volume:
     keystore: Path
     policy: Path | None
     plain_files: bool
+
+    @property
+    def data(self) -> Path:
+        """The tree that is seen through the mount."""
+        return self.backing / DATA_DIRECTORY
 
     @property
     def private(self) -> Path:
@@ -73,14 +79,19 @@ def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> 
         backing.mkdir(mode=0o700, parents=True, exist_ok=True)
         backing = backing.resolve()
         refuse_existing(backing)
-        if any(entry.name != PRIVATE_DIRECTORY for entry in backing.iterdir()):
+        data = backing / DATA_DIRECTORY
+        if any(entry.name not in (PRIVATE_DIRECTORY, DATA_DIRECTORY) for entry in backing.iterdir()) or (
+            data.exists() and any(data.iterdir())
+        ):
             raise TdefsError(
                 Exit.VOLUME_EXISTS,
                 f'directory "{backing}" is not empty',
                 hint="a volume starts empty: mount an empty one, then copy existing files in through the mount",
             )
+        backing.chmod(0o700)
         private = backing / PRIVATE_DIRECTORY
         private.mkdir(mode=0o700, exist_ok=True)
+        data.mkdir(mode=0o700, exist_ok=True)
         (private / _LOCK).touch(mode=0o600)
     except NotADirectoryError:
         raise TdefsError(Exit.VOLUME_EXISTS, f'"{backing}" is not a directory') from None
@@ -124,6 +135,7 @@ def save_volume(volume: Volume) -> None:
 def abandon_volume(volume: Volume) -> None:
     """Undo :func:`create_volume` after a failure; the caller holds the lock, so nobody else's work is there."""
     with suppress(OSError):
+        volume.data.rmdir()
         shutil.rmtree(volume.private)
 
 

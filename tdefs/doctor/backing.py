@@ -15,7 +15,7 @@ from tdefs.fs.offline import DAMAGED, PLAIN, describe_content, doubts_of, first_
 from tdefs.pg.control import CONTROL_FILE
 from tdefs.policy.model import Policy
 from tdefs.policy.paths import classify
-from tdefs.volume import PRIVATE_DIRECTORY, Volume
+from tdefs.volume import Volume
 
 #: So many files are opened at most, and for so long; relation files come last.
 _MOST_OPENED = 20_000
@@ -82,11 +82,9 @@ class BackingDirectory:
         while pending:
             directory = pending.pop()
             try:
-                with os.scandir(self._volume.backing / directory) as entries:
+                with os.scandir(self._volume.data / directory) as entries:
                     for entry in entries:
                         path = f"{directory}/{entry.name}" if directory else entry.name
-                        if path == PRIVATE_DIRECTORY:
-                            continue
                         if entry.is_dir(follow_symlinks=False):
                             pending.append(path)
                         elif entry.is_file(follow_symlinks=False):
@@ -116,7 +114,7 @@ class BackingDirectory:
             cluster = above
         elif directory != _OWN_LINK_DIRECTORY:
             return False
-        return (self._volume.backing / cluster / CONTROL_FILE).exists()
+        return (self._volume.data / cluster / CONTROL_FILE).exists()
 
     def _plain_files(self, policy: Policy) -> Iterator[Finding]:
         plain: list[str] = []
@@ -164,7 +162,7 @@ class BackingDirectory:
     def _state(self, path: str) -> str:
         """Return the state of a file, empty where the header says that it is encrypted, or it is gone."""
         try:
-            fd = os.open(self._volume.backing / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(self._volume.data / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 head = first_bytes(fd)
                 if resembles_header(head, self._volume.volume_id):

@@ -1,7 +1,8 @@
 """Reading a volume's backing directory without a mount, and without ever writing to it.
 
-Paths are relative to the backing directory; bytes in them that are no UTF-8 are surrogates, as os.fsdecode() makes
-them. Symbolic links are never followed: where one leads to another tablespace, that is another volume.
+Paths are relative to the volume's data directory, as to its mount point; bytes in them that are no UTF-8 are
+surrogates, as os.fsdecode() makes them. Symbolic links are never followed: where one leads to another tablespace,
+that is another volume.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from tdefs.keys.hierarchy import DestroyedRounds, KeyRing, was_destroyed
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.policy.paths import classify
-from tdefs.volume import PRIVATE_DIRECTORY, Volume, read_volume
+from tdefs.volume import Volume, read_volume
 
 CHUNK_SIZE = 1 << 20
 # what the kernel is to have on its way while one chunk is decrypted and checked
@@ -90,7 +91,7 @@ def volume_at(place: Path) -> Volume:
 def walk(
     volume: Volume, on_error: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield path and attributes of every regular file, sorted within each directory, but tdefs's own.
+    """Yield path and attributes of every regular file, sorted within each directory.
 
     :param on_error: called for a directory that cannot be read; without it the error is raised. What vanishes
         meanwhile is skipped.
@@ -103,7 +104,7 @@ def walk(
         except FileNotFoundError:
             continue
         except OSError as error:
-            error.filename = os.fspath(volume.backing / directory)
+            error.filename = os.fspath(volume.data / directory)
             if on_error is None:
                 raise
             on_error(error)
@@ -111,8 +112,6 @@ def walk(
         below = []
         for name, status in entries:
             path = f"{directory}/{name}" if directory else name
-            if path == PRIVATE_DIRECTORY:
-                continue
             if stat.S_ISDIR(status.st_mode):
                 below.append(path)
             elif stat.S_ISREG(status.st_mode):
@@ -134,11 +133,11 @@ def _entries(volume: Volume, directory: str) -> list[tuple[str, os.stat_result]]
 
 
 def _open_directory(volume: Volume, parts: list[str], access: int) -> int:
-    """Open the directory below the backing directory that *parts* lead to, one after the other.
+    """Open the directory below the volume's data directory that *parts* lead to, one after the other.
 
     So no symbolic link leads out of the volume, and a path may be longer than PATH_MAX, as in a mount.
     """
-    fd = os.open(volume.backing, (os.O_PATH if parts else access) | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(volume.data, (os.O_PATH if parts else access) | os.O_DIRECTORY | os.O_CLOEXEC)
     for number, part in enumerate(parts, 1):
         flags = (os.O_PATH if number < len(parts) else access) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -334,12 +333,12 @@ def open_without_links(volume: Volume, path: str, access: int = os.O_RDONLY) -> 
 
     One component is opened at a time, so that no symbolic link leads out of the volume.
 
-    :raises OSError: ENOENT for tdefs's own files and for ``..``, ELOOP or ENOTDIR for a symbolic link, EISDIR for
+    :raises OSError: ENOENT for ``..``, ELOOP or ENOTDIR for a symbolic link, EISDIR for
         what is neither a regular file nor a link.
     """
     *directories, name = path.split("/")
     parts = [*directories, name]
-    if parts[0] == PRIVATE_DIRECTORY or any(part in ("", ".", "..") or "\0" in part for part in parts):
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise FileNotFoundError(ENOENT, os.strerror(ENOENT), path)
     fd = _open_directory(volume, directories, os.O_PATH)
     try:

@@ -37,7 +37,7 @@ from tdefs.fs.attributes import Attributes, Changes
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.durability import Durability
 from tdefs.fs.files import Handle, OpenFile
-from tdefs.fs.inodes import ROOT_NUMBER, Inode, InodeTable
+from tdefs.fs.inodes import Inode, InodeTable
 from tdefs.fs.loop import after_earlier_requests
 from tdefs.fs.losses import Loss
 from tdefs.fs.namespace import Namespace
@@ -55,8 +55,6 @@ FOREVER_SECONDS = 1e9
 
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
 _BY_DIRECTORY_HANDLE = frozenset({"readdir", "releasedir", "fsyncdir"})
-
-_LINKS_OF_EMPTY_DIRECTORY = 2
 
 
 class _Directory:
@@ -560,9 +558,6 @@ class FuseOperations(Replies, pyfuse3.Operations):
         entry.st_nlink = status.st_nlink
         if inode.ghost is not None:
             entry.st_nlink = inode.ghost.links
-        elif inode.number == ROOT_NUMBER and status.st_nlink > _LINKS_OF_EMPTY_DIRECTORY:
-            # where directories count the links of those in them, tdefs's own does not show
-            entry.st_nlink -= 1
         entry.st_uid = status.st_uid
         entry.st_gid = status.st_gid
         entry.st_rdev = status.st_rdev

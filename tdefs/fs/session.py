@@ -100,7 +100,7 @@ def run_session(
     """
     volume = request.volume
     os.umask(0)  # the kernel has applied the caller's umask already
-    root_fd = os.open(volume.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = os.open(volume.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     left_clean = was_left_clean(volume)
     # what the last session left half made was put right before, unless nothing may be changed
     lost_headers = request.read_only and not left_clean

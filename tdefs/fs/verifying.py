@@ -164,7 +164,7 @@ class Verifier:
     def _tablespaces(self, cluster: str) -> list[Path]:
         """Return where the links in a cluster's pg_tblspc lead to."""
         links: list[Path] = []
-        directory = self._volume.backing / cluster / "pg_tblspc"
+        directory = self._volume.data / cluster / "pg_tblspc"
         with suppress(OSError):
             for name in os.listdir(directory):
                 with suppress(OSError):
@@ -270,7 +270,7 @@ class Verifier:
                 self._report.unchecked.append(Unchecked(directory, text, _ASK_HINT))
 
     def _is_link(self, path: str) -> bool:
-        return (self._volume.backing / path).is_symlink()
+        return (self._volume.data / path).is_symlink()
 
     def _say_what_was_not_checked(self) -> None:
         for directory, pages in sorted(self._unchecked.items()):
@@ -293,7 +293,7 @@ class Verifier:
         self._report.notes.append(Note("", text))
 
     def _add_unreadable_directory(self, error: OSError) -> None:
-        path = str(error.filename).removeprefix(f"{self._volume.backing}/")
+        path = str(error.filename).removeprefix(f"{self._volume.data}/")
         self._report.findings.append(
             Finding(path, "directory", f"the directory cannot be read: {error.strerror}", read_error_hint(error))
         )

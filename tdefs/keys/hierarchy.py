@@ -31,6 +31,7 @@ KEY_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}", re.ASCII)
 _FILE_KEY_PURPOSE = b"tdefs v1 file key aes-256-xts"
 _HEADER_MAC_PURPOSE = b"tdefs v1 header mac"
 _FINGERPRINT_PURPOSE = b"tdefs v1 key fingerprint"
+_STATE_PURPOSE = b"tdefs v1 volume state"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,15 @@ def key_fingerprint(data_key: DataKey) -> bytes:
     return hkdf_sha256(data_key.secret, _FINGERPRINT_PURPOSE, FINGERPRINT_BYTES)
 
 
+def derive_state_key(history_key: bytes) -> bytes:
+    """Return the 32-byte key of the MACs over what a daemon writes down of its volume: session, manifest.
+
+    HKDF-SHA256, input the 32 bytes of the history's key, no salt, ``info`` the 21 bytes of ASCII
+    "tdefs v1 volume state", no terminator.
+    """
+    return hkdf_sha256(history_key, _STATE_PURPOSE, SECRET_BYTES)
+
+
 class KeyRing:
     """The unlocked data keys of one volume, every round of each that is not destroyed.
 
@@ -120,6 +130,7 @@ class KeyRing:
         revoked: Iterable[tuple[str, int]] = (),
         destroyed: DestroyedRounds | None = None,
         revision: int = 0,
+        history_key: bytes | None = None,
     ) -> None:
         """Raise ValueError if the volume id is not 16 bytes, a round is double or the default is missing."""
         if len(volume_id) != VOLUME_ID_BYTES:
@@ -127,6 +138,8 @@ class KeyRing:
         self.volume_id = volume_id
         self.default_name = default_name
         self.revision = revision
+        #: The key of the history's MACs, 32 bytes, which no rotation changes; None for keys without a keystore.
+        self.history_key = history_key
         self.revoked = frozenset(revoked)
         self.destroyed = dict(destroyed or {})
         self._rounds: dict[str, dict[int, DataKey]] = {}

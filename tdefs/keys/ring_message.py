@@ -79,6 +79,7 @@ def open_ring(message: Mapping[str, Any], held: KeyRing) -> KeyRing:
         pass
     else:
         _check(new, held, set(rounds))
+        new.history_key = held.history_key
         return new
     raise RingRefusedError("it is not sealed with the keys of this mount")
 

@@ -193,6 +193,8 @@ def open_keys(document: Document, masters: Mapping[str, MasterKey]) -> KeyRing:
     """
     check_mac(document, masters[document.current_master_key().name])
     rounds = [(key.name, entry) for key in document.data_keys for entry in key.rounds]
+    history = document.history
+    master = masters[document.current_master_key().name]
     return KeyRing(
         document.volume_id,
         document.default_data_key().name,
@@ -204,6 +206,7 @@ def open_keys(document: Document, masters: Mapping[str, MasterKey]) -> KeyRing:
         revoked=[(name, entry.round) for name, entry in rounds if entry.state == REVOKED],
         destroyed=document.destroyed_rounds(),
         revision=document.revision,
+        history_key=open_history_key(document.volume_id, history, master) if history is not None else None,
     )
 
 

@@ -43,7 +43,7 @@ class Gauges:
         (daemon,) = volume.daemons
         process = Path("/proc", str(daemon))
         status = volume.status()
-        kinds = Counter(_kinds(process / "fd", volume.backing))
+        kinds = Counter(_kinds(process / "fd", volume.data))
         memory = _fields(process / "smaps_rollup")
         below = list(_walk(volume.backing))
         return cls(
@@ -79,7 +79,7 @@ def table(readings: Iterable[tuple[str, Gauges]]) -> str:
 def differences(volume: Volume) -> list[str]:
     """Where the backing directory holds other files, or other sizes, than the mount shows."""
     shown = {path: _stored(status) for path, status in _walk(volume.mountpoint)}
-    stored = {path: status.st_size for path, status in _walk(volume.backing) if not path.startswith(".tdefs/")}
+    stored = {path: status.st_size for path, status in _walk(volume.data)}
     return [
         f"{path}: {stored.get(path)} bytes, and the mount's {shown.get(path)} would take"
         for path in sorted(shown.keys() | stored.keys())

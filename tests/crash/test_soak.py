@@ -121,7 +121,7 @@ def orphans(server: Server, volume: Volume) -> list[str]:
         paths = server.psql("SELECT pg_relation_filepath(oid) FROM pg_class WHERE relfilenode <> 0 OR relisshared "
                             "OR relkind IN ('r', 'i', 't')", name).splitlines()  # fmt: skip
         numbers = {path.rpartition("/")[2] for path in paths}
-        for file in (volume.backing / "base" / number).iterdir():
+        for file in (volume.data / "base" / number).iterdir():
             if (match := re.match(r"(?:t\d+_)?(\d+)", file.name)) and match[1] not in numbers:
                 found.append(f"{name}: {file.name}")
     return found
@@ -151,7 +151,7 @@ def test_a_soak_leaves_everything_where_it_was(server: Server, volume: Volume, d
 
     half, after = readings[-4][1], readings[-2][1]
     before_forgotten, forgotten = readings[1][1], readings[-1][1]
-    with_names = sum(1 for _ in volume.backing.rglob("*"))
+    with_names = sum(1 for _ in volume.data.rglob("*"))
     # without being asked to forget: nothing that has no name any more is known, or held open
     for gauges in (after, forgotten):
         assert gauges.deleted <= gauges.open_handles

@@ -51,7 +51,7 @@ def put(volume: Volume, path: str, data: bytes) -> None:
 
 def stored(volume: Volume, path: str) -> bytes:
     """What lies on the disk, header aside."""
-    return (volume.backing / path).read_bytes()[HEADER:]
+    return (volume.data / path).read_bytes()[HEADER:]
 
 
 def in_clear(volume: Volume) -> set[str]:
@@ -155,7 +155,7 @@ def test_without_a_policy_no_kind_of_file_is_in_clear(volume: Volume) -> None:
         put(volume, path, CANARY.encode() * 500)
     volume.umount()
     assert in_clear(volume) == set()
-    assert relative_files(volume.backing) == sorted(PATHS.values())
+    assert relative_files(volume.data) == sorted(PATHS.values())
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_with_a_policy_exactly_what_it_leaves_plain_is_in_clear(
     volume.umount()
     assert in_clear(volume) == plain
     for kind in plain:
-        assert (volume.backing / PATHS[kind]).read_bytes() == CANARY.encode() * 500
+        assert (volume.data / PATHS[kind]).read_bytes() == CANARY.encode() * 500
     volume.mount()
     for path in PATHS.values():
         assert (volume.mountpoint / path).read_bytes() == CANARY.encode() * 500

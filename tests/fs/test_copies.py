@@ -313,7 +313,7 @@ def test_every_daemon_that_uses_the_keystore_is_told_and_its_files_are_seen(volu
     said = change(volume, "key", "destroy", "dk_1", "--round", "1", code=Exit.DATA_KEY_NEEDED)
     assert "2 files use round 1" in said
     for one in (volume, copy):
-        assert str(one.backing / FILE) in said
+        assert str(one.data / FILE) in said
     (volume.mountpoint / FILE).unlink()
     change(volume, "key", "destroy", "dk_1", "--round", "1", code=Exit.DATA_KEY_NEEDED)
     shown = json.loads(volume.tdefs("key", "show", "dk_1", "--volume", volume.backing, "--json").stdout)

@@ -60,7 +60,7 @@ def of_another_volume(path: Path, space: Workspace) -> None:
     (other.mountpoint / name).parent.mkdir(parents=True)
     (other.mountpoint / name).write_bytes(PAGE)
     other.umount()
-    shutil.copyfile(other.backing / name, path)
+    shutil.copyfile(other.data / name, path)
 
 
 Damage = Callable[[Path, Workspace], object]
@@ -105,7 +105,7 @@ def damaged(workspace: Workspace) -> Iterator[Volume]:
     fill(volume, *(victim(name) for name in DAMAGES))
     volume.umount()
     for name, damage in DAMAGES.items():
-        damage(volume.backing / victim(name), workspace)
+        damage(volume.data / victim(name), workspace)
     volume.mount()
     yield volume
     volume.umount()
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_an_error_that_the_log_explains_and_others_are_served(
     damaged: Volume, name: str
 ) -> None:
     relpath = victim(name)
-    backing, path = damaged.backing / relpath, damaged.mountpoint / relpath
+    backing, path = damaged.data / relpath, damaged.mountpoint / relpath
     evidence = backing.read_bytes()
     said = len(damaged.log.read_text())
     for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY):
@@ -148,7 +148,7 @@ def test_a_damaged_file_is_an_error_that_the_log_explains_and_others_are_served(
 
 
 def test_a_damaged_file_can_be_replaced_by_a_rename(filled: Volume) -> None:
-    flip(filled.backing / VICTIM, 40)
+    flip(filled.data / VICTIM, 40)
     filled.mount()
     (filled.mountpoint / "base/5/16385.new").write_bytes(b"restored")
     (filled.mountpoint / "base/5/16385.new").rename(filled.mountpoint / VICTIM)
@@ -167,7 +167,7 @@ def test_each_kind_of_damage_is_told_apart(scratch: Workspace, volume: Volume) -
     fill(volume, *map(victim, kinds))
     volume.umount()
     for name in kinds:
-        DAMAGES[name](volume.backing / victim(name), scratch)
+        DAMAGES[name](volume.data / victim(name), scratch)
     volume.mount()
     messages = {}
     for name in kinds:
@@ -179,7 +179,7 @@ def test_each_kind_of_damage_is_told_apart(scratch: Workspace, volume: Volume) -
 
 
 def test_two_relation_files_that_were_swapped_are_caught(filled: Volume) -> None:
-    one, two = filled.backing / VICTIM, filled.backing / SWAPPED
+    one, two = filled.data / VICTIM, filled.data / SWAPPED
     one.rename(one.with_name("aside"))
     two.rename(one)
     one.with_name("aside").rename(two)
@@ -196,8 +196,8 @@ def test_a_copy_of_a_relation_file_in_another_place_is_caught(filled: Volume) ->
     """Another segment, fork, database or number, and no relation file at all."""
     places = ["base/5/16385.1", "base/5/16385_fsm", "base/6/16385", "global/16385", "base/5/16400", "pg_wal/0"]
     for place in places:
-        (filled.backing / place).parent.mkdir(exist_ok=True)
-        shutil.copyfile(filled.backing / VICTIM, filled.backing / place)
+        (filled.data / place).parent.mkdir(exist_ok=True)
+        shutil.copyfile(filled.data / VICTIM, filled.data / place)
     filled.mount()
     assert (filled.mountpoint / VICTIM).read_bytes() == VICTIM.encode() + PAGE * 2
     for place in places:
@@ -206,8 +206,8 @@ def test_a_copy_of_a_relation_file_in_another_place_is_caught(filled: Volume) ->
 
 def test_a_hard_link_made_outside_of_the_mount_to_another_place_is_caught(filled: Volume) -> None:
     """The two are one inode, and the kernel does not say by which name it is opened: neither is believed then."""
-    (filled.backing / SWAPPED).unlink()
-    os.link(filled.backing / VICTIM, filled.backing / SWAPPED)
+    (filled.data / SWAPPED).unlink()
+    os.link(filled.data / VICTIM, filled.data / SWAPPED)
     filled.mount()
     assert (filled.mountpoint / VICTIM).read_bytes() == VICTIM.encode() + PAGE * 2
     for name in (SWAPPED, VICTIM):
@@ -218,8 +218,8 @@ def test_a_hard_link_made_outside_of_the_mount_to_another_place_is_caught(filled
 
 
 def test_an_emptied_file_with_two_names_is_readable_under_both(filled: Volume) -> None:
-    os.link(filled.backing / VICTIM, filled.backing / "base/5/16400")
-    cut(filled.backing / VICTIM, 0)
+    os.link(filled.data / VICTIM, filled.data / "base/5/16400")
+    cut(filled.data / VICTIM, 0)
     filled.mount()
     for name in (VICTIM, "base/5/16400"):
         (filled.mountpoint / name).stat()
@@ -228,14 +228,14 @@ def test_an_emptied_file_with_two_names_is_readable_under_both(filled: Volume) -
 
 
 def test_a_file_of_no_relation_in_a_relations_place_is_caught(filled: Volume) -> None:
-    shutil.copyfile(filled.backing / "PG_VERSION", filled.backing / VICTIM)
+    shutil.copyfile(filled.data / "PG_VERSION", filled.data / VICTIM)
     filled.mount()
     with pytest.raises(OSError, match="Input/output"):
         (filled.mountpoint / VICTIM).open("rb")
 
 
 def test_a_plain_file_in_the_place_of_an_encrypted_one_is_told_where_nothing_is_plain(filled: Volume) -> None:
-    (filled.backing / "postgresql.conf").write_text("shared_preload_libraries = 'evil'\n")
+    (filled.data / "postgresql.conf").write_text("shared_preload_libraries = 'evil'\n")
     filled.mount()
     with pytest.raises(OSError, match="Input/output"):
         (filled.mountpoint / "postgresql.conf").open("rb")
@@ -243,7 +243,7 @@ def test_a_plain_file_in_the_place_of_an_encrypted_one_is_told_where_nothing_is_
 
 def test_damage_to_the_data_stays_within_its_blocks(filled: Volume) -> None:
     """Suite 1 does not notice it; PostgreSQL's checksums do. Nothing else of the file is lost."""
-    flip(filled.backing / VICTIM, HEADER + 8192 + 100)
+    flip(filled.data / VICTIM, HEADER + 8192 + 100)
     filled.mount()
     data = (filled.mountpoint / VICTIM).read_bytes()
     whole = VICTIM.encode() + PAGE * 2
@@ -271,7 +271,7 @@ def test_a_line_break_in_a_name_makes_no_line_in_the_log(volume: Volume) -> None
     volume.mount()
     (volume.mountpoint / name).write_bytes(b"1" * 100)
     volume.umount()
-    flip(volume.backing / name, 40)
+    flip(volume.data / name, 40)
     volume.mount()
     with pytest.raises(OSError, match="Input/output"):
         (volume.mountpoint / name).open("rb")
@@ -292,7 +292,7 @@ def test_a_failed_mount_does_not_make_the_next_one_believe_in_a_crash(filled: Vo
         check=False,
     )
     assert done.returncode != 0
-    patch(filled.backing / VICTIM, 0, bytes(HEADER))
+    patch(filled.data / VICTIM, 0, bytes(HEADER))
     filled.mount()
     assert outcome(Path.read_bytes, filled.mountpoint / VICTIM) == Failure("EIO")
 
@@ -300,7 +300,7 @@ def test_a_failed_mount_does_not_make_the_next_one_believe_in_a_crash(filled: Vo
 def test_a_wiped_header_after_a_crash_is_an_empty_file_and_says_so(filled: Volume) -> None:
     filled.mount()
     filled.kill()
-    patch(filled.backing / VICTIM, 0, bytes(HEADER))
+    patch(filled.data / VICTIM, 0, bytes(HEADER))
     filled.mount()
     assert (filled.mountpoint / VICTIM).read_bytes() == b""
     assert VICTIM in filled.log.read_text()

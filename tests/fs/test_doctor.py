@@ -66,7 +66,7 @@ def cluster(shared: Volume) -> Iterator[Volume]:
     if not shared.keystore.exists():
         (shared.root / "lost").rename(shared.keystore)
     for path in ("pg_hba.conf", "base/5/pipe", "base/5/pg_wal", "inside", "absolute", "../.tdefs/secret"):
-        (shared.backing / "main" / path).unlink(missing_ok=True)
+        (shared.data / "main" / path).unlink(missing_ok=True)
 
 
 def said(volume: Volume) -> list[tuple[str, str]]:
@@ -146,15 +146,15 @@ def test_what_the_mount_hides_is_found(own: Volume) -> None:
 
 def _plant_link(cluster: Volume) -> None:
     (cluster.root / "outside").write_text("trust\n")
-    (cluster.backing / "main/pg_hba.conf").symlink_to(cluster.root / "outside")
+    (cluster.data / "main/pg_hba.conf").symlink_to(cluster.root / "outside")
 
 
 def _plant_link_with_a_servers_name(cluster: Volume) -> None:
-    (cluster.backing / "main/base/5/pg_wal").symlink_to(cluster.root)
+    (cluster.data / "main/base/5/pg_wal").symlink_to(cluster.root)
 
 
 def _plant_fifo(cluster: Volume) -> None:
-    os.mkfifo(cluster.backing / "main/base/5/pipe")
+    os.mkfifo(cluster.data / "main/base/5/pipe")
 
 
 def _open_backing(cluster: Volume) -> None:
@@ -256,8 +256,8 @@ def test_plain_files_under_a_policy_that_encrypts_them_are_told(own: Volume) -> 
     (own.root / "policy.yaml").write_text(POLICY)
     own.umount()
     own.mount()
-    (own.backing / "main/pg_hba.conf").write_text("host all all all trust\n")
-    path = own.backing / "main/base/5/1259"
+    (own.data / "main/pg_hba.conf").write_text("host all all all trust\n")
+    path = own.data / "main/base/5/1259"
     path.write_bytes(bytes(8192) + path.read_bytes()[8192:])
     found = (
         "2 files are in the clear that the policy encrypts: main/pg_hba.conf, main/pg_wal/000000010000000000000001"
@@ -271,9 +271,9 @@ def test_a_large_cluster_does_not_take_long(own: Volume) -> None:
     _plain_wal(own)
     own.umount()
     own.mount()
-    directory = own.backing / "main/base/6"
+    directory = own.data / "main/base/6"
     directory.mkdir()
-    sealed = (own.backing / "main/base/5/1259").read_bytes()[:300]
+    sealed = (own.data / "main/base/5/1259").read_bytes()[:300]
     first = directory / "16384"
     first.write_bytes(sealed)
     for number in range(16385, 37000):

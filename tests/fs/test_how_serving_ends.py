@@ -152,7 +152,7 @@ def test_an_end_that_loses_what_was_written_is_not_clean(
         assert code == Exit.MOUNT_LOST
         assert "was lost" in volume.log.read_text()
     # as the disk may look if it forgets what was not synced; after a clean end this would be damage
-    (volume.backing / "cached").write_bytes(bytes(2 * 8192))
+    (volume.data / "cached").write_bytes(bytes(2 * 8192))
     volume.mount()
     assert "cached: emptied: its header was lost in a crash" in volume.log.read_text()
     assert (volume.mountpoint / "cached").read_bytes() == b""

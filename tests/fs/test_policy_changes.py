@@ -76,7 +76,7 @@ def test_files_are_readable_and_writable_under_a_changed_policy(
         os.truncate(place, len(changed) + 100)
         expected[path] = changed[:-1] + bytes(101)
         if after == EVERYTHING and not any(content):
-            assert SECRET not in (volume.backing / path).read_bytes(), f"{path} is written in clear"
+            assert SECRET not in (volume.data / path).read_bytes(), f"{path} is written in clear"
     _remount(volume, after)
     _expect(volume, expected)
     for path in list(expected):

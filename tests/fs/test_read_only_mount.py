@@ -150,7 +150,7 @@ def crashed(used: Volume) -> Volume:
     """A volume whose last session ended with a power cut, before the header of one file was durable."""
     used.mount()
     used.kill()
-    (used.backing / "lost").write_bytes(bytes(8192) + os.urandom(8192))
+    (used.data / "lost").write_bytes(bytes(8192) + os.urandom(8192))
     used.tdefs("umount", used.mountpoint)
     return used
 
@@ -167,7 +167,7 @@ def test_what_recovery_would_empty_looks_empty_and_stays_as_it_is(crashed: Volum
     crashed.umount()
     assert fingerprint(crashed.backing) == before
     crashed.mount()
-    assert (crashed.backing / "lost").stat().st_size == 0
+    assert (crashed.data / "lost").stat().st_size == 0
 
 
 # --- one at a time

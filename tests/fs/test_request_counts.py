@@ -123,7 +123,7 @@ def test_times_of_cached_writes_reach_the_backing_file(encrypted: Volume) -> Non
                 time.sleep(0.001)
             os.pwrite(fd, b"2", 0)
             os.fsync(fd)
-        shown, stored = os.fstat(fd), (encrypted.backing / "timed").stat()
+        shown, stored = os.fstat(fd), (encrypted.data / "timed").stat()
     finally:
         os.close(fd)
     assert stored.st_mtime_ns == shown.st_mtime_ns > 10**18

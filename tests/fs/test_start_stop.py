@@ -356,7 +356,7 @@ def test_a_damaged_description_of_the_volume_is_told(volume: Volume) -> None:
 @pytest.mark.parametrize("place", ["backing", "backing/below", "", "missing", "key", "missing/mnt"])
 def test_unfit_mount_points_are_told_and_change_nothing(used: Volume, place: str) -> None:
     if place == "backing/below":
-        (used.backing / "below").mkdir(exist_ok=True)
+        (used.data / "below").mkdir(exist_ok=True)
     with nothing_happens(used):
         done = used.tdefs("mount", used.backing, used.root / place, *used.unlock, check=False)
         check_failure(done, Exit.MOUNTPOINT_INVALID)

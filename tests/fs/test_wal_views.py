@@ -58,7 +58,7 @@ def test_a_reader_that_comes_after_direct_writes_does_not_see_what_the_cache_hel
 
 
 def test_a_durable_write_is_in_the_backing_file_when_it_returns(segment: Path, encrypted: Volume) -> None:
-    backing = encrypted.backing / "pg_wal" / SEGMENT
+    backing = encrypted.data / "pg_wal" / SEGMENT
     fd = os.open(segment, os.O_RDWR | os.O_DSYNC)
     try:
         for number in range(1, 20):

@@ -50,7 +50,7 @@ def damaged(workspace: Workspace) -> Iterator[Damaged]:
         for each in (volume, other):
             each.umount()
 
-        backing = {table: volume.backing / path for table, path in paths.items()}
+        backing = {table: volume.data / path for table, path in paths.items()}
         with backing["flipped"].open("r+b") as file:
             file.seek(40)
             byte = file.read(1)[0]
@@ -59,7 +59,7 @@ def damaged(workspace: Workspace) -> Iterator[Damaged]:
         with backing["cut"].open("r+b") as file:
             file.truncate(100)
         exchange(backing["swapped_1"], backing["swapped_2"])
-        shutil.copyfile(other.backing / paths["alien"], backing["alien"])
+        shutil.copyfile(other.data / paths["alien"], backing["alien"])
 
         volume.mount()
         server.start()

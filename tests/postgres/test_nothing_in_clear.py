@@ -81,7 +81,7 @@ def test_a_selective_policy_leaves_exactly_its_files_in_the_clear(scratch: Works
 
     content = {path: (volume.mountpoint / path).read_bytes() for path in relative_files(volume.mountpoint)}
     volume.umount()
-    plain = {path for path in content if (volume.backing / path).read_bytes() == content[path]}
+    plain = {path for path in content if (volume.data / path).read_bytes() == content[path]}
     expected = {path for path in content if is_plain_by_policy(path)}
     assert f"base/5/{first}_vm" in expected
     assert plain == expected
@@ -141,5 +141,5 @@ def backing_size(cluster: Cluster, path: str) -> int:
     file = (cluster.server.pgdata / path).resolve()
     for volume in cluster.volumes:
         if file.is_relative_to(volume.mountpoint):
-            return (volume.backing / file.relative_to(volume.mountpoint)).stat().st_size
+            return (volume.data / file.relative_to(volume.mountpoint)).stat().st_size
     raise AssertionError(f"{file} is in no volume")

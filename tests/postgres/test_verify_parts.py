@@ -57,7 +57,7 @@ def parts(workspace: Workspace) -> Iterator[Parts]:
         server.stop()
         tablespace.umount()
         table = path.split("/", 2)[2]
-        with (tablespace.backing / table).open("r+b") as file:
+        with (tablespace.data / table).open("r+b") as file:
             file.seek(8192 + 8192 + 4321)
             byte = file.read(1)[0]
             file.seek(-1, 1)
@@ -98,7 +98,7 @@ def test_without_the_cluster_the_pages_are_said_to_be_unchecked(parts: Parts, tm
     parts.assert_found(parts.verified(parts.tablespace, "--config", config))
     assert parts.verified(parts.wal, "--config", config)[0] == Exit.OK
     parts.assert_found(parts.verified(parts.tablespace, "--config", config, "--pgdata", parts.data.backing))
-    (segment,) = list(parts.wal.backing.glob("0000*"))[:1]
+    (segment,) = list(parts.wal.data.glob("0000*"))[:1]
     segment.unlink()
     code, found = parts.verified(parts.wal, "--config", config)
     assert code == Exit.VERIFY_FOUND_DAMAGE

@@ -46,6 +46,11 @@ class Volume:
         self.log.touch(0o600)
 
     @property
+    def data(self) -> Path:
+        """Where the files lie that the mount shows."""
+        return self.backing / "data"
+
+    @property
     def unlock(self) -> list[str]:
         """The arguments that unlock the keystore."""
         return ["--key-command", f"cat {shlex.quote(str(self.key_file))}"]

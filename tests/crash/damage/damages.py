@@ -17,13 +17,13 @@ class Scene:
     """What a damage may use: the volume's files, and those of another volume under the same paths."""
 
     random: Random
-    backing: Path
+    data: Path
     paths: list[str]
     other_volume: Path
 
     def another(self, path: str) -> Path:
         """Another file of the volume."""
-        return self.backing / self.random.choice([other for other in self.paths if other != path])
+        return self.data / self.random.choice([other for other in self.paths if other != path])
 
 
 Damage = Callable[[Scene, str], None]
@@ -40,53 +40,53 @@ def _flip(path: Path, random: Random, first: int, last: int, most: int = 3) -> N
 
 def _flip_in(first: int, last: int | None) -> Damage:
     def damage(scene: Scene, path: str) -> None:
-        size = (scene.backing / path).stat().st_size
+        size = (scene.data / path).stat().st_size
         end = min(size, last if last is not None else size)
         if first < end:
-            _flip(scene.backing / path, scene.random, first, end)
+            _flip(scene.data / path, scene.random, first, end)
 
     return damage
 
 
 def _flip_at_the_end(scene: Scene, path: str) -> None:
-    size = (scene.backing / path).stat().st_size
+    size = (scene.data / path).stat().st_size
     if size:
-        _flip(scene.backing / path, scene.random, max(0, size - 32), size)
+        _flip(scene.data / path, scene.random, max(0, size - 32), size)
 
 
 def _overwrite(content: Callable[[Random, int], bytes]) -> Damage:
     """Change a stretch anywhere."""
 
     def damage(scene: Scene, path: str) -> None:
-        size = (scene.backing / path).stat().st_size
+        size = (scene.data / path).stat().st_size
         if size:
             at = scene.random.randrange(size)
             length = min(size - at, scene.random.choice((1, 16, 512, 4096, 8192, 20_000)))
-            with (scene.backing / path).open("r+b") as file:
+            with (scene.data / path).open("r+b") as file:
                 os.pwrite(file.fileno(), content(scene.random, length), at)
 
     return damage
 
 
 def _truncate(scene: Scene, path: str) -> None:
-    size = (scene.backing / path).stat().st_size
+    size = (scene.data / path).stat().st_size
     near = scene.random.choice((0, 1, 7, 16, 200, 256, 4096, HEADER, HEADER + 16, 2 * HEADER, size))
     length = (
         near + scene.random.randint(-17, 17) if scene.random.random() < 0.6 else scene.random.randrange(size + 1)
     )
-    os.truncate(scene.backing / path, max(0, min(length, size)))
+    os.truncate(scene.data / path, max(0, min(length, size)))
 
 
 def _lengthen(scene: Scene, path: str) -> None:
-    size = (scene.backing / path).stat().st_size
+    size = (scene.data / path).stat().st_size
     added = scene.random.choice((1, 15, 16, 17, 100, 512, 8191, 8192, 8209, 1 << 20))
-    with (scene.backing / path).open("r+b") as file:
+    with (scene.data / path).open("r+b") as file:
         os.pwrite(file.fileno(), scene.random.choice((bytes(added), scene.random.randbytes(added))), size)
 
 
 def _exchange(scene: Scene, path: str) -> None:
     """By their names, as mv would."""
-    one, two = scene.backing / path, scene.another(path)
+    one, two = scene.data / path, scene.another(path)
     aside = one.with_name("aside")
     one.rename(aside)
     two.rename(one)
@@ -94,36 +94,36 @@ def _exchange(scene: Scene, path: str) -> None:
 
 
 def _copy_over(scene: Scene, path: str) -> None:
-    shutil.copyfile(scene.another(path), scene.backing / path)
+    shutil.copyfile(scene.another(path), scene.data / path)
 
 
 def _page_of_another(scene: Scene, path: str) -> None:
     """A page of another file, or of another place in the same one."""
-    source = scene.another(path) if scene.random.random() < 0.5 else scene.backing / path
-    pages = [place.stat().st_size // HEADER for place in (source, scene.backing / path)]
+    source = scene.another(path) if scene.random.random() < 0.5 else scene.data / path
+    pages = [place.stat().st_size // HEADER for place in (source, scene.data / path)]
     if min(pages) > 1:
         with source.open("rb") as file:
             page = os.pread(file.fileno(), HEADER, scene.random.randrange(1, pages[0]) * HEADER)
-        with (scene.backing / path).open("r+b") as file:
+        with (scene.data / path).open("r+b") as file:
             os.pwrite(file.fileno(), page, scene.random.randrange(1, pages[1]) * HEADER)
 
 
 def _from_another_volume(scene: Scene, path: str) -> None:
     source = scene.other_volume / path
     if source.is_file():
-        shutil.copyfile(source, scene.backing / path)
+        shutil.copyfile(source, scene.data / path)
 
 
 def _replace(content: Callable[[Random, bytes], bytes]) -> Damage:
     def damage(scene: Scene, path: str) -> None:
-        place = scene.backing / path
+        place = scene.data / path
         place.write_bytes(content(scene.random, place.read_bytes()))
 
     return damage
 
 
 def _remove(scene: Scene, path: str) -> None:
-    (scene.backing / path).unlink()
+    (scene.data / path).unlink()
 
 
 DAMAGES: dict[str, Damage] = {

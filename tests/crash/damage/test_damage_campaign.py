@@ -56,6 +56,10 @@ class Subject:
     oracle: Oracle
 
     @property
+    def data(self) -> Path:
+        return self.volume.data
+
+    @property
     def backing(self) -> Path:
         return self.volume.backing
 
@@ -64,21 +68,21 @@ class Subject:
 
     def changed(self) -> list[str]:
         """The paths at which something else lies than before, or nothing, or something where nothing was."""
-        there = set(relative_files(self.backing))
+        there = set(relative_files(self.data))
         return sorted(
             path
             for path in there | self.originals.keys()
             if path not in there
             or path not in self.originals
-            or (self.backing / path).read_bytes() != self.originals[path].stored
+            or (self.data / path).read_bytes() != self.originals[path].stored
         )
 
     def mend(self) -> None:
         for path in self.changed():
             if path in self.originals:
-                (self.backing / path).write_bytes(self.originals[path].stored)
+                (self.data / path).write_bytes(self.originals[path].stored)
             else:
-                (self.backing / path).unlink()
+                (self.data / path).unlink()
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def _add_extras(directory: Path) -> None:
 def _subject(volume: Volume, policy: str) -> Subject:
     plain = {path: (volume.mountpoint / path).read_bytes() for path in relative_files(volume.mountpoint)}
     volume.umount()
-    originals = {path: Original(path, (volume.backing / path).read_bytes(), plain[path]) for path in plain}
+    originals = {path: Original(path, (volume.data / path).read_bytes(), plain[path]) for path in plain}
     description = json.loads((volume.backing / ".tdefs/volume.json").read_text())
     volume_id = bytes.fromhex(description["volume_id"])
     subject = Subject(volume, policy, originals, Oracle(volume_id, description["plain_files"], originals))
@@ -170,7 +174,7 @@ def _one_round(subject: Subject, other: Subject, dice: Dice, number: int) -> Non
     if spared is not None:
         kinds.pop(spared)
     paths = sorted(path for found in kinds.values() for path in found)
-    scene = Scene(random, subject.backing, paths, other.backing)
+    scene = Scene(random, subject.data, paths, other.data)
     done: list[str] = []
     try:
         for _ in range(VICTIMS):
@@ -241,14 +245,14 @@ def _check(subject: Subject) -> Counter[str]:
 def _names(subject: Subject) -> dict[str, list[str]]:
     """All names of each file, itself among them."""
     by_inode: dict[int, list[str]] = {}
-    for path in relative_files(subject.backing):
-        by_inode.setdefault((subject.backing / path).stat().st_ino, []).append(path)
+    for path in relative_files(subject.data):
+        by_inode.setdefault((subject.data / path).stat().st_ino, []).append(path)
     return {path: found for found in by_inode.values() for path in found}
 
 
 def _judge(subject: Subject, names: dict[str, list[str]], path: str) -> Verdict:
     """What must come of opening *path*; the kernel does not tell by which of a file's names it is opened."""
-    stored = (subject.backing / path).read_bytes()
+    stored = (subject.data / path).read_bytes()
     verdicts = [subject.oracle.judge(one, stored, sealed_place=subject.encrypts(one)) for one in names[path]]
     own = verdicts[names[path].index(path)]
     foreign = [verdict for verdict in verdicts if verdict.reason == ANOTHER_FILES]
@@ -301,7 +305,7 @@ def _check_ls(subject: Subject, verdicts: dict[str, Verdict]) -> None:
     """``tdefs ls`` lists every file, and says of each what can be told without a key."""
     done = subject.volume.tdefs("ls", subject.backing, "--json")
     listed = {one["path"]: one for one in json.loads(done.stdout)}
-    assert listed.keys() == set(relative_files(subject.backing))
+    assert listed.keys() == set(relative_files(subject.data))
     for path, verdict in verdicts.items():
         if not verdict.error:
             assert listed[path]["state"] != "damaged", listed[path]
@@ -319,7 +323,7 @@ def _must_be_found(
     if verdict.error:
         return verdict.reason
     assert content is not None
-    stored = (subject.backing / path).read_bytes()
+    stored = (subject.data / path).read_bytes()
     if verdict.reason == "intact header" and any(stored[256:HEADER]):
         return "the header page"
     name, kind = Path(path).name, classify(path).kind
@@ -340,7 +344,7 @@ def _must_be_found(
 
 def _must_be_missed(subject: Subject, path: str) -> str:
     """Say why a file's absence must be found, or nothing."""
-    there = set(relative_files(subject.backing))
+    there = set(relative_files(subject.data))
     name = Path(path).name
     if path in ("PG_VERSION", "global/pg_control", "global/pg_filenode.map"):
         return "a file without which PostgreSQL does not start"

@@ -22,7 +22,7 @@ class Place:
     def __init__(self, volume: Volume, relpath: str) -> None:
         self.relpath = relpath
         self.path = volume.mountpoint / relpath
-        self.backing = volume.backing / relpath
+        self.data = volume.data / relpath
         self._states: dict[str, _States] = {}
         self.path.mkdir(parents=True)
 
@@ -92,22 +92,22 @@ class Place:
 
     def copied_below(self, name: str, new: str) -> None:
         """A file that the daemon has not seen yet, with the same content. Not for relations, which are bound."""
-        (self.backing / new).write_bytes((self.backing / name).read_bytes())
+        (self.data / new).write_bytes((self.data / name).read_bytes())
         self._states[new] = [self.now(name)]
 
     def empty_below(self, name: str) -> None:
         """An empty file that the daemon has not seen yet."""
-        (self.backing / name).touch(0o600)
+        (self.data / name).touch(0o600)
         self._states[name] = [b""]
 
     def zeros_below(self, name: str, length: int) -> None:
         """A file of zeros that lie on the disk, which the daemon has not seen yet."""
-        (self.backing / name).write_bytes(bytes(length))
+        (self.data / name).write_bytes(bytes(length))
         self._states[name] = [bytes(length)]
 
     def linked_below(self, name: str, new: str) -> None:
         """One more name that the daemon has not seen yet."""
-        (self.backing / new).hardlink_to(self.backing / name)
+        (self.data / new).hardlink_to(self.data / name)
         self._states[new] = list(self._states[name])
 
     def expect(self, name: str, data: bytes | None) -> None:
@@ -147,7 +147,7 @@ class Place:
 
     def check_below(self, content: Callable[[str], bytes]) -> None:
         """The same for what is on the disk, where ``content`` decrypts."""
-        for path in self.backing.iterdir():
+        for path in self.data.iterdir():
             if path.is_file() and not path.is_symlink():
                 self._check(path.name, content(f"{self.relpath}/{path.name}"))
 

@@ -372,8 +372,8 @@ def test_a_file_that_cannot_be_looked_at_is_listed_with_the_others_and_has_its_l
     (directory / "known").write_bytes(b"x" * 1001)
     os.sync()
     # one that the daemon has not seen yet
-    unknown = volume.backing / "listed" / "unknown"
-    unknown.write_bytes((volume.backing / "listed" / "known").read_bytes())
+    unknown = volume.data / "listed" / "unknown"
+    unknown.write_bytes((volume.data / "listed" / "known").read_bytes())
     with faults.armed(Order(labels=("form:read",))):
         assert sorted(os.listdir(directory)) == ["known", "unknown"]
         assert failure((directory / "unknown").stat) == errno.EIO
@@ -391,7 +391,7 @@ def test_a_name_of_which_nothing_can_be_told_is_listed_as_itself(
     volume = served[0]
     name = f"listed-{label.replace(':', '-')}-{skip}"
     directory = volume.mountpoint / name
-    below = volume.backing / name
+    below = volume.data / name
     directory.mkdir()
     (directory / "model").write_bytes(b"content")
     os.sync()

@@ -90,13 +90,13 @@ class Answers:
 class ServedVolume:
     """A backing directory that is being served; :meth:`remount` serves it anew, as a new daemon would."""
 
-    def __init__(self, backing: Path, policy: Policy | None = None) -> None:
-        self.backing = backing
+    def __init__(self, data: Path, policy: Policy | None = None) -> None:
+        self.data = data
         self.calls = ScriptedCalls()
         self.policy = policy or Policy.everything()
         #: For ever, as a volume remembers it.
         self.plain_files = False
-        self._root_fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._root_fd = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.remount()
 
     def remount(self, *, after_crash: bool = False, policy: Policy | None = None, ring: KeyRing = RING) -> None:
@@ -130,7 +130,7 @@ class ServedVolume:
 
     def mkdirs(self, *paths: str) -> None:
         for path in paths:
-            (self.backing / path).mkdir(parents=True, exist_ok=True)
+            (self.data / path).mkdir(parents=True, exist_ok=True)
 
     def create(self, path: str, data: bytes = b"") -> None:
         """Makes a file, writes to it and closes it."""
@@ -162,7 +162,7 @@ class ServedVolume:
     def length(self, path: str) -> int:
         """What stat(2) would show."""
         inode = self.inode(path)
-        return self.opener.length(inode, (self.backing / path).stat())
+        return self.opener.length(inode, (self.data / path).stat())
 
     def rename(self, old: str, new: str, flags: int = 0) -> None:
         self.namespace.rename(*self.place(old), *self.place(new), flags)
@@ -178,7 +178,7 @@ class ServedVolume:
 
     def stored(self, path: str) -> bytes:
         """The bytes in the backing directory."""
-        return (self.backing / path).read_bytes()
+        return (self.data / path).read_bytes()
 
 
 def relation(relfilenode: int, *, database: int = 16384, fork: int = 0, segment: int = 0) -> Identity:

@@ -72,7 +72,7 @@ def test_new_files_use_a_new_round_at_once_and_old_ones_stay_readable(served: Se
 def test_key_without_an_active_round_gives_a_clear_error_and_no_file(served: ServedVolume) -> None:
     served.opener.adopt(ring([DK_1, DK_2], revoked=("dk_1", 1)))
     assert error_of(lambda: served.create(NEW)) == errno.EKEYREVOKED
-    assert not (served.backing / NEW).exists()
+    assert not (served.data / NEW).exists()
     assert served.read(OLD) == b"old content"
 
 
@@ -95,7 +95,7 @@ def test_file_of_a_destroyed_key_gives_a_clear_error_and_can_be_removed(
     assert error_of(lambda: served.rename(OLD, "base/16384/16401")) is None
     served.unlink(NEW)
     served.unlink("base/16384/16401")
-    assert not (served.backing / NEW).exists()
+    assert not (served.data / NEW).exists()
     # and after a new start
     served.create("base/16384/3", b"kept")
     served.remount(ring=ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))

@@ -79,7 +79,7 @@ def test_all_users_of_a_file_share_one_descriptor_and_one_length(served: ServedV
     one, two = (served.opener.open(inode, writable=writable) for writable in (False, True))
     one.content.write(len(SECRET), SECRET)
     assert one is two
-    assert served.opener.length(inode, (served.backing / TABLE).stat()) == 2 * len(SECRET)
+    assert served.opener.length(inode, (served.data / TABLE).stat()) == 2 * len(SECRET)
 
 
 def test_an_existing_file_is_not_created_again(served: ServedVolume) -> None:
@@ -120,7 +120,7 @@ def test_an_exchanged_pair_of_relation_files_is_refused_and_named_in_the_log(
     paths = [TABLE, "base/16384/16386", "base/16384/16387"]
     for path in paths:
         served.create(path, SECRET)
-    one, two = (served.backing / path for path in paths[:2])
+    one, two = (served.data / path for path in paths[:2])
     one.rename(one.with_name("aside"))
     two.rename(one)
     one.with_name("aside").rename(two)
@@ -134,13 +134,13 @@ def test_an_exchanged_pair_of_relation_files_is_refused_and_named_in_the_log(
 @pytest.mark.parametrize("other", ["base/16400/16385", "base/16384/16385_fsm", "base/16384/16385.1", WAL])
 def test_a_relation_file_is_refused_in_every_other_place(served: ServedVolume, other: str) -> None:
     served.create(TABLE, SECRET)
-    (served.backing / TABLE).rename(served.backing / other)
+    (served.data / TABLE).rename(served.data / other)
     served.remount()
     assert errno_of(lambda: served.read(other)) == EIO
 
 
 def test_a_foreign_file_is_refused(served: ServedVolume) -> None:
-    (served.backing / TABLE).write_bytes(SECRET)
+    (served.data / TABLE).write_bytes(SECRET)
     assert errno_of(lambda: served.read(TABLE)) == EIO
 
 
@@ -154,19 +154,19 @@ def test_a_file_of_another_key_is_refused_and_others_are_served(served: ServedVo
 
 def test_a_damaged_file_can_be_seen_and_removed(served: ServedVolume) -> None:
     served.create(TABLE, SECRET)
-    with (served.backing / TABLE).open("r+b") as file:
+    with (served.data / TABLE).open("r+b") as file:
         file.write(b"\0")
     served.remount()
     assert errno_of(lambda: served.read(TABLE)) == EIO
     assert served.length(TABLE) == len(SECRET)
     served.unlink(TABLE)
-    assert not (served.backing / TABLE).exists()
+    assert not (served.data / TABLE).exists()
 
 
 @pytest.mark.parametrize("size", [8, 255, 256, 8191])
 def test_a_truncated_header_is_refused(served: ServedVolume, size: int) -> None:
     served.create(TABLE, SECRET)
-    os.truncate(served.backing / TABLE, size)
+    os.truncate(served.data / TABLE, size)
     served.remount()
     assert errno_of(lambda: served.read(TABLE)) == EIO
 
@@ -176,14 +176,14 @@ def test_a_header_cut_to_a_part_of_its_magic_is_refused_in_a_volume_with_plain_f
     mixed: ServedVolume, size: int
 ) -> None:
     mixed.create(TABLE, SECRET)
-    os.truncate(mixed.backing / TABLE, size)
+    os.truncate(mixed.data / TABLE, size)
     mixed.remount()
     assert errno_of(lambda: mixed.read(TABLE)) == EIO
 
 
 def test_a_wiped_header_is_refused(served: ServedVolume) -> None:
     served.create(TABLE, SECRET)
-    with (served.backing / TABLE).open("r+b") as file:
+    with (served.data / TABLE).open("r+b") as file:
         file.write(bytes(RECORD_SIZE))
     served.remount()
     assert errno_of(lambda: served.read(TABLE)) == EIO
@@ -194,9 +194,9 @@ def test_a_file_whose_header_a_crash_swallowed_is_empty_in_every_later_session(
     served: ServedVolume, caplog: pytest.LogCaptureFixture, sessions: int
 ) -> None:
     served.create(WAL, SECRET)
-    with (served.backing / TABLE).open("wb") as file:
+    with (served.data / TABLE).open("wb") as file:
         file.truncate(3 * PAGE_SIZE)
-    volume = Volume(served.backing, VOLUME_ID, served.backing / "keystore", None, plain_files=False)
+    volume = Volume(served.data, VOLUME_ID, served.data / "keystore", None, plain_files=False)
     volume.private.mkdir()
     write_session(volume, Session(1, "/mnt", clean=False))
     assert empty_unfinished_files(volume) == [TABLE]
@@ -211,9 +211,9 @@ def test_a_file_whose_header_a_crash_swallowed_is_empty_in_every_later_session(
 
 
 def test_after_a_clean_session_a_wiped_header_is_not_emptied(served: ServedVolume) -> None:
-    with (served.backing / TABLE).open("wb") as file:
+    with (served.data / TABLE).open("wb") as file:
         file.truncate(3 * PAGE_SIZE)
-    volume = Volume(served.backing, VOLUME_ID, served.backing / "keystore", None, plain_files=False)
+    volume = Volume(served.data, VOLUME_ID, served.data / "keystore", None, plain_files=False)
     volume.private.mkdir()
     write_session(volume, Session(1, "/mnt", clean=True))
     assert empty_unfinished_files(volume) == []
@@ -221,14 +221,14 @@ def test_after_a_clean_session_a_wiped_header_is_not_emptied(served: ServedVolum
 
 
 def test_an_empty_backing_file_is_encrypted_before_its_first_byte(served: ServedVolume) -> None:
-    (served.backing / TABLE).touch()
+    (served.data / TABLE).touch()
     served.write(TABLE, 0, SECRET)
     assert served.stored(TABLE)[:6] == b"\x89TDEFS"
     assert SECRET not in served.stored(TABLE)
 
 
 def test_an_empty_file_opened_for_reading_is_encrypted_when_it_becomes_writable(served: ServedVolume) -> None:
-    (served.backing / TABLE).touch()
+    (served.data / TABLE).touch()
     served.calls.fail["open:rw"] = EACCES
     inode = served.inode(TABLE)
     served.opener.open(inode, writable=False)
@@ -241,7 +241,7 @@ def test_an_empty_file_opened_for_reading_is_encrypted_when_it_becomes_writable(
 def test_an_empty_file_whose_header_cannot_be_written_is_not_written_in_clear_later(
     served: ServedVolume, label: str
 ) -> None:
-    (served.backing / TABLE).touch()
+    (served.data / TABLE).touch()
     served.calls.fail[label] = ENOSPC
     inode = served.inode(TABLE)
     inode.lookups += 1
@@ -260,7 +260,7 @@ def test_a_create_that_fails_leaves_nothing_behind(served: ServedVolume, label: 
     descriptors = len(os.listdir("/proc/self/fd"))
     assert errno_of(lambda: served.create("pg_wal/new", SECRET)) == ENOSPC
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 1  # that of the directory is kept
-    assert os.listdir(served.backing / "pg_wal") == []
+    assert os.listdir(served.data / "pg_wal") == []
     served.calls.fail.clear()
     served.create("pg_wal/new", SECRET)
     assert served.read("pg_wal/new") == SECRET
@@ -364,7 +364,7 @@ def test_a_plain_file_is_not_linked_to_where_the_policy_encrypts(mixed: ServedVo
     mixed.create("postgresql.conf", b"port = 5432\n")
     with pytest.raises(OSError, match="cross-device"):
         mixed.link("postgresql.conf", TABLE)
-    assert not (mixed.backing / TABLE).exists()
+    assert not (mixed.data / TABLE).exists()
 
 
 def test_the_ring_is_that_of_the_volume(served: ServedVolume) -> None:

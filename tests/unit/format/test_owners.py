@@ -29,13 +29,13 @@ MAKERS: dict[str, Callable[[ServedVolume], object]] = {
 @pytest.fixture
 def home(served: ServedVolume) -> ServedVolume:
     served.mkdirs("home")
-    os.chown(served.backing / "home", *USER)
+    os.chown(served.data / "home", *USER)
     return served
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_what_a_crash_leaves_of_a_new_node_is_its_owners(home: ServedVolume, kind: str) -> None:
-    new = home.backing / "home" / "new"
+    new = home.data / "home" / "new"
     for crash_before in range(100):
         home.calls.crash_before = len(home.calls.made) + crash_before
         try:
@@ -56,7 +56,7 @@ def test_what_a_crash_leaves_of_a_new_node_is_its_owners(home: ServedVolume, kin
 
 def _remove(served: ServedVolume) -> None:
     place = served.place("home/new")
-    if (served.backing / "home" / "new").is_dir():
+    if (served.data / "home" / "new").is_dir():
         served.namespace.rmdir(*place)
     else:
         served.namespace.unlink(*place)
@@ -73,11 +73,11 @@ def test_the_daemon_is_itself_again_after_it_made_something(home: ServedVolume) 
 
 def test_a_user_who_may_write_by_a_supplementary_group_alone_gets_the_file(home: ServedVolume) -> None:
     """The daemon does not know the caller's supplementary groups; the kernel has checked them."""
-    os.chown(home.backing / "home", 0, 4242)
-    (home.backing / "home").chmod(0o770)
+    os.chown(home.data / "home", 0, 4242)
+    (home.data / "home").chmod(0o770)
     for make in MAKERS.values():
         make(home)
-        status = (home.backing / "home" / "new").lstat()
+        status = (home.data / "home" / "new").lstat()
         # a file gets its owner with adopt(), which follows create()
         assert (status.st_uid, status.st_gid) in (USER, ROOT)
         _remove(home)

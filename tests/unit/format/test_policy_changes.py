@@ -69,7 +69,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedVo
 
 
 def offline(served: ServedVolume, policy: Path) -> Volume:
-    volume = Volume(served.backing, VOLUME_ID, served.backing / "keystore", policy, plain_files=True)
+    volume = Volume(served.data, VOLUME_ID, served.data / "keystore", policy, plain_files=True)
     volume.private.mkdir(exist_ok=True)
     save_volume(volume)
     return volume
@@ -110,10 +110,10 @@ def test_no_change_of_policy_makes_a_file_unreadable(
             assert told.state in ((PLAIN, EMPTY) if before == "none" else (ENCRYPTED,))
             with OfflineReader(volume, RING).open(name) as file:
                 assert b"".join(file.chunks()) == content
-            status = (served.backing / name).stat()
+            status = (served.data / name).stat()
             assert served.length(name) == len(content)
             assert served.read(name) == content
-            assert (served.backing / name).stat().st_mtime_ns == status.st_mtime_ns, "reading has written"
+            assert (served.data / name).stat().st_mtime_ns == status.st_mtime_ns, "reading has written"
             served.write(name, len(content), SECRET)
             if after != "none" and not any(content):
                 # what is all zero is decided about when it is opened to be written
@@ -170,7 +170,7 @@ def test_an_encrypted_file_whose_header_was_wiped_is_damage_beside_plain_files(
     for path in PATHS:
         served.remount(policy=policies["all"])
         served.create(path, content)
-        with (served.backing / path).open("r+b") as file:
+        with (served.data / path).open("r+b") as file:
             file.write(bytes(wiped))
         served.remount()
         with pytest.raises(OSError, match="Input/output") as caught:
@@ -196,7 +196,7 @@ def test_zeros_keep_their_length_whenever_their_encryption_stops(
         try:
             served.opener.open(inode, writable=True)
         except Crash:
-            close_as_the_end_of_a_process_does(served.backing / WAL)
+            close_as_the_end_of_a_process_does(served.data / WAL)
             for name in ("none", "all"):
                 served.remount(policy=policies[name])
                 assert served.length(WAL) == length, f"after {stop} calls, mounted with the policy {name}"

@@ -45,7 +45,7 @@ def test_a_rename_binds_the_file_to_its_new_place_alone(
     served.remount()
     assert served.read(new) == b"rows"
     assert errno_of(lambda: served.read(old)) == ENOENT
-    (served.backing / new).rename(served.backing / TWO)
+    (served.data / new).rename(served.data / TWO)
     served.remount()
     assert errno_of(lambda: served.read(TWO)) == EIO
 
@@ -107,7 +107,7 @@ def test_a_directory_takes_the_identities_of_its_files_along(served: ServedVolum
 
 def test_a_rename_does_not_launder_a_file_that_lies_in_anothers_place(served: ServedVolume) -> None:
     served.create(ONE, b"one")
-    (served.backing / ONE).rename(served.backing / TWO)
+    (served.data / ONE).rename(served.data / TWO)
     served.remount()
     served.rename(TWO, THREE)
     assert errno_of(lambda: served.read(THREE)) == EIO
@@ -188,10 +188,10 @@ def test_a_crash_before_any_system_call_of_a_rename_leaves_every_file_readable(
             break
         served.remount(after_crash=True)
         contents = []
-        for path in sorted((served.backing / "base").rglob("*")):
+        for path in sorted((served.data / "base").rglob("*")):
             if path.is_file():
-                contents.append(served.read(str(path.relative_to(served.backing))))
-                assert len(served.bound(str(path.relative_to(served.backing)))) == 1, "the rename was not ended"
+                contents.append(served.read(str(path.relative_to(served.data))))
+                assert len(served.bound(str(path.relative_to(served.data)))) == 1, "the rename was not ended"
         assert sorted(contents) in ([b"one", b"three", b"two"], [b"one", b"three"])
         served.close()
         crashes += 1

@@ -290,7 +290,7 @@ def test_a_file_with_a_name_that_was_never_looked_up_is_reached_after_its_known_
     """Links from before the mount, in the backing directory: the kernel does not forget such a file soon."""
     for name in ("a", "b", "c"):
         served.create(f"base/{name}", OLD)
-        os.link(served.backing / f"base/{name}", served.backing / f"base/{name}-linked")
+        os.link(served.data / f"base/{name}", served.data / f"base/{name}-linked")
     served.remount()
     kernel = Kernel(served)
     numbers = {name: kernel.number(f"base/{name}") for name in ("a", "b", "c")}
@@ -315,7 +315,7 @@ def test_a_file_with_a_name_that_was_never_looked_up_is_reached_after_its_known_
 def test_a_file_whose_known_name_went_can_get_a_new_one_while_it_has_others(
     kernel: Kernel, served: ServedVolume
 ) -> None:
-    os.link(served.backing / FILE, served.backing / "base/elsewhere")
+    os.link(served.data / FILE, served.data / "base/elsewhere")
     number = kernel.number(FILE)
     served.unlink(FILE)
     parent = kernel.number("base")
@@ -361,7 +361,7 @@ def test_the_kernel_looks_again_where_somebody_removed_a_file_below(
     kernel: Kernel, served: ServedVolume, request_: str, path: str
 ) -> None:
     number = cast(Any, kernel.number(path))
-    (served.backing / path).rename(served.backing / "aside")
+    (served.data / path).rename(served.data / "aside")
     arguments = (number, os.O_RDONLY, CONTEXT) if request_ == "open" else (number, CONTEXT)
     with pytest.raises(OSError) as caught:
         kernel.ask(getattr(kernel.operations, request_)(*arguments))
@@ -396,8 +396,8 @@ def test_a_file_that_was_never_read_is_what_the_policy_says_of_its_last_place(
 ) -> None:
     """Empty files without a header: what is written to them later is encrypted where they lay, or not."""
     for path in ("base/5/16390", "some.conf"):
-        (served.backing / path).touch(0o600)
-        os.link(served.backing / path, served.backing / SECOND[path])
+        (served.data / path).touch(0o600)
+        os.link(served.data / path, served.data / SECOND[path])
         number = kernel.number(path)
         served.unlink(path)
         handle = kernel.open(number, os.O_RDWR)

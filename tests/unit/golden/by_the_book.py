@@ -104,7 +104,7 @@ def decrypt_page(file_key: bytes, page: int, ciphertext: bytes) -> bytes:
 def main(backing: str, keystore: str, command_key: str, relpath: str) -> None:
     volume_id = bytes.fromhex(json.loads((Path(backing) / ".tdefs/volume.json").read_text())["volume_id"])
     keys = data_keys(Path(keystore).read_bytes(), bytes.fromhex(command_key))
-    sys.stdout.buffer.write(decrypt_file((Path(backing) / relpath).read_bytes(), volume_id, keys))
+    sys.stdout.buffer.write(decrypt_file((Path(backing) / "data" / relpath).read_bytes(), volume_id, keys))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ class Golden:
     expected: dict[str, Any]
 
     @property
+    def data(self) -> Path:
+        return self.backing / "data"
+
+    @property
     def backing(self) -> Path:
         return self.root / "backing"
 
@@ -69,7 +73,7 @@ class Reader:
         keystore.check_volume(volume.volume_id)
         ring = keystore.unlock(CommandProtector(f"cat '{golden.root / 'key.txt'}'"))
         calls = SystemCalls()
-        self._root_fd = os.open(golden.backing, os.O_RDONLY | os.O_DIRECTORY)
+        self._root_fd = os.open(golden.data, os.O_RDONLY | os.O_DIRECTORY)
         self._inodes = InodeTable(calls, self._root_fd)
         sealer = Sealer(ring, Expectations(ring.volume_id, plain_files=volume.plain_files, lost_headers=False))
         self._opener = Opener(calls, self._inodes, sealer, Policy.everything())
@@ -113,7 +117,7 @@ def test_tdefs_reads_every_file_of_every_version(golden: Golden) -> None:
 
 
 def test_the_listing_has_every_file(golden: Golden) -> None:
-    files = (path.relative_to(golden.backing) for path in golden.backing.rglob("*") if path.is_file())
+    files = (path.relative_to(golden.data) for path in golden.data.rglob("*") if path.is_file())
     assert {str(path) for path in files if path.parts[0] != ".tdefs"} == set(golden.expected)
 
 
@@ -121,7 +125,7 @@ def test_a_decryptor_written_from_the_book_reads_every_file(golden: Golden) -> N
     volume_id = bytes.fromhex(json.loads((golden.backing / ".tdefs/volume.json").read_text())["volume_id"])
     keys = by_the_book.data_keys(golden.keystore.read_bytes(), bytes.fromhex(golden.key))
     found = {
-        path: described(by_the_book.decrypt_file((golden.backing / path).read_bytes(), volume_id, keys))
+        path: described(by_the_book.decrypt_file((golden.data / path).read_bytes(), volume_id, keys))
         for path in golden.expected
     }
     assert found == golden.expected
@@ -156,7 +160,7 @@ def test_the_golden_directory_has_one_of_everything(golden: Golden) -> None:
 
 def test_no_encrypted_file_shows_its_content(golden: Golden) -> None:
     for path in golden.expected:
-        stored = (golden.backing / path).read_bytes()
+        stored = (golden.data / path).read_bytes()
         assert b"line 1" not in stored, path
         assert b"canary" not in stored, path
         assert b"island" not in stored, path

@@ -69,8 +69,8 @@ def test_file_of_one_volume_is_read_in_the_other(standby: Standby, small: SmallV
     """So a cold copy of the primary's directory serves where the standby's keystore is."""
     small.seal("base/5/16384", b"content")
     standby.init()
-    (standby.backing / "base/5").mkdir(parents=True)
-    shutil.copy(small.path("base/5/16384"), standby.backing / "base/5/16384")
+    (standby.backing / "data" / "base/5").mkdir(parents=True)
+    shutil.copy(small.path("base/5/16384"), standby.backing / "data" / "base/5/16384")
     assert command.run(cat, standby.backing, "base/5/16384", *UNLOCK)[1] == "content"
 
 

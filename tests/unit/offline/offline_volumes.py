@@ -73,7 +73,7 @@ class SmallVolume:
 
     def path(self, relpath: str) -> Path:
         """Return where the file is stored, with its directory made."""
-        path = self.volume.backing / relpath
+        path = self.volume.data / relpath
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -109,7 +109,7 @@ class SmallVolume:
 
     def damage(self, relpath: str, offset: int, mask: int = 1) -> None:
         """Change bits of one stored byte."""
-        path = self.volume.backing / relpath
+        path = self.volume.data / relpath
         stored = bytearray(path.read_bytes())
         stored[offset] ^= mask
         path.write_bytes(stored)
@@ -120,7 +120,7 @@ class SmallVolume:
 
     def cut(self, relpath: str, size: int) -> None:
         """Cut a stored file."""
-        os.truncate(self.volume.backing / relpath, size)
+        os.truncate(self.volume.data / relpath, size)
 
 
 def control_file(name: str, **changes: int) -> bytes:

@@ -315,7 +315,7 @@ def test_mounted_volume_is_verified_with_a_warning(small: SmallVolume, command: 
 
 def test_verifying_writes_nothing(small: SmallVolume, command: Command) -> None:
     healthy(small)
-    files = [path for path in small.volume.backing.rglob("*") if path.is_file()]
+    files = [path for path in small.volume.data.rglob("*") if path.is_file()]
     before = [(path, path.stat().st_mtime_ns, path.read_bytes()) for path in files]
     report(command, small)
     assert [(path, path.stat().st_mtime_ns, path.read_bytes()) for path in files] == before

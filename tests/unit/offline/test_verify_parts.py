@@ -121,7 +121,7 @@ def test_named_backing_directory_is_unlocked(
 ) -> None:
     cluster = SmallVolume(tmp_path / "cluster")
     cluster.cluster(place)
-    code, found = verified(command, tablespace, "--pgdata", cluster.volume.backing / named)
+    code, found = verified(command, tablespace, "--pgdata", cluster.volume.data / named)
     assert code == Exit.VERIFY_FOUND_DAMAGE
     assert_found(found)
 

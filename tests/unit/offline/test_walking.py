@@ -46,7 +46,7 @@ def test_every_regular_file_is_seen_and_nothing_else(small: SmallVolume, tmp_pat
     outside.mkdir()
     (outside / "secret").touch()
     small.path("pg_tblspc/16400").symlink_to(outside)
-    small.path("link").symlink_to(small.volume.backing / "PG_VERSION")
+    small.path("link").symlink_to(small.volume.data / "PG_VERSION")
     os.mkfifo(small.path("fifo"))
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(small.path("s")))
@@ -106,7 +106,7 @@ def test_reading_leaves_the_backing_directory_as_it_is(small: SmallVolume) -> No
     small.path("empty").touch()
 
     def snapshot() -> dict[str, tuple[int, int, bytes]]:
-        found = [path for path in small.volume.backing.rglob("*") if path.is_file()]
+        found = [path for path in small.volume.data.rglob("*") if path.is_file()]
         return {str(path): (path.stat().st_mtime_ns, path.stat().st_mode, path.read_bytes()) for path in found}
 
     before = snapshot()
@@ -131,7 +131,7 @@ def test_directory_that_cannot_be_read_is_reported(small: SmallVolume, monkeypat
         paths(small)
     errors: list[OSError] = []
     assert list(walk(small.volume, errors.append)) == []
-    assert [error.filename for error in errors] == [str(small.volume.backing / "base/5")]
+    assert [error.filename for error in errors] == [str(small.volume.data / "base/5")]
 
 
 def test_tree_deeper_than_any_path_is_read(small: SmallVolume) -> None:
@@ -148,7 +148,7 @@ def test_tree_deeper_than_any_path_is_read(small: SmallVolume) -> None:
     path = "directory/" * 600 + "file"
     assert paths(small) == [path]
     assert read(small, path) == b"at the bottom"
-    subprocess.run(["rm", "-rf", str(small.volume.backing / "directory")], check=True)
+    subprocess.run(["rm", "-rf", str(small.volume.data / "directory")], check=True)
 
 
 def test_directory_without_a_volume_is_refused(tmp_path: Path) -> None:
