@@ -189,6 +189,12 @@ def parse_description(data: bytes, path: Path, backing: Path) -> Volume:
     version = found.get("format_version")
     if version != FORMAT_VERSION:
         known = version if isinstance(version, int) and abs(version) < 1 << 32 else "unknown"
+        if version == 1:
+            raise TdefsError(
+                Exit.VOLUME_DAMAGED,
+                f'the volume of "{path}" was made by an older tdefs, in a format that is read no more',
+                hint="read it with the tdefs that made it, and copy its files into a new volume",
+            )
         raise _damaged(path, f"its format version is {known}; this tdefs knows {FORMAT_VERSION}")
     volume_id, keystore, policy = found.get("volume_id"), found.get("keystore"), found.get("policy")
     if not isinstance(volume_id, str) or not isinstance(keystore, str) or not isinstance(policy, str | None):

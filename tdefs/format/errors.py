@@ -29,6 +29,12 @@ class UnsupportedFormat(FormatError):
     hint = "a newer tdefs wrote this file: read it with that version"
 
 
+class OldFormat(FormatError):
+    """An intact header of a format version that this tdefs reads no more."""
+
+    hint = "read the volume with the tdefs that made it, and copy its files into a new volume"
+
+
 class ForeignFile(FormatError):
     """An intact header of another volume, or a file that is not one of this volume's at all."""
 
@@ -62,9 +68,15 @@ class RevokedKey(FormatError):
 
 
 class IdentityMismatch(FormatError):
-    """The header belongs to another relation file: the ciphertext was put in this one's place."""
+    """The header belongs to another file: the ciphertext was put in this one's place."""
 
-    hint = "the backing files of two relations were exchanged outside of tdefs; put them back"
+    hint = "the file was moved, copied or exchanged in the backing directory, outside of tdefs; put it back"
+
+
+class SharedFileId(FormatError):
+    """Another file of the volume has the same file id, and with it the same key: one is a copy of the other."""
+
+    hint = "one of them was copied in the backing directory, outside of tdefs: remove the one that is the copy"
 
 
 class DamagedLength(FormatError):

@@ -5,7 +5,7 @@ record or the new one. The rest of the header page is zero (a hole).
 
     offset size  field
          0    8  magic 89 54 44 45 46 53 0d 0a
-         8    2  format version (1)
+         8    2  format version (2)
         10    2  cipher suite (1 = AES-256-XTS)
         12    4  page size (8192)
         16   16  volume id
@@ -14,14 +14,14 @@ record or the new one. The rest of the header page is zero (a hole).
         80    4  data key round
         84    8  data key fingerprint
         92    4  zero
-        96   16  identity: what the file may be opened as
-       112   16  second identity, set only while a rename is under way
-       128   64  zero (reserved for later suites)
-       192   32  HMAC-SHA256 of bytes 0..191 under the data key's header MAC key
-       224   32  SHA-256 of bytes 0..223
+        96   32  identity: what the file may be opened as
+       128   32  second identity, set only while a rename is under way
+       160  288  zero (reserved for later suites)
+       448   32  HMAC-SHA256 of bytes 0..447 under the data key's header MAC key
+       480   32  SHA-256 of bytes 0..479
 
-An identity is: binding (1 byte: 0 = slot unused, 1 = relation file, 2 = not a relation file, 3 = any place), fork
-number (1), zero (2), database OID (4), relfilenode (4), segment (4).
+An identity is: binding (1 byte), fork or class number (1), zero (2), database OID (4), relfilenode (4), segment
+(4), name digest (16). The bindings are those of :class:`Binding`; what a binding does not use is zero.
 
 The checksum tells damage from a wrong key without any key; the MAC tells a header of this key from a forgery.
 """
@@ -37,37 +37,67 @@ from typing import NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, hmac
 
-from tdefs.format.errors import DamagedHeader, ForeignFile, MissingHeader, UnsupportedFormat, WrongKey
+from tdefs.format.errors import (
+    DamagedHeader,
+    ForeignFile,
+    MissingHeader,
+    OldFormat,
+    UnsupportedFormat,
+    WrongKey,
+)
 from tdefs.format.layout import PAGE_SIZE
 
 MAGIC = b"\x89TDEFS\r\n"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUITE_AES_256_XTS = 1
 SUITE_NAMES = {SUITE_AES_256_XTS: "aes-256-xts"}
 
-RECORD_SIZE = 256
-_FIXED = struct.Struct("<8sHHI16s16s32sI8s4x16s16s64x")
-_MAC_AT = 192
-_CHECKSUM_AT = 224
-_IDENTITY = struct.Struct("<BBHIII")
+RECORD_SIZE = 512
+_FIXED = struct.Struct("<8sHHI16s16s32sI8s4x32s32s288x")
+_MAC_AT = 448
+_CHECKSUM_AT = 480
+_IDENTITY = struct.Struct("<BBHIII16s")
+# where a record of format version 1 had its checksum, and how far it went
+_OLD_CHECKSUM_AT = 224
+_OLD_RECORD_SIZE = 256
+NAME_DIGEST_BYTES = 16
 _KEY_NAME = re.compile(rb"[a-z][a-z0-9_]{0,30}")
 
 assert _FIXED.size == _MAC_AT  # noqa: S101 - the layout above, checked once at import
 
 
 class Binding(IntEnum):
-    """How an identity binds a file to a place."""
+    """How an identity binds a file to a place. Number 2 was one of format version 1."""
 
     UNUSED = 0
     RELATION = 1
-    NOT_A_RELATION = 2
     ANY_PLACE = 3
+    NAMED = 4
+    CLASS = 5
+    SPECIAL = 6
+
+
+class FileClass(IntEnum):
+    """What files are that may take one another's place, as PostgreSQL renames them. The numbers are for ever."""
+
+    WAL = 1
+    RELATION_CACHE = 2
+    TEMPORARY = 3
+    REPLICATION = 4
+    STATISTICS = 5
+    LOG = 6
+    BACKUP = 7
+    DATABASE = 8
+    OTHER = 9
 
 
 class Identity(NamedTuple):
-    """What a file may be opened as: the numbers that PostgreSQL puts in a relation file's path, or none.
+    """What a file may be opened as.
 
-    ``fork`` is PostgreSQL's ForkNumber: 0 main, 1 fsm, 2 vm, 3 init.
+    - RELATION: the numbers that PostgreSQL puts in a relation file's path. ``fork`` is PostgreSQL's ForkNumber:
+      0 main, 1 fsm, 2 vm, 3 init.
+    - NAMED: ``name`` is the truncated SHA-256 of the path.
+    - CLASS: ``fork`` is a :class:`FileClass`.
     """
 
     binding: Binding
@@ -75,18 +105,38 @@ class Identity(NamedTuple):
     relfilenode: int = 0
     fork: int = 0
     segment: int = 0
+    name: bytes = bytes(NAME_DIGEST_BYTES)
 
     def __str__(self) -> str:
-        if self.binding != Binding.RELATION:
-            return "no relation file" if self.binding == Binding.NOT_A_RELATION else "any file"
-        fork = ("", "_fsm", "_vm", "_init")[self.fork] if self.fork < 4 else f"_fork{self.fork}"
-        segment = f".{self.segment}" if self.segment else ""
-        return f"relation file {self.relfilenode}{fork}{segment} of database {self.database}"
+        match self.binding:
+            case Binding.RELATION:
+                fork = ("", "_fsm", "_vm", "_init")[self.fork] if self.fork < 4 else f"_fork{self.fork}"
+                segment = f".{self.segment}" if self.segment else ""
+                return f"relation file {self.relfilenode}{fork}{segment} of database {self.database}"
+            case Binding.NAMED:
+                return f"a file that is bound to its name (digest {self.name.hex()[:8]})"
+            case Binding.CLASS:
+                known = self.fork in FileClass.__members__.values()
+                kind = FileClass(self.fork).name.lower().replace("_", " ") if known else f"number {self.fork}"
+                return f"a file of the class {kind!r}"
+            case Binding.SPECIAL:
+                return "a special file"
+            case _:
+                return "any file"
 
 
-NOT_A_RELATION = Identity(Binding.NOT_A_RELATION)
 ANY_PLACE = Identity(Binding.ANY_PLACE)
 _UNUSED = Identity(Binding.UNUSED)
+
+
+def named(path: bytes) -> Identity:
+    """Return the identity of the file that lies at *path*, relative to the mount's root, and nowhere else."""
+    return Identity(Binding.NAMED, name=_sha256(path)[:NAME_DIGEST_BYTES])
+
+
+def of_class(file_class: FileClass) -> Identity:
+    """Return the identity of a file that may lie wherever files of its class lie."""
+    return Identity(Binding.CLASS, fork=file_class)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +148,7 @@ class Header:
     key_name: str
     key_round: int
     key_fingerprint: bytes
-    identities: tuple[Identity, ...] = (NOT_A_RELATION,)
+    identities: tuple[Identity, ...]
     suite: int = SUITE_AES_256_XTS
 
     def accepts(self, identity: Identity) -> bool:
@@ -136,6 +186,7 @@ def decode_header(record: bytes, volume_id: bytes | None) -> Header:
     :param volume_id: of the volume that the file lies in; ``None`` accepts any.
     :raises MissingHeader: every byte is zero.
     :raises DamagedHeader: the record is cut short, or its checksum does not match.
+    :raises OldFormat: an older tdefs made it.
     :raises UnsupportedFormat: a version, suite or page size that this module does not know.
     :raises ForeignFile: the record belongs to another volume.
     """
@@ -143,6 +194,8 @@ def decode_header(record: bytes, volume_id: bytes | None) -> Header:
         raise MissingHeader("the header is all zero: the file was never synced before a crash, or was wiped")
     if len(record) < RECORD_SIZE:
         raise DamagedHeader(f"the header is cut short: {len(record)} of {RECORD_SIZE} bytes are left")
+    if _is_of_version_1(record):
+        raise OldFormat("the header is of format version 1: it was made by an older tdefs")
     if _sha256(record[:_CHECKSUM_AT]) != record[_CHECKSUM_AT:RECORD_SIZE]:
         raise DamagedHeader("the header is damaged: its checksum does not match")
     magic, version, suite, page_size, volume, file_id, name, key_round, fingerprint, first, second = _FIXED.unpack(
@@ -179,6 +232,11 @@ def verify_header(record: bytes, header: Header, mac_key: bytes, fingerprint: by
         raise WrongKey("the header's MAC does not match: it was altered by someone without the key") from None
 
 
+def shown_file_id(record: bytes) -> bytes:
+    """Return the file id in the header *record*, of which nothing is checked."""
+    return record[32:48]
+
+
 def resembles_header(record: bytes, volume_id: bytes) -> bool:
     """Tell whether *record* starts an encrypted file, be it a damaged one.
 
@@ -191,16 +249,21 @@ def resembles_header(record: bytes, volume_id: bytes) -> bool:
     return record[16:32] == volume_id or record[:8] == MAGIC or record[1:6] == MAGIC[1:6]
 
 
+def _is_of_version_1(record: bytes) -> bool:
+    """Tell whether *record* is an intact one of format version 1, told by a checksum that was elsewhere."""
+    old = record[:_OLD_RECORD_SIZE]
+    return old.startswith(MAGIC + b"\x01\0") and _sha256(old[:_OLD_CHECKSUM_AT]) == old[_OLD_CHECKSUM_AT:]
+
+
 def _encode_identity(identity: Identity) -> bytes:
-    return _IDENTITY.pack(
-        identity.binding, identity.fork, 0, identity.database, identity.relfilenode, identity.segment
-    )
+    binding, database, relfilenode, fork, segment, name = identity
+    return _IDENTITY.pack(binding, fork, 0, database, relfilenode, segment, name)
 
 
 def _decode_identity(packed: bytes) -> Identity:
-    binding, fork, _, database, relfilenode, segment = _IDENTITY.unpack(packed)
+    binding, fork, _, database, relfilenode, segment, name = _IDENTITY.unpack(packed)
     try:
-        return Identity(Binding(binding), database, relfilenode, fork, segment)
+        return Identity(Binding(binding), database, relfilenode, fork, segment, name)
     except ValueError:
         raise UnsupportedFormat(f"the header has an identity of unknown kind {binding}") from None
 

@@ -7,6 +7,7 @@ new length whose bytes outside of the changed range are what they were.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -43,14 +44,19 @@ class Store(Protocol):
 class StoredFile:
     """An encrypted file of ``length`` plaintext bytes."""
 
-    __slots__ = ("_cipher", "_ragged", "_sealed", "_store", "changes", "length")
+    __slots__ = ("_begin", "_cipher", "_ragged", "_sealed", "_store", "changes", "length")
 
-    def __init__(self, store: Store, cipher: PageCipher, size: int) -> None:
+    def __init__(
+        self, store: Store, cipher: PageCipher, size: int, begin: Callable[[], PageCipher | None] = lambda: None
+    ) -> None:
         """:param size: the stored size in bytes.
+        :param begin: called each time before an empty file gets longer; returns the cipher to use from then on if
+            anything was ever encrypted under the present one. Raises ``OSError``.
 
         :raises DamagedLength: no file of this format has that size.
         """
         self._store = store
+        self._begin = begin
         self._cipher = cipher
         self._sealed = False
         self._ragged = False
@@ -93,6 +99,7 @@ class StoredFile:
             return
         self.changes += 1
         self._trim()
+        self._use_new_cipher()
         before = self.length
         try:
             if offset > before:
@@ -112,6 +119,7 @@ class StoredFile:
         self.changes += 1
         self._trim()
         if length > self.length:
+            self._use_new_cipher()
             self._extend(length)
         elif length < self.length:
             # What stays of the last block behind *length* is old data; reads stop before it, and who makes the
@@ -119,6 +127,11 @@ class StoredFile:
             self._sealed = False
             self._store.truncate(stored_size(length))
             self.length = length
+
+    def _use_new_cipher(self) -> None:
+        """Before an empty file gets longer: see that what was ever encrypted in it was under another key."""
+        if self.length == 0:
+            self._cipher = self._begin() or self._cipher
 
     def _trim(self) -> None:
         """Cut off what a write that failed has left behind the end, which would be taken for content later."""

@@ -169,6 +169,10 @@ class InodeTable:
         except KeyError:
             raise _stale() from None
 
+    def with_key(self, key: tuple[int, int]) -> Inode | None:
+        """Return the known inode of the backing file with that device and inode number."""
+        return self._by_key.get(key)
+
     def enter(self, parent: Inode, name: bytes, status: os.stat_result) -> Inode:
         """Return the inode of *name* in *parent*, which has just been seen with *status*."""
         key = (status.st_dev, status.st_ino)

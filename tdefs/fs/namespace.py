@@ -224,6 +224,8 @@ class Namespace:
         last = inode.is_directory or status.st_nlink == 1
         path = inode.path()
         self._inodes.removed(inode, parent, name, last=last)
+        if last:
+            self._opener.forget_file_id(inode)
         with suppress(OSError):  # which of its other names lead to it cannot be told: they and the descriptor stay
             if self._inodes.has_name(inode):
                 self._inodes.held.drop(inode)

@@ -264,6 +264,9 @@ class OfflineReader:
     def __init__(self, volume: Volume, ring: KeyRing) -> None:
         self._volume = volume
         self._sealer = Sealer(ring, Expectations.of(volume))
+        #: Of the encrypted files that were opened so far: by file id, path by device and inode number. There are
+        #: several paths where a file is another's copy; names of one file are no copies.
+        self.file_ids: dict[bytes, dict[tuple[int, int], str]] = {}
 
     @contextmanager
     def open(self, path: str) -> Iterator[Plaintext]:
@@ -273,7 +276,8 @@ class OfflineReader:
         :raises OSError: there is no such regular file, or it cannot be read.
         """
         with open_without_links(self._volume, path) as fd:
-            size = os.fstat(fd).st_size
+            status = os.fstat(fd)
+            size = status.st_size
             os.posix_fadvise(fd, 0, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
             page = first_bytes(fd)
             form = self._sealer.recognise(page, size, doubts_of(self._volume, path, fd, size))
@@ -281,6 +285,8 @@ class OfflineReader:
             if isinstance(form, Broken):
                 raise form.error
             if isinstance(form, Sealed):
+                shown_by = self.file_ids.setdefault(form.header.file_id, {})
+                shown_by.setdefault((status.st_dev, status.st_ino), path)
                 check_identity(form.header, identity_at(path))
                 file = StoredFile(store, self._sealer.cipher(form.header), size)
                 clean = not any(store.pread(HEADER_SIZE - RECORD_SIZE, RECORD_SIZE))

@@ -7,15 +7,18 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from errno import EACCES, EPERM, EROFS, EXDEV
 
 from tdefs.errors import errno_of
-from tdefs.format.errors import DamagedLength, FormatError
+from tdefs.format.errors import DamagedLength, FormatError, SharedFileId
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Header, Identity
 from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
+from tdefs.format.pages import PageCipher
 from tdefs.format.stored import StoredFile
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.complaints import Complaints
+from tdefs.fs.file_ids import Twins
 from tdefs.fs.files import BackingStore, Content, OpenFile, PlainContent
 from tdefs.fs.inodes import Ghost, Inode, InodeTable, path_of
 from tdefs.fs.losses import Loss
@@ -23,7 +26,7 @@ from tdefs.fs.sealing import Broken, Empty, Form, Plain, Sealed, Sealer, check_i
 from tdefs.fs.zeros import StoredDoubts, mark_plain, mark_zeros, remove_mark
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Decision, Policy
-from tdefs.policy.paths import classify
+from tdefs.policy.paths import Kind, classify
 from tdefs.text import printable_path
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,7 @@ class Opener:
         self._inodes = inodes
         self._sealer = sealer
         self._policy = policy
+        self._twins = Twins(calls, inodes)
         self.complaints = Complaints()
         #: Whether something half made may be left in the backing directory, as after a crash.
         self.left_something = False
@@ -55,6 +59,7 @@ class Opener:
         """
         if inode.open_file is not None:
             self._check_other_names(inode)
+            self._check_twins(inode)
             self._idle.pop(inode.open_file, None)
             if writable and not inode.open_file.writable:
                 self._make_writable(inode.open_file)
@@ -90,7 +95,7 @@ class Opener:
             form: Form = Plain()
             size = 0
             if decision.encrypted:
-                form = Sealed(self._sealer.new_header(decision.key_name, identity_at(path)))
+                form = Sealed(self._sealer.new_header(decision.key_name, identity_at(path)), unused=True)
                 self._write_new_header(path, fd, form.header)
                 size = HEADER_SIZE
             else:
@@ -103,6 +108,8 @@ class Opener:
                 self._inodes.removed(inode, parent, name, last=True)
             raise
         inode.form = form
+        if isinstance(form, Sealed):
+            self._twins.ids.add(form.header.file_id, inode.key)
         self._inodes.name_added(parent)
         inode.open_file = OpenFile(inode, fd, content, status, writable=True)
         return inode.open_file
@@ -239,15 +246,15 @@ class Opener:
         fd = self._open_for_header(inode)
         try:
             self._calls.pwrite("bind:header", fd, self._sealer.encode(header), 0)
-            self._sync_header(inode, fd)
+            self._sync_header("bind:sync", inode, fd)
         finally:
             if inode.open_file is None or fd != inode.open_file.fd:
                 self._inodes.descriptors.let_go("bind:close", fd)
-        inode.form = Sealed(header)
+        inode.form = replace(form, header=header)
 
-    def _sync_header(self, inode: Inode, fd: int) -> None:
+    def _sync_header(self, label: str, inode: Inode, fd: int) -> None:
         try:
-            self._calls.fdatasync("bind:sync", fd)
+            self._calls.fdatasync(label, fd)
         except OSError as error:
             # what it tells may be about data, and nobody who synced has been told
             inode.lost(Loss(errno_of(error)))
@@ -346,6 +353,7 @@ class Opener:
             path = os.fsdecode(inode.path())
             doubts = StoredDoubts(self._calls, fd, size, lambda: self._decide(path).encrypted)
             inode.form = self._sealer.recognise(page, size, doubts)
+            self._note_file_id(inode)
         return inode.form
 
     def _settle(self, inode: Inode, fd: int, empty: Empty) -> Form:
@@ -355,7 +363,8 @@ class Opener:
         form: Form = Plain()
         inode.form = None  # until it is known what has become of the file
         if decision.encrypted:
-            form = Sealed(self._sealer.new_header(decision.key_name, self._identity_under_all_names(inode)))
+            header = self._sealer.new_header(decision.key_name, self._identity_under_all_names(inode))
+            form = Sealed(header, unused=not empty.length)
             if empty.length:
                 # a crash leaves zeros of another size, which must not become the length
                 mark_zeros(self._calls, "settle:mark", fd, empty.length)
@@ -366,6 +375,7 @@ class Opener:
             self._calls.ftruncate("create:size", fd, empty.length)
             mark_plain(self._calls, "create:mark", fd)
         inode.form = form
+        self._note_file_id(inode)
         return form
 
     def _remove_mark(self, path: str, fd: int) -> None:
@@ -408,13 +418,72 @@ class Opener:
                 size = form.length
             if isinstance(form, Sealed):
                 self._check_place(inode, form.header, fd, can_write=can_write)
-                return StoredFile(store, self._sealer.cipher(form.header), size)
+                self._note_file_id(inode)
+                self._check_twins(inode)
+                cipher = self._sealer.cipher(form.header)
+                return StoredFile(store, cipher, size, lambda: self._begin(inode, fd))
             if isinstance(form, Empty):
                 # it cannot be written to; where the header is lost, the rest is no content for anybody
                 size = form.length
             return PlainContent(store, size, lambda head: self._refuse_header(inode, head))
         except FormatError as error:
             raise self._presented_as(inode, error) from error
+
+    def _begin(self, inode: Inode, fd: int) -> PageCipher | None:
+        """Before an open empty file gets its first byte: see that nothing was ever encrypted under its file id.
+
+        What was in the file before, in this session or an earlier one, was encrypted under the id that it has; and
+        who has copied its header has given that id to another file. At whatever moment this stops, a reader finds
+        the old header and the old content, or none, or the new header and none: the truncation is durable before
+        the new header is written, and that before the content.
+
+        :returns: the cipher of the new file id; ``None`` where the file's own was never used.
+        :raises OSError: the file is empty, and can be written to when there is no error any more.
+        """
+        form = inode.form
+        assert isinstance(form, Sealed)  # noqa: S101 - an open file's form stays what it is
+        if form.unused:
+            inode.form = replace(form, unused=False)
+            return None
+        path = os.fsdecode(inode.path())
+        header = self._sealer.renewed(form.header, self._decide(path).key_name)
+        # PostgreSQL removes temporary files when it starts, and nobody finds one without a name
+        lasting = inode.ghost is None and classify(path).kind is not Kind.TEMP
+        if lasting:
+            self._sync_header("begin:truncated", inode, fd)
+        self._calls.pwrite("begin:header", fd, self._sealer.encode(header), 0)
+        self._twins.ids.remove(form.header.file_id, inode.key)
+        inode.form = Sealed(header)
+        self._note_file_id(inode)
+        if lasting:
+            self._sync_header("begin:sync", inode, fd)
+        return self._sealer.cipher(header)
+
+    def _note_file_id(self, inode: Inode) -> None:
+        """Note which file shows a file id, if it lies where it may be opened."""
+        form = inode.form
+        if isinstance(form, Sealed) and inode.names and self._is_at_home(inode, form.header):
+            self._twins.ids.add(form.header.file_id, inode.key)
+
+    def forget_file_id(self, inode: Inode) -> None:
+        """Note that the last name of *inode* is gone."""
+        if isinstance(inode.form, Sealed):
+            self._twins.ids.remove(inode.form.header.file_id, inode.key)
+
+    def _check_twins(self, inode: Inode) -> None:
+        """Refuse both of two files with one file id, since they have one key.
+
+        What is open already goes on: it is not known which of them is the copy, and no new content is mixed with
+        old as long as nobody can open the other.
+
+        :raises OSError: EIO.
+        """
+        if not isinstance(inode.form, Sealed):
+            return
+        others = self._twins.of(inode, inode.form.header.file_id)
+        if others:
+            names = ", ".join(f'"{printable_path(path)}"' for path in others)
+            raise self._presented_as(inode, SharedFileId(f"its file id is also that of {names}"))
 
     def _check_other_names(self, inode: Inode) -> None:
         """Check an open file again that has several names: by which of them it is opened, the kernel does not say.
@@ -470,10 +539,15 @@ class Opener:
 
         :raises IdentityMismatch: under one of them it does not.
         """
-        if all(header.accepts(identity_at(path_of(parent, name))) for parent, name in inode.names):
+        if self._is_at_home(inode, header):
             return
         for path in self._inodes.paths(inode):
             check_identity(header, identity_at(path))
+
+    @staticmethod
+    def _is_at_home(inode: Inode, header: Header) -> bool:
+        """Tell whether a file belongs where it lies, under all names that are known."""
+        return all(header.accepts(identity_at(path_of(parent, name))) for parent, name in inode.names)
 
     def _presented_as(self, inode: Inode, error: FormatError) -> OSError:
         """Log why *inode* cannot be presented; return the error for who opens it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol, Self
 
 from tdefs.errors import Exit, TdefsError
@@ -18,12 +19,14 @@ from tdefs.format.errors import (
     UnknownDataKey,
 )
 from tdefs.format.header import (
-    NOT_A_RELATION,
     Binding,
+    FileClass,
     Header,
     Identity,
     decode_header,
     encode_header,
+    named,
+    of_class,
     resembles_header,
     verify_header,
 )
@@ -37,7 +40,7 @@ from tdefs.keys.hierarchy import (
     derive_header_mac_key,
     key_fingerprint,
 )
-from tdefs.policy.paths import FileRole, classify
+from tdefs.policy.paths import Kind, classify
 from tdefs.volume import Volume, was_left_clean
 
 _FORKS = ("main", "fsm", "vm", "init")
@@ -57,9 +60,13 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """An encrypted file, its header checked."""
+    """An encrypted file, its header checked.
+
+    ``unused``: nothing was ever encrypted under its file id, which was made in this session.
+    """
 
     header: Header
+    unused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +79,47 @@ class Broken:
 Form = Plain | Empty | Sealed | Broken
 
 
-def identity_of(role: FileRole) -> Identity:
-    """Return what a file with this role is bound to."""
-    relation = role.relation
-    if relation is None:
-        return NOT_A_RELATION
-    return Identity(
-        Binding.RELATION,
-        relation.database,
-        relation.relfilenode,
-        _FORKS.index(relation.fork),
-        relation.segment,
+#: Files that PostgreSQL finds by their names, and seldom or never renames: each is bound to its own.
+_NAMED_KINDS = frozenset(
+    (
+        Kind.CONTROL,
+        Kind.SLRU,
+        Kind.CONFIGURATION,
+        Kind.VERSION,
+        Kind.RELATION_MAP,
+        Kind.TWO_PHASE,
+        Kind.LOCK,
+        Kind.SIGNAL,
     )
+)
+#: All others: they get their names by a rename from another one of the same class, and some of them all the time.
+_CLASSES = {
+    Kind.WAL: FileClass.WAL,
+    Kind.RELCACHE: FileClass.RELATION_CACHE,
+    Kind.TEMP: FileClass.TEMPORARY,
+    Kind.REPLICATION: FileClass.REPLICATION,
+    Kind.STATISTICS: FileClass.STATISTICS,
+    Kind.LOG: FileClass.LOG,
+    Kind.BACKUP: FileClass.BACKUP,
+    Kind.STRAY: FileClass.DATABASE,
+    Kind.OTHER: FileClass.OTHER,
+}
 
 
+@lru_cache(maxsize=8192)
 def identity_at(path: str) -> Identity:
     """Return what a file at *path*, relative to the mount point, must be bound to."""
-    return identity_of(classify(path))
+    role = classify(path)
+    relation = role.relation
+    if relation is not None:
+        return Identity(
+            Binding.RELATION,
+            relation.database,
+            relation.relfilenode,
+            _FORKS.index(relation.fork),
+            relation.segment,
+        )
+    return named(os.fsencode(path)) if role.kind in _NAMED_KINDS else of_class(_CLASSES[role.kind])
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +245,18 @@ class Sealer:
             identities=(identity,),
         )
 
+    def renewed(self, header: Header, key_name: str | None) -> Header:
+        """Return a header with a new file id for an empty file that had *header*, bound as that was.
+
+        Where no round of the data key may be used for new files, it stays under its own: the file is not new, and
+        PostgreSQL was told that it may write to it.
+        """
+        try:
+            new = self.new_header(key_name, header.identities[0])
+        except RevokedKey:
+            return replace(header, file_id=os.urandom(FILE_ID_BYTES))
+        return replace(new, identities=header.identities)
+
     def encode(self, header: Header) -> bytes:
         """Return the record to store for *header*."""
         return encode_header(header, self._header_keys(self._key(header))[0])
@@ -253,7 +296,7 @@ class Sealer:
 def check_identity(header: Header, identity: Identity) -> None:
     """Check that a sealed file lies where it belongs.
 
-    :raises IdentityMismatch: it was put in another relation file's place.
+    :raises IdentityMismatch: it was put in another file's place.
     """
     if not header.accepts(identity):
         bound = " or ".join(str(one) for one in header.identities)

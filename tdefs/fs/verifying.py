@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from threading import Event, Lock
 
-from tdefs.format.errors import FormatError
+from tdefs.format.errors import FormatError, SharedFileId
 from tdefs.fs.abandoned import set_abandoned_aside
 from tdefs.fs.file_checking import SMALL_FILE_HINT, FileCheck, FileChecker, read_error_hint
 from tdefs.fs.in_order import in_order
@@ -31,6 +31,7 @@ from tdefs.pg.pages import PAGE_SIZE
 from tdefs.pg.small_files import odd_versions
 from tdefs.pg.structure import Gap, find_gaps, find_wal_gaps, retired_directories, wal_directories
 from tdefs.policy.paths import Kind, classify
+from tdefs.text import printable_path
 from tdefs.volume import Volume, was_left_clean
 
 #: Files that are read at a time: while one waits for the disk, others are decrypted.
@@ -96,6 +97,7 @@ class Verifier:
         named = homes() if asks else ()
         self._take_in(named, [path for path, _ in files])
         self._check_files(files, progress)
+        self._check_file_ids()
         self._check_structure(named)
         unreadable = {path for path, length in self._lengths.items() if length is None}
         aside = set_abandoned_aside(self._report.findings, unreadable, self._reader, self._clusters)
@@ -238,6 +240,15 @@ class Verifier:
             )
 
     # --- what only all files together tell
+
+    def _check_file_ids(self) -> None:
+        """Report each file that has its file id, and with it its key, in common with another."""
+        for shown_by in self._reader.file_ids.values():
+            paths = list(shown_by.values())
+            for path in paths if len(paths) > 1 else ():
+                others = ", ".join(f'"{printable_path(os.fsencode(other))}"' for other in paths if other != path)
+                error = SharedFileId(f"its file id is also that of {others}")
+                self._add(path, str(error), error.hint)
 
     def _check_structure(self, homes: Sequence[HomeCluster]) -> None:
         """Look at what only all files together tell; what is said of a file already is enough."""

@@ -34,10 +34,10 @@ def with_checksum(record: bytes) -> bytes:
 
 def with_mac(record: bytes, mac_key: bytes) -> bytes:
     """Return a header record whose MAC and SHA-256 are right, as somebody with the key could make it."""
-    fixed = record[:192].ljust(192, b"\0")
+    fixed = record[: RECORD_SIZE - 64].ljust(RECORD_SIZE - 64, b"\0")
     mac = HMAC(mac_key, SHA256())
     mac.update(fixed)
-    return with_checksum(fixed + mac.finalize() + record[224:])
+    return with_checksum(fixed + mac.finalize() + record[RECORD_SIZE - 32 :])
 
 
 def with_checksum_line(text: bytes) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tdefs.format.errors import FormatError
-from tdefs.format.header import ANY_PLACE, NOT_A_RELATION, RECORD_SIZE, Binding, Identity
+from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Binding, FileClass, Identity, named, of_class
 from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
 from tdefs.format.stored import StoredFile
 from tdefs.fs.offline import describe_content
@@ -29,7 +29,12 @@ _SEALERS = [
 ]
 _VOLUME = Volume(Path("/backing"), _VOLUME_ID, Path("/keystore"), None, plain_files=False)
 _DOUBTS = Answers(zeros=False)
-_PLACES = (NOT_A_RELATION, Identity(Binding.RELATION, 5, 16384), Identity(Binding.RELATION, 5, 16384, 1, 1))
+_PLACES = (
+    of_class(FileClass.WAL),
+    Identity(Binding.RELATION, 5, 16384),
+    Identity(Binding.RELATION, 5, 16384, 1, 1),
+    named(b"pg_hba.conf"),
+)
 #: How far the first byte of an input lets an attacker get.
 _AS_IT_IS, _RIGHT_CHECKSUM, _RIGHT_MAC, _ANY_SIZE = (bytes([number]) for number in range(4))
 
@@ -40,7 +45,12 @@ def _genuine(number: int, *identities: Identity) -> bytes:
     return _SEALERS[0].encode(replace(header, file_id=bytes([number] * 16)).bound_to(*identities))
 
 
-_GENUINE = [_genuine(1, _PLACES[0]), _genuine(2, _PLACES[1], _PLACES[0]), _genuine(3, ANY_PLACE)]
+_GENUINE = [
+    _genuine(1, _PLACES[0]),
+    _genuine(2, _PLACES[1], _PLACES[0]),
+    _genuine(3, ANY_PLACE),
+    _genuine(4, _PLACES[3]),
+]
 
 
 def _header(data: bytes) -> str:
@@ -51,7 +61,7 @@ def _header(data: bytes) -> str:
     elif mode == _RIGHT_MAC:
         page = with_mac(page, _MAC_KEY)
     elif mode == _ANY_SIZE:
-        size = int.from_bytes(page[250:255], "little")
+        size = int.from_bytes(page[RECORD_SIZE - 6 : RECORD_SIZE - 1], "little")
     forms = [sealer.recognise(page[:HEADER_SIZE], size, _DOUBTS) for sealer in _SEALERS]
     for form in forms:
         if isinstance(form, Broken):
@@ -107,7 +117,7 @@ def _length(data: bytes) -> str:
         expect(length >= 0 and stored_size(length) == size, "length and stored size do not fit")
     offset, count = int.from_bytes(data[5:8], "little") % 20000, int.from_bytes(data[8:11], "little") % 40000
     stored = (bytes(HEADER_SIZE) + data[12:] * (data[11] if len(data) > 11 else 1))[: HEADER_SIZE + 30000]
-    cipher = _SEALERS[0].cipher(_SEALERS[0].new_header(None, NOT_A_RELATION))
+    cipher = _SEALERS[0].cipher(_SEALERS[0].new_header(None, ANY_PLACE))
     try:
         file = StoredFile(_Bytes(stored), cipher, len(stored))
     except FormatError as error:

@@ -22,7 +22,7 @@ _PG_DATA = _TESTS / "unit/pg/data"
 _CRC_AT = (288, 292)
 _NOT_EDITED = b"\0"
 _DESCRIPTION = {
-    "format_version": 1,
+    "format_version": 2,
     "volume_id": bytes(range(16)).hex(),
     "keystore": "/k",
     "policy": None,

@@ -11,16 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdefs.format.errors import DamagedHeader, ForeignFile, MissingHeader, UnsupportedFormat, WrongKey
+from tdefs.format.errors import (
+    DamagedHeader,
+    ForeignFile,
+    MissingHeader,
+    OldFormat,
+    UnsupportedFormat,
+    WrongKey,
+)
 from tdefs.format.header import (
     ANY_PLACE,
-    NOT_A_RELATION,
     RECORD_SIZE,
     Binding,
+    FileClass,
     Header,
     Identity,
     decode_header,
     encode_header,
+    named,
+    of_class,
     resembles_header,
     verify_header,
 )
@@ -37,11 +46,15 @@ HEADER = Header(
     identities=(Identity(Binding.RELATION, 16384, 16385, 1, 2),),
 )
 RECORD = encode_header(HEADER, MAC_KEY)
+MAC_AT = 448
 
 numbers = st.integers(0, 2**32 - 1)
+no_name = st.just(bytes(16))
 identities = st.one_of(
-    st.sampled_from([NOT_A_RELATION, ANY_PLACE]),
-    st.builds(Identity, st.just(Binding.RELATION), numbers, numbers, st.integers(0, 255), numbers),
+    st.sampled_from([ANY_PLACE, *map(of_class, FileClass)]),
+    st.builds(named, st.binary(max_size=100)),
+    st.builds(Identity, st.just(Binding.SPECIAL), numbers, numbers, st.integers(0, 255), st.just(0), no_name),
+    st.builds(Identity, st.just(Binding.RELATION), numbers, numbers, st.integers(0, 255), numbers, no_name),
 )
 
 
@@ -53,7 +66,7 @@ def read(record: bytes, mac_key: bytes = MAC_KEY, fingerprint: bytes = FINGERPRI
 
 def with_field(offset: int, value: bytes) -> bytes:
     """The record with another field, as somebody with the key would have written it."""
-    fixed = RECORD[:offset] + value + RECORD[offset + len(value) : 192]
+    fixed = RECORD[:offset] + value + RECORD[offset + len(value) : MAC_AT]
     summed = fixed + hmac.digest(MAC_KEY, fixed, "sha256")
     return summed + hashlib.sha256(summed).digest()
 
@@ -82,7 +95,26 @@ def test_a_header_cut_short_is_damage_and_not_a_plain_file() -> None:
             read(RECORD[:size])
 
 
-@pytest.mark.parametrize("size", [0, 1, 255, 256, 8192])
+def test_a_record_lies_in_one_sector_and_has_room_for_what_comes() -> None:
+    assert RECORD_SIZE == 512
+    assert RECORD[160:MAC_AT] == bytes(288)
+
+
+def test_a_header_of_version_1_is_said_to_be_an_older_tdefs_s() -> None:
+    vector = (
+        "8954444546530d0a0100010000200000a0a1a2a3a4a5a6a7a8a9aaabacadaeaf101112131415161718191a1b1c1d1e1f646b5f31"
+    )
+    fixed = bytes.fromhex(vector).ljust(192, b"\0")
+    summed = fixed + hmac.digest(MAC_KEY, fixed, "sha256")
+    record = (summed + hashlib.sha256(summed).digest()).ljust(RECORD_SIZE, b"\0")
+    assert resembles_header(record, VOLUME_ID)
+    with pytest.raises(OldFormat, match="made by an older tdefs"):
+        decode_header(record, VOLUME_ID)
+    with pytest.raises(DamagedHeader):
+        decode_header(record[:100] + b"x" + record[101:], VOLUME_ID)
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 8192])
 def test_an_all_zero_header_is_called_missing(size: int) -> None:
     with pytest.raises(MissingHeader):
         decode_header(bytes(size), VOLUME_ID)
@@ -111,11 +143,12 @@ def test_a_header_forged_without_the_key_is_refused() -> None:
 @pytest.mark.parametrize(
     ("offset", "value"),
     [
-        pytest.param(8, struct.pack("<H", 2), id="version"),
+        pytest.param(8, struct.pack("<H", 3), id="version"),
         pytest.param(8, struct.pack("<H", 0), id="version-zero"),
         pytest.param(10, struct.pack("<H", 2), id="suite"),
         pytest.param(12, struct.pack("<I", 4096), id="page-size"),
-        pytest.param(96, b"\x04", id="binding"),
+        pytest.param(96, b"\x07", id="binding"),
+        pytest.param(96, b"\x02", id="binding-of-version-1"),
     ],
 )
 def test_what_a_later_version_may_write_is_unsupported_and_not_damage(offset: int, value: bytes) -> None:
@@ -143,7 +176,8 @@ def test_a_header_accepts_what_it_is_bound_to_and_nothing_else() -> None:
     mine, other = HEADER.identities[0], Identity(Binding.RELATION, 16384, 16385, 1, 3)
     assert HEADER.accepts(mine)
     assert not HEADER.accepts(other)
-    assert not HEADER.accepts(NOT_A_RELATION)
+    assert not HEADER.accepts(named(b"global/pg_control"))
+    assert not HEADER.accepts(of_class(FileClass.WAL))
     assert HEADER.bound_to(mine, other).accepts(other)
     assert HEADER.bound_to(ANY_PLACE).accepts(other)
 

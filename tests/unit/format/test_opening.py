@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.format.header import ANY_PLACE, NOT_A_RELATION, RECORD_SIZE
+from tdefs.format.header import ANY_PLACE, RECORD_SIZE, FileClass, of_class
 from tdefs.format.layout import HEADER_SIZE, PAGE_SIZE, stored_size
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.sealing import Sealed
@@ -348,7 +348,7 @@ def test_a_hard_link_under_another_identity_gives_the_identity_up(served: Served
 def test_a_hard_link_under_the_same_identity_keeps_it(served: ServedVolume) -> None:
     served.create(WAL, SECRET)
     served.link(WAL, "pg_wal/000000010000000000000002")
-    assert served.bound(WAL) == (NOT_A_RELATION,)
+    assert served.bound(WAL) == (of_class(FileClass.WAL),)
     served.remount()
     assert served.read("pg_wal/000000010000000000000002") == SECRET
 

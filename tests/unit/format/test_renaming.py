@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.format.header import NOT_A_RELATION, Identity
+from tdefs.format.header import FileClass, Identity, named, of_class
 from tdefs.fs.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tdefs.policy.parse import load_policy
 from tests.unit.format.served_volume import Crash, ServedVolume, relation
@@ -32,8 +32,8 @@ def errno_of(action: Callable[[], object]) -> int | None:
     [
         (ONE, THREE, relation(16387, database=16400, fork=1, segment=1)),
         ("base/16384/.16385.Ab1Xyz", ONE, relation(16385)),
-        (ONE, WAL, NOT_A_RELATION),
-        (WAL, "pg_wal/000000010000000000000002", NOT_A_RELATION),
+        (ONE, WAL, of_class(FileClass.WAL)),
+        (WAL, "pg_wal/000000010000000000000002", of_class(FileClass.WAL)),
     ],
 )
 def test_a_rename_binds_the_file_to_its_new_place_alone(
@@ -102,7 +102,7 @@ def test_a_directory_takes_the_identities_of_its_files_along(served: ServedVolum
     served.remount()
     assert served.read("base/20000/16385") == ONE.encode()
     assert served.bound("base/20000/16386") == (relation(16386, database=20000),)
-    assert served.bound("base/20000/PG_VERSION") == (NOT_A_RELATION,)
+    assert served.bound("base/20000/PG_VERSION") == (named(b"base/20000/PG_VERSION"),)
 
 
 def test_a_rename_does_not_launder_a_file_that_lies_in_anothers_place(served: ServedVolume) -> None:

@@ -15,7 +15,7 @@ from tdefs.format.errors import (
     UnknownDataKey,
     WrongKey,
 )
-from tdefs.format.header import ANY_PLACE, NOT_A_RELATION, RECORD_SIZE, Identity
+from tdefs.format.header import ANY_PLACE, RECORD_SIZE, FileClass, Identity, named, of_class
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.fs.sealing import Broken, Empty, Expectations, Plain, Sealed, Sealer, check_identity, identity_at
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
@@ -29,6 +29,7 @@ EVERY = pytest.mark.parametrize("sealer", [STRICT, MIXED, AFTER_CRASH, MIXED_AFT
 
 HEADER = STRICT.new_header(None, relation(16385))
 PAGE = STRICT.encode(HEADER)
+NOTES = of_class(FileClass.OTHER)
 SIZE = 3 * HEADER_SIZE
 
 
@@ -67,7 +68,7 @@ def test_a_file_of_another_volume_is_foreign(sealer: Sealer) -> None:
     other = Sealer(
         KeyRing(bytes(16), "dk_1", [DK_1]), Expectations(bytes(16), plain_files=False, lost_headers=False)
     )
-    page = other.encode(other.new_header(None, NOT_A_RELATION))
+    page = other.encode(other.new_header(None, NOTES))
     assert problem(sealer, page) is ForeignFile
 
 
@@ -75,7 +76,7 @@ def test_a_file_of_another_volume_is_foreign(sealer: Sealer) -> None:
 def test_a_key_of_the_same_name_but_another_secret_is_a_wrong_key(sealer: Sealer) -> None:
     ring = KeyRing(VOLUME_ID, "dk_1", [DataKey("dk_1", 1, AES_256_XTS, bytes(32))])
     other = Sealer(ring, Expectations(ring.volume_id, plain_files=False, lost_headers=False))
-    assert problem(sealer, other.encode(other.new_header(None, NOT_A_RELATION))) is WrongKey
+    assert problem(sealer, other.encode(other.new_header(None, NOTES))) is WrongKey
 
 
 @EVERY
@@ -84,7 +85,7 @@ def test_a_key_or_round_that_the_keystore_lacks_is_said_to_be_unknown(sealer: Se
     other = Sealer(
         KeyRing(VOLUME_ID, key.name, [key]), Expectations(VOLUME_ID, plain_files=False, lost_headers=False)
     )
-    assert problem(sealer, other.encode(other.new_header(None, NOT_A_RELATION))) is UnknownDataKey
+    assert problem(sealer, other.encode(other.new_header(None, NOTES))) is UnknownDataKey
 
 
 def test_a_file_without_header_is_plain_only_where_plain_files_are_allowed() -> None:
@@ -138,10 +139,10 @@ def test_zeros_are_a_plain_file_where_the_policy_leaves_it_plain(sealer: Sealer,
 def test_new_files_take_the_newest_round_and_a_file_id_of_their_own() -> None:
     ring = KeyRing(VOLUME_ID, "dk_1", [DK_1, replace(DK_1, round=2, secret=bytes(32)), DK_2])
     sealer = Sealer(ring, Expectations(ring.volume_id, plain_files=False, lost_headers=False))
-    headers = [sealer.new_header(None, NOT_A_RELATION) for _ in range(100)]
+    headers = [sealer.new_header(None, NOTES) for _ in range(100)]
     assert {(header.key_name, header.key_round) for header in headers} == {("dk_1", 2)}
     assert len({header.file_id for header in headers}) == 100
-    assert sealer.new_header("dk_2", NOT_A_RELATION).key_name == "dk_2"
+    assert sealer.new_header("dk_2", NOTES).key_name == "dk_2"
 
 
 def test_two_files_and_two_data_keys_encrypt_one_page_differently() -> None:
@@ -162,12 +163,37 @@ def test_two_files_and_two_data_keys_encrypt_one_page_differently() -> None:
         ("15/main/base/5/1259", relation(1259, database=5)),
         ("global/1262", relation(1262, database=0)),
         ("pg_tblspc/16500/PG_15_202209061/16384/16385", relation(16385)),
-        ("pg_wal/000000010000000000000001", NOT_A_RELATION),
-        ("postgresql.conf", NOT_A_RELATION),
-        ("base/16384/.16385.Ab1Xyz", NOT_A_RELATION),
+        ("pg_wal/000000010000000000000001", of_class(FileClass.WAL)),
+        ("postgresql.conf", named(b"postgresql.conf")),
+        ("base/16384/.16385.Ab1Xyz", of_class(FileClass.DATABASE)),
+        ("notes.txt", NOTES),
+        *(
+            (path, named(path.encode()))
+            for path in (
+                "global/pg_control",
+                "15/main/global/pg_control",
+                "pg_xact/0000",
+                "pg_multixact/offsets/0001",
+                "pg_multixact/members/0000",
+                "pg_commit_ts/0000",
+                "pg_subtrans/00FF",
+                "pg_notify/0000",
+                "pg_serial/0000",
+                "pg_hba.conf",
+                "postgresql.auto.conf",
+                "conf.d/00-first.conf",
+                "PG_VERSION",
+                "base/5/PG_VERSION",
+                "base/5/pg_filenode.map",
+                "global/pg_filenode.map",
+                "pg_twophase/000002F1",
+                "postmaster.pid",
+                "standby.signal",
+            )
+        ),
     ],
 )
-def test_a_place_binds_to_database_relfilenode_fork_and_segment(path: str, identity: Identity) -> None:
+def test_a_file_is_bound_to_its_numbers_its_name_or_its_class(path: str, identity: Identity) -> None:
     assert identity_at(path) == identity
 
 
@@ -175,6 +201,6 @@ def test_a_file_in_another_ones_place_is_a_mismatch_that_names_both() -> None:
     with pytest.raises(IdentityMismatch, match=r"16385 of database 16384.*16386_fsm\.1 of database 16384"):
         check_identity(HEADER, relation(16386, fork=1, segment=1))
     with pytest.raises(IdentityMismatch):
-        check_identity(HEADER, NOT_A_RELATION)
+        check_identity(HEADER, NOTES)
     check_identity(HEADER, relation(16385))
     check_identity(HEADER.bound_to(ANY_PLACE), relation(16386))

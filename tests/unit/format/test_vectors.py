@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tdefs.format.header import Binding, Header, Identity, decode_header, encode_header, verify_header
+from tdefs.format.header import Binding, Header, Identity, decode_header, encode_header, named, verify_header
 from tdefs.format.layout import PAGE_SIZE, SECTOR_SIZE, plaintext_length, stored_size
 from tdefs.format.pages import PageCipher
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, derive_file_key, derive_header_mac_key, key_fingerprint
@@ -21,8 +21,8 @@ VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
 FILE_KEY = bytes.fromhex(VECTORS["file_key_of_pages"])
 BINDINGS = {
     "relation": Binding.RELATION,
-    "not a relation": Binding.NOT_A_RELATION,
     "any place": Binding.ANY_PLACE,
+    "class": Binding.CLASS,
 }
 
 
@@ -32,7 +32,9 @@ def data_key(vector: dict[str, Any]) -> DataKey:
 
 def header_of(vector: dict[str, Any]) -> Header:
     identities = tuple(
-        Identity(BINDINGS[fields["binding"]], **{name: fields[name] for name in fields if name != "binding"})
+        named(fields["path"].encode())
+        if "path" in fields
+        else Identity(BINDINGS[fields["binding"]], **{name: fields[name] for name in fields if name != "binding"})
         for fields in vector["identities"]
     )
     return Header(

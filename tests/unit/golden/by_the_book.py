@@ -76,13 +76,13 @@ def decrypt_file(stored: bytes, volume_id: bytes, keys: DataKeys) -> bytes:
     """The content of a stored file, plain or encrypted; fails where the format says that a file is damaged."""
     if stored[:8] != b"\x89TDEFS\r\n" and stored[16:32] != volume_id:
         return stored
-    fields = struct.unpack("<8sHHI16s16s32sI8s4x16s16s64x32s32s", stored[:256])
+    fields = struct.unpack("<8sHHI16s16s32sI8s4x32s32s288x32s32s", stored[:512])
     magic, version, suite, page_size, volume, file_id, name, number, fingerprint, *_, mac, checksum = fields
-    assert checksum == hashlib.sha256(stored[:224]).digest()
-    assert (magic, version, suite, page_size, volume) == (b"\x89TDEFS\r\n", 1, 1, PAGE, volume_id)
+    assert checksum == hashlib.sha256(stored[:480]).digest()
+    assert (magic, version, suite, page_size, volume) == (b"\x89TDEFS\r\n", 2, 1, PAGE, volume_id)
     data_key = keys[name.rstrip(b"\0").decode("ascii"), number]
     assert fingerprint == hkdf(data_key, b"tdefs v1 key fingerprint", 8)
-    assert mac == hmac.digest(hkdf(data_key, b"tdefs v1 header mac", 32), stored[:192], "sha256")
+    assert mac == hmac.digest(hkdf(data_key, b"tdefs v1 header mac", 32), stored[:448], "sha256")
     file_key = hkdf(data_key, b"tdefs v1 file key aes-256-xts" + file_id, 64)
     data = stored[PAGE:]
     length = len(data) if len(data) % BLOCK == 0 else len(data) - BLOCK

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tdefs.format.header import Header
+from tdefs.format.header import RECORD_SIZE, Header, decode_header
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.stored import StoredFile
 from tdefs.fs.sealing import Expectations, Sealer, identity_at
@@ -89,6 +89,14 @@ class SmallVolume:
             file.truncate(length)
         os.close(store.fd)
         return header
+
+    def rename(self, relpath: str, new: str) -> None:
+        """Give an encrypted file another name, as a rename through the mount does."""
+        stored = bytearray(self.path(relpath).read_bytes())
+        header = decode_header(bytes(stored[:RECORD_SIZE]), self.ring.volume_id).bound_to(identity_at(new))
+        stored[:RECORD_SIZE] = self.sealer.encode(header)
+        self.path(new).write_bytes(stored)
+        self.path(relpath).unlink()
 
     def plain(self, relpath: str, content: bytes) -> None:
         """Write a file as it is."""

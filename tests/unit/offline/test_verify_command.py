@@ -419,7 +419,7 @@ def retired(small: SmallVolume) -> None:
     """Make two clusters, the first of which pg_upgrade --link has retired."""
     for directory in ("15/", "18/"):
         small.cluster(directory)
-    small.path("15/global/pg_control").rename(small.path("15/global/pg_control.old"))
+    small.rename("15/global/pg_control", "15/global/pg_control.old")
     small.seal(f"15/{TABLE}", good_pages(2))
 
 

@@ -203,8 +203,7 @@ def test_tablespace_beside_its_cluster_is_judged_by_it(tablespace: SmallVolume, 
     assert (finding["path"], finding["blocks"]) == (f"spaces/fast/{TABLE}", [1])
     assert (found["unchecked"], found["checksums"]["spaces/fast/PG_15_202209061"]) == ([], "on")
     # what pg_upgrade has retired needs no check there either
-    control = tablespace.path("main/global/pg_control")
-    control.rename(control.with_name("pg_control.old"))
+    tablespace.rename("main/global/pg_control", "main/global/pg_control.old")
     code, found = verified(command, tablespace)
     assert (code, found["unchecked"]) == (Exit.OK, [])
 
