@@ -20,8 +20,10 @@ record or the new one. The rest of the header page is zero (a hole).
        192   32  HMAC-SHA256 of bytes 0..191 under the data key's header MAC key
        224   32  SHA-256 of bytes 0..223
 
-An identity is: binding (1 byte: 0 = slot unused, 1 = relation file, 2 = not a relation file, 3 = any place), fork
-number (1), zero (2), database OID (4), relfilenode (4), segment (4).
+An identity is: binding (1 byte: 0 = slot unused, 1 = relation file, 2 = not a relation file, 3 = any place, 6 = a
+FIFO, socket or device), fork number (1), zero (2), database OID (4), relfilenode (4), segment (4). With binding 6
+the fork number is the type (1 = FIFO, 2 = character device, 6 = block device, 12 = socket), the database OID a
+device's major number, and the relfilenode its minor number.
 
 The checksum tells damage from a wrong key without any key; the MAC tells a header of this key from a forgery.
 """
@@ -62,6 +64,7 @@ class Binding(IntEnum):
     RELATION = 1
     NOT_A_RELATION = 2
     ANY_PLACE = 3
+    SPECIAL = 6
 
 
 class Identity(NamedTuple):
@@ -77,6 +80,8 @@ class Identity(NamedTuple):
     segment: int = 0
 
     def __str__(self) -> str:
+        if self.binding == Binding.SPECIAL:
+            return "a FIFO, socket or device"
         if self.binding != Binding.RELATION:
             return "no relation file" if self.binding == Binding.NOT_A_RELATION else "any file"
         fork = ("", "_fsm", "_vm", "_init")[self.fork] if self.fork < 4 else f"_fork{self.fork}"
