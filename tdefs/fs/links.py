@@ -30,6 +30,7 @@ class MovingLink:
 
     inode: Inode
     link: Link
+    status: os.stat_result
     old_path: bytes
     new_path: bytes
 
@@ -59,12 +60,12 @@ class Links:
         :raises OSError: EIO or ENOKEY for a link that cannot be presented; the log says why.
         """
         try:
-            link = self._open(inode, list(map(os.fsencode, self._inodes.paths(inode))))
+            link, status = self._open(inode, list(map(os.fsencode, self._inodes.paths(inode))))
         except FormatError as error:
             raise self._opener.presented_as(inode, error) from error
         if len(link.places) > 1 and inode.names and self._staging is not None:
             try:
-                self._replace(inode, link, (os.fsencode(inode.path()),))
+                self._replace(inode, link, status, (os.fsencode(inode.path()),))
             except OSError as error:
                 # it can be read as it is
                 self._opener.complaints.failed("readlink", inode.shown(), error)
@@ -91,32 +92,33 @@ class Links:
         if old == new:
             return None
         try:
-            link = self._open(inode, [old])
+            link, status = self._open(inode, [old])
         except FormatError:
             return None
-        self._replace(inode, link, (old, new))
-        return MovingLink(inode, link, old, new)
+        self._replace(inode, link, status, (old, new))
+        return MovingLink(inode, link, status, old, new)
 
     def settle(self, moving: MovingLink) -> None:
         """After a rename: let a link lie at its new place alone."""
-        self._replace(moving.inode, moving.link, (moving.new_path,))
+        self._replace(moving.inode, moving.link, moving.status, (moving.new_path,))
 
     def undo(self, moving: MovingLink) -> None:
         """After a rename that failed: let a link lie at its old place alone."""
-        self._replace(moving.inode, moving.link, (moving.old_path,))
+        self._replace(moving.inode, moving.link, moving.status, (moving.old_path,))
 
-    def _open(self, inode: Inode, paths: list[bytes]) -> Link:
-        """Return the link that *inode* is, which must belong at all of *paths*.
+    def _open(self, inode: Inode, paths: list[bytes]) -> tuple[Link, os.stat_result]:
+        """Return the link that *inode* is, which must belong at all of *paths*, and its attributes.
 
         :raises FormatError: it cannot be presented.
         """
         name, directory = self._inodes.place(inode)
-        if self._calls.stat("readlink:stat", name, directory).st_nlink > 1:
+        status = self._calls.stat("readlink:stat", name, directory)
+        if status.st_nlink > 1:
             raise ForeignLink("the symbolic link has several names, and tdefs gives each one")
         link = self._sealer.open(self._calls.readlink("readlink", name, directory))
         for path in paths:
             link.check_lies_at(path)
-        return link
+        return link, status
 
     def _text(self, target: bytes, path: str) -> bytes:
         if not target:
@@ -125,14 +127,12 @@ class Links:
             raise OSError(ENAMETOOLONG, os.strerror(ENAMETOOLONG))
         return self._sealer.seal(target, (os.fsencode(path),), self._opener.key_name_at(path))
 
-    def _replace(self, inode: Inode, link: Link, paths: tuple[bytes, ...]) -> None:
-        """Put a link that may lie at *paths* in the place of *inode*, with its owner and times."""
+    def _replace(self, inode: Inode, link: Link, like: os.stat_result, paths: tuple[bytes, ...]) -> None:
+        """Put a link that may lie at *paths* in the place of *inode*, with the owner and times of *like*."""
         name, directory = self._inodes.place(inode)
-        status = self._calls.stat("relink:stat", name, directory)
         key_name = self._opener.key_name_at(os.fsdecode(paths[-1]))
         text = self._sealer.seal(link.target, paths, key_name, link)
-        made = self._put(text, status, name, directory, 0)
-        self._inodes.rekey(inode, made)
+        self._inodes.rekey(inode, self._put(text, like, name, directory, 0))
 
     def _put(self, text: bytes, like: os.stat_result, name: bytes, directory: int, flags: int) -> os.stat_result:
         """Make a link with *text* and the owner and times of *like*, and then rename it to *name*."""
