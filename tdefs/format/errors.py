@@ -81,3 +81,33 @@ class SharedFileId(FormatError):
 
 class DamagedLength(FormatError):
     """The stored length is one that no file of this format can have."""
+
+
+class ForeignLink(FormatError):
+    """A symbolic link that tdefs did not make for this volume."""
+
+    hint = (
+        "somebody has made it in the backing directory: see who can write there, remove it, and make the link "
+        "anew through the mount"
+    )
+
+
+class DamagedLink(FormatError):
+    """A symbolic link with the beginning, but not with the form of those that tdefs makes."""
+
+    hint = "remove the link, and make it anew through the mount"
+
+
+class MisplacedLink(FormatError):
+    """A symbolic link that tdefs made for another place of the volume."""
+
+    hint = (
+        "somebody has moved or copied it in the backing directory: see who can write there, remove it, and make "
+        "the link anew through the mount"
+    )
+
+
+class PlantedNode(FormatError):
+    """A FIFO, socket or device in the backing directory, where tdefs makes none."""
+
+    hint = "somebody has put it into the backing directory: see who can write there, and remove it"

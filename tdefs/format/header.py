@@ -98,6 +98,10 @@ class Identity(NamedTuple):
       0 main, 1 fsm, 2 vm, 3 init.
     - NAMED: ``name`` is the truncated SHA-256 of the path.
     - CLASS: ``fork`` is a :class:`FileClass`.
+    - SPECIAL: ``fork`` is the type (1 = FIFO, 2 = character device, 6 = block device, 12 = socket), ``database`` a
+      device's major number, ``relfilenode`` its minor number.
+    - SPECIAL: ``fork`` is the type (1 = FIFO, 2 = character device, 6 = block device, 12 = socket), ``database`` a
+      device's major number, ``relfilenode`` its minor number.
     """
 
     binding: Binding
@@ -120,7 +124,7 @@ class Identity(NamedTuple):
                 kind = FileClass(self.fork).name.lower().replace("_", " ") if known else f"number {self.fork}"
                 return f"a file of the class {kind!r}"
             case Binding.SPECIAL:
-                return "a special file"
+                return "a FIFO, socket or device"
             case _:
                 return "any file"
 

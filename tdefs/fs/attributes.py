@@ -54,6 +54,7 @@ class Attributes:
             if (changes.size, changes.mode, changes.uid, changes.gid) != (None, None, None, None):
                 raise OSError(ESTALE, os.strerror(ESTALE))
             return inode.ghost.status
+        self._opener.refuse_planted(inode)
         if changes.size is not None:
             self._truncate(inode, changes.size)
         file = inode.open_file

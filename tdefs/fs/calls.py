@@ -79,11 +79,12 @@ class SystemCalls:
     def open(self, label: str, name: bytes, flags: int, mode: int, directory: int) -> int:
         """Open *name* in *directory*; never follows a symbolic link, never leaks into a child process.
 
-        The name may be empty.
+        The name may be empty. A FIFO that somebody has put in the place of a file is not waited for.
         """
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK
         if not name:
-            return os.open(_itself(directory), flags | os.O_CLOEXEC)
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory)
+            return os.open(_itself(directory), flags)
+        return os.open(name, flags | os.O_NOFOLLOW, mode, dir_fd=directory)
 
     def close(self, label: str, fd: int) -> None:
         """Close *fd*."""

@@ -94,6 +94,16 @@ class Inode:
         """Tell whether this is a directory."""
         return self.type == stat.S_IFDIR
 
+    @property
+    def is_link(self) -> bool:
+        """Tell whether this is a symbolic link."""
+        return self.type == stat.S_IFLNK
+
+    @property
+    def is_planted(self) -> bool:
+        """Tell whether this is a FIFO, socket or device in the backing directory: tdefs stores these as files."""
+        return not (self.is_file or self.is_directory or self.is_link)
+
     def lost(self, loss: Loss) -> None:
         """Note that data of it may be lost."""
         self.loss = self.loss.followed_by(loss) if self.loss is not None else loss
@@ -224,6 +234,17 @@ class InodeTable:
             inode.names.remove(place)
         inode.names.append((new_parent, new_name))
         self.name_added(new_parent)
+
+    def rekey(self, inode: Inode, status: os.stat_result) -> None:
+        """Note that another file in the backing directory, with *status*, has taken the place of *inode*'s.
+
+        To the kernel it stays what it is, under its number.
+        """
+        key = (status.st_dev, status.st_ino)
+        if self._by_key.get(inode.key) is inode:
+            del self._by_key[inode.key]
+            self._by_key[key] = inode
+        inode.key = key
 
     def name_added(self, parent: Inode) -> None:
         """Note that a name came into *parent*: a sync of what it leads to must make it durable, too."""

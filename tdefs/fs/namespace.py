@@ -10,11 +10,14 @@ from errno import EEXIST, EINVAL, ENOENT, EPERM
 from functools import partial
 
 from tdefs.format.header import ANY_PLACE, Identity
+from tdefs.format.special import Special
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.files import OpenFile
 from tdefs.fs.inodes import ROOT_NUMBER, Ghost, Inode, InodeTable, path_of
+from tdefs.fs.links import Links, MovingLink
 from tdefs.fs.opening import Opener
 from tdefs.fs.sealing import identity_at
+from tdefs.fs.staging import Staging
 from tdefs.text import printable_path
 from tdefs.volume import PRIVATE_DIRECTORY
 
@@ -32,10 +35,14 @@ _Rebound = tuple[Inode, Identity, Identity]
 class Namespace:
     """The directory tree of one mount."""
 
-    def __init__(self, calls: SystemCalls, inodes: InodeTable, opener: Opener) -> None:
+    def __init__(
+        self, calls: SystemCalls, inodes: InodeTable, opener: Opener, staging: Staging | None = None
+    ) -> None:
+        """:param staging: where links are made anew; ``None`` for a volume that is only read."""
         self._calls = calls
         self._inodes = inodes
         self._opener = opener
+        self._links = Links(calls, inodes, opener, staging)
 
     def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
         """Return the inode at a place and its attributes in the backing directory.
@@ -106,19 +113,19 @@ class Namespace:
             self._opener.close_if_unused(self.create(parent, name, mode, owner))
         else:
             _refuse_private(parent, name)
-            self._calls.mknod("mknod", name, mode, device, self._inodes.directory_fd(parent), owner)
+            special = Special(stat.S_IFMT(mode), os.major(device), os.minor(device))
+            self._opener.create_special(parent, name, stat.S_IMODE(mode), owner, special)
         return self.adopt(parent, name, mode, owner)
 
     def symlink(self, parent: Inode, name: bytes, target: bytes, owner: Owner) -> tuple[Inode, os.stat_result]:
         """Make a symbolic link."""
         _refuse_private(parent, name)
-        self._calls.symlink("symlink", target, name, self._inodes.directory_fd(parent), owner)
+        self._links.make(parent, name, target, owner)
         return self.adopt(parent, name, 0, owner)
 
     def readlink(self, inode: Inode) -> bytes:
         """Return where a symbolic link points."""
-        name, directory = self._inodes.place(inode)
-        return self._calls.readlink("readlink", name, directory)
+        return self._links.read(inode)
 
     def unlink(self, parent: Inode, name: bytes) -> None:
         """Remove a name; the file lives on while it is open or has other names."""
@@ -135,9 +142,18 @@ class Namespace:
             self._calls.rmdir("rmdir", name, self._inodes.directory_fd(parent))
         self._removed(inode, parent, name, status, status.st_size)
 
-    def link(self, inode: Inode, parent: Inode, name: bytes) -> os.stat_result:
-        """Give a file one more name. Under another identity it is bound to none from then on."""
+    def link(self, inode: Inode, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
+        """Give a file one more name, and return it. Under another identity it is bound to none from then on.
+
+        A symbolic link belongs to one place, so another one with its target is made.
+        """
         _refuse_private(parent, name)
+        self._opener.refuse_planted(inode)
+        if inode.is_link:
+            self._links.copy(inode, parent, name)
+            made = self.lookup(parent, name)
+            self._inodes.name_added(parent)
+            return made
         directory = self._inodes.directory_fd(parent)
         given_up: tuple[Identity, ...] = ()
         if inode.is_file:
@@ -159,13 +175,14 @@ class Namespace:
             raise
         self._inodes.enter(parent, name, status)
         self._inodes.name_added(parent)
-        return status
+        return inode, status
 
     def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
         """Rename, replace or exchange; a relation file's identity goes along.
 
         A header that must change names both identities, durably, before the name changes, and only the new one
-        afterwards: whenever this stops, each file can be opened where it lies.
+        afterwards: whenever this stops, each file can be opened where it lies. So it is with links, which are made
+        anew for that.
         """
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise OSError(EINVAL, os.strerror(EINVAL))
@@ -180,10 +197,11 @@ class Namespace:
                 raise OSError(EEXIST, os.strerror(EEXIST))
         old_path, new_path = path_of(parent, name), path_of(new_parent, new_name)
         rebound: list[_Rebound] = []
+        links: list[MovingLink] = []
         try:
-            self._bind_both(inode, status.st_nlink, old_path, new_path, rebound)
+            self._bind_both(inode, status.st_nlink, old_path, new_path, rebound, links)
             if target is not None and flags & RENAME_EXCHANGE:
-                self._bind_both(target, target_status.st_nlink, new_path, old_path, rebound)
+                self._bind_both(target, target_status.st_nlink, new_path, old_path, rebound, links)
             replaced = target if not flags & RENAME_EXCHANGE else None
             with self._held(replaced, new_parent, new_name):
                 self._calls.rename(
@@ -197,6 +215,8 @@ class Namespace:
         except OSError:
             for node, old, _ in rebound:
                 self._undo("rename", parent, name, partial(self._opener.bind, node, old))
+            for link in links:
+                self._undo("rename", parent, name, partial(self._links.undo, link))
             raise
         if target is inode:
             # two names of one file: rename(2) does nothing
@@ -209,6 +229,7 @@ class Namespace:
         self._inodes.moved(inode, parent, name, new_parent, new_name)
         if rebound:
             self._forget_old_places(parent, new_parent, rebound)
+        self._settle(new_parent, links)
 
     def _length(self, inode: Inode, status: os.stat_result) -> int:
         """Return the length to remember of what is about to be removed; a file that cannot be read can go, too."""
@@ -251,9 +272,18 @@ class Namespace:
             self._inodes.held.drop(inode)
             raise
 
-    def _bind_both(self, inode: Inode, links: int, old_path: str, new_path: str, rebound: list[_Rebound]) -> None:
-        """Bind what is about to be renamed to its old and its new identity; add what changed to *rebound*.
+    def _bind_both(
+        self,
+        inode: Inode,
+        names: int,
+        old_path: str,
+        new_path: str,
+        rebound: list[_Rebound],
+        links: list[MovingLink],
+    ) -> None:
+        """Bind what is about to be renamed to its old and its new identity, and links to both places.
 
+        What changed is added to *rebound* and *links*.
         A file with other names under the old identity gives it up.
 
         :raises OSError: EXDEV where a plain file would come to lie in a place of encrypted ones.
@@ -262,13 +292,17 @@ class Namespace:
             for name in self.names_in(inode):
                 child, status = self.lookup(inode, name)
                 tail = "/" + os.fsdecode(name)
-                self._bind_both(child, status.st_nlink, old_path + tail, new_path + tail, rebound)
+                self._bind_both(child, status.st_nlink, old_path + tail, new_path + tail, rebound, links)
                 self._inodes.drop_if_unused(child)
+        elif inode.is_link:
+            moving = self._links.bind_both(inode, old_path, new_path)
+            if moving is not None:
+                links.append(moving)
         elif inode.is_file:
             self._opener.check_may_lie_at(inode, new_path)
             old, new = identity_at(old_path), identity_at(new_path)
             if old != new and old in self._opener.bound(inode):
-                becomes = new if links == 1 else ANY_PLACE
+                becomes = new if names == 1 else ANY_PLACE
                 rebound.append((inode, old, becomes))
                 self._opener.bind(inode, old, becomes)
 
@@ -287,6 +321,15 @@ class Namespace:
             self._opener.complaints.failed("rename", printable_path(new_parent.path()), error)
         for node, _, _ in rebound:
             self._inodes.drop_if_unused(node)
+
+    def _settle(self, new_parent: Inode, links: list[MovingLink]) -> None:
+        """After a rename: let each link lie at its new place alone. A failure is none of the rename's."""
+        for link in links:
+            try:
+                self._links.settle(link)
+            except OSError as error:
+                self._opener.complaints.failed("rename", printable_path(new_parent.path()), error)
+            self._inodes.drop_if_unused(link.inode)
 
     def _undo(self, operation: str, parent: Inode, name: bytes, work: Callable[[], None]) -> None:
         self._opener.undo(operation, path_of(parent, name), work)

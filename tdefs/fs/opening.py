@@ -11,10 +11,11 @@ from dataclasses import replace
 from errno import EACCES, EPERM, EROFS, EXDEV
 
 from tdefs.errors import errno_of
-from tdefs.format.errors import DamagedLength, FormatError, SharedFileId
+from tdefs.format.errors import DamagedLength, FormatError, PlantedNode, SharedFileId
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Header, Identity
 from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
 from tdefs.format.pages import PageCipher
+from tdefs.format.special import Special, special_of
 from tdefs.format.stored import StoredFile
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.complaints import Complaints
@@ -52,11 +53,30 @@ class Opener:
         self._idle: OrderedDict[OpenFile, None] = OrderedDict()
         inodes.descriptors.give_up = self._close_some_idle
 
+    @property
+    def sealer(self) -> Sealer:
+        """What knows the keys in use."""
+        return self._sealer
+
+    def key_name_at(self, path: str) -> str | None:
+        """Return which data key the policy names for *path*; ``None``: none, so it is the default one."""
+        return self._decide(path).key_name
+
+    def refuse_planted(self, inode: Inode) -> None:
+        """Refuse what was put into the backing directory and is no file, directory or link.
+
+        :raises OSError: EIO; the log says why.
+        """
+        if inode.is_planted:
+            error = PlantedNode("a FIFO, socket or device lies in the backing directory, where tdefs makes none")
+            raise self.presented_as(inode, error) from error
+
     def open(self, inode: Inode, *, writable: bool) -> OpenFile:
         """Return the open file of *inode*, opened now if it is not.
 
         :raises OSError: EIO or ENOKEY for a file that cannot be presented; the log says why.
         """
+        self.refuse_planted(inode)
         if inode.open_file is not None:
             self._check_other_names(inode)
             self._check_twins(inode)
@@ -113,6 +133,24 @@ class Opener:
         self._inodes.name_added(parent)
         inode.open_file = OpenFile(inode, fd, content, status, writable=True)
         return inode.open_file
+
+    def create_special(self, parent: Inode, name: bytes, mode: int, owner: Owner, special: Special) -> None:
+        """Make the file that stands for a FIFO, socket or device. It is durable, since nobody can sync it later.
+
+        :raises OSError: nothing is left of the file then.
+        """
+        path = path_of(parent, name)
+        directory = self._inodes.directory_fd(parent)
+        fd = self._inodes.descriptors.create_at("special:open", name, os.O_RDWR, mode, directory, owner)
+        try:
+            header = self._sealer.new_header(self.key_name_at(path), special.identity)
+            self._write_new_header(path, fd, header)
+            self._calls.fdatasync("special:sync", fd)
+        except BaseException:
+            self.undo("create", path, lambda: self._calls.unlink("special:undo", name, directory))
+            raise
+        finally:
+            self._inodes.descriptors.let_go("special:close", fd)
 
     def undo(self, operation: str, path: str, work: Callable[[], None]) -> None:
         """Take back a step of something that failed; if that fails, too, the next mount will have to."""
@@ -287,7 +325,7 @@ class Opener:
         :returns: what it was bound to, to be restored if there will be no link; nothing if that did not change.
         """
         bound = self.bound(inode)
-        if not bound or new_identity in bound or ANY_PLACE in bound:
+        if not bound or new_identity in bound or ANY_PLACE in bound or special_of(bound) is not None:
             return ()
         self.bind(inode, ANY_PLACE)
         return bound
@@ -427,7 +465,7 @@ class Opener:
                 size = form.length
             return PlainContent(store, size, lambda head: self._refuse_header(inode, head))
         except FormatError as error:
-            raise self._presented_as(inode, error) from error
+            raise self.presented_as(inode, error) from error
 
     def _begin(self, inode: Inode, fd: int) -> PageCipher | None:
         """Before an open empty file gets its first byte: see that nothing was ever encrypted under its file id.
@@ -483,7 +521,7 @@ class Opener:
         others = self._twins.of(inode, inode.form.header.file_id)
         if others:
             names = ", ".join(f'"{printable_path(path)}"' for path in others)
-            raise self._presented_as(inode, SharedFileId(f"its file id is also that of {names}"))
+            raise self.presented_as(inode, SharedFileId(f"its file id is also that of {names}"))
 
     def _check_other_names(self, inode: Inode) -> None:
         """Check an open file again that has several names: by which of them it is opened, the kernel does not say.
@@ -495,7 +533,7 @@ class Opener:
         try:
             self._check_identity_at_all_names(inode, inode.form.header)
         except FormatError as error:
-            raise self._presented_as(inode, error) from error
+            raise self.presented_as(inode, error) from error
 
     def _refuse_header(self, inode: Inode, head: bytes) -> None:
         """Refuse to write a plain file that would be taken for a damaged encrypted one.
@@ -549,7 +587,7 @@ class Opener:
         """Tell whether a file belongs where it lies, under all names that are known."""
         return all(header.accepts(identity_at(path_of(parent, name))) for parent, name in inode.names)
 
-    def _presented_as(self, inode: Inode, error: FormatError) -> OSError:
+    def presented_as(self, inode: Inode, error: FormatError) -> OSError:
         """Log why *inode* cannot be presented; return the error for who opens it."""
         names = ", ".join(printable_path(os.fsencode(path)) for path in self._inodes.paths(inode))
         log.error("%s: %s (HINT: %s)", names or inode.shown(), error, error.hint)

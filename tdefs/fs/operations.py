@@ -33,6 +33,7 @@ from pyfuse3 import (
 )
 
 from tdefs.errors import errno_of
+from tdefs.fs.appearance import appearance
 from tdefs.fs.attributes import Attributes, Changes
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.durability import Durability
@@ -44,6 +45,7 @@ from tdefs.fs.namespace import Namespace
 from tdefs.fs.opening import Opener
 from tdefs.fs.reading import Reader
 from tdefs.fs.replies import Replies, reply
+from tdefs.fs.staging import Staging
 from tdefs.policy.paths import Kind, classify
 from tdefs.text import printable_path
 
@@ -81,12 +83,14 @@ class FuseOperations(Replies, pyfuse3.Operations):
         inodes: InodeTable,
         opener: Opener,
         root_fd: int,
+        staging: Staging | None = None,
     ) -> None:
+        """:param staging: where links are made anew; ``None`` for a volume that is only read."""
         super().__init__(opener.complaints)
         self._calls = calls
         self._inodes = inodes
         self._opener = opener
-        self._namespace = Namespace(calls, inodes, opener)
+        self._namespace = Namespace(calls, inodes, opener, staging)
         self._attributes = Attributes(calls, inodes, opener)
         self._reader = Reader(calls)
         self._durability = Durability(calls, inodes)
@@ -178,7 +182,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         node = self._inodes[inode]
         parent = self._inodes[new_parent_inode]
         with self._making(parent, new_name):
-            return self._entry(node, self._namespace.link(node, parent, new_name))
+            return self._entry(*self._namespace.link(node, parent, new_name))
 
     @reply
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -554,14 +558,12 @@ class FuseOperations(Replies, pyfuse3.Operations):
         entry.generation = inode.generation
         entry.entry_timeout = FOREVER_SECONDS
         entry.attr_timeout = FOREVER_SECONDS
-        entry.st_mode = status.st_mode
+        entry.st_mode, entry.st_rdev, entry.st_size = appearance(self._opener, inode, status)
         entry.st_nlink = status.st_nlink
         if inode.ghost is not None:
             entry.st_nlink = inode.ghost.links
         entry.st_uid = status.st_uid
         entry.st_gid = status.st_gid
-        entry.st_rdev = status.st_rdev
-        entry.st_size = self._opener.length(inode, status) if inode.is_file else status.st_size
         entry.st_blksize = status.st_blksize
         entry.st_blocks = status.st_blocks
         entry.st_atime_ns = status.st_atime_ns

@@ -27,6 +27,8 @@ from tdefs.fs.operations import FuseOperations
 from tdefs.fs.read_only import control_places
 from tdefs.fs.reserve import with_own_rights, without_reserve
 from tdefs.fs.sealing import Expectations, Sealer
+from tdefs.fs.staging import DIRECTORY as STAGING_DIRECTORY
+from tdefs.fs.staging import Staging
 from tdefs.fs.watched import Watched
 from tdefs.fs.workers import workers
 from tdefs.keys.document import ACTIVE, REVOKED
@@ -107,7 +109,8 @@ def run_session(
     sealer = Sealer(ring, Expectations(volume.volume_id, volume.plain_files, lost_headers=lost_headers))
     inodes = InodeTable(calls, root_fd)
     opener = Opener(calls, inodes, sealer, policy)
-    operations = FuseOperations(calls, inodes, opener, root_fd)
+    staging = None if request.read_only else Staging(calls, volume.private / STAGING_DIRECTORY)
+    operations = FuseOperations(calls, inodes, opener, root_fd, staging)
     if not left_clean:
         # what is found now must be what a crash from now on would leave, names above all
         calls.syncfs("session:recover", root_fd)
@@ -167,6 +170,8 @@ def run_session(
             if course.ended and not opener.left_something and not request.read_only:
                 write_session(volume, replace(session, clean=True))
             os.close(root_fd)
+            if staging is not None:
+                staging.close()
     if not course.served:
         raise _not_begun(request.mountpoint, failure)
     if not course.ended:

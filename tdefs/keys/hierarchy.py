@@ -16,6 +16,8 @@ FILE_ID_BYTES = 16
 VOLUME_ID_BYTES = 16
 FILE_KEY_BYTES = 64
 HEADER_MAC_KEY_BYTES = 32
+LINK_ID_BYTES = 16
+LINK_KEY_BYTES = 32
 FINGERPRINT_BYTES = 8
 MAX_ROUND = 2**32 - 1
 
@@ -31,6 +33,7 @@ KEY_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}", re.ASCII)
 _FILE_KEY_PURPOSE = b"tdefs v1 file key aes-256-xts"
 _HEADER_MAC_PURPOSE = b"tdefs v1 header mac"
 _FINGERPRINT_PURPOSE = b"tdefs v1 key fingerprint"
+_LINK_PURPOSE = b"tdefs v1 symbolic link aes-256-gcm"
 _STATE_PURPOSE = b"tdefs v1 volume state"
 
 
@@ -95,6 +98,21 @@ def derive_header_mac_key(data_key: DataKey) -> bytes:
     "tdefs v1 header mac", no terminator.
     """
     return hkdf_sha256(data_key.secret, _HEADER_MAC_PURPOSE, HEADER_MAC_KEY_BYTES)
+
+
+def derive_link_key(data_key: DataKey, link_id: bytes) -> bytes:
+    """Return the 32-byte AES-256-GCM key of the one symbolic link with the 16-byte ``link_id``.
+
+    HKDF-SHA256, input the data key's 32 bytes, no salt, ``info`` of 50 bytes::
+
+        0   34  ASCII "tdefs v1 symbolic link aes-256-gcm", no terminator
+        34  16  the link id
+
+    Raises ValueError if ``link_id`` is not 16 bytes.
+    """
+    if len(link_id) != LINK_ID_BYTES:
+        raise ValueError(f"a link id has {LINK_ID_BYTES} bytes, not {len(link_id)}")
+    return hkdf_sha256(data_key.secret, _LINK_PURPOSE + link_id, LINK_KEY_BYTES)
 
 
 def key_fingerprint(data_key: DataKey) -> bytes:

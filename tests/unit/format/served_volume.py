@@ -15,6 +15,7 @@ from tdefs.fs.inodes import Inode, InodeTable
 from tdefs.fs.namespace import Namespace
 from tdefs.fs.opening import Opener
 from tdefs.fs.sealing import Expectations, Sealer
+from tdefs.fs.staging import Staging
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
 from tdefs.policy.model import Policy
 
@@ -96,6 +97,7 @@ class ServedVolume:
         self.policy = policy or Policy.everything()
         #: For ever, as a volume remembers it.
         self.plain_files = False
+        self._staging: Staging | None = None
         self._root_fd = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.remount()
 
@@ -107,12 +109,19 @@ class ServedVolume:
         sealer = Sealer(ring, expected)
         self.inodes = InodeTable(self.calls, self._root_fd)
         self.opener = Opener(self.calls, self.inodes, sealer, self.policy)
-        self.namespace = Namespace(self.calls, self.inodes, self.opener)
+        if self._staging is not None:
+            self._staging.close()
+        # as a daemon does at its start, so it is no call that a test counts
+        self._staging = Staging(self.calls, self.data.with_name(f"{self.data.name}.staging"))
+        self.namespace = Namespace(self.calls, self.inodes, self.opener, self._staging)
 
     def close(self) -> None:
         self.calls.restart()
         self.inodes.close()
         os.close(self._root_fd)
+        if self._staging is not None:
+            self._staging.close()
+            self._staging = None
 
     # --- by path, as a program sees it
 
