@@ -67,8 +67,8 @@ static int is_passed_on(const char *variable)
     for (size_t i = 0; i < sizeof PASSED_ON / sizeof *PASSED_ON; i++) {
         const char *name = PASSED_ON[i].name;
         size_t known = strlen(name);
-        int is_beginning = name[known - 1] == '_' && length > known;
-        if ((length != known && !is_beginning) || strncmp(variable, name, known) != 0)
+        int is_beginning = name[known - 1] == '_';
+        if ((is_beginning ? length <= known : length != known) || strncmp(variable, name, known) != 0)
             continue;
         for (const char *at = variable; at < equals; at++)
             if (!isupper((unsigned char)*at) && *at != '_')
