@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
         # not before: a dead mount that this process finds may be another one's fresh mount a moment later
         mountpoint = _prepare_mountpoint(_given(args.mountpoint, settings.mountpoint), volume)
         ring = unlock(args, volume)
-        refuse_tracer()
+        refuse_tracer()  # again: root's could have come since, and would stay in the daemon
         _check_key_names(policy, ring, policy_file)
         log_file = None if args.foreground else _given(args.log_file, settings.log_file)
         if log_file is None and not args.foreground and not read_only:
@@ -137,7 +137,6 @@ def _run(args: argparse.Namespace) -> int:
         reserve_memory()
 
         def work(ready: Callable[[], None]) -> None:
-            refuse_tracer()  # this may be another process than the one that has unlocked
             _log_to(_log_handler(log_file, foreground=args.foreground), config.log_level)
             for warning in policy.warnings:
                 log.warning("%s", warning)

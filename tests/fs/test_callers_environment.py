@@ -78,7 +78,7 @@ def test_a_daemon_of_root_has_nothing_of_the_callers_environment(
         options = ",".join([f'key-command="cat {volume.key_file}"', f"log-file={volume.log}"])
         run(surroundings, helper, volume.backing, volume.mountpoint, "-o", options)
     else:
-        words = [*volume.unlock, "--log-file", volume.log]
+        words: list[str | Path] = [*volume.unlock, "--log-file", volume.log]
         run(surroundings, TDEFS, "mount", volume.backing, volume.mountpoint, *words)
     (daemon,) = volume.daemons
     (volume.mountpoint / "file").write_bytes(b"content" * 5000)
@@ -117,7 +117,7 @@ def environment_of_key_command(volume: Volume, given: dict[str, str]) -> dict[st
     """What the key command gets where tdefs is called with a given environment."""
     said = volume.root / "environment"
     command = f"env -0 >'{said}'; cat '{volume.key_file}'"
-    words = [TDEFS, "key", "verify", "--volume", volume.backing, "--key-command", command]
+    words: list[str | Path] = [TDEFS, "key", "verify", "--volume", volume.backing, "--key-command", command]
     subprocess.run(words, env=given, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT, check=True)
     return dict(variable.split("=", 1) for variable in said.read_text().split("\0") if variable)
 
@@ -142,7 +142,7 @@ def test_a_key_command_has_a_safe_path_the_home_of_its_user_and_nothing_of_the_c
 def test_variables_for_key_commands_stand_in_the_configuration(volume: Volume) -> None:
     config = volume.root / "tdefs.yaml"
     config.write_text(f"version: 1\nenvironment: {{KEY_FILE: '{volume.key_file}'}}\n")
-    words = ["key", "verify", "--volume", volume.backing, "--key-command", 'cat "$KEY_FILE"']
+    words: list[str | Path] = ["key", "verify", "--volume", volume.backing, "--key-command", 'cat "$KEY_FILE"']
     volume.tdefs(*words, "--config", config)
     assert volume.tdefs(*words, check=False).returncode != 0
     config.write_text("version: 1\nenvironment: {AWS_SECRET_ACCESS_KEY: abcdefgh}\n")
