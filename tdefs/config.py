@@ -5,6 +5,7 @@ It never holds a secret, only where one comes from.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping as AbstractMapping
@@ -37,7 +38,7 @@ LONGEST_WATCHDOG = 86400
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-_FIELDS = ("version", "log_level", "key_sources", "volumes")
+_FIELDS = ("version", "log_level", "environment", "key_sources", "volumes")
 #: Where the secret of a volume comes from: at most one of these.
 _SECRET_FIELDS = ("passphrase_file", "passphrase_credential", "key_command", "key_source")
 _TEXT_FIELDS = ("passphrase_credential", "key_command", "key_source")
@@ -48,6 +49,11 @@ _VOLUME_FIELDS = (
 )
 #: In no configuration is any of these the name of a field.
 _SECRETS = ("passphrase", "password", "secret", "key", "token", "pin")
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+#: A variable of such a name holds a secret, unless it names a file that does.
+_SECRET_VARIABLE = re.compile(
+    r"(?<![A-Z])(SECRET|PASS|PASSWORD|PASSPHRASE|TOKEN|PIN|PWD)(?![A-Z])(?!.*_FILE$)", re.IGNORECASE
+)
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _OPTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/=-]*")
 
@@ -77,6 +83,8 @@ class Config:
     log_level: str = "info"
     volumes: AbstractMapping[Path, VolumeConfig] = field(default_factory=dict)
     key_sources: AbstractMapping[str, Settings] = field(default_factory=dict)
+    environment: AbstractMapping[str, str] = field(default_factory=dict)
+    """Variables for the libraries of key sources, and for key commands: the caller's never get so far."""
     source: Path | None = None
 
     def for_backing(self, backing: Path) -> VolumeConfig:
@@ -104,7 +112,7 @@ class Config:
 def load_config(path: Path | None = None) -> Config:
     """Return the configuration in ``path``, or else in :data:`DEFAULT_PATH`, if that exists.
 
-    A user who may not read the latter has none, and is told so once.
+    A user who may not read the latter has none, and is told so once. The process gets the variables that it names.
 
     Raises :class:`TdefsError` with ``Exit.CONFIG_INVALID``.
     """
@@ -127,7 +135,10 @@ def load_config(path: Path | None = None) -> Config:
             detail="Its key_command is run with the rights of whoever mounts.",
             hint=f'Run: chmod o-w "{path}"',
         )
-    return parse_config(data, path)
+    config = parse_config(data, path)
+    # libraries look there themselves, and so do the programs that this one starts
+    os.environ.update(config.environment)
+    return config
 
 
 @cache
@@ -156,10 +167,32 @@ def parse_config(data: bytes, source: Path) -> Config:
         log_level = _text(fields["log_level"], "log_level", problems)
         if log_level and log_level not in LOG_LEVELS:
             problems.add(fields["log_level"].line, f"log_level must be one of {', '.join(LOG_LEVELS)}")
+    environment = _environment(fields["environment"], problems) if "environment" in fields else {}
     key_sources = _key_sources(fields["key_sources"], problems) if "key_sources" in fields else {}
     volumes = _volumes(fields["volumes"], problems) if "volumes" in fields else {}
     problems.raise_if_any()
-    return Config(log_level, volumes, key_sources, source)
+    return Config(log_level, volumes, key_sources, environment, source)
+
+
+def _environment(node: Node, problems: Problems) -> dict[str, str]:
+    if not isinstance(node, Mapping):
+        problems.add(node.line, "environment must be names of variables, each with its value")
+        return {}
+    found = {}
+    for name, (key, value) in node.fields.items():
+        if not _VARIABLE_NAME.fullmatch(name):
+            problems.add(key.line, "the name of a variable is of letters, digits and _, such as AWS_REGION")
+        elif _SECRET_VARIABLE.search(name):
+            problems.add(
+                key.line,
+                f"{name} holds a secret, which must not stand in the configuration",
+                hint="Name a file that has it, such as by AWS_SHARED_CREDENTIALS_FILE.",
+            )
+        elif "\0" in (text := _text(value, name, problems)):
+            problems.add(value.line, f"{name} must not contain a null character")
+        else:
+            found[name] = text
+    return found
 
 
 def _key_sources(node: Node, problems: Problems) -> dict[str, Settings]:

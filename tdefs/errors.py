@@ -61,6 +61,7 @@ class Exit(IntEnum):
     KEY_SERVER_UNTRUSTED = 72
     KEY_SERVER_REFUSED = 73
     WRAPPING_KEY_UNUSABLE = 74
+    PROCESS_TRACED = 75
 
 
 class TdefsError(Exception):

@@ -62,8 +62,27 @@ def harden_process() -> None:
         raise TdefsError(Exit.OS_ERROR, "could not make the process undumpable", detail=reason)
 
 
+def refuse_tracer() -> None:
+    """Go no further while a debugger is attached: it would read each secret that this process gets.
+
+    To be called after :func:`harden_process`, which keeps those out that are not root's; one that came earlier, or
+    that followed a fork, is still there. One that came and went in between leaves no trace.
+
+    :raises TdefsError: PROCESS_TRACED.
+    """
+    tracer = _status("TracerPid")
+    if tracer not in ("", "0"):
+        raise TdefsError(
+            Exit.PROCESS_TRACED,
+            f"process {tracer} traces this one, and would see its secrets",
+            hint="run tdefs without strace or a debugger; root can trace a daemon that serves already (strace -p)",
+        )
+
+
 def lock_memory() -> bool:
     """Keep this process's memory out of swap; return whether that was possible.
+
+    To be called before any secret is read, and again after a fork, which undoes it.
 
     Without the right to lock all memory nothing is done: under a small RLIMIT_MEMLOCK (8 MB by default)
     MCL_FUTURE makes every later allocation beyond the limit fail, so the daemon would die of a
@@ -127,11 +146,16 @@ def raise_file_limit() -> int:
 
 def has_capability(number: int) -> bool:
     """Tell whether capability ``number`` is in this thread's effective set (proc(5), CapEff)."""
+    return bool(int(_status("CapEff") or "0", 16) >> number & 1)
+
+
+def _status(name: str) -> str:
+    """Return a field of this thread's status (proc(5)), "" if there is none."""
     for line in Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        if name == "CapEff":
-            return bool(int(value, 16) >> number & 1)
-    return False
+        found, _, value = line.partition(":")
+        if found == name:
+            return value.strip()
+    return ""
 
 
 def tell_service_manager() -> None:

@@ -10,7 +10,7 @@ from tdefs import __version__
 from tdefs.cli.standard import open_standard_descriptors
 from tdefs.cli.streams import end_output, steady_streams
 from tdefs.errors import Exit, TdefsError, from_os_error
-from tdefs.host import expect_signals, harden_process
+from tdefs.host import expect_signals, harden_process, lock_memory, refuse_tracer
 
 #: Each is a module of this package, with _ for -.
 _COMMANDS = (
@@ -41,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         build_parser(given[0] if given else "").parse_args(given, args)
         harden_process()
+        refuse_tracer()
+        lock_memory()
         code: int = args.run(args)
     except SystemExit as ended:  # --help, --version, or a wrong command line
         code = int(ended.code or 0)

@@ -24,7 +24,14 @@ from tdefs.fs.read_only import ReadOnlyCalls, is_read_only
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.reserve import with_own_rights
 from tdefs.fs.session import MountRequest, run_session
-from tdefs.host import keep_freed_memory, lock_memory, raise_file_limit, reserve_memory, tell_service_manager
+from tdefs.host import (
+    keep_freed_memory,
+    lock_memory,
+    raise_file_limit,
+    refuse_tracer,
+    reserve_memory,
+    tell_service_manager,
+)
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
@@ -112,6 +119,7 @@ def _run(args: argparse.Namespace) -> int:
         # not before: a dead mount that this process finds may be another one's fresh mount a moment later
         mountpoint = _prepare_mountpoint(_given(args.mountpoint, settings.mountpoint), volume)
         ring = unlock(args, volume)
+        refuse_tracer()  # again: root's could have come since, and would stay in the daemon
         _check_key_names(policy, ring, policy_file)
         log_file = None if args.foreground else _given(args.log_file, settings.log_file)
         if log_file is None and not args.foreground and not read_only:

@@ -165,3 +165,7 @@ def _in_terms_of_mount(code: int) -> int:
     if code == Exit.OK:
         return _OK
     return _WRONG_USE if code == Exit.USAGE else _FAILED
+
+
+if __name__ == "__main__":
+    run()

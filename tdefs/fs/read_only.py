@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from tdefs.fs.calls import SystemCalls
 
 _RUNTIME = Path("/run/tdefs")
+# pam_systemd(8) makes a directory there for each user who has logged in.
+_LOGINS = Path("/run/user")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -26,10 +28,12 @@ def control_places(backing: Path) -> list[Path]:
     Root's is in /run, a user's in the directory that the login gave this user, if there is one.
     """
     name = f"{hashlib.sha256(os.fsencode(backing)).hexdigest()[:32]}.control"
-    own = os.environ.get("XDG_RUNTIME_DIR", "")
-    places = [Path(own) / "tdefs" / name] if own.startswith("/") else []
     root = _RUNTIME / name
-    return [root, *places] if os.geteuid() == 0 else [*places, root]
+    if os.geteuid() == 0:
+        return [root]
+    # not what XDG_RUNTIME_DIR says: whoever sets a variable would choose where a daemon makes files
+    own = _LOGINS / str(os.geteuid())
+    return [own / "tdefs" / name, root] if own.is_dir() and own.stat().st_uid == os.geteuid() else [root]
 
 
 def _refuse(*_: Any) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import selectors
 import signal
 import threading
@@ -48,9 +49,9 @@ def run_command(
 ) -> CommandOutcome:
     """Run ``command`` by ``/bin/sh -c``, with an empty stdin, in a session and process group of its own.
 
-    ``variables`` are added to its environment; of the open descriptors it gets ``descriptors`` alone. No signal is
-    ignored or blocked in it, whatever holds for this process. Whatever of its process group still runs afterwards
-    is killed. Raises TdefsError(KEY_COMMAND_FAILED) if it cannot be started.
+    ``variables`` are added to its environment (:func:`_environment`); of the open descriptors it gets
+    ``descriptors`` alone. No signal is ignored or blocked in it, whatever holds for this process. Whatever of its
+    process group still runs afterwards is killed. Raises TdefsError(KEY_COMMAND_FAILED) if it cannot be started.
     """
     deadline = time.monotonic() + timeout_seconds
     outcome = CommandOutcome()
@@ -58,7 +59,9 @@ def run_command(
     stderr, its_stderr = os.pipe()
     try:
         try:
-            process = _start(command, {**os.environ, **(variables or {})}, (its_stdout, its_stderr), descriptors)
+            process = _start(
+                command, {**_environment(), **(variables or {})}, (its_stdout, its_stderr), descriptors
+            )
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it contains a null character"
             raise TdefsError(
@@ -78,6 +81,20 @@ def run_command(
         os.close(stdout)
         os.close(stderr)
     return outcome
+
+
+def _environment() -> dict[str, str]:
+    """Return what a command gets: the variables of this process, and those of a login of its user.
+
+    Those of this process are of a short list (cli/launcher.c), or stand in the configuration, so the home is not
+    the caller's, to whom sudo may have left theirs. The service manager is for this process alone.
+    """
+    found = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    try:
+        user = pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return found | {"HOME": "/"}
+    return found | {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name, "SHELL": "/bin/sh"}
 
 
 def _start(

@@ -19,8 +19,8 @@ def ask(request: Request, timeout_seconds: float) -> dict[str, Any]:
     Raises what the process raised: UnreachableError only if nothing was tried with the PIN. A module that does not
     answer in time is KEY_SERVER_UNREACHABLE without another try, as it may have been about to refuse the PIN.
     """
-    # -P: nothing is imported from the directory in which somebody happens to call tdefs
-    command = [sys.executable, "-P", "-m", "tdefs.keys.sources.pkcs11.token"]
+    # -I: nothing is imported from the directory in which somebody happens to call tdefs, nor from PYTHONPATH
+    command = [sys.executable, "-I", "-m", "tdefs.keys.sources.pkcs11.token"]
     try:
         done = subprocess.run(
             command,

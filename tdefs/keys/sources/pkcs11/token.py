@@ -16,7 +16,7 @@ from pkcs11.mechanisms import MGF, GCMParams, KeyType, Mechanism
 from pkcs11.types import DecryptMixin, EncryptMixin, Key, Session, Token
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.host import harden_process
+from tdefs.host import harden_process, lock_memory, refuse_tracer
 from tdefs.keys.private_files import read_file
 from tdefs.keys.sources.pkcs11.answers import absent, of_error, refusal_before_login, unavailable, unusable
 from tdefs.keys.sources.pkcs11.request import (
@@ -39,9 +39,10 @@ def main() -> None:
     harden_process()
     answers = os.dup(1)
     os.dup2(2, 1)  # modules print
-    request = Request(**json.load(sys.stdin))
     try:
-        said = answer(request)
+        refuse_tracer()  # before there is a PIN in this process
+        lock_memory()
+        said = answer(Request(**json.load(sys.stdin)))
     except TdefsError as error:
         said = {"error": dump_error(error)}
     with os.fdopen(answers, "w") as pipe:
