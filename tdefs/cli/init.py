@@ -25,6 +25,7 @@ from tdefs.keys.keystore import (
 )
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
+from tdefs.keys.scrypt_option import add_scrypt_cost
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
 from tdefs.policy.parse import load_policy
 from tdefs.registry import place_of
@@ -51,6 +52,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--policy", metavar="FILE", type=Path, help="default: everything is encrypted")
     add_unlock_arguments(parser)
+    add_scrypt_cost(parser)
     add_config(parser)
     parser.set_defaults(run=_run)
 

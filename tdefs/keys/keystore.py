@@ -14,6 +14,7 @@ from tdefs.keys.document import Document, Place, ProtectorEntry, damaged
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
 from tdefs.keys.exposure import exposure
 from tdefs.keys.hierarchy import KeyRing, MasterKey
+from tdefs.keys.limits import check_costs
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.removing import remove_unsaved
 from tdefs.keys.seal import new_document, open_keys, open_master_key
@@ -37,6 +38,10 @@ class Keystore:
 
     path: Path
     document: Document
+
+    def __post_init__(self) -> None:
+        """Refuse what would take long to unlock, before anything is tried. Raises TdefsError(KEYSTORE_DAMAGED)."""
+        check_costs(self.document)
 
     @property
     def volume_id(self) -> bytes:

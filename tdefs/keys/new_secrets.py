@@ -12,6 +12,7 @@ from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector
 from tdefs.keys.recovery_text import new_code, show_code
+from tdefs.keys.scrypt_option import add_scrypt_cost, chosen_cost
 from tdefs.keys.secrets import (
     ask_passphrase,
     descriptor_number,
@@ -52,6 +53,7 @@ def add_new_secret_arguments(parser: argparse.ArgumentParser, *recovery_options:
         action="store_true",
         help="make a recovery code and print it, once",
     )
+    add_scrypt_cost(parser)
 
 
 def new_secret_from_arguments(
@@ -78,4 +80,4 @@ def new_secret_from_arguments(
         read = partial(read_passphrase_credential, args.new_passphrase_credential)
     else:
         read = partial(ask_passphrase, confirm=True, name="New passphrase", instead=_OTHER_OPTIONS)
-    return PassphraseProtector(read), None
+    return PassphraseProtector(read, cost=chosen_cost(args)), None

@@ -8,6 +8,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, ProtectorEntry
 from tdefs.keys.document_text import MAX_LABEL_CHARACTERS, is_label
 from tdefs.keys.keystore import Unlocked
+from tdefs.keys.limits import refuse_cost, refuse_one_more
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.seal import new_protector_entry, open_keys, sign
 
@@ -28,9 +29,13 @@ def find_protector(document: Document, id: str) -> ProtectorEntry:
 
 
 def add_protector(unlocked: Unlocked, protector: Protector, label: str) -> tuple[Unlocked, str]:
-    """Add ``protector``; return its id, too. Raises what the protector raises; USAGE for a bad label."""
+    """Add ``protector``; return its id, too.
+
+    Raises what the protector raises, and TdefsError: USAGE for a bad label; KEYSTORE_FULL.
+    """
     _check_label(label)
     document = unlocked.document
+    refuse_one_more(document, protector.kind)
     numbers = [entry.id.removeprefix(_PREFIX) for entry in document.protectors]
     id = f"{_PREFIX}{1 + max((int(number) for number in numbers if number.isdecimal()), default=0)}"
     entry = new_protector_entry(document.volume_id, protector, id, label, unlocked.master)
@@ -40,6 +45,8 @@ def add_protector(unlocked: Unlocked, protector: Protector, label: str) -> tuple
 def change_protector(unlocked: Unlocked, id: str, protector: Protector) -> Unlocked:
     """Give protector ``id`` another secret, perhaps of another kind, and a new protector key."""
     old = find_protector(unlocked.document, id)
+    if protector.kind != old.kind:
+        refuse_one_more(unlocked.document, protector.kind)
     new = new_protector_entry(unlocked.document.volume_id, protector, id, old.label, unlocked.master)
     return _with_protectors(
         unlocked, tuple(new if entry is old else entry for entry in unlocked.document.protectors)
@@ -82,5 +89,6 @@ def _check_label(label: str) -> None:
 
 def _with_protectors(unlocked: Unlocked, protectors: tuple[ProtectorEntry, ...]) -> Unlocked:
     old, master = unlocked.document, unlocked.master
+    refuse_cost(replace(old, protectors=protectors))
     document = sign(replace(old, protectors=protectors, revision=old.revision + 1), master)
     return replace(unlocked, document=document, ring=open_keys(document, {master.name: master}))

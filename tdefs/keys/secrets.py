@@ -19,6 +19,7 @@ from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector
+from tdefs.keys.scrypt_option import chosen_cost
 
 _MAX_PASSPHRASE_BYTES = 65536
 _OTHER_OPTIONS = "use --passphrase-file, --passphrase-fd, --key-command or --key-source"
@@ -128,7 +129,7 @@ def secret_from_arguments(
         read = partial(read_passphrase_credential, args.passphrase_credential)
     else:
         read = partial(ask_passphrase, confirm=confirm)
-    return PassphraseProtector(read)
+    return PassphraseProtector(read, cost=chosen_cost(args))
 
 
 def read_passphrase_file(path: Path, name: str = "passphrase") -> bytes:

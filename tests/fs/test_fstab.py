@@ -36,7 +36,8 @@ class Host:
         self.passphrase = volume.root / "pass phrase, and more"
         self.passphrase.write_text("correct horse\n")
         self.passphrase.chmod(0o600)
-        volume.tdefs("init", volume.backing, "--passphrase-file", self.passphrase, "--keystore", volume.keystore)
+        unlock = ("--passphrase-file", self.passphrase, "--scrypt-cost", "14")
+        volume.tdefs("init", volume.backing, *unlock, "--keystore", volume.keystore)
         programs = volume.root / "sbin"
         programs.mkdir()
         for path in Path("/usr/sbin").iterdir():

@@ -45,7 +45,9 @@ def recovery_code(text: str) -> str:
 def live(life: Life) -> list[Path]:
     """Everything that happens to a volume; returns the outputs in which a recovery code was printed."""
     volume, started = life.volume, len(life.processes)
-    life.run(*("init", volume.backing, "--keystore", volume.keystore, "--passphrase-file", life.passphrase))
+    cheap = ("--scrypt-cost", "14")
+    secret = ("--passphrase-file", life.passphrase, *cheap)
+    life.run("init", volume.backing, "--keystore", volume.keystore, *secret)
     life.learn_keys()
     life.mount()
     directory = volume.mountpoint / "base" / "5"
@@ -58,7 +60,7 @@ def live(life: Life) -> list[Path]:
         life.learn_keys()
         (directory / f"after-{words[1]}").write_bytes(b"content")
     changed = life.new_secret("changed passphrase")
-    life.on("protector", "change", "pr_1", "--new-passphrase-file", changed)
+    life.on("protector", "change", "pr_1", "--new-passphrase-file", changed, *cheap)
     life.passphrase = changed
     life.on("protector", "add", "--recovery-code", "--label", "safe")
     (printed,) = (path for path in life.printed.iterdir() if _CODE.search(path.read_text()))

@@ -283,7 +283,8 @@ def test_a_wrong_passphrase_is_told_and_changes_nothing(scratch: Workspace) -> N
     right, wrong = volume.root / "right", volume.root / "wrong"
     right.write_text("correct horse\n")
     wrong.write_text("battery staple\n")
-    volume.tdefs("init", volume.backing, "--passphrase-file", right, "--keystore", volume.keystore)
+    unlock = ("--passphrase-file", right, "--scrypt-cost", "14")
+    volume.tdefs("init", volume.backing, *unlock, "--keystore", volume.keystore)
     with nothing_happens(volume):
         check_failure(mount(volume, unlock=["--passphrase-file", str(wrong)]), Exit.WRONG_SECRET)
         check_failure(mount(volume, unlock=["--passphrase-file", str(volume.root / "no")]), Exit.NO_SECRET)
@@ -434,7 +435,7 @@ def test_no_secret_is_in_arguments_environment_or_log(scratch: Workspace) -> Non
     passphrase = "a passphrase that nobody has ever used"
     (volume.root / "passphrase").write_text(passphrase)
     unlock = ["--passphrase-file", str(volume.root / "passphrase")]
-    volume.tdefs("init", volume.backing, *unlock, "--keystore", volume.keystore)
+    volume.tdefs("init", volume.backing, *unlock, "--scrypt-cost", "14", "--keystore", volume.keystore)
     assert mount(volume, unlock=unlock).returncode == 0
     process = Path("/proc", str(volume.daemons[0]))
     (volume.mountpoint / "file").write_bytes(b"1")

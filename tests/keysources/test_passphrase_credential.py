@@ -18,7 +18,7 @@ def test_a_unit_with_a_credential_unlocks_as_the_configuration_says(scratch: Wor
     config.write_text(f"version: 1\nvolumes:\n  {volume.backing}:\n    passphrase_credential: pg\n")
     outside = volume.program
     volume.program = ["env", f"CREDENTIALS_DIRECTORY={credentials}", str(TDEFS)]
-    volume.tdefs("init", volume.backing, "--passphrase-credential", "pg")
+    volume.tdefs("init", volume.backing, "--passphrase-credential", "pg", "--scrypt-cost", "14")
     volume.tdefs("mount", volume.backing, volume.mountpoint, "--config", config, "--log-file", volume.log)
     Path(volume.mountpoint, "file").write_text("hello")
     volume.umount()

@@ -234,7 +234,8 @@ def test_a_cleared_tpm_is_told_and_auto_open_can_be_enabled_again(by_tpm: Site) 
 def test_a_tpm_that_is_gone_is_told_before_a_person_is_asked(by_tpm: Site) -> None:
     (by_tpm.machine.root / "passphrase").write_text(PASSPHRASE)
     (by_tpm.machine.root / "passphrase").chmod(0o600)
-    by_tpm.tdefs("protector", "add", "--new-passphrase-file", by_tpm.machine.root / "passphrase")
+    new = ("--new-passphrase-file", by_tpm.machine.root / "passphrase", "--scrypt-cost", "14")
+    by_tpm.tdefs("protector", "add", *new)
     by_tpm.machine.stop_tpm()
     assert "the TPM cannot be reached" in by_tpm.tdefs("key", "verify", "--auto-open", code=70).stderr
     command = by_tpm.machine.enter(TDEFS, "key", "verify", *by_tpm.place)

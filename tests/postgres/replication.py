@@ -43,7 +43,7 @@ class PassphraseVolume(Volume):
         old, new = self.key_file.with_name(f"old-{secrets.token_hex(4)}"), self.key_file.with_name("new")
         new.touch(0o600)
         new.write_text(secrets.token_hex(16))
-        self.run("protector", "change", "pr_1", "--new-passphrase-file", new)
+        self.run("protector", "change", "pr_1", "--new-passphrase-file", new, "--scrypt-cost", "14")
         self.key_file.rename(old)
         new.rename(self.key_file)
         return old

@@ -12,32 +12,44 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
 from tdefs.keys.document import ProtectorEntry, damaged
+from tdefs.keys.memory import with_memory
 from tdefs.keys.protectors.base import NotMineError, Protector, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 
-MIN_PASSPHRASE_BYTES = 8
+MIN_PASSPHRASE_BYTES = 12
 _SALT_BYTES = 16
+_LESS_MEMORY = (
+    "free memory, or raise the limit of this process; a passphrase that is made with a smaller --scrypt-cost needs"
+    " less, and other kinds of protectors need next to none"
+)
 _WRAPPING_KEY_BYTES = 32
 # A keystore from elsewhere must not be able to take the host's memory, or hours of its time.
 _MAX_MEMORY_BYTES = 4 << 30
-_MAX_WORK = 1 << 26
+_MAX_WORK = 1 << 25
+#: The most for all passphrases of a keystore together, in n·r·p: as much as 16 of the default cost.
+MAX_TOTAL_WORK = 1 << 27
+
+#: N of scrypt is 2 to the power of this: by default, and the least and the most that can be chosen.
+DEFAULT_COST = 20
+LEAST_COST = 14
+MOST_COST = 21
 
 
 @dataclass(frozen=True)
 class ScryptCost:
     """The cost of scrypt (RFC 7914): 128·n·r bytes of memory, gone through p times.
 
-    The default takes 128 MiB and a third of a second.
+    The default takes 1 GiB and some seconds.
     """
 
-    n: int = 2**17
+    n: int = 2**DEFAULT_COST
     r: int = 8
     p: int = 1
 
     def is_sane(self) -> bool:
         """Tell whether scrypt is defined for the numbers, and its memory (4 GiB) and time are bearable.
 
-        The work n·r·p is limited to 64 times that of the default.
+        The work n·r·p is limited to 4 times that of the default.
         """
         return (
             min(self.n, self.r, self.p) >= 1
@@ -45,8 +57,12 @@ class ScryptCost:
             and self.n.bit_count() == 1
             and self.n.bit_length() - 1 < 16 * self.r
             and self.memory_bytes() <= _MAX_MEMORY_BYTES
-            and self.n * self.r * self.p <= _MAX_WORK
+            and self.work() <= _MAX_WORK
         )
+
+    def work(self) -> int:
+        """Return what the time of one derivation is proportional to: n·r·p."""
+        return self.n * self.r * self.p
 
     def memory_bytes(self) -> int:
         """Return the memory that one derivation takes: the table and the p blocks."""
@@ -63,6 +79,7 @@ class PassphraseProtector(Protector):
         """``read_passphrase`` is called once, when needed; ``cost`` is for wrapping, not for unwrapping."""
         self._read_passphrase = read_passphrase
         self._cost = cost or ScryptCost()
+        self._stretched: dict[tuple[bytes, ScryptCost], bytes] = {}
 
     @cached_property
     def _passphrase(self) -> bytes:
@@ -72,12 +89,13 @@ class PassphraseProtector(Protector):
         return passphrase
 
     def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
-        """See Protector. Raises TdefsError(NO_SECRET) for a passphrase of fewer than 8 bytes."""
+        """See Protector. Raises TdefsError(PASSPHRASE_TOO_SHORT) for one of fewer than 12 bytes."""
         if len(self._passphrase) < MIN_PASSPHRASE_BYTES:
             raise TdefsError(
-                Exit.NO_SECRET,
-                "the passphrase is too short",
-                hint=f"use at least {MIN_PASSPHRASE_BYTES} characters; a sentence is easier to remember",
+                Exit.PASSPHRASE_TOO_SHORT,
+                "the new passphrase is too short",
+                detail=f"a new passphrase has at least {MIN_PASSPHRASE_BYTES} bytes",
+                hint="use several words that nobody would guess; a sentence is easier to remember",
             )
         salt = os.urandom(_SALT_BYTES)
         wrapping_key = self._stretch(salt, self._cost)
@@ -105,15 +123,23 @@ class PassphraseProtector(Protector):
             ) from None
 
     def _stretch(self, salt: bytes, cost: ScryptCost) -> bytes:
-        try:
-            scrypt = Scrypt(salt=salt, length=_WRAPPING_KEY_BYTES, n=cost.n, r=cost.r, p=cost.p)
-            return scrypt.derive(self._passphrase)
-        except MemoryError:
-            raise TdefsError(
-                Exit.OS_ERROR,
-                "not enough memory to derive a key from the passphrase",
-                detail=f"scrypt with the cost in the keystore takes {cost.memory_bytes() >> 20} MiB",
-            ) from None
+        """Return the wrapping key; to save a keystore is to ask for one more than once."""
+        if (salt, cost) not in self._stretched:
+            passphrase = self._passphrase
+
+            def derive() -> bytes:
+                return Scrypt(salt=salt, length=_WRAPPING_KEY_BYTES, n=cost.n, r=cost.r, p=cost.p).derive(
+                    passphrase
+                )
+
+            purpose = "to derive a key from the passphrase"
+            self._stretched[salt, cost] = with_memory(derive, cost.memory_bytes(), purpose, _LESS_MEMORY)
+        return self._stretched[salt, cost]
+
+
+def scrypt_work(entry: ProtectorEntry) -> int:
+    """Return n·r·p of an entry of this kind. TdefsError(KEYSTORE_DAMAGED) for what this module never writes."""
+    return _read_params(entry)[1].work()
 
 
 def _read_params(entry: ProtectorEntry) -> tuple[bytes, ScryptCost]:

@@ -20,6 +20,8 @@ from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 NEW_KEY_COMMAND = "printf %%064d 8"
 UNLOCK = ("--key-command", KEY_COMMAND)
+#: A new passphrase that takes no time.
+CHEAP = ("--scrypt-cost", "14")
 UNLOCK_NEW = ("--key-command", NEW_KEY_COMMAND)
 
 
@@ -99,10 +101,10 @@ def test_label_changes_and_the_secret_stays(protectors: Protectors) -> None:
 def test_passphrase_comes_from_a_file_or_a_descriptor(protectors: Protectors, tmp_path: Path) -> None:
     file = tmp_path / "passphrase"
     file.write_text("correct horse battery staple\n")
-    protectors.run("change", "pr_1", *UNLOCK, "--new-passphrase-file", file)
+    protectors.run("change", "pr_1", *UNLOCK, "--new-passphrase-file", file, *CHEAP)
     assert [one["kind"] for one in protectors.listed()] == ["passphrase"]
     descriptor = os.open(file, os.O_RDONLY)
-    protectors.run("add", "--passphrase-file", file, "--new-passphrase-fd", str(descriptor))
+    protectors.run("add", "--passphrase-file", file, "--new-passphrase-fd", str(descriptor), *CHEAP)
     assert [one["kind"] for one in protectors.listed()] == ["passphrase"] * 2
 
 
@@ -111,8 +113,8 @@ def test_new_passphrase_comes_from_a_credential(
 ) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     (tmp_path / "pg").write_text("correct horse battery staple\n")
-    protectors.run("add", *UNLOCK, "--new-passphrase-credential", "pg")
-    protectors.run("change", "pr_1", *UNLOCK, "--new-passphrase-credential", "pg")
+    protectors.run("add", *UNLOCK, "--new-passphrase-credential", "pg", *CHEAP)
+    protectors.run("change", "pr_1", *UNLOCK, "--new-passphrase-credential", "pg", *CHEAP)
     assert [one["kind"] for one in protectors.listed()] == ["passphrase"] * 2
     protectors.run("test", "--passphrase-file", tmp_path / "pg", "--id", "pr_1")
     error = protectors.refused("add", "--passphrase-credential", "pg", "--new-passphrase-credential", "other")
@@ -146,7 +148,7 @@ def test_new_key_command_asks_on_the_terminal_beside_an_old_secret_that_does_not
     passphrase = tmp_path / "passphrase"
     passphrase.write_text("correct horse\n")
     passphrase.chmod(0o600)
-    protectors.run("add", *UNLOCK, "--new-passphrase-file", passphrase)
+    protectors.run("add", *UNLOCK, "--new-passphrase-file", passphrase, *CHEAP)
     place = ("--volume", protectors.small.volume.backing, "--passphrase-file", passphrase)
     asking = "printf 'PIN: ' >&%R; read -r pin <&%R; printf %%064d $pin"
     with Terminal([TDEFS, "protector", "change", "pr_1", *place, "--new-key-command", asking, "-R"]) as terminal:

@@ -188,7 +188,7 @@ def test_without_a_terminal_the_options_for_what_was_asked_are_named(
     secret.chmod(0o600)
     volume = tmp_path / "volume"
     unlock = ("--passphrase-file", secret)
-    subprocess.run([TDEFS, "init", volume, *unlock], check=True, capture_output=True)
+    subprocess.run([TDEFS, "init", volume, *unlock, "--scrypt-cost", "14"], check=True, capture_output=True)
     add = (TDEFS, "protector", "add", "--volume", volume, *unlock, "--recovery-code")
     subprocess.run(add, check=True, capture_output=True)
     result = subprocess.run(
