@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.settings import Settings
+from tdefs.private import read_regular
 from tdefs.text import shortened
 from tdefs.yamlfile import (
     Mapping,
@@ -118,7 +119,7 @@ def load_config(path: Path | None = None) -> Config:
     """
     if path is None:
         try:
-            DEFAULT_PATH.open("rb").close()
+            read_regular(DEFAULT_PATH, 0)
         except (FileNotFoundError, NotADirectoryError):
             return Config()
         except PermissionError:

@@ -6,25 +6,23 @@ import fcntl
 import json
 import os
 import shutil
-import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tdefs.durable import fsync_directory, write_durably
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.header import FORMAT_VERSION
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
+from tdefs.private import OwnDirectory, UntrustedError, own_directory
 
 PRIVATE_DIRECTORY = ".tdefs"
 DATA_DIRECTORY = "data"
 DEFAULT_KEYSTORE = "keystore"
 
 _DESCRIPTION = "volume.json"
-_LOCK = "lock"
 SESSION_FILE = "session.json"
 _SESSION_SIZE = 8192
 _MAX_BYTES = 1 << 16
@@ -92,7 +90,6 @@ def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> 
         private = backing / PRIVATE_DIRECTORY
         private.mkdir(mode=0o700, exist_ok=True)
         data.mkdir(mode=0o700, exist_ok=True)
-        (private / _LOCK).touch(mode=0o600)
     except NotADirectoryError:
         raise TdefsError(Exit.VOLUME_EXISTS, f'"{backing}" is not a directory') from None
     except FileExistsError:
@@ -111,7 +108,7 @@ def refuse_existing(backing: Path) -> None:
 
     :raises TdefsError: VOLUME_EXISTS.
     """
-    if (backing / PRIVATE_DIRECTORY / _DESCRIPTION).exists():
+    if os.path.lexists(backing / PRIVATE_DIRECTORY / _DESCRIPTION):
         raise TdefsError(
             Exit.VOLUME_EXISTS,
             f'directory "{backing}" is already a volume',
@@ -129,7 +126,8 @@ def save_volume(volume: Volume) -> None:
         "plain_files": volume.plain_files,
     }
     text = json.dumps(description, indent=2) + "\n"
-    write_durably(volume.private / _DESCRIPTION, text.encode())
+    with _private(volume) as directory:
+        directory.write_durably(_DESCRIPTION, text.encode())
 
 
 def abandon_volume(volume: Volume) -> None:
@@ -142,11 +140,12 @@ def abandon_volume(volume: Volume) -> None:
 def read_volume(backing: Path) -> Volume:
     """Read what the volume in *backing* remembers.
 
-    :raises TdefsError: NOT_A_VOLUME or VOLUME_DAMAGED.
+    :raises TdefsError: NOT_A_VOLUME, VOLUME_DAMAGED or FILE_UNTRUSTED.
     """
     path = backing / PRIVATE_DIRECTORY / _DESCRIPTION
     try:
-        data = _read_small(path)
+        with own_directory(path.parent, last_link=False) as directory:
+            data = directory.read(_DESCRIPTION, _MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise TdefsError(
             Exit.NOT_A_VOLUME,
@@ -154,15 +153,12 @@ def read_volume(backing: Path) -> Volume:
             detail=f'there is no "{path}"',
             hint="create one with 'tdefs init'",
         ) from None
-    except IsADirectoryError:
-        raise _damaged(path, "it is a directory") from None
     return parse_description(data, path, backing.resolve())
 
 
-def _read_small(path: Path) -> bytes:
-    """Return a file's content, cut where nothing that tdefs writes there is longer."""
-    with path.open("rb") as file:
-        return file.read(_MAX_BYTES + 1)
+def _private(volume: Volume) -> AbstractContextManager[OwnDirectory]:
+    """Open the directory that is tdefs's own for the time of a ``with`` block."""
+    return own_directory(volume.private, last_link=False)
 
 
 def _read_json(data: bytes) -> Any:
@@ -252,26 +248,22 @@ class Session:
 
 
 class VolumeLock:
-    """The right to be the one writer of a volume: held by the process that has the lock file locked.
+    """The right to be the one writer of a volume: held by the process that has tdefs's own directory locked.
 
+    The directory itself, so that nothing in it could be removed, replaced or planted to let a second writer in.
     The kernel takes the lock back when the process dies, whatever it dies of, so no lock is ever stale.
     """
 
-    def __init__(self, volume: Volume, *, read_only: bool = False) -> None:
-        """:param read_only: whether nothing may be written, not even a lock file."""
+    def __init__(self, volume: Volume) -> None:
         self._volume = volume
-        self._read_only = read_only
         self._fd: int | None = None
 
     def acquire(self) -> None:
         """Take the lock.
 
-        :raises TdefsError: VOLUME_IN_USE, saying who holds it.
+        :raises TdefsError: VOLUME_IN_USE, saying who holds it; FILE_UNTRUSTED.
         """
-        if self._read_only:
-            fd = _open_lock(self._volume)
-        else:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = _open_to_lock(self._volume)
         if not _lock(fd):
             os.close(fd)
             holder, hint = _who_uses(self._volume)
@@ -286,7 +278,7 @@ class VolumeLock:
             raise
 
     def verify(self) -> None:
-        """Check that the lock is held: its descriptor is the file that others find there, and has it locked.
+        """Check that the lock is held: its descriptor is the directory that others find there, and has it locked.
 
         To be called after what could have taken the descriptor away: a fork that closes files, a dup2.
 
@@ -294,22 +286,16 @@ class VolumeLock:
         """
         try:
             held = os.fstat(self.descriptor)
-            # a copy that has no lock file and may not get one
-            path = self._volume.private if stat.S_ISDIR(held.st_mode) and self._read_only else self._path
-            is_held = os.path.samestat(held, path.stat()) and _lock(self.descriptor)
+            is_held = os.path.samestat(held, self._volume.private.lstat()) and _lock(self.descriptor)
         except OSError:
             is_held = False
         if not is_held:
             raise TdefsError(
                 Exit.VOLUME_IN_USE,
                 f'the lock on volume "{self._volume.backing}" is lost',
-                detail=f'its file "{self._path}" was replaced or removed, or another process has it locked',
+                detail=f'"{self._volume.private}" was replaced or removed, or another process has it locked',
                 hint="see that no other process uses the volume, then try again",
             )
-
-    @property
-    def _path(self) -> Path:
-        return self._volume.private / _LOCK
 
     @property
     def descriptor(self) -> int:
@@ -325,12 +311,10 @@ class VolumeLock:
             self._fd = None
 
 
-def _open_lock(volume: Volume) -> int:
-    """Open what is locked, for reading: the lock file, or in a copy that has none its directory."""
-    try:
-        return os.open(volume.private / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return os.open(volume.private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _open_to_lock(volume: Volume) -> int:
+    """Open what is locked, for reading, which flock(2) is content with: so a read-only copy has a lock, too."""
+    with _private(volume) as directory:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.fd)
 
 
 def _lock(fd: int) -> bool:
@@ -362,7 +346,7 @@ def _who_uses(volume: Volume) -> tuple[str, str]:
 def _holder_of_lock(volume: Volume) -> int | None:
     """Return the process that took the lock, as the kernel tells it in /proc/locks (proc(5))."""
     with suppress(OSError, ValueError, IndexError):
-        status = (volume.private / _LOCK).stat()
+        status = volume.private.lstat()
         place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
             fields = line.split()
@@ -384,7 +368,7 @@ def is_running(pid: int) -> bool:
 def is_in_use(volume: Volume) -> bool:
     """Tell whether some process holds the volume's lock."""
     try:
-        fd = _open_lock(volume)
+        fd = _open_to_lock(volume)
     except FileNotFoundError:
         return False
     try:
@@ -397,9 +381,13 @@ def is_in_use(volume: Volume) -> bool:
 
 
 def read_session(volume: Volume) -> Session | None:
-    """Return the current session, or else the last one; ``None`` if there was none or it cannot be told."""
+    """Return the current session, or else the last one; ``None`` if there was none or it cannot be told.
+
+    :raises TdefsError: FILE_UNTRUSTED.
+    """
     try:
-        return parse_session(_read_small(volume.private / SESSION_FILE))
+        with _private(volume) as directory:
+            return parse_session(directory.read(SESSION_FILE, _MAX_BYTES + 1))
     except OSError:
         return None
 
@@ -418,7 +406,7 @@ def parse_session(data: bytes) -> Session | None:
 
 def was_left_clean(volume: Volume) -> bool:
     """Tell whether everything was written out when the volume was last used, or it never was."""
-    if not (volume.private / SESSION_FILE).exists():
+    if not os.path.lexists(volume.private / SESSION_FILE):
         return True
     session = read_session(volume)
     return session is not None and session.clean
@@ -431,18 +419,34 @@ def write_session(volume: Volume, session: Session) -> None:
     leaves is not JSON, and read as an unclean end.
     """
     record = (json.dumps(asdict(session)) + "\n").encode().ljust(_SESSION_SIZE)
-    path = volume.private / SESSION_FILE
-    is_new = not path.exists()
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.pwrite(fd, record, 0)
-        os.ftruncate(fd, len(record))  # a file that damage has made longer would stay damaged for ever
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    if is_new:
-        # without its name the first session, too, would pass for one that never was
-        fsync_directory(volume.private)
+    with _private(volume) as directory:
+        is_new = not directory.exists(SESSION_FILE)
+        fd = directory.open(SESSION_FILE, os.O_WRONLY | os.O_CREAT)
+        try:
+            os.pwrite(fd, record, 0)
+            os.ftruncate(fd, len(record))  # a file that damage has made longer would stay damaged for ever
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if is_new:
+            # without its name the first session, too, would pass for one that never was
+            directory.sync()
+
+
+def refuse_strangers_volume(volume: Volume) -> None:
+    """Check that nobody but root and this process's user may change what tdefs writes down of the volume.
+
+    Whoever mounts it, with the right to write, trusts and changes these files as long as it is mounted.
+
+    :raises TdefsError: FILE_UNTRUSTED.
+    """
+    owner = volume.private.lstat().st_uid
+    if owner not in (0, os.geteuid()):
+        raise UntrustedError(
+            volume.private,
+            f"it belongs to user {owner}, and the daemon would be user {os.geteuid()}'s",
+            f'mount it as that user, or give it to this one: chown -R {os.geteuid()} "{volume.private}"',
+        )
 
 
 @contextmanager

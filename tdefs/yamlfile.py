@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.private import read_regular
 from tdefs.text import shortened
 
 MAX_BYTES = 1 << 20
@@ -97,8 +98,7 @@ class Problems:
 def read_limited(path: Path, exit_code: Exit, what: str) -> bytes:
     """Return the file's bytes, at most one more than :data:`MAX_BYTES`, so that a parser sees the excess."""
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+        return read_regular(path, MAX_BYTES + 1)
     except OSError as error:
         hint = ""
         if isinstance(error, PermissionError):

@@ -42,6 +42,7 @@ from tdefs.volume import (
     is_running,
     read_session,
     read_volume,
+    refuse_strangers_volume,
     was_left_clean,
 )
 
@@ -113,7 +114,9 @@ def _run(args: argparse.Namespace) -> int:
     keystore = _given(args.keystore, settings.keystore) or volume.keystore
     options = (*_options(args.options), *settings.options)
     read_only = is_read_only(volume.backing) or "ro" in options
-    lock = VolumeLock(volume, read_only=read_only)
+    if not read_only:
+        refuse_strangers_volume(volume)
+    lock = VolumeLock(volume)
     _acquire(lock, volume)
     try:
         # not before: a dead mount that this process finds may be another one's fresh mount a moment later

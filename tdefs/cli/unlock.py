@@ -19,6 +19,7 @@ from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.seal import open_history_key
 from tdefs.keys.secrets import add_unlock_arguments, is_secret_given, secret_from_arguments
+from tdefs.private import UntrustedError
 from tdefs.volume import DEFAULT_KEYSTORE, Volume
 
 
@@ -165,5 +166,6 @@ def record(keystore: Path, event: str, what: Mapping[str, str | int], unlocked: 
         key = open_history_key(unlocked.document.volume_id, history, unlocked.master)
     try:
         append(keystore, event, what, key)
-    except OSError as error:
-        print(f"tdefs: warning: the keystore's history cannot be written: {error.strerror}", file=sys.stderr)
+    except (OSError, UntrustedError) as error:
+        reason = error.message if isinstance(error, UntrustedError) else error.strerror
+        print(f"tdefs: warning: the keystore's history cannot be written: {reason}", file=sys.stderr)

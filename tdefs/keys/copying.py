@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from tdefs.durable import fsync_directory
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Place
 from tdefs.keys.hierarchy import KeyRing
@@ -16,6 +16,7 @@ from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.seal import FIRST_VOLUME, new_history_anchor, new_volume_entry, open_history_key, sign
 from tdefs.keys.upgrade import upgraded
+from tdefs.private import own_directory, own_place
 
 
 def copy_keystore(source: Keystore, path: Path, protector: Protector, place: Place) -> KeyRing:
@@ -29,7 +30,7 @@ def copy_keystore(source: Keystore, path: Path, protector: Protector, place: Pla
     OSError; and as :meth:`Keystore.open`. After an error neither file is there.
     """
     for left in (history_path(path), head_path(path)):
-        if left.exists():
+        if os.path.lexists(left):
             raise _exists(left, "the history of another keystore")
     original = source.document
     unlocked = upgraded(source.open(protector), protector)
@@ -60,9 +61,11 @@ def copy_keystore(source: Keystore, path: Path, protector: Protector, place: Pla
 
 def remove_copy(path: Path) -> None:
     """Undo :func:`copy_keystore`, whose copy nobody has used yet."""
-    path.unlink()
-    history_path(path).unlink(missing_ok=True)
-    head_path(path).unlink(missing_ok=True)
+    with own_place(path) as directory:
+        directory.unlink(path.name)
+        for beside in (history_path(path), head_path(path)):
+            if directory.exists(beside.name):
+                directory.unlink(beside.name)
 
 
 def copy_command_directory(source: Path, path: Path) -> None:
@@ -71,13 +74,14 @@ def copy_command_directory(source: Path, path: Path) -> None:
     Raises TdefsError(VOLUME_EXISTS) if there is something at that place already; OSError.
     """
     found, place = command_directory(source), command_directory(path)
-    if not found.is_dir():
+    if not found.is_dir() or found.is_symlink():
         return
-    try:
-        shutil.copytree(found, place, symlinks=True)
-    except FileExistsError:
-        raise _exists(place, "a directory for the files of a key command") from None
-    fsync_directory(place.parent)
+    with own_directory(place.parent) as directory:
+        try:
+            shutil.copytree(found, place, symlinks=True)
+        except FileExistsError:
+            raise _exists(place, "a directory for the files of a key command") from None
+        directory.sync()
 
 
 def _exists(path: Path, what: str) -> TdefsError:

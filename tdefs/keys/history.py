@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -26,13 +27,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from tdefs.durable import fsync_directory
 from tdefs.errors import naming
 from tdefs.keys import fields
 from tdefs.keys.document import MAC_BYTES, HistoryAnchor
-from tdefs.keys.owner import give
 from tdefs.keys.person import who
 from tdefs.keys.seal import now
+from tdefs.private import OwnDirectory, own_place
 
 _PURPOSE = b"tdefs v1 history record"
 _HEAD_PURPOSE = b"tdefs v1 history head"
@@ -45,7 +45,6 @@ _MAX_HEAD_BYTES = 1024
 
 def history_path(keystore: Path) -> Path:
     """Return where the history of a keystore lies."""
-    keystore = keystore.resolve()
     return keystore.with_name(f"{keystore.name}.history")
 
 
@@ -66,14 +65,16 @@ def append(
     """Write down one event, durably; return how many records there are now, and the last MAC among them.
 
     ``what`` is shown to whoever may read the keystore, and has no secret. With ``new_head`` the head is written
-    even if the history contradicts the old one, which ``what`` then tells. Raises OSError.
+    even if the history contradicts the old one, which ``what`` then tells. Raises OSError;
+    TdefsError(FILE_UNTRUSTED).
     """
-    owner = keystore.stat()
     path = history_path(keystore)
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
+    with ExitStack() as stack:
+        directory = stack.enter_context(own_place(path, keeper=keystore.name))
+        descriptor = directory.open(path.name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        stack.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        give(descriptor, owner)
+        directory.give(descriptor)
         data = _read(descriptor)
         # the end of a line that a crash tore
         mend = b"" if data.endswith(b"\n") or not data else b"\n"
@@ -99,21 +100,18 @@ def append(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(descriptor)
         if key is not None and (new_head or not _head_fault(_read_head(keystore), key, lines)):
-            _write_head(keystore, owner, key, len(lines) + 1, last)
+            _write_head(directory, head_path(keystore), key, len(lines) + 1, last)
         if not data:
-            fsync_directory(path.parent)
-    finally:
-        os.close(descriptor)
+            directory.sync()
     return len(lines) + 1, last
 
 
-def _write_head(keystore: Path, owner: os.stat_result, key: bytes, count: int, last: bytes) -> None:
-    path = head_path(keystore)
+def _write_head(directory: OwnDirectory, path: Path, key: bytes, count: int, last: bytes) -> None:
     body = b"%020d %s" % (count, last.hex().encode("ascii"))
     line = body + b" " + _head_mac(key, body).finalize().hex().encode("ascii") + b"\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = directory.open(path.name, os.O_WRONLY | os.O_CREAT)
     try:
-        give(descriptor, owner)
+        directory.give(descriptor)
         with naming(path):
             if os.pwrite(descriptor, line, 0) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -125,14 +123,16 @@ def _write_head(keystore: Path, owner: os.stat_result, key: bytes, count: int, l
 
 def _read_head(keystore: Path) -> bytes:
     """Return the head's file; nothing if there is none. Raises OSError."""
+    return _read_beside(keystore, head_path(keystore), _MAX_HEAD_BYTES)
+
+
+def _read_beside(keystore: Path, path: Path, most: int) -> bytes:
+    """Return the content of a file beside a keystore; nothing if there is none. Raises OSError, TdefsError."""
     try:
-        descriptor = os.open(head_path(keystore), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with own_place(path, keeper=keystore.name) as directory:
+            return directory.read(path.name, most)
     except FileNotFoundError:
         return b""
-    try:
-        return os.read(descriptor, _MAX_HEAD_BYTES)
-    finally:
-        os.close(descriptor)
 
 
 def _head_fault(head: bytes, key: bytes, lines: list[bytes]) -> str:
@@ -174,12 +174,8 @@ class HistoryFiles:
 
 
 def read_history(keystore: Path) -> HistoryFiles:
-    """Return the files as they are. Raises OSError."""
-    try:
-        lines = history_path(keystore).read_bytes()
-    except FileNotFoundError:
-        lines = b""
-    return HistoryFiles(lines, _read_head(keystore))
+    """Return the files as they are. Raises OSError; TdefsError(FILE_UNTRUSTED)."""
+    return HistoryFiles(_read_beside(keystore, history_path(keystore), -1), _read_head(keystore))
 
 
 def check_history(files: HistoryFiles, key: bytes | None, anchor: HistoryAnchor | None, revision: int) -> History:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdefs.durable import write_durably
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, Place, ProtectorEntry, damaged
+from tdefs.keys.document import Document, Place, ProtectorEntry
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
 from tdefs.keys.exposure import exposure
 from tdefs.keys.hierarchy import KeyRing, MasterKey
@@ -18,6 +16,7 @@ from tdefs.keys.limits import check_costs
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.removing import remove_unsaved
 from tdefs.keys.seal import new_document, open_keys, open_master_key
+from tdefs.private import own_place
 
 FIRST_DATA_KEY = "dk_1"
 
@@ -161,7 +160,8 @@ def write_new_keystore(path: Path, document: Document, protector: Protector) -> 
     data = serialise(document)
     ring = Keystore(path, parse(data)).unlock(protector)
     try:
-        write_durably(path, data, replace=False)
+        with own_place(path) as directory:
+            directory.write_durably(path.name, data, replace=False)
     except FileExistsError:
         raise _exists(path) from None
     except OSError as error:
@@ -173,17 +173,11 @@ def load_keystore(path: Path) -> Keystore:
     """Read the keystore at ``path``; no secret is needed.
 
     Raises TdefsError: KEYSTORE_MISSING; KEYSTORE_EXPOSED if group or others have any permission, or, unless
-    this process is root's, the owner is neither root nor its user; KEYSTORE_DAMAGED; OS_ERROR.
+    this process is root's, the owner is neither root nor its user; FILE_UNTRUSTED; KEYSTORE_DAMAGED; OS_ERROR.
     """
     try:
-        # Nonblocking, so that a FIFO in its place is refused below instead of waited on.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            _check_file(path, os.fstat(descriptor))
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                data = file.read(MAX_BYTES + 1)
-        finally:
-            os.close(descriptor)
+        with own_place(path) as directory:
+            data = directory.read(path.name, MAX_BYTES + 1, judge=lambda _, status: _check_file(path, status))
     except (FileNotFoundError, NotADirectoryError):
         raise TdefsError(
             Exit.KEYSTORE_MISSING,
@@ -196,8 +190,6 @@ def load_keystore(path: Path) -> Keystore:
 
 
 def _check_file(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise damaged(f'"{path}" is not a regular file')
     exposed = exposure(path, status)
     if exposed:
         how = "belongs to another user" if exposed.foreign else "is accessible to other users"

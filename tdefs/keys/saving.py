@@ -13,13 +13,12 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tdefs.durable import fsync_directory
 from tdefs.errors import Exit, TdefsError, naming
 from tdefs.keys import fields
 from tdefs.keys.checking import faults
@@ -27,10 +26,10 @@ from tdefs.keys.document import Document
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
 from tdefs.keys.history import append, check_history, read_history
 from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
-from tdefs.keys.owner import give
 from tdefs.keys.person import who
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.seal import now, open_history_key, sign
+from tdefs.private import OwnDirectory, own_directory, own_place
 
 _MAX_LOCK_BYTES = 4096
 _SHOWN_FINDINGS = 3
@@ -45,8 +44,7 @@ class KeystoreChange:
 
     def __init__(self, path: Path, command: str) -> None:
         """``command`` says to others what is being done. Raises what :func:`load_keystore` raises."""
-        # The file itself and not a symbolic link to it is what a rename must replace.
-        self.path = path.resolve()
+        self.path = path.absolute()
         self._command = command
         self._lock: int | None = None
         self.undone: list[str] = []
@@ -54,8 +52,12 @@ class KeystoreChange:
 
     def __enter__(self) -> Self:
         """Take the lock. Raises TdefsError: KEYSTORE_BUSY, and what :func:`load_keystore` raises; OSError."""
-        status = self._status()
-        self._lock = _lock(beside(self.path, "lock"), status, self._command)
+        try:
+            with own_place(self.path, keeper=self.path.name) as directory:
+                self._lock = _lock(directory, self.path, self._command)
+        except (FileNotFoundError, NotADirectoryError):
+            load_keystore(self.path)  # which says it better
+            raise
         try:
             self.keystore = load_keystore(self.path)
             self.undone = undo(self.path, self.keystore.document)
@@ -74,13 +76,6 @@ class KeystoreChange:
             os.close(self._lock)
             self._lock = None
 
-    def _status(self) -> os.stat_result:
-        try:
-            return self.path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            load_keystore(self.path)  # which says it better
-            raise
-
     def save(
         self, unlocked: Unlocked, secrets: Sequence[Protector], what: Mapping[str, str | int | None] | None = None
     ) -> Unlocked:
@@ -92,21 +87,22 @@ class KeystoreChange:
         raises; OSError. The keystore is as it was then, unless only the last fsync, of the directory, failed.
         """
         new = beside(self.path, "new")
-        status = self.path.stat()
-        unlocked = self._recorded(unlocked, self._command, what or {})
-        try:
-            with naming(new):
-                _write(new, serialise(unlocked.document), status)
-            _check(Keystore(new, parse(_read_back(new))), unlocked, secrets)
-            new.replace(self.path)
-        except BaseException as error:
-            with suppress(OSError):
-                new.unlink()
-            with suppress(OSError):
-                failed = {**(what or {}), "error": _kind(error)}
-                self._recorded(unlocked, f"{self._command} failed", failed, finished=False)
-            raise
-        fsync_directory(self.path.parent)
+        with own_place(self.path, keeper=self.path.name) as directory:
+            mode = stat.S_IMODE(directory.status(self.path.name).st_mode)
+            unlocked = self._recorded(unlocked, self._command, what or {})
+            try:
+                with naming(new):
+                    _write(directory, new.name, serialise(unlocked.document), mode)
+                _check(Keystore(new, parse(_read_back(directory, new.name))), unlocked, secrets)
+                directory.rename(new.name, self.path.name)
+            except BaseException as error:
+                with suppress(OSError):
+                    directory.unlink(new.name)
+                with suppress(OSError):
+                    failed = {**(what or {}), "error": _kind(error)}
+                    self._recorded(unlocked, f"{self._command} failed", failed, finished=False)
+                raise
+            directory.sync()
         self.keystore = Keystore(self.path, unlocked.document)
         return unlocked
 
@@ -147,16 +143,17 @@ def undo(path: Path, document: Document) -> list[str]:
     The caller holds the lock, so nobody is at work on it.
     """
     new = beside(path, "new")
-    try:
-        left = new.read_bytes()
-    except FileNotFoundError:
-        return []
-    try:
-        content = f"whole (revision {parse(left).revision})"
-    except TdefsError:
-        content = "incomplete"
-    new.unlink()
-    fsync_directory(path.parent)
+    with own_place(path, keeper=path.name) as directory:
+        try:
+            left = directory.read(new.name, MAX_BYTES + 1)
+        except FileNotFoundError:
+            return []
+        try:
+            content = f"whole (revision {parse(left).revision})"
+        except TdefsError:
+            content = "incomplete"
+        directory.unlink(new.name)
+        directory.sync()
     return [
         f'an earlier change was stopped before it took effect: "{new}", which was {content}, is removed, and the '
         f"keystore is as it was before (revision {document.revision})"
@@ -169,7 +166,7 @@ def repair(path: Path) -> list[str]:
     Raises TdefsError: KEYSTORE_BUSY while a change is under way; KEYSTORE_MISSING or KEYSTORE_DAMAGED if the
     keystore cannot be read and there is no whole new one beside it; OSError.
     """
-    path = path.resolve()
+    path = path.absolute()
     new = beside(path, "new")
     try:
         with KeystoreChange(path, "repair") as change:
@@ -178,52 +175,54 @@ def repair(path: Path) -> list[str]:
         # no kill leaves this; a failing disk or a person may
         if error.exit_code not in (Exit.KEYSTORE_MISSING, Exit.KEYSTORE_DAMAGED):
             raise
-        try:
-            status = new.stat()
-            document = parse(new.read_bytes())
-        except (OSError, TdefsError):
-            raise error from None
-        lock = _lock(beside(path, "lock"), status, "repair")
-        try:
-            kept = beside(path, "damaged")
-            if path.exists():
-                path.replace(kept)
-            new.replace(path)
-            fsync_directory(path.parent)
-        finally:
-            os.close(lock)
+        kept = beside(path, "damaged")
+        with ExitStack() as stack:
+            try:
+                directory = stack.enter_context(own_place(path, keeper=new.name))
+                document = parse(directory.read(new.name, MAX_BYTES + 1))
+            except (OSError, TdefsError):
+                raise error from None
+            lock = _lock(directory, path, "repair")
+            stack.callback(os.close, lock)
+            if directory.exists(path.name):
+                directory.rename(path.name, kept.name)
+            directory.rename(new.name, path.name)
+            directory.sync()
+            is_kept = directory.exists(kept.name)
         return [
             f"the keystore could not be read ({error.detail or error.message}): the new one beside it, "
             f"revision {document.revision}, which is whole, is in its place now"
-            + (f'; the old one is "{kept}"' if kept.exists() else "")
+            + (f'; the old one is "{kept}"' if is_kept else "")
         ]
 
 
 def _remove_temporaries(path: Path) -> list[str]:
     """Remove what a keystore's creation, stopped in the middle, has left."""
     removed = []
-    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
-        temporary.unlink()
-        removed.append(f'a temporary file of a stopped creation, "{temporary}", is removed')
+    with own_directory(path.parent) as directory:
+        for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+            directory.unlink(temporary.name)
+            removed.append(f'a temporary file of a stopped creation, "{temporary}", is removed')
     return removed
 
 
-def _lock(path: Path, owner: os.stat_result, command: str) -> int:
-    """Lock the file, made with the keystore's owner, and note who did; return its descriptor."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _lock(directory: OwnDirectory, keystore: Path, command: str) -> int:
+    """Lock the file beside *keystore*, made with its owner, and note who did; return its descriptor."""
+    path = beside(keystore, "lock")
+    descriptor = directory.open(path.name, os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TdefsError(
                 Exit.KEYSTORE_BUSY,
-                f'another process is changing the keystore "{path.with_suffix("")}"',
+                f'another process is changing the keystore "{keystore}"',
                 detail=_holder(descriptor),
                 hint="wait for its end, and try again; the lock ends with the process, whatever it ends by",
             ) from None
         note = {"pid": os.getpid(), "command": command, "since": fields.show_time(now()), **who()}
         with naming(path):
-            give(descriptor, owner)
+            directory.give(descriptor)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(note).encode("ascii") + b"\n", 0)
     except BaseException:
@@ -243,12 +242,12 @@ def _holder(descriptor: int) -> str:
         return ""
 
 
-def _write(path: Path, data: bytes, owner: os.stat_result) -> None:
+def _write(directory: OwnDirectory, name: str, data: bytes, mode: int) -> None:
     """Write a new file with mode and owner of the old keystore, and make its bytes durable."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = directory.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        give(descriptor, owner)
-        os.fchmod(descriptor, stat.S_IMODE(owner.st_mode))
+        directory.give(descriptor)
+        os.fchmod(descriptor, mode)
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(descriptor, rest) :]
@@ -257,9 +256,9 @@ def _write(path: Path, data: bytes, owner: os.stat_result) -> None:
         os.close(descriptor)
 
 
-def _read_back(path: Path) -> bytes:
+def _read_back(directory: OwnDirectory, name: str) -> bytes:
     """Return what the disk has, not what the page cache remembers, where the kernel lets us choose."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = directory.open(name, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         data = b""

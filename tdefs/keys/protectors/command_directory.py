@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+from contextlib import suppress
 from pathlib import Path
 
-from tdefs.durable import fsync_directory
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, TdefsError, naming
 from tdefs.keys.exposure import exposure
+from tdefs.private import UntrustedError, kind_of, own_place
 
 
 def command_directory(keystore: Path) -> Path:
@@ -20,15 +21,15 @@ def command_directory(keystore: Path) -> Path:
 def ensure_command_directory(directory: Path) -> None:
     """Make ``directory`` (mode 0700), durably, or check that an existing one is closed to other users.
 
-    Raises TdefsError: KEYSTORE_EXPOSED if it is not, by the rules for the keystore itself; OS_ERROR.
+    Raises TdefsError: KEYSTORE_EXPOSED if it is not, by the rules for the keystore itself; FILE_UNTRUSTED;
+    OS_ERROR.
     """
     try:
-        try:
-            directory.mkdir(mode=0o700)
-            fsync_directory(directory.parent)
-        except FileExistsError:
-            pass
-        status = directory.stat()
+        with own_place(directory) as above:
+            with suppress(FileExistsError), naming(directory):
+                os.mkdir(directory.name, 0o700, dir_fd=above.fd)
+                above.sync()
+            status = above.status(directory.name)
     except OSError as error:
         raise TdefsError(
             Exit.OS_ERROR,
@@ -38,8 +39,8 @@ def ensure_command_directory(directory: Path) -> None:
             f" {shlex.quote(os.fspath(directory))}",
         ) from None
     if not stat.S_ISDIR(status.st_mode):
-        raise TdefsError(
-            Exit.OS_ERROR, f'"{directory}", where the key command\'s files belong, is not a directory'
+        raise UntrustedError(
+            directory, f"the key command's files belong there, and it is {kind_of(status)}", "move it away"
         )
     exposed = exposure(directory, status)
     if exposed:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import stat
 from contextlib import suppress
 from pathlib import Path
 
-from tdefs.durable import fsync_directory, write_durably
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
 from tdefs.keys.exposure import exposure
@@ -17,6 +15,7 @@ from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.protectors.base import Made, NotMineError
 from tdefs.keys.protectors.this_host import Holder, Params, new_secret
+from tdefs.private import own_directory, own_place
 
 DEFAULT_DIRECTORY = Path("/var/lib/tdefs/host-keys")
 
@@ -44,11 +43,9 @@ class HostKeyHolder(Holder):
         path = self._path(id)
         try:
             self._make_directory()
-            write_durably(path, f"{key.hex()}\n".encode("ascii"), replace=False)
-            owner = self.directory.stat()
-            if os.geteuid() == 0 and owner.st_uid != 0:
-                # what root makes for a daemon of another user must be readable to that
-                os.chown(path, owner.st_uid, owner.st_gid)
+            # what root makes for a daemon of another user is given to that, to whom the directory belongs
+            with own_directory(self.directory) as directory:
+                directory.write_durably(path.name, f"{key.hex()}\n".encode("ascii"), replace=False)
         except OSError as error:
             with suppress(OSError):
                 path.unlink()
@@ -100,9 +97,9 @@ class HostKeyHolder(Holder):
 
     def forget(self, params: Params) -> None:
         """See Holder."""
-        with suppress(FileNotFoundError):
-            self._path_in(params, "host key").unlink()
-            fsync_directory(self.directory)
+        with suppress(FileNotFoundError), own_directory(self.directory) as directory:
+            directory.unlink(self._path_in(params, "host key").name)
+            directory.sync()
 
     def _path_in(self, params: Params, where: str) -> Path:
         return self._path(fields.read_hex(params["host_key"], f"{where}: host_key", _ID_BYTES).hex())
@@ -112,9 +109,9 @@ class HostKeyHolder(Holder):
 
     def _make_directory(self) -> None:
         for directory, mode in ((self.directory.parent, 0o755), (self.directory, 0o700)):
-            with suppress(FileExistsError):
-                directory.mkdir(mode)
-                fsync_directory(directory.parent)
+            with suppress(FileExistsError), own_place(directory) as above:
+                os.mkdir(directory.name, mode, dir_fd=above.fd)
+                above.sync()
         _check(self.directory, self.directory.stat(), "directory of host keys")
 
 
@@ -125,14 +122,10 @@ def _bound(key: bytes, machine: bytes) -> bytes:
 def _read(path: Path) -> bytes:
     """Return the 32 bytes in a host key that nobody else can read. Raises OSError, TdefsError."""
     _check(path.parent, path.parent.stat(), "directory of host keys")
-    # Nonblocking, so that a FIFO in its place is refused instead of waited on.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        status = os.fstat(descriptor)
-        _check(path, status, "host key")
-        content = os.read(descriptor, 2 * SECRET_BYTES + 2) if stat.S_ISREG(status.st_mode) else b""
-    finally:
-        os.close(descriptor)
+    with own_place(path) as directory:
+        content = directory.read(
+            path.name, 2 * SECRET_BYTES + 2, judge=lambda _, status: _check(path, status, "host key")
+        )
     if not _KEY.fullmatch(content):
         raise TdefsError(Exit.WRAPPING_KEY_UNUSABLE, f'the host key "{path}" is damaged', hint=_AGAIN)
     return bytes.fromhex(content.decode("ascii"))

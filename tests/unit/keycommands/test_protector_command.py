@@ -61,16 +61,18 @@ def test_added_protector_opens_beside_the_old_one(protectors: Protectors) -> Non
     assert re.search(r"^pr_2 +command +key server B +20", table, re.MULTILINE)
 
 
-def test_key_command_finds_its_files_again_beside_a_keystore_that_is_a_symbolic_link(
+def test_key_command_finds_its_files_again_beside_a_keystore_by_way_of_a_symbolic_link(
     protectors: Protectors, tmp_path: Path
 ) -> None:
     keystore = protectors.small.volume.keystore
-    target = tmp_path / "safe" / "keystore"
-    target.parent.mkdir()
-    keystore.symlink_to(keystore.rename(target))
+    target = tmp_path / "safe"
+    target.mkdir()
+    keystore.rename(target / "keystore")
+    (tmp_path / "link").symlink_to(target)
     keeps = "[ -e %d/key ] || od -An -N 32 -v -t x1 /dev/urandom | tr -d ' \\n' >%d/key; cat %d/key"
-    protectors.run("add", *UNLOCK, "--new-key-command", keeps)
-    protectors.run("test", "--key-command", keeps, "--id", "pr_2")
+    by_link = ("--keystore", tmp_path / "link" / "keystore")
+    protectors.run("add", *UNLOCK, "--new-key-command", keeps, *by_link)
+    protectors.run("test", "--key-command", keeps, "--id", "pr_2", *by_link)
 
 
 def test_changed_secret_replaces_the_old_one(protectors: Protectors) -> None:

@@ -29,7 +29,8 @@ def claimed(volume_directory: Path, data_keys: list[dict[str, Any]], *, user: in
     heard: list[bytes] = []
     directory = os.open(volume_directory, os.O_PATH)  # a socket's address is limited to 107 bytes
     address = f"/proc/self/fd/{directory}/control"
-    with (volume_directory / "lock").open("rb") as lock, socket.socket(socket.AF_UNIX) as listener:
+    lock = os.open(volume_directory, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as listener:
         fcntl.flock(lock, fcntl.LOCK_EX)
         listener.bind(address)
         os.seteuid(user)  # the kernel notes who calls listen(2)
@@ -60,6 +61,7 @@ def claimed(volume_directory: Path, data_keys: list[dict[str, Any]], *, user: in
                 last.sendall(b"end\n")
             thread.join()
             os.close(directory)
+            os.close(lock)
 
 
 def rotated(small: SmallVolume, command: Command) -> TdefsError:

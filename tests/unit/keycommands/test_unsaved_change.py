@@ -16,6 +16,7 @@ from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.wrapping import WrapContext
+from tdefs.private import OwnDirectory
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
@@ -120,10 +121,16 @@ def test_what_the_keystore_on_the_disk_needs_stays_though_saving_ended_in_an_err
 ) -> None:
     """The last fsync, of the directory, comes after the new keystore has taken its place."""
 
-    def failing(directory: Path) -> None:
-        raise OSError(5, os.strerror(5), directory)
+    rename = OwnDirectory.rename
 
-    monkeypatch.setattr(saving, "fsync_directory", failing)
+    def failing_afterwards(directory: OwnDirectory, name: str, new: str) -> None:
+        rename(directory, name, new)
+        monkeypatch.setattr("tdefs.private.sync_directory", failing)
+
+    def failing(_: int) -> None:
+        raise OSError(5, os.strerror(5))
+
+    monkeypatch.setattr(OwnDirectory, "rename", failing_afterwards)
     with pytest.raises(OSError, match="Input/output error"):
         run(small, command, "add")
     assert load_keystore(small.volume.keystore).unlock(elsewhere)
@@ -148,7 +155,7 @@ def test_what_an_unreadable_keystore_may_need_stays_and_is_told(
     assert "the keystore cannot be read, and may need it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["tdefs.keys.keystore.write_durably", "tdefs.cli.init.save_volume"])
+@pytest.mark.parametrize("place", ["tdefs.private.OwnDirectory.write_durably", "tdefs.cli.init.save_volume"])
 def test_failed_init_leaves_nothing_that_its_protector_made(
     tmp_path: Path, command: Command, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -202,7 +209,7 @@ def test_host_key_that_cannot_be_given_to_its_user_is_not_left_behind(
     def failing(*_: object) -> None:
         raise OSError(1, os.strerror(1))
 
-    monkeypatch.setattr("tdefs.keys.protectors.this_host_key.os.chown", failing)
+    monkeypatch.setattr("os.fchown", failing)
     with pytest.raises(TdefsError, match="could not make the host key"):
         command.run(
             auto_open, "enable", "--host-key", "--config", config, *UNLOCK, "--volume", small.volume.backing

@@ -68,7 +68,7 @@ def test_directory_of_another_user_is_refused(keystore: Path, monkeypatch: pytes
 
 def test_a_file_where_the_directory_belongs_is_refused(keystore: Path) -> None:
     keystore.with_name("main.keystore.d").touch(0o600)
-    assert "is not a directory" in refused("cat %d/key", keystore, Exit.OS_ERROR).message
+    assert "it is a file" in refused("cat %d/key", keystore, Exit.FILE_UNTRUSTED).message
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -171,12 +171,16 @@ def test_keystore_of_root_is_accepted_by_another_user(path: Path, monkeypatch: p
     load_keystore(path)
 
 
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["directory", "fifo"])
+def _link(path: Path) -> None:
+    path.symlink_to(path.with_name("real"))
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, _link], ids=["directory", "fifo", "link"])
 def test_keystore_that_is_no_regular_file_is_refused_without_waiting(
     path: Path, make: Callable[[Path], None]
 ) -> None:
     make(path)
-    assert failure(lambda: load_keystore(path)).exit_code == Exit.KEYSTORE_DAMAGED
+    assert failure(lambda: load_keystore(path)).exit_code == Exit.FILE_UNTRUSTED
 
 
 def test_existing_file_is_never_overwritten(path: Path) -> None:

@@ -31,6 +31,7 @@ from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.saving import KeystoreChange, repair
 from tdefs.keys.seal import open_history_key
 from tdefs.keys.upgrade import upgraded
+from tdefs.private import OwnDirectory, UntrustedError
 from tests.unit.keys.keystore_samples import CHEAP, GOLDEN, PASSPHRASE, VOLUME_ID, passphrase, private_copy
 from tests.unit.keys.stopped_calls import StoppedCalls, calls_of, kill_before, table
 
@@ -114,7 +115,10 @@ def test_kill_before_any_call_leaves_the_old_or_the_new_keystore(
 ) -> None:
     original, history = path.read_bytes(), read_history(path)
     keys = load_keystore(path).unlock(passphrase())
-    calls = calls_of(lambda: work(path))
+    # as deep as the others, since each directory on the way is opened
+    (tmp_path / "calls").mkdir()
+    moved = _moved(path, tmp_path / "calls" / "keystore")
+    calls = calls_of(lambda: work(moved))
     outcomes, repairs = [], []
     for number in range(len(calls)):
         copy = tmp_path / f"{number}" / "keystore"
@@ -139,11 +143,17 @@ def test_kill_before_any_call_leaves_the_old_or_the_new_keystore(
         assert history_findings(copy) == []
     print(f"\n{request.node.callspec.id}\n\n{table(calls, outcomes, repairs)}")
     assert len(set(outcomes)) == 2
-    swap = calls.index("replace")
+    swap = calls.index("rename")
     assert set(outcomes[: swap + 1]) == {outcomes[0]}
     assert set(outcomes[swap + 1 :]) == {outcomes[-1]}
     assert "fsync" in calls[:swap]
     assert "fsync" in calls[swap:]
+
+
+def _moved(path: Path, new: Path) -> Path:
+    for name in FILES - {"keystore.lock"}:
+        path.with_name(name).replace(new.with_name(name))
+    return new
 
 
 def test_error_of_any_call_leaves_the_old_or_the_new_keystore_and_nothing_else(path: Path, tmp_path: Path) -> None:
@@ -151,8 +161,10 @@ def test_error_of_any_call_leaves_the_old_or_the_new_keystore_and_nothing_else(p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     original, history = path.read_bytes(), read_history(path)
-    calls = calls_of(lambda: change_passphrase(path))
-    swap = calls.index("replace")
+    (tmp_path / "calls").mkdir()
+    moved = _moved(path, tmp_path / "calls" / "keystore")
+    calls = calls_of(lambda: change_passphrase(moved))
+    swap = calls.index("rename")
     named = set()
     for number in range(len(calls)):
         copy = tmp_path / f"{number}" / "keystore"
@@ -233,16 +245,16 @@ def test_new_keystore_that_cannot_be_read_back_is_not_used(path: Path, monkeypat
     original = path.read_bytes()
     read_back = saving._read_back
 
-    def of_a_bad_disk(new: Path) -> bytes:
-        data = bytearray(read_back(new))
+    def of_a_bad_disk(directory: OwnDirectory, new: str) -> bytes:
+        data = bytearray(read_back(directory, new))
         data[200] ^= 1
         return bytes(data)
 
-    def of_another_keystore(new: Path) -> bytes:
+    def of_another_keystore(directory: OwnDirectory, new: str) -> bytes:
         unlocked = Keystore(path, load_keystore(path).document).open(passphrase())
         return serialise(rotate_data_key(unlocked, "dk_1").document)
 
-    for lie in (of_a_bad_disk, of_another_keystore, lambda new: original):
+    for lie in (of_a_bad_disk, of_another_keystore, lambda directory, new: original):
         monkeypatch.setattr(saving, "_read_back", lie)
         with pytest.raises(TdefsError):
             rotate_data(path)
@@ -284,12 +296,13 @@ def test_owner_and_mode_stay_when_root_changes_the_keystore(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o400
 
 
-def test_symbolic_link_to_the_keystore_stays_one(path: Path, tmp_path: Path) -> None:
+def test_symbolic_link_to_the_keystore_is_refused(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(path)
-    change_passphrase(link)
-    assert link.is_symlink()
-    assert passphrase_outcome(path) == "the new secret, not the old"
+    before = path.read_bytes()
+    with pytest.raises(UntrustedError, match="symbolic link"):
+        change_passphrase(link)
+    assert path.read_bytes() == before
 
 
 def test_missing_keystore_is_not_locked(tmp_path: Path) -> None:

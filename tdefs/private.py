@@ -1,0 +1,289 @@
+"""Files of tdefs's own: those in ``.tdefs``, keystores and what lies beside them, host keys, logs.
+
+They are opened relative to a directory that is opened once, and only as what tdefs makes: regular files with
+one name, of the right owner, to which nobody else may write. A symbolic link is not followed; a FIFO or a device
+is not even opened, so nothing waits, and no lock is held meanwhile.
+
+Whose they may be: root's and this process's user's. What root runs may also have to do with a directory of
+another user, as of a daemon that is not root's. Whatever this user puts there, root changes nothing but files of
+this user's.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from errno import EEXIST, EINVAL, EISDIR, ELOOP
+from pathlib import Path
+
+from tdefs.durable import sync_directory, write_durably_in
+from tdefs.errors import Exit, TdefsError, naming
+from tdefs.way import Way, follow
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# somebody removes it and makes it again; who does that for ever is answered with an error
+_TRIES = 16
+
+#: Judges owner and mode of a file in place of the rules here. Raises TdefsError.
+Judge = Callable[[Path, os.stat_result], None]
+
+
+class UntrustedError(TdefsError):
+    """What lies in the place of a file of tdefs's own is none, or others could have changed it."""
+
+    def __init__(self, path: Path, what: str, hint: str) -> None:
+        super().__init__(
+            Exit.FILE_UNTRUSTED, f'"{path}" is not used: {what}', detail="see docs/THREATS.md", hint=hint
+        )
+
+
+class OwnDirectory:
+    """A directory with files of tdefs's own, open."""
+
+    def __init__(self, way: Way, keeper: str | None = None) -> None:
+        """:param keeper: the file in it whose owner the files here belong to; else the directory's.
+
+        :raises TdefsError: FILE_UNTRUSTED.
+        """
+        self.path = way.path
+        self.fd = way.fd
+        status = os.fstat(self.fd)
+        self._owner = status
+        if keeper is not None:
+            with naming(self.path / keeper):
+                self._owner = os.stat(keeper, dir_fd=self.fd, follow_symlinks=False)
+        user = os.geteuid()
+        self._readers = {0, user, self._owner.st_uid}
+        self._writers = set(self._readers)
+        if user == 0 and status.st_uid != 0:
+            # its owner may have put there what root has left elsewhere
+            self._writers = {status.st_uid, self._owner.st_uid}
+            self._readers.add(status.st_uid)
+        elif user != 0:
+            self._readers = self._writers = {0, user}
+            if status.st_uid not in self._readers:
+                raise UntrustedError(
+                    self.path,
+                    f"it belongs to user {status.st_uid}, and tdefs runs as user {user}",
+                    "run it as root, or as the user to whom it belongs",
+                )
+        for one in way.exchangeable:
+            if one.user is None or one.user not in {status.st_uid} & self._readers:
+                raise UntrustedError(one.place, f"others could exchange it: {one.reason}", one.remedy)
+        if status.st_mode & _OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
+            mode = stat.S_IMODE(status.st_mode)
+            raise UntrustedError(
+                self.path,
+                f"group or others may write to this directory (mode {mode:04o})",
+                f"chmod go-w {shlex.quote(os.fspath(self.path))}",
+            )
+
+    def open(self, name: str, flags: int, *, judge: Judge | None = None) -> int:
+        """Open a file, with O_CREAT a new one with mode 0600 as well; the descriptor is the caller's to close.
+
+        :param judge: decides whether owner and mode of a file that was there are right
+        :raises TdefsError: FILE_UNTRUSTED, or what *judge* raises; OSError, such as FileNotFoundError.
+        """
+        path = self.path / name
+        with naming(path):
+            for _ in range(_TRIES):
+                found = self._find(name)
+                if found is None:
+                    if not flags & os.O_CREAT:
+                        return os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.fd)  # which says what is so
+                    with suppress(FileExistsError):
+                        return self._create(name, flags)
+                    if flags & os.O_EXCL:
+                        raise FileExistsError(EEXIST, os.strerror(EEXIST), str(path))
+                    continue
+                try:
+                    if flags & os.O_CREAT and flags & os.O_EXCL:
+                        raise FileExistsError(EEXIST, os.strerror(EEXIST), str(path))
+                    self._check(path, os.fstat(found), changes=bool(flags & os.O_ACCMODE), judge=judge)
+                    return os.open(f"/proc/self/fd/{found}", flags & ~(os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC)
+                finally:
+                    os.close(found)
+        raise UntrustedError(path, "somebody makes and removes it all the time", "see who uses the directory")
+
+    def read(self, name: str, most: int, *, judge: Judge | None = None) -> bytes:
+        """Return a file's content, at most *most* bytes. Raises as :meth:`open`."""
+        with os.fdopen(self.open(name, os.O_RDONLY, judge=judge), "rb") as file:
+            return file.read(most)
+
+    def write_durably(self, name: str, data: bytes, mode: int = 0o600, *, replace: bool = True) -> None:
+        """Write a file as :func:`tdefs.durable.write_durably_in` does. What had the name is not looked at."""
+        with naming(self.path / name):
+            write_durably_in(self.fd, name, data, mode, replace=replace, owner=self._to_give())
+
+    def exists(self, name: str) -> bool:
+        """Tell whether the name is taken, by whatever."""
+        try:
+            os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def status(self, name: str) -> os.stat_result:
+        """Return the attributes of what has the name. Raises OSError."""
+        with naming(self.path / name):
+            return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+
+    def rename(self, name: str, new: str) -> None:
+        """Rename within the directory; what had the new name is replaced."""
+        os.rename(name, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def unlink(self, name: str) -> None:
+        """Remove a name that is no directory."""
+        with naming(self.path / name):
+            os.unlink(name, dir_fd=self.fd)
+
+    def sync(self) -> None:
+        """Make the entries durable."""
+        with naming(self.path):
+            sync_directory(self.fd)
+
+    def give(self, descriptor: int) -> None:
+        """Give an open file to whom the files here belong: the daemon must be able to read what root makes."""
+        owner = self._to_give()
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+
+    def bind(self, listener: socket.socket, name: str) -> None:
+        """Bind a socket to the name, with mode 0600, in place of a socket that is there.
+
+        :raises OSError: something else has the name.
+        """
+        with suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode):
+                self.unlink(name)
+        # unix(7): the mode of the new name is that of the socket, without what the umask takes
+        os.fchmod(listener.fileno(), 0o600)
+        # through the descriptor, since a socket's address is limited to 107 bytes
+        listener.bind(f"/proc/self/fd/{self.fd}/{name}")
+
+    @contextmanager
+    def socket_address(self, name: str) -> Iterator[str]:
+        """Have an address to connect to, which is of the socket that was looked at.
+
+        :raises OSError, TdefsError: there is none, or it is no socket of those whose the files here may be.
+        """
+        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            status = os.fstat(found)
+            if not stat.S_ISSOCK(status.st_mode):
+                raise UntrustedError(self.path / name, f"it is {kind_of(status)}", "the next mount makes it anew")
+            yield f"/proc/self/fd/{found}"
+        finally:
+            os.close(found)
+
+    def _find(self, name: str) -> int | None:
+        """Return what has the name, not opened for anything; ``None`` if nothing has."""
+        try:
+            return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
+
+    def _create(self, name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+        try:
+            self.give(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _to_give(self) -> tuple[int, int] | None:
+        is_roots = os.geteuid() == 0
+        return (self._owner.st_uid, self._owner.st_gid) if is_roots and self._owner.st_uid else None
+
+    def _check(self, path: Path, status: os.stat_result, *, changes: bool, judge: Judge | None) -> None:
+        quoted = shlex.quote(os.fspath(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise UntrustedError(
+                path,
+                f"it is {kind_of(status)}, and not a regular file",
+                "find out who has put it there, and move it away",
+            )
+        if status.st_nlink > 1:
+            raise UntrustedError(
+                path,
+                f"the file has {status.st_nlink} names (hard links)",
+                f"if the other one is a copy that you have made: cp -p {quoted} {quoted}.new && "
+                f"mv {quoted}.new {quoted}",
+            )
+        if judge is not None:
+            judge(path, status)
+            return
+        if status.st_uid not in (self._writers if changes else self._readers):
+            raise UntrustedError(
+                path,
+                f"it belongs to user {status.st_uid}",
+                f"if it is right as it is: chown {self._owner.st_uid} {quoted}",
+            )
+        if status.st_mode & _OTHERS_WRITE:
+            raise UntrustedError(
+                path,
+                f"group or others may write to it (mode {stat.S_IMODE(status.st_mode):04o})",
+                f"if it is right as it is: chmod go-w {quoted}",
+            )
+
+
+def kind_of(status: os.stat_result) -> str:
+    """Return what kind of thing it is, in words."""
+    return _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+
+
+@contextmanager
+def own_directory(path: Path, *, last_link: bool = True, keeper: str | None = None) -> Iterator[OwnDirectory]:
+    """Open the directory *path* for the time of a ``with`` block.
+
+    :param last_link: whether it may be a symbolic link, which an administrator has made
+    :param keeper: see :class:`OwnDirectory`
+    :raises TdefsError: FILE_UNTRUSTED; OSError, such as FileNotFoundError, NotADirectoryError.
+    """
+    with ExitStack() as stack:
+        try:
+            way = stack.enter_context(follow(path, last_link=last_link))
+        except OSError as error:
+            if error.errno != ELOOP:
+                raise
+            raise UntrustedError(
+                path, "it is a symbolic link, or there are too many on the way", "move it away"
+            ) from None
+        yield OwnDirectory(way, keeper)
+
+
+@contextmanager
+def own_place(path: Path, *, keeper: str | None = None) -> Iterator[OwnDirectory]:
+    """Open the directory that the file *path* is in, likewise."""
+    with own_directory(path.parent, keeper=keeper) as directory:
+        yield directory
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the content of a file that somebody else maintains, at most *most* bytes; links are followed.
+
+    :raises OSError: as open(2); EINVAL for what is no regular file, which is not waited for.
+    """
+    # O_NONBLOCK so that a FIFO is refused instead of waited on; O_NOCTTY so that no terminal becomes ours
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(EINVAL, f"it is {kind_of(status)}, and not a regular file", str(path))
+        return file.read(most)

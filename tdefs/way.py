@@ -1,0 +1,140 @@
+"""The way to a directory: each component opened in its turn, and who could exchange one of them.
+
+A path that root follows is safe only if nobody but root can lead it elsewhere: no directory on it is another
+user's or can be written to by others, and so for the directories of each symbolic link. Entries of a sticky
+directory such as /tmp are their owner's alone to rename. An access control list needs no look of its own: the
+group's bits of the mode are its mask, and without write permission there it lets nobody write.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from errno import ELOOP, ENOTDIR
+from pathlib import Path
+
+from tdefs.errors import naming
+
+#: As many as the kernel follows (MAXSYMLINKS).
+_MOST_LINKS = 40
+_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclass(frozen=True, slots=True)
+class Exchangeable:
+    """A component of a path that somebody else than root and this process's user could exchange."""
+
+    place: Path
+    user: int | None
+    """Who could; ``None``: a group, or everybody."""
+    reason: str
+    remedy: str
+    """A shell command that ends it."""
+
+
+@dataclass(slots=True)
+class Way:
+    """A directory that was reached; ``path`` is the one without links, ``fd`` opened with O_PATH."""
+
+    path: Path
+    fd: int
+    exchangeable: list[Exchangeable] = field(default_factory=list)
+
+
+@contextmanager
+def follow(path: Path, *, last_link: bool = True) -> Iterator[Way]:
+    """Follow *path* to a directory; the value is open for the time of the ``with`` block.
+
+    Nothing is asked of a file system that is mounted at the very end, so one that is not served yet keeps nobody.
+
+    :param last_link: whether the last component may be a symbolic link
+    :raises OSError: as open(2), naming the component; ELOOP for a last component that may not be a link.
+    """
+    way = Way(Path("/"), os.open("/", _FLAGS | os.O_DIRECTORY))
+    try:
+        rest = list(path.absolute().parts[:0:-1])
+        links = 0
+        while rest:
+            name = rest.pop()
+            place = way.path.parent if name == ".." else way.path / name
+            with naming(place):
+                inner = os.open(name, _FLAGS, dir_fd=way.fd)
+            try:
+                if name != "..":
+                    way.exchangeable += _exchangeable(way, inner, place)
+                target = _link_target(inner)
+                if target is None:
+                    way.fd, inner = inner, way.fd
+                    way.path = place
+                    continue
+            finally:
+                os.close(inner)
+            links += 1
+            if links > _MOST_LINKS or not (rest or last_link):
+                raise OSError(ELOOP, os.strerror(ELOOP), str(place))
+            rest += [part for part in target.parts[::-1] if part != "/"]
+            if target.is_absolute():
+                top = os.open("/", _FLAGS | os.O_DIRECTORY)
+                os.close(way.fd)
+                way.fd, way.path = top, Path("/")
+        if not _is_directory(way.fd):
+            raise OSError(ENOTDIR, os.strerror(ENOTDIR), str(way.path))
+        yield way
+    finally:
+        os.close(way.fd)
+
+
+def mount_number(fd: int) -> int:
+    """Return the number of the mount of *fd*, as in /proc/self/mountinfo; its file system is not asked."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "mnt_id":
+            return int(value)
+    raise OSError(f"/proc/self/fdinfo/{fd} names no mount")
+
+
+def _is_directory(fd: int) -> bool:
+    """Tell whether *fd* is a directory, without asking its file system for attributes."""
+    try:
+        os.close(os.open(".", _FLAGS | os.O_DIRECTORY, dir_fd=fd))
+    except NotADirectoryError:
+        return False
+    except PermissionError:
+        pass  # only a directory has entries that may be forbidden
+    return True
+
+
+def _link_target(fd: int) -> Path | None:
+    """Return where the symbolic link *fd* points, ``None`` for what is no link."""
+    try:
+        return Path(os.readlink("", dir_fd=fd))
+    except OSError:
+        return None
+
+
+def _exchangeable(way: Way, inner: int, place: Path) -> Iterator[Exchangeable]:
+    """Yield who could exchange *inner*, the entry at *place* of the directory that *way* has come to."""
+    above = way.path
+    status = os.fstat(way.fd)
+    trusted = (0, os.geteuid())
+    if status.st_uid not in trusted:
+        yield Exchangeable(
+            place, status.st_uid, f'"{above}" belongs to user {status.st_uid}', f'chown root "{above}"'
+        )
+    if not status.st_mode & _OTHERS_WRITE:
+        return
+    if not status.st_mode & stat.S_ISVTX:
+        mode = stat.S_IMODE(status.st_mode)
+        yield Exchangeable(
+            place, None, f'group or others may write to "{above}" (mode {mode:04o})', f'chmod go-w "{above}"'
+        )
+    elif mount_number(inner) == mount_number(way.fd):  # else nobody can rename it
+        owner = os.fstat(inner).st_uid
+        if owner not in trusted:
+            yield Exchangeable(
+                place, owner, f'"{place}" belongs to user {owner}, and lies where everybody may write', ""
+            )
