@@ -37,6 +37,7 @@ DEFAULT_PATH = Path("/etc/tdefs/tdefs.yaml")
 #: A day, in seconds.
 LONGEST_WATCHDOG = 86400
 
+REFUSE, REPORT = TAMPERING = ("refuse", "report")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _FIELDS = ("version", "log_level", "environment", "key_sources", "volumes")
@@ -46,7 +47,7 @@ _TEXT_FIELDS = ("passphrase_credential", "key_command", "key_source")
 _PATH_FIELDS = ("mountpoint", "passphrase_file", "keystore", "policy", "log_file", "host_key_directory")
 _VOLUME_FIELDS = (
     *("mountpoint", *_SECRET_FIELDS, "keystore", "policy", "options", "log_file"),
-    *("host_key_directory", "watchdog"),
+    *("host_key_directory", "watchdog", "tampering"),
 )
 #: In no configuration is any of these the name of a field.
 _SECRETS = ("passphrase", "password", "secret", "key", "token", "pin")
@@ -75,6 +76,8 @@ class VolumeConfig:
     host_key_directory: Path | None = None
     watchdog: int = 0
     """Seconds; 0: none."""
+    tampering: str = REFUSE
+    """What to do about a file that is not as the last unmount left it: one of TAMPERING."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +277,7 @@ def _volume(node: Node, what: str, problems: Problems) -> VolumeConfig:
         log_file=paths.get("log_file"),
         host_key_directory=paths.get("host_key_directory"),
         watchdog=_watchdog(fields["watchdog"], problems) if "watchdog" in fields else 0,
+        tampering=_tampering(fields["tampering"], problems) if "tampering" in fields else REFUSE,
     )
 
 
@@ -284,6 +288,15 @@ def _watchdog(node: Node, problems: Problems) -> int:
     if text:
         problems.add(node.line, f"watchdog must be a whole number of seconds from 0 (none) to {LONGEST_WATCHDOG}")
     return 0
+
+
+def _tampering(node: Node, problems: Problems) -> str:
+    text = _text(node, "tampering", problems)
+    if text in TAMPERING:
+        return text
+    if text:
+        problems.add(node.line, f"tampering must be {' or '.join(TAMPERING)}")
+    return REFUSE
 
 
 def _options(node: Node, problems: Problems) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from logging.handlers import RotatingFileHandler, SysLogHandler
 from pathlib import Path
 
 from tdefs.cli.background import run_in_background
+from tdefs.cli.tampering import binding_of
 from tdefs.cli.unlock import add_keystore_arguments, unlock
-from tdefs.config import LONGEST_WATCHDOG, load_config
+from tdefs.config import LONGEST_WATCHDOG, REFUSE, load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.limits import low_limits
@@ -33,6 +34,7 @@ from tdefs.host import (
     tell_service_manager,
 )
 from tdefs.keys.hierarchy import KeyRing
+from tdefs.manifest.state import State, look
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.volume import (
@@ -124,6 +126,7 @@ def _run(args: argparse.Namespace) -> int:
         ring = unlock(args, volume)
         refuse_tracer()  # again: root's could have come since, and would stay in the daemon
         _check_key_names(policy, ring, policy_file)
+        state = look(binding_of(volume, ring, keystore))
         log_file = None if args.foreground else _given(args.log_file, settings.log_file)
         if log_file is None and not args.foreground and not read_only:
             log_file = volume.log_file
@@ -146,7 +149,7 @@ def _run(args: argparse.Namespace) -> int:
             for limit in low:
                 log.warning("%s (HINT: %s)", limit.message, limit.hint)
             request = MountRequest(
-                volume=volume if read_only else _recovered(volume, policy),
+                volume=volume if read_only else _recovered(volume, policy, state),
                 keystore=keystore,
                 policy=policy_file,
                 mountpoint=mountpoint,
@@ -155,6 +158,8 @@ def _run(args: argparse.Namespace) -> int:
                 log_file=log_file,
                 watchdog=watchdog,
                 read_only=read_only,
+                state=state,
+                refuses_tampering=settings.tampering == REFUSE,
             )
             try:
                 run_session(request, ring, policy, ReadOnlyCalls() if read_only else SystemCalls(), ready)
@@ -174,6 +179,8 @@ def _run(args: argparse.Namespace) -> int:
             )
         if read_only:
             _tell_of_read_only(volume, log_file)
+        for line in state.describe():
+            print(f"tdefs: warning: {line}\nHINT:  see docs/TAMPERING.md", file=sys.stderr)
         if args.foreground:
             work(tell_service_manager)
         else:
@@ -222,9 +229,9 @@ def _appears(mountpoint: Path) -> bool:
     return True
 
 
-def _recovered(volume: Volume, policy: Policy) -> Volume:
+def _recovered(volume: Volume, policy: Policy, state: State) -> Volume:
     """Put right what the last session left, by the rules that held for it; then the policy's own hold."""
-    empty_unfinished_files(volume)
+    empty_unfinished_files(volume, state.binds)
     return allow_plain_files(volume) if policy.leaves_anything_plain() else volume
 
 

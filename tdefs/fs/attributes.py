@@ -99,6 +99,8 @@ class Attributes:
     def _truncate(self, inode: Inode, size: int) -> None:
         file = self._opener.open(inode, writable=True)
         try:
+            if inode.bound and size != file.content.length:
+                self._opener.manifest.will_change(inode, goes=size == 0)
             file.content.truncate(size)
         finally:
             self._opener.close_if_unused(file)

@@ -46,6 +46,7 @@ class Inode:
     """One file, directory or other node."""
 
     __slots__ = (
+        "bound",
         "bypassed",
         "form",
         "generation",
@@ -75,6 +76,8 @@ class Inode:
         #: What the file says of itself, once it was read.
         self.form: Form | None = None
         self.open_file: OpenFile | None = None
+        #: Whether the manifest may bind it: until its length, header or name changes; see tdefs.manifest.bound.
+        self.bound = True
         #: Of a directory: how many have it open.
         self.handles = 0
         #: Whether it was written past the kernel's cache, which may hold older bytes since.

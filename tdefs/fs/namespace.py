@@ -43,6 +43,7 @@ class Namespace:
         self._inodes = inodes
         self._opener = opener
         self._links = Links(calls, inodes, opener, staging)
+        self._manifest = opener.manifest
 
     def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
         """Return the inode at a place and its attributes in the backing directory.
@@ -51,7 +52,12 @@ class Namespace:
         """
         if _is_private(parent, name):
             raise OSError(ENOENT, os.strerror(ENOENT))
-        status = self._calls.stat("lookup", name, self._inodes.directory_fd(parent))
+        try:
+            status = self._calls.stat("lookup", name, self._inodes.directory_fd(parent))
+        except FileNotFoundError:
+            self._manifest.check_missing(parent, name)
+            raise
+        self._manifest.check_name(parent, name)
         return self._inodes.enter(parent, name, status), status
 
     def names_in(self, directory: Inode) -> list[bytes]:
@@ -102,6 +108,7 @@ class Namespace:
     def mkdir(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> tuple[Inode, os.stat_result]:
         """Make a directory."""
         _refuse_private(parent, name)
+        self._manifest.will_come(parent, name)
         self._calls.mkdir("mkdir", name, stat.S_IMODE(mode), self._inodes.directory_fd(parent), owner)
         return self.adopt(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), owner)
 
@@ -113,6 +120,7 @@ class Namespace:
             self._opener.close_if_unused(self.create(parent, name, mode, owner))
         else:
             _refuse_private(parent, name)
+            self._manifest.will_come(parent, name)
             special = Special(stat.S_IFMT(mode), os.major(device), os.minor(device))
             self._opener.create_special(parent, name, stat.S_IMODE(mode), owner, special)
         return self.adopt(parent, name, mode, owner)
@@ -120,17 +128,20 @@ class Namespace:
     def symlink(self, parent: Inode, name: bytes, target: bytes, owner: Owner) -> tuple[Inode, os.stat_result]:
         """Make a symbolic link."""
         _refuse_private(parent, name)
+        self._manifest.will_come(parent, name)
         self._links.make(parent, name, target, owner)
         return self.adopt(parent, name, 0, owner)
 
     def readlink(self, inode: Inode) -> bytes:
         """Return where a symbolic link points."""
+        self._manifest.check(inode)
         return self._links.read(inode)
 
     def unlink(self, parent: Inode, name: bytes) -> None:
         """Remove a name; the file lives on while it is open or has other names."""
         inode, status = self.lookup(parent, name)
         length = self._length(inode, status)
+        self._manifest.will_go(inode, parent, name)
         with self._held(inode, parent, name):
             self._calls.unlink("unlink", name, self._inodes.directory_fd(parent))
         self._removed(inode, parent, name, status, length)
@@ -138,6 +149,7 @@ class Namespace:
     def rmdir(self, parent: Inode, name: bytes) -> None:
         """Remove an empty directory."""
         inode, status = self.lookup(parent, name)
+        self._manifest.will_go(inode, parent, name)
         with self._held(inode, parent, name):
             self._calls.rmdir("rmdir", name, self._inodes.directory_fd(parent))
         self._removed(inode, parent, name, status, status.st_size)
@@ -160,8 +172,10 @@ class Namespace:
             if self._exists(parent, name):
                 raise OSError(EEXIST, os.strerror(EEXIST))
             self._opener.check_may_lie_at(inode, path_of(parent, name))
+            self._manifest.will_change(inode)
             given_up = self._opener.give_up_identity(inode, identity_at(path_of(parent, name)))
         old_name, old_directory = self._inodes.place(inode)
+        self._manifest.will_come(parent, name)
         try:
             self._calls.link("link", old_name, old_directory, name, directory)
         except OSError:
@@ -198,6 +212,11 @@ class Namespace:
         old_path, new_path = path_of(parent, name), path_of(new_parent, new_name)
         rebound: list[_Rebound] = []
         links: list[MovingLink] = []
+        if target is not inode:
+            exchange = bool(flags & RENAME_EXCHANGE)
+            self._manifest.will_move(
+                inode, target, os.fsencode(old_path), os.fsencode(new_path), exchange=exchange
+            )
         try:
             self._bind_both(inode, status.st_nlink, old_path, new_path, rebound, links)
             if target is not None and flags & RENAME_EXCHANGE:

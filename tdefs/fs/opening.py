@@ -26,6 +26,7 @@ from tdefs.fs.losses import Loss
 from tdefs.fs.sealing import Broken, Empty, Form, Plain, Sealed, Sealer, check_identity, identity_at
 from tdefs.fs.zeros import StoredDoubts, mark_plain, mark_zeros, remove_mark
 from tdefs.keys.hierarchy import KeyRing
+from tdefs.manifest.bound import Bound
 from tdefs.policy.model import Decision, Policy
 from tdefs.policy.paths import Kind, classify
 from tdefs.text import printable_path
@@ -40,8 +41,16 @@ _IDLE_FILES_GIVEN_UP = 32
 class Opener:
     """Opens the files of one mount, once for each inode."""
 
-    def __init__(self, calls: SystemCalls, inodes: InodeTable, sealer: Sealer, policy: Policy) -> None:
+    def __init__(
+        self,
+        calls: SystemCalls,
+        inodes: InodeTable,
+        sealer: Sealer,
+        policy: Policy,
+        manifest: Bound | None = None,
+    ) -> None:
         self._calls = calls
+        self.manifest = manifest or Bound(calls)
         self._inodes = inodes
         self._sealer = sealer
         self._policy = policy
@@ -76,6 +85,7 @@ class Opener:
 
         :raises OSError: EIO or ENOKEY for a file that cannot be presented; the log says why.
         """
+        self.manifest.check(inode)
         self.refuse_planted(inode)
         if inode.open_file is not None:
             self._check_other_names(inode)
@@ -88,6 +98,7 @@ class Opener:
         fd, can_write = self._open_backing(name, directory, writable=writable)
         try:
             form = self._read_form(inode, fd)
+            self.manifest.check(inode)
             if isinstance(form, Empty) and writable:
                 form = self._settle(inode, fd, form)
             status = self._calls.fstat("open:stat", fd)
@@ -106,6 +117,7 @@ class Opener:
         """
         path = path_of(parent, name)
         directory = self._inodes.directory_fd(parent)
+        self.manifest.will_come(parent, name)
         fd = self._inodes.descriptors.create_at("create:open", name, os.O_RDWR, mode, directory, owner)
         inode: Inode | None = None
         try:
@@ -280,6 +292,7 @@ class Opener:
         if not isinstance(form, Sealed) or form.header.identities == identities:
             return
         header = form.header.bound_to(*identities)
+        self.manifest.will_change(inode)
         # not by way of open(): what is wrong with the content is no reason to leave the header behind
         fd = self._open_for_header(inode)
         try:
@@ -388,6 +401,7 @@ class Opener:
             page = self._calls.pread("form:read", fd, RECORD_SIZE, 0)
             if not any(page):
                 page = self._calls.pread("form:read", fd, HEADER_SIZE, 0)
+            self.manifest.check_header(inode, page, size)
             path = os.fsdecode(inode.path())
             doubts = StoredDoubts(self._calls, fd, size, lambda: self._decide(path).encrypted)
             inode.form = self._sealer.recognise(page, size, doubts)
@@ -399,6 +413,7 @@ class Opener:
         path = os.fsdecode(inode.path())
         decision = self._decide(path)
         form: Form = Plain()
+        self.manifest.will_change(inode)
         inode.form = None  # until it is known what has become of the file
         if decision.encrypted:
             header = self._sealer.new_header(decision.key_name, self._identity_under_all_names(inode))
@@ -557,6 +572,7 @@ class Opener:
         if len(header.identities) > 1 and can_write and self._inodes.is_entry_durable(inode):
             settled = header.bound_to(identity)
             try:
+                self.manifest.will_change(inode)
                 self._calls.pwrite("bind:settle", fd, self._sealer.encode(settled), 0)
             except OSError as error:
                 # it can be opened as it is

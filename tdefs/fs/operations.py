@@ -370,6 +370,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
         file = self._opener.open(self._inodes[inode], writable=writable)
         try:
             if flags & os.O_TRUNC:
+                if file.inode.bound and file.content.length:
+                    self._opener.manifest.will_change(file.inode)
                 file.content.truncate(0)
         except OSError:
             self._opener.close_if_unused(file)
@@ -390,6 +392,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
             if not file.writable:
                 # a write-back of pages that were made dirty through a descriptor closed since
                 self._opener.open(file.inode, writable=True)
+            if file.inode.bound and off + len(buf) > file.content.length:
+                self._opener.manifest.will_change(file.inode)
             try:
                 file.content.write(off, buf)
             except OSError as error:

@@ -34,6 +34,9 @@ from tdefs.fs.workers import workers
 from tdefs.keys.document import ACTIVE, REVOKED
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.ring_message import RingRefusedError, open_ring
+from tdefs.manifest.bound import Bound
+from tdefs.manifest.journal import JOURNAL_FILE
+from tdefs.manifest.state import State
 from tdefs.policy.model import Policy
 from tdefs.text import printable
 from tdefs.volume import SESSION_FILE, Session, Volume, was_left_clean, write_session
@@ -59,6 +62,10 @@ class MountRequest:
     """Seconds after which a frozen daemon is ended; 0: never."""
     read_only: bool = False
     """Whether nothing in the backing directory may be changed, by whoever."""
+    state: State | None = None
+    """What is known of the volume's files; None: nothing is bound."""
+    refuses_tampering: bool = True
+    """Whether a file that differs from the manifest is refused, or only reported."""
 
 
 def fuse_options(request: MountRequest) -> set[str]:
@@ -108,8 +115,10 @@ def run_session(
     lost_headers = request.read_only and not left_clean
     sealer = Sealer(ring, Expectations(volume.volume_id, volume.plain_files, lost_headers=lost_headers))
     inodes = InodeTable(calls, root_fd)
-    opener = Opener(calls, inodes, sealer, policy)
     staging = None if request.read_only else Staging(calls, volume.private / STAGING_DIRECTORY)
+    bound = Bound(calls, request.state, refuses=request.refuses_tampering)
+    bound.log()
+    opener = Opener(calls, inodes, sealer, policy, bound)
     operations = FuseOperations(calls, inodes, opener, root_fd, staging)
     if not left_clean:
         # what is found now must be what a crash from now on would leave, names above all
@@ -119,10 +128,11 @@ def run_session(
     failure: Exception | None = None
     with EndSignals() as signals:
         if not request.read_only:
-            _begin(volume, session)
+            _begin(volume, session, bound)
         try:
             connection = Connection(operations, request.mountpoint, fuse_options(request))
         except RuntimeError as error:
+            bound.close()
             if not request.read_only:
                 write_session(volume, replace(session, clean=left_clean))
             refusal = why_not_mounted(request.mountpoint, fuse_options(request))
@@ -168,7 +178,10 @@ def run_session(
                 opener.complaints.failed("the last sync", str(request.mountpoint), error)
                 opener.left_something = True
             if course.ended and not opener.left_something and not request.read_only:
+                bound.finish()
                 write_session(volume, replace(session, clean=True))
+            else:
+                bound.close()
             os.close(root_fd)
             if staging is not None:
                 staging.close()
@@ -221,8 +234,8 @@ def _told(failure: Exception) -> str:
     return f"{type(cause).__name__}: {printable(str(cause))}"
 
 
-def _begin(volume: Volume, session: Session) -> None:
-    """Write down that the volume is in use from now on.
+def _begin(volume: Volume, session: Session, bound: Bound) -> None:
+    """Write down that the volume is in use from now on, and begin its journal of changed files.
 
     :raises TdefsError: OS_ERROR.
     """
@@ -232,6 +245,14 @@ def _begin(volume: Volume, session: Session) -> None:
         raise TdefsError(
             Exit.OS_ERROR,
             f'could not write "{volume.private / SESSION_FILE}": {error.strerror}',
+            hint="the volume's own directory must be writable, and what is in it files",
+        ) from None
+    try:
+        bound.begin()
+    except OSError as error:
+        raise TdefsError(
+            Exit.OS_ERROR,
+            f'could not write "{volume.private / JOURNAL_FILE}": {error.strerror}',
             hint="the volume's own directory must be writable, and what is in it files",
         ) from None
 
@@ -273,6 +294,7 @@ async def _serve(
             "watchdog": watched.patience,
             "read_only": request.read_only,
             "reserve_spared": reserve_spared,
+            "tampering": opener.manifest.status(),
             "page_cipher": "Python" if page_cipher is PythonPageCipher else "compiled",
             "keystore_revision": ring.revision,
             "data_keys": [

@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -217,6 +217,22 @@ def check_history(files: HistoryFiles, key: bytes | None, anchor: HistoryAnchor 
             found.notes.append(f"what follows line {first - 1} is not covered by a MAC yet")
         found.notes += _unfinished(found.records, revision)
     return found
+
+
+def records_under(files: HistoryFiles, key: bytes, event: str) -> Iterator[dict[str, Any]]:
+    """Yield the records of an event that have a MAC of their own, made with *key*: nobody else wrote these."""
+    mac, pending = _START, b""
+    for line in BytesIO(files.lines):
+        match = _LINE.fullmatch(line.rstrip(b"\n"))
+        if match is None or match[2] is None:
+            pending += line
+            continue
+        noted = bytes.fromhex(match[2].decode("ascii"))
+        if _fits(_mac(key, mac, pending, match[1]), noted):
+            record = _parse(match[1] + b"}")
+            if record is not None and record["event"] == event:
+                yield record
+        mac, pending = noted, b""
 
 
 def _unfinished(records: list[dict[str, Any]], revision: int) -> list[str]:

@@ -1,0 +1,354 @@
+"""What the manifest binds during a mount: what differs is refused, and what is about to change is noted before."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable
+from errno import EIO
+from typing import TYPE_CHECKING, Any
+
+from tdefs.format.header import RECORD_SIZE
+from tdefs.fs.calls import SystemCalls
+from tdefs.manifest.comparing import DISPENSABLE_KINDS, Change, Difference
+from tdefs.manifest.counter import note_counter
+from tdefs.manifest.journal import Journal, prepare_journal
+from tdefs.manifest.record import NO_TAG, Listing, NodeKind, digest
+from tdefs.manifest.state import NAMED, State, counted, mark, mark_unbound, write_manifest
+from tdefs.manifest.taking import take
+from tdefs.manifest.tree import join
+from tdefs.policy.paths import Kind, classify
+from tdefs.text import printable_path
+
+if TYPE_CHECKING:
+    from tdefs.fs.inodes import Inode
+
+log = logging.getLogger(__name__)
+
+# How many names that go in one directory, shortly after one another, make it likely that its others follow.
+_FEW_REMOVALS = 8
+_REMOVAL_SECONDS = 1.0
+_MOST_AT_ONCE = 1024
+# so many differences are told by name to who asks for the status
+_MOST_TOLD = 100
+
+
+class Bound:
+    """The manifest of one mount. Without a state, as in a volume that was never unmounted, nothing is bound.
+
+    What may be bound is told by ``Inode.bound``, which is one look for each write; paths are made only once.
+    """
+
+    def __init__(self, calls: SystemCalls, state: State | None = None, *, refuses: bool = True) -> None:
+        """:param refuses: whether what differs is refused, or only reported."""
+        self._calls = calls
+        self._state = state
+        self._manifest = state.manifest if state is not None else None
+        self._refuses = refuses
+        self._journal: Journal | None = None
+        self._told: set[bytes] = set()
+        # in which directory names go, how many went, and when the last one did
+        self._going: tuple[bytes, int, float] = (b"", 0, 0.0)
+
+    # --- the mount as a whole
+
+    def begin(self) -> None:
+        """Begin to serve a volume that may be changed. Raises OSError."""
+        if self._state is None or self._manifest is None or self._state.binding.key is None:
+            return
+        binding = self._state.binding
+        self._journal = Journal(self._calls, binding.volume, self._state.binding.key, self._manifest.counter)
+
+    def log(self) -> None:
+        """Say in the log what differs, and what the last sessions left unbound."""
+        if self._state is None:
+            return
+        state = self._state
+        for line in state.describe_volume():
+            log.warning("%s", line)
+        for path, found in sorted(state.differences.items()):
+            log.error("%s: not as the last unmount left it: %s", printable_path(path), found)
+        if state.changed.everything:
+            log.warning(
+                "the last session did not end cleanly, and its journal was full: no file is bound any more"
+            )
+        elif state.unbound:
+            names = sorted(state.unbound.paths)
+            more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            log.warning(
+                "the last session did not end cleanly: %s not bound by the manifest any more: %s%s",
+                counted(len(names)),
+                ", ".join(map(printable_path, names[:NAMED])),
+                more,
+            )
+
+    def finish(self) -> None:
+        """Write the next manifest, once all is on the disk; after a failure the old one and its journal hold."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        if self._state is None or self._state.binding.key is None:
+            return
+        binding, key = self._state.binding, self._state.binding.key
+        try:
+            manifest = take(self._state)
+            prepare_journal(binding.volume)
+            write_manifest(binding.volume, manifest, key)
+        except OSError as error:
+            log.error(
+                "the manifest could not be written: %s; the one before, with the journal of what changed since, "
+                "holds still (HINT: see that there is room on the disk)",
+                error.strerror,
+            )
+            return
+        if binding.entry is None or binding.history_key is None:
+            return
+        try:
+            note_counter(binding.keystore, binding.history_key, binding.entry, manifest.counter)
+        except OSError as error:
+            log.warning(
+                "the manifest's counter could not be written to the keystore's history: %s", error.strerror
+            )
+
+    def close(self) -> None:
+        """End without a manifest: the journal says what changed."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def status(self) -> dict[str, Any]:
+        """Return for the status what is bound, and what differs."""
+        state = self._state
+        if state is None:
+            return {}
+        names = sorted(state.differences.items())
+        return {
+            "setting": "refuse" if self._refuses else "report",
+            "counter": self._manifest.counter if self._manifest is not None else None,
+            "lost": state.lost or None,
+            "older_than": state.older_than or None,
+            "unbound": len(state.unbound),
+            "count": len(names),
+            "differences": [
+                {"path": printable_path(path), "what": found.change.value, "detail": found.detail}
+                for path, found in names[:_MOST_TOLD]
+            ],
+        }
+
+    def accept(self, paths: Iterable[bytes]) -> int:
+        """Have differences be meant from now on; return how many there were. Raises OSError."""
+        if self._state is None:
+            return 0
+        accepted = [path for path in paths if path in self._state.differences]
+        self._unbind(accepted)
+        return len(accepted)
+
+    @property
+    def differences(self) -> dict[bytes, Difference]:
+        """By path, what differs."""
+        return self._state.differences if self._state is not None else {}
+
+    # --- what is found
+
+    def check(self, inode: Inode) -> None:
+        """Refuse to open what differs.
+
+        :raises OSError: EIO.
+        """
+        if not self.differences:
+            return
+        for path in _paths(inode):
+            found = self.differences.get(path)
+            if found is not None and found.change is not Change.REMOVED:
+                self._refuse(path, found)
+
+    def check_header(self, inode: Inode, head: bytes, size: int) -> None:
+        """Note whether a file of *size* stored bytes that starts with *head* is the one that was left here."""
+        if self._manifest is None or not inode.bound:
+            return
+        for path in _paths(inode):
+            place = self._manifest.find(path)
+            if place is None or place[0].unbound[place[1]] or path in self.differences:
+                continue
+            entry = place[0].entry(place[1])
+            found: Difference | None = None
+            if entry.kind is NodeKind.FILE and entry.length != size:
+                found = Difference(Change.LENGTH, f"{entry.length} stored bytes before, {size} now")
+            elif entry.tag != NO_TAG and entry.tag != digest(head[:RECORD_SIZE]):
+                found = Difference(Change.HEADER, "its header is another one")
+            if found is not None:
+                self.differences[path] = found
+                log.error("%s: not as the last unmount left it: %s", printable_path(path), found)
+
+    def check_missing(self, parent: Inode, name: bytes) -> None:
+        """Refuse to say that there is nothing where something was, if PostgreSQL would act on that.
+
+        :raises OSError: EIO.
+        """
+        if not self.differences:
+            return
+        path = join(parent.path(), name)
+        found = self.differences.get(path)
+        if found is not None and found.change is Change.REMOVED and not self._is_dispensable(path):
+            self._refuse(path, found)
+
+    def check_name(self, parent: Inode, name: bytes) -> None:
+        """Refuse to say that there is something where its name alone would have an effect.
+
+        :raises OSError: EIO.
+        """
+        if not self.differences:
+            return
+        path = join(parent.path(), name)
+        found = self.differences.get(path)
+        if found is not None and found.change is not Change.REMOVED and _kind(path) is Kind.SIGNAL:
+            self._refuse(path, found)
+
+    def _is_dispensable(self, path: bytes) -> bool:
+        place = self._manifest.find(path) if self._manifest is not None else None
+        is_directory = place is not None and place[0].entry(place[1]).kind is NodeKind.DIRECTORY
+        return _kind(path + b"/-" if is_directory else path) in DISPENSABLE_KINDS
+
+    def _refuse(self, path: bytes, found: Difference) -> None:
+        if path not in self._told or self._refuses:
+            log.error(
+                "%s: %s: not as the last unmount left it: %s (HINT: restore it from a backup, or say with 'tdefs "
+                "accept' that it is meant)",
+                printable_path(path),
+                "refused" if self._refuses else "served",
+                found,
+            )
+            self._told.add(path)
+        if self._refuses:
+            raise OSError(EIO, os.strerror(EIO))
+
+    # --- what is about to change
+
+    def will_change(self, inode: Inode, *, goes: bool = False) -> None:
+        """Before the length or the header of *inode* changes: note that it is not bound any more.
+
+        :param goes: whether it is emptied, as a file that is about to be removed is.
+        :raises OSError: it could not be noted, so nothing may be changed.
+        """
+        if not inode.bound:
+            return
+        if self._manifest is not None:
+            paths = self._all_paths(inode)
+            self._unbind([*paths, *(self._likely_next(paths[0]) if goes and paths else ())])
+        inode.bound = False
+
+    def will_come(self, parent: Inode, name: bytes) -> None:
+        """Before *name* is made in *parent*. Raises OSError as :meth:`will_change`."""
+        if self._manifest is not None:
+            self._unbind([join(parent.path(), name)])
+
+    def will_go(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """Before *name* in *parent*, which leads to *inode*, goes. Raises OSError as :meth:`will_change`."""
+        if self._manifest is not None:
+            path = join(parent.path(), name)
+            self._unbind([path, *self._likely_next(path)])
+        if len(inode.names) <= 1:
+            inode.bound = False
+
+    def will_move(self, inode: Inode, other: Inode | None, old: bytes, new: bytes, *, exchange: bool) -> None:
+        """Before *inode* is renamed from *old* to *new*, where *other* is. Raises OSError."""
+        if self._manifest is not None:
+            paths = [old, new, *self._all_paths(inode)]
+            if other is not None and exchange:
+                paths += self._all_paths(other)
+            if inode.is_directory or (other is not None and other.is_directory):
+                paths += [old + b"/", new + b"/"]
+            self._unbind(paths)
+        inode.bound = False
+        if other is not None and exchange:
+            other.bound = False
+
+    def _all_paths(self, inode: Inode) -> list[bytes]:
+        """Return the paths of *inode*, with those by which the kernel does not know it."""
+        several = self._state.tree.several.get(inode.key, ()) if self._state is not None else ()
+        return list(dict.fromkeys([*_paths(inode), *several]))
+
+    def _unbind(self, paths: Iterable[bytes]) -> None:
+        """Note durably which of *paths* are not bound any more, if they were. Raises OSError."""
+        if self._manifest is None or self._state is None:
+            return
+        wanted = [path for path in dict.fromkeys(paths) if self._is_noted_when_it_changes(path)]
+        if not wanted:
+            return
+        if self._journal is not None and not self._journal.append(wanted):
+            if not self._state.changed.everything:
+                log.error("there is no room in the journal of changed files: no file is bound any more")
+            self._state.changed.everything = True
+            mark_unbound(self._manifest, self._state.changed)
+        self._state.unbound.add(wanted)
+        for path in wanted:
+            mark(self._manifest, path)
+            self.differences.pop(path, None)
+            if path.endswith(b"/"):
+                for below in [one for one in self.differences if one.startswith(path)]:
+                    del self.differences[below]
+
+    def _is_noted_when_it_changes(self, path: bytes) -> bool:
+        assert self._manifest is not None and self._state is not None  # noqa: S101
+        if path.endswith(b"/"):
+            return any(one == path[:-1] or one.startswith(path) for one in self._manifest.directories) or any(
+                one.startswith(path) for one in self.differences
+            )
+        if path in self.differences or self._state.binds(path):
+            return True
+        return self._state.is_speaking(path) and path not in self._state.unbound
+
+    def _likely_next(self, path: bytes) -> list[bytes]:
+        """Return what is likely to go after *path*, and to be noted along with it, since each note is a sync.
+
+        That is the rest of a relation; and, once several names of one directory went, as many others as went: DROP
+        DATABASE, or DROP SCHEMA with a thousand tables, must not wait a thousand times for the disk.
+        """
+        assert self._manifest is not None and self._state is not None  # noqa: S101
+        directory = path.rpartition(b"/")[0]
+        before, count, last = self._going
+        now = time.monotonic()
+        count = count + 1 if directory == before and now - last < _REMOVAL_SECONDS else 1
+        self._going = directory, count, now
+        place = self._manifest.find(path)
+        if place is None or place[0].unbound[place[1]]:
+            return []
+        listing, at = place
+        found = [join(directory, other) for other in _rest_of_relation(listing, at, path)]
+        # WAL goes a few segments at a time, and those that follow are in use
+        if count >= _FEW_REMOVALS and _kind(path) is not Kind.WAL:
+            most = min(count, _MOST_AT_ONCE)
+            following = (*range(at + 1, len(listing.names)), *range(at))
+            for other in following:
+                if not listing.unbound[other] and listing.kinds[other] == NodeKind.FILE:
+                    found.append(join(directory, listing.names[other]))
+                    if len(found) >= most:
+                        break
+        return found
+
+
+def _rest_of_relation(listing: Listing, at: int, path: bytes) -> list[bytes]:
+    """Return the names of the other forks and segments of the relation file at *path*."""
+    relation = classify(os.fsdecode(path)).relation
+    if relation is None:
+        return []
+    number = b"%d" % relation.relfilenode
+    found = []
+    first = at
+    while first > 0 and listing.names[first - 1].startswith(number):
+        first -= 1
+    for name in listing.names[first:]:
+        if not name.startswith(number):
+            break
+        if name[len(number) : len(number) + 1] in (b"", b".", b"_"):
+            found.append(name)
+    return found
+
+
+def _kind(path: bytes) -> Kind:
+    return classify(os.fsdecode(path)).kind
+
+
+def _paths(inode: Inode) -> list[bytes]:
+    return [join(parent.path(), name) for parent, name in inode.names]

@@ -1,0 +1,220 @@
+"""The manifest: what lay in a volume when it was last unmounted cleanly, as bytes under a MAC.
+
+::
+
+    0    8  magic "tdefsmf1"
+    8   16  volume id
+    24   8  counter: one more with each manifest of the volume
+    32   8  older than this counter, which was known when it was noticed; 0 if it never was
+    40   4  flags
+    44   4  number of directories
+    48   …  the directories
+    end 32  HMAC-SHA256 under the state key, over the purpose string and everything before
+
+Each directory: number of bytes of its path, of entries, and of bytes of names (4 bytes each); the path; the names
+in order, a zero byte between two; then of all entries the kind (1 byte each), the length (8 bytes each) and the
+tag (16 bytes each). Numbers are little-endian. The columns are what makes it fast to read.
+
+A tag is the start of a SHA-256: of the header record of an encrypted file that has content (the record holds the
+file id and the header's MAC), of the stored text of a link; zero for all else. A length is the stored one, of a
+device its number.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.hmac import HMAC
+
+MAGIC = b"tdefsmf1"
+TAG_BYTES = 16
+NO_TAG = bytes(TAG_BYTES)
+MAC_BYTES = 32
+
+_PURPOSE = b"tdefs v1 manifest"
+_HEAD = struct.Struct("<8s16sQQII")
+_DIRECTORY = struct.Struct("<III")
+
+
+class NodeKind(IntEnum):
+    """What an entry is."""
+
+    FILE = 1
+    DIRECTORY = 2
+    LINK = 3
+    SPECIAL = 4
+
+
+class Flag(IntFlag):
+    """What is to be known of a whole manifest."""
+
+    #: Files may lie in the volume that are not in it, and nobody can tell since when.
+    INCOMPLETE = 1
+    #: The one before it had been removed or altered, and nobody has said that this was meant.
+    FOLLOWS_LOST = 2
+
+
+NO_FLAGS = Flag(0)
+
+
+class Entry(NamedTuple):
+    """What one name led to; see the module's docstring for ``length`` and ``tag``."""
+
+    kind: NodeKind
+    length: int
+    tag: bytes = NO_TAG
+
+
+class BadManifestError(Exception):
+    """The bytes are no manifest of this volume that was written with its key."""
+
+
+@dataclass(slots=True)
+class Listing:
+    """The entries of one directory by name, column by column; ``unbound`` marks those that hold no more."""
+
+    names: list[bytes] = field(default_factory=list)
+    kinds: bytes = b""
+    lengths: array[int] = field(default_factory=lambda: array("Q"))
+    tags: bytes = b""
+    unbound: bytearray = field(default_factory=bytearray)
+
+    @classmethod
+    def of(cls, entries: dict[bytes, Entry]) -> Listing:
+        """Return the listing of *entries*."""
+        names = sorted(entries)
+        found = [entries[name] for name in names]
+        return cls(
+            names,
+            bytes(entry.kind for entry in found),
+            array("Q", [entry.length for entry in found]),
+            b"".join(entry.tag for entry in found),
+            bytearray(len(names)),
+        )
+
+    def find(self, name: bytes) -> int:
+        """Return the position of *name*, -1 if it has none."""
+        at = bisect_left(self.names, name)
+        return at if at < len(self.names) and self.names[at] == name else -1
+
+    def entry(self, at: int) -> Entry:
+        """Return the entry at a position."""
+        tag = self.tags[at * TAG_BYTES : (at + 1) * TAG_BYTES]
+        return Entry(NodeKind(self.kinds[at]), self.lengths[at], tag)
+
+    def entries(self) -> Iterator[tuple[bytes, Entry]]:
+        """Yield every name with its entry."""
+        for at, name in enumerate(self.names):
+            yield name, self.entry(at)
+
+
+@dataclass(slots=True)
+class Manifest:
+    """Every directory of a volume by its path, the root's being empty."""
+
+    volume_id: bytes
+    counter: int
+    directories: dict[bytes, Listing]
+    older_than: int = 0
+    flags: Flag = NO_FLAGS
+
+    def find(self, path: bytes) -> tuple[Listing, int] | None:
+        """Return where the entry of *path* is; ``None`` if there is none."""
+        directory, _, name = path.rpartition(b"/")
+        listing = self.directories.get(directory)
+        at = listing.find(name) if listing is not None else -1
+        return (listing, at) if listing is not None and at >= 0 else None
+
+
+def encode(manifest: Manifest, key: bytes) -> bytes:
+    """Return the bytes of a manifest, under the state *key*."""
+    pieces = [
+        _HEAD.pack(
+            MAGIC,
+            manifest.volume_id,
+            manifest.counter,
+            manifest.older_than,
+            manifest.flags,
+            len(manifest.directories),
+        )
+    ]
+    for path, listing in manifest.directories.items():
+        names = b"\0".join(listing.names)
+        pieces += [
+            _DIRECTORY.pack(len(path), len(listing.names), len(names)),
+            *(path, names, listing.kinds, _little(listing.lengths).tobytes(), listing.tags),
+        ]
+    body = b"".join(pieces)
+    return body + _mac(key, body).finalize()
+
+
+def decode(data: bytes, volume_id: bytes, key: bytes) -> Manifest:
+    """Return the manifest that *data* is.
+
+    :raises BadManifestError: it is none, or not of this volume, or was not written with the state *key*.
+    """
+    body, mac = data[:-MAC_BYTES], data[-MAC_BYTES:]
+    try:
+        _mac(key, body).verify(mac)
+    except InvalidSignature:
+        raise BadManifestError("it is not as it was written") from None
+    try:
+        return _parse(body, volume_id)
+    except (struct.error, ValueError):
+        # of another version, since somebody with the key wrote it
+        raise BadManifestError("its form is unknown") from None
+
+
+def _parse(body: bytes, volume_id: bytes) -> Manifest:
+    magic, volume, counter, older_than, flags, count = _HEAD.unpack_from(body)
+    if magic != MAGIC:
+        raise BadManifestError("its form is unknown")
+    if volume != volume_id:
+        raise BadManifestError("it is of another volume")
+    directories: dict[bytes, Listing] = {}
+    at = _HEAD.size
+    for _ in range(count):
+        path_size, entries, names_size = _DIRECTORY.unpack_from(body, at)
+        at += _DIRECTORY.size
+        columns = []
+        for size in (path_size, names_size, entries, entries * 8, entries * TAG_BYTES):
+            columns.append(body[at : at + size])
+            at += size
+        path, names, kinds, lengths, tags = columns
+        found = array("Q")
+        found.frombytes(lengths)
+        listing = Listing(names.split(b"\0") if entries else [], kinds, _little(found), tags, bytearray(entries))
+        if not len(listing.names) == len(kinds) == len(found) or len(tags) != entries * TAG_BYTES:
+            raise ValueError("columns of different length")
+        directories[path] = listing
+    return Manifest(volume, counter, directories, older_than, Flag(flags))
+
+
+def digest(data: bytes) -> bytes:
+    """Return the tag of a header record, or of a link's text."""
+    summed = hashes.Hash(hashes.SHA256())
+    summed.update(data)
+    return summed.finalize()[:TAG_BYTES]
+
+
+def _little(numbers: array[int]) -> array[int]:
+    if sys.byteorder == "big":
+        numbers = array("Q", numbers)
+        numbers.byteswap()
+    return numbers
+
+
+def _mac(key: bytes, body: bytes) -> HMAC:
+    mac = HMAC(key, hashes.SHA256())
+    mac.update(_PURPOSE)
+    mac.update(body)
+    return mac

@@ -1,0 +1,235 @@
+"""What is known of a volume's files when somebody begins with it: manifest, what changed since, what differs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tdefs.durable import write_durably
+from tdefs.fs.reserve import with_own_rights
+from tdefs.keys.hierarchy import KeyRing, derive_state_key
+from tdefs.manifest.comparing import SPEAKING_KINDS, Difference, compare
+from tdefs.manifest.counter import newest_counter
+from tdefs.manifest.journal import Changed, read_journal
+from tdefs.manifest.record import BadManifestError, Flag, Manifest, decode, encode
+from tdefs.manifest.tree import Tree, look_through
+from tdefs.policy.paths import classify
+from tdefs.text import printable_path
+from tdefs.volume import Volume
+
+MANIFEST_FILE = "manifest"
+#: So many files are named where there are more.
+NAMED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What a manifest is made and checked with.
+
+    ``key`` is the state key; None without a keystore that has a history: then nothing is bound. ``history_key``
+    and ``keystore`` are where the counter is kept, under ``entry``, the keystore's name for the volume; None for a
+    copy that it does not know at this place.
+    """
+
+    volume: Volume
+    key: bytes | None = field(repr=False)
+    history_key: bytes | None = field(repr=False)
+    keystore: Path
+    entry: str | None
+
+    @classmethod
+    def of(cls, volume: Volume, ring: KeyRing, keystore: Path, entry: str | None) -> Binding:
+        """Return that of *volume*, given its keys."""
+        key = derive_state_key(ring.history_key) if ring.history_key is not None else None
+        return cls(volume, key, ring.history_key, keystore, entry)
+
+
+@dataclass(slots=True)
+class State:
+    """What was found; ``manifest`` is None where nothing is bound, its entries marked where they hold no more.
+
+    ``unbound`` are the paths of the journal. ``lost`` says what is wrong where a manifest must be and is not;
+    ``older_than`` is the newest counter that the keystore knows, where that of the manifest is older, else 0.
+    """
+
+    binding: Binding
+    manifest: Manifest | None = None
+    changed: Changed = field(default_factory=Changed)
+    unbound: Unbound = field(default_factory=lambda: Unbound(()))
+    differences: dict[bytes, Difference] = field(default_factory=dict)
+    tree: Tree = field(default_factory=Tree)
+    newest: int = 0
+    lost: str = ""
+    older_than: int = 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Tell whether nothing is to be told of."""
+        return not self.differences and not self.lost and not self.older_than
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether what the manifest does not know should not be there."""
+        return self.manifest is not None and not self.changed.begun and Flag.INCOMPLETE not in self.manifest.flags
+
+    def is_added(self, path: bytes) -> bool:
+        """Tell of a path that the manifest does not know whether it should not be there."""
+        if path in self.unbound or self.changed.everything:
+            return False
+        return self.is_complete or self.is_speaking(path)
+
+    def is_speaking(self, path: bytes) -> bool:
+        """Tell whether the name alone says something to PostgreSQL, so that it is noted whenever it comes."""
+        return self.manifest is not None and classify(os.fsdecode(path)).kind in SPEAKING_KINDS
+
+    def binds(self, path: bytes) -> bool:
+        """Tell whether the manifest says what must be at *path*."""
+        place = self.manifest.find(path) if self.manifest is not None else None
+        return place is not None and not place[0].unbound[place[1]]
+
+    def describe(self) -> list[str]:
+        """Return what is to be told of, one line for each thing."""
+        lines = self.describe_volume()
+        if self.differences:
+            lines.append(f"{counted(len(self.differences))} not as the last unmount left them: {self.named()}")
+        return lines
+
+    def describe_volume(self) -> list[str]:
+        """Return what is to be told of the volume as a whole."""
+        lines = []
+        if self.lost:
+            lines.append(f"the manifest of the volume's files {self.lost}: what changed at rest cannot be told")
+        if self.older_than:
+            lines.append(
+                f"the volume is an older copy: manifest {self.manifest.counter if self.manifest else 0}, "
+                f"and the keystore knows {self.older_than}"
+            )
+        return lines
+
+    def named(self) -> str:
+        """Return the names of the first that differ, with what each is."""
+        items = sorted(self.differences.items())
+        shown = ", ".join(f"{printable_path(path)}: {found}" for path, found in items[:NAMED])
+        return shown + (f", and {len(items) - NAMED} more" if len(items) > NAMED else "")
+
+
+class Unbound:
+    """Paths that a journal names; one that ends in "/" stands for all that is below it, too."""
+
+    def __init__(self, paths: Iterable[bytes]) -> None:
+        self.paths: set[bytes] = set()
+        self.trees: list[bytes] = []
+        self.add(paths)
+
+    def add(self, paths: Iterable[bytes]) -> None:
+        """Add what a record of the journal names."""
+        for path in paths:
+            if path.endswith(b"/"):
+                self.trees.append(path)
+                path = path[:-1]
+            self.paths.add(path)
+
+    def __contains__(self, path: bytes) -> bool:
+        return path in self.paths or any(path.startswith(tree) for tree in self.trees)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def look(binding: Binding, *, compares: bool = True) -> State:
+    """Return what is known of a volume that nobody changes now, or, of a living one, whatever can be told.
+
+    Names, kinds and lengths are compared; headers are when a file is opened, see tdefs.manifest.bound.
+
+    :raises OSError: the data directory cannot be opened.
+    """
+    state = State(binding)
+    if binding.key is None:
+        return state
+    if binding.entry is not None and binding.history_key is not None:
+        state.newest = newest_counter(binding.keystore, binding.history_key, binding.entry)
+    try:
+        state.manifest = decode(_read(binding.volume), binding.volume.volume_id, binding.key)
+        state.changed = read_journal(binding.volume, binding.key, state.manifest.counter)
+    except FileNotFoundError:
+        if state.newest:
+            state.lost = f"is missing, and the keystore knows number {state.newest}"
+    except BadManifestError as error:
+        state.lost = f"is no good: {error}"
+    except OSError as error:
+        state.lost = f"cannot be read: {error.strerror}"
+        state.manifest = None
+    if state.manifest is None:
+        return state
+    if Flag.FOLLOWS_LOST in state.manifest.flags:
+        state.lost = "before the last one was missing or altered"
+    state.older_than = state.manifest.older_than
+    if state.manifest.counter < state.newest:
+        state.older_than = max(state.older_than, state.newest)
+    state.unbound.add(state.changed.paths)
+    mark_unbound(state.manifest, state.changed)
+    if compares:
+        compare_again(state)
+    return state
+
+
+def compare_again(state: State) -> None:
+    """Compare the manifest with what is there now. Raises OSError."""
+    assert state.manifest is not None  # noqa: S101 - the callers have seen to it
+    root = os.open(state.binding.volume.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        state.tree = look_through(root)
+    finally:
+        os.close(root)
+    state.differences = compare(state.manifest, state.tree, state.is_added)
+
+
+def mark_unbound(manifest: Manifest, changed: Changed) -> None:
+    """Mark the entries that a journal names."""
+    if changed.everything:
+        for listing in manifest.directories.values():
+            listing.unbound[:] = b"\1" * len(listing.names)
+    for path in changed.paths:
+        mark(manifest, path)
+
+
+def mark(manifest: Manifest, path: bytes) -> bool:
+    """Mark the entry of *path*, with all below it if it ends in "/"; return whether there was a bound one."""
+    was_bound = False
+    if path.endswith(b"/"):
+        for directory, listing in manifest.directories.items():
+            if directory == path[:-1] or directory.startswith(path):
+                was_bound |= 0 in listing.unbound
+                listing.unbound[:] = b"\1" * len(listing.names)
+        path = path[:-1]
+    place = manifest.find(path)
+    if place is None:
+        return was_bound
+    listing, at = place
+    was_bound |= not listing.unbound[at]
+    listing.unbound[at] = 1
+    return was_bound
+
+
+def counted(files: int) -> str:
+    """Return "1 file is" or "5 files are"."""
+    return "1 file is" if files == 1 else f"{files} files are"
+
+
+def _read(volume: Volume) -> bytes:
+    """Return the manifest's bytes. Raises OSError."""
+    fd = os.open(volume.private / MANIFEST_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read()
+
+
+def write_manifest(volume: Volume, manifest: Manifest, key: bytes) -> None:
+    """Write a manifest down durably; until this returns the one before it is there. Raises OSError."""
+    with with_own_rights():
+        write_durably(volume.private / MANIFEST_FILE, encode(manifest, key))

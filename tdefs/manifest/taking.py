@@ -1,0 +1,109 @@
+"""Taking the next manifest: at a clean unmount, or when somebody says that differences are meant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from tdefs.manifest.comparing import Change, Difference, difference
+from tdefs.manifest.record import NO_TAG, Entry, Flag, Listing, Manifest, NodeKind
+from tdefs.manifest.state import State
+from tdefs.manifest.tree import join, look_through, tag_in
+
+
+def take(state: State, *, accepted: Collection[bytes] = (), unclean: bool = False) -> Manifest:
+    """Return the manifest of what lies in the volume now, with the next counter.
+
+    What the old manifest binds, and nobody changed through a mount, keeps its entry: a difference stays one until
+    it is *accepted*; ``state.differences`` gets what differs by now. Only new headers are read.
+
+    :param unclean: whether what has changed since the old manifest stays unbound: then it may lie half done.
+    :raises OSError: the tree cannot be read.
+    """
+    old = state.manifest
+    volume = state.binding.volume
+
+    def tag(fd: int, directory: bytes, name: bytes, length: int) -> bytes:
+        before = _bound_entry(old, directory, name)
+        if before is not None and before.length == length and join(directory, name) not in accepted:
+            return before.tag
+        return tag_in(fd, name, length, volume.volume_id)
+
+    root = os.open(volume.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        tree = look_through(root, tag)
+    finally:
+        os.close(root)
+    taken = tree.directories
+    for path in list(taken):
+        taken[path] = _kept(state, path, taken[path], accepted, unclean=unclean)
+    if old is not None:
+        for path in old.directories.keys() - taken.keys():
+            # a directory that is gone, or cannot be read now
+            kept = _kept(state, path, Listing(), accepted, unclean=unclean, unread=path in tree.unread)
+            if kept.names:
+                taken[path] = kept
+    flags = Flag.FOLLOWS_LOST if state.lost else Flag(0)
+    if unclean and not state.is_complete:
+        flags |= Flag.INCOMPLETE
+    counter = max(old.counter if old is not None else 0, state.newest) + 1
+    return Manifest(volume.volume_id, counter, taken, state.older_than, flags)
+
+
+def _bound_entry(manifest: Manifest | None, directory: bytes, name: bytes) -> Entry | None:
+    listing = manifest.directories.get(directory) if manifest is not None else None
+    if listing is None:
+        return None
+    at = listing.find(name)
+    return listing.entry(at) if at >= 0 and not listing.unbound[at] else None
+
+
+def _kept(
+    state: State,
+    directory: bytes,
+    now: Listing,
+    accepted: Collection[bytes],
+    *,
+    unclean: bool,
+    unread: bool = False,
+) -> Listing:
+    """Return the listing to write down: what is there *now*, but for what has not changed through a mount."""
+    before = state.manifest.directories.get(directory) if state.manifest is not None else None
+    changes: dict[bytes, Entry | None] = {}
+    for at, name in enumerate(before.names if before is not None else ()):
+        path = join(directory, name)
+        if path in accepted or before is None or before.unbound[at]:
+            continue
+        where = now.find(name)
+        entry = before.entry(at)
+        if where < 0:
+            changes[name] = entry
+            if not unread:
+                state.differences.setdefault(path, Difference(Change.REMOVED))
+        elif (found := difference(entry, now.entry(where))) is not None or path in state.differences:
+            changes[name] = entry
+            if found is not None:
+                state.differences.setdefault(path, found)
+    for name in now.names:
+        path = join(directory, name)
+        if path in accepted:
+            continue
+        found = state.differences.get(path)
+        if found is not None and found.change is Change.ADDED:
+            changes[name] = None
+        elif unclean and path in state.unbound:
+            # it says something by its name alone, so the name must be known
+            changes[name] = None if not state.is_speaking(path) else _without_tag(now.entry(now.find(name)))
+    if not changes:
+        return now
+    entries = dict(now.entries())
+    for name, entry_or_none in changes.items():
+        if entry_or_none is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = entry_or_none
+    return Listing.of(entries)
+
+
+def _without_tag(entry: Entry) -> Entry:
+    return entry._replace(tag=NO_TAG) if entry.kind is NodeKind.FILE else entry
