@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from contextlib import suppress
+from errno import EACCES, ENOENT, ENOTDIR, EPERM
 
 from tdefs.format.header import RECORD_SIZE, shown_file_id
 from tdefs.fs.calls import SystemCalls
-from tdefs.fs.inodes import Inode, InodeTable
+from tdefs.fs.inodes import Inode, InodeTable, path_of
 
 _RECORD = struct.Struct("<16sQQ")
 # file ids are random, so each holds the same share
 _BUCKETS = 1024
+# a directory that has gone meanwhile, or that the daemon's user may not read
+_NOT_THERE = (ENOENT, ENOTDIR, EACCES, EPERM)
 
 Key = tuple[int, int]
 """Device and inode number in the backing directory."""
@@ -76,7 +80,10 @@ class Twins:
         self.ids = FileIds()
 
     def of(self, inode: Inode, file_id: bytes) -> list[bytes]:
-        """Return the paths of the others; what was noted of them and is true no more is forgotten."""
+        """Return the paths of the others; what was noted of them and is true no more is forgotten.
+
+        :raises OSError: it cannot be told.
+        """
         found = []
         for key in self.ids.keys(file_id):
             if key == inode.key:
@@ -91,38 +98,34 @@ class Twins:
     def _path_of(self, key: Key, file_id: bytes) -> bytes | None:
         """Return where the file *key* lies, if it still shows *file_id*."""
         inode = self._inodes.with_key(key)
-        if inode is not None and inode.names:
-            try:
-                name, directory = self._inodes.place(inode)
-            except OSError:
-                pass
-            else:
-                if self._shows(name, directory, key, file_id):
-                    return inode.path()
+        for parent, name in inode.names if inode is not None else ():
+            with suppress(FileNotFoundError):
+                if self._shows(name, self._inodes.directory_fd(parent), key, file_id):
+                    return os.fsencode(path_of(parent, name))
         return self._search(key, file_id)
 
     def _search(self, key: Key, file_id: bytes) -> bytes | None:
         """Look for a file that the kernel has forgotten: every directory is read, since its place was not kept.
 
-        It happens once for each copy that somebody has made. What cannot be read is left out.
+        It happens when somebody has made a copy, and never otherwise.
         """
         pending = [b""]
         while pending:
             directory = pending.pop()
             try:
                 fd = self._open_directory(directory)
-            except OSError:
-                continue
+            except OSError as error:
+                if error.errno in _NOT_THERE:
+                    continue
+                raise
             try:
                 for name in self._calls.listdir("twin:list", fd):
                     path = directory + b"/" + name if directory else name
-                    mode = self._mode(name, fd)
-                    if stat.S_ISDIR(mode):
-                        pending.append(path)
-                    elif stat.S_ISREG(mode) and self._shows(name, fd, key, file_id):
-                        return path
-            except OSError:
-                continue
+                    with suppress(FileNotFoundError):
+                        if stat.S_ISDIR(self._calls.stat("twin:stat", name, fd).st_mode):
+                            pending.append(path)
+                        elif self._shows(name, fd, key, file_id):
+                            return path
             finally:
                 self._inodes.descriptors.let_go("twin:close", fd)
         return None
@@ -140,28 +143,17 @@ class Twins:
             fd = inner
         return fd
 
-    def _mode(self, name: bytes, directory: int) -> int:
-        try:
-            return self._calls.stat("twin:stat", name, directory).st_mode
-        except OSError:
-            return 0
-
     def _shows(self, name: bytes, directory: int, key: Key, file_id: bytes) -> bool:
-        """Tell whether *name* is the file *key*, and shows *file_id*; one that cannot be read counts as before."""
-        try:
-            status = self._calls.stat("twin:stat", name, directory)
-        except OSError:
-            return False
-        if (status.st_dev, status.st_ino) != key:
+        """Tell whether *name* is the file *key*, and shows *file_id*: one that may not be read does."""
+        status = self._calls.stat("twin:stat", name, directory)
+        if (status.st_dev, status.st_ino) != key or not stat.S_ISREG(status.st_mode):
             return False
         try:
             fd = self._inodes.descriptors.open_at("twin:open", name, os.O_RDONLY | os.O_NONBLOCK, 0, directory)
-        except OSError:
+        except PermissionError:
             return True
         try:
             record = self._calls.pread("twin:read", fd, RECORD_SIZE, 0)
-        except OSError:
-            return True
         finally:
             self._inodes.descriptors.let_go("twin:close", fd)
         return shown_file_id(record) == file_id

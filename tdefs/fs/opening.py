@@ -501,7 +501,8 @@ class Opener:
         path = os.fsdecode(inode.path())
         header = self._sealer.renewed(form.header, self._decide(path).key_name)
         # PostgreSQL removes temporary files when it starts, and nobody finds one without a name
-        lasting = inode.ghost is None and classify(path).kind is not Kind.TEMP
+        is_left = inode.ghost is None or inode.ghost.links > 0
+        lasting = is_left and classify(path).kind is not Kind.TEMP
         if lasting:
             self._sync_header("begin:truncated", inode, fd)
         self._calls.pwrite("begin:header", fd, self._sealer.encode(header), 0)

@@ -91,9 +91,16 @@ class Place:
         self._states[new] = list(self._states[name])
 
     def copied_below(self, name: str, new: str) -> None:
-        """A file that the daemon has not seen yet, with the same content. Not for relations, which are bound."""
+        """A file that the daemon has not seen yet, with the same content, and the same file id.
+
+        Not for relations, which are bound.
+        """
         (self.data / new).write_bytes((self.data / name).read_bytes())
         self._states[new] = [self.now(name)]
+
+    def forget(self, name: str) -> None:
+        """Whatever is found in it from now on is right."""
+        del self._states[name]
 
     def empty_below(self, name: str) -> None:
         """An empty file that the daemon has not seen yet."""

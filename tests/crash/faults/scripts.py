@@ -114,6 +114,16 @@ def _change(place: Place) -> None:
         place.fsync(fd, "16385")
 
 
+def _fill_again(place: Place) -> None:
+    """Once by what extends the file at once, and once by what the kernel passes on."""
+    place.truncate("16385", 0)
+    place.truncate("16385", 100)
+    place.truncate("16385", 0)
+    with place.opened("16385") as fd:
+        place.write(fd, "16385", PAGE)
+        place.fsync(fd, "16385")
+
+
 def _durable_writes(place: Place) -> None:
     with place.opened("16385", os.O_RDWR | os.O_DSYNC) as fd:
         place.write(fd, "16385", PAGE, 8192)
@@ -144,7 +154,9 @@ def _wal(place: Place) -> None:
 
 def _copies_below(place: Place, faults: Faults) -> None:
     place.file("note", ODD)
-    place.copied_below("note", "copy")
+    place.file("twin", ODD)
+    place.copied_below("twin", "copy")
+    place.unlink("twin")
     place.empty_below("empty")
 
 
@@ -173,6 +185,20 @@ def _open_twice(place: Place) -> None:
     with place.opened("copy") as fd:
         place.write(fd, "copy", b"now", 1)
         place.fsync(fd, "copy")
+
+
+def _a_copy_and_another(place: Place, faults: Faults) -> None:
+    (place.path / "d").mkdir()
+    place.file("twin", ODD)
+    place.copied_below("twin", "copy")
+    place.rename("twin", "d/original")
+    place.forget("d/original")
+    (place.data / "d/original").write_bytes(b"")
+
+
+def _read_copy(place: Place) -> None:
+    """The daemon has to look whether there is still another file with this file id."""
+    place.read("copy")
 
 
 def _large_file(place: Place, faults: Faults) -> None:
@@ -371,6 +397,7 @@ _OF_ATTRIBUTES = (
     "setattr:stat",
     "setattr:times",
 )
+_OF_TWINS = ("twin:open", "twin:list", "twin:stat", "twin:read", "twin:close")
 _CREATION_FAILS = (Order(labels=("create:header",)),)
 _ADOPTION_FAILS = (Order(labels=("adopt:stat",)),)
 
@@ -382,11 +409,13 @@ SCRIPTS = (
     Script("mkdir as another user", _mkdir_as_user, _open_to_all),
     Script("change", _change, _some_files, again=True),
     Script("change a plain file", _change_plain, _a_plain_file, directory="conf.d", plain=True),
+    Script("fill what was emptied", _fill_again, _some_files),
     Script("durable writes", _durable_writes, _some_files),
     Script("WAL", _wal, directory="pg_wal"),
     Script("read", _read, _copies_below, again=True),
     Script("read what is not cached", _read, _copies_below, (Order(labels=("read:cached",)),), ("read",)),
     Script("fill an empty file", _open_empty, _copies_below, again=True),
+    Script("read what may be a copy", _read_copy, _a_copy_and_another, labels=_OF_TWINS),
     Script("write to a plain file's zeros", _write_to_zeros, _zeros_below, again=True, plain=True),
     Script("rename", _rename, _some_files),
     Script("rename closed files", _rename, _rename_closed),
