@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import stat
 import time
@@ -14,14 +15,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tdefs.backing import refuse_others
 from tdefs.durable import fsync_directory, write_durably
 from tdefs.errors import Exit, TdefsError
-from tdefs.format.header import FORMAT_VERSION
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
 
 PRIVATE_DIRECTORY = ".tdefs"
 DATA_DIRECTORY = "data"
 DEFAULT_KEYSTORE = "keystore"
+#: Of a volume's layout and description; that of its files stands in their headers.
+VOLUME_VERSION = 2
 
 _DESCRIPTION = "volume.json"
 _LOCK = "lock"
@@ -73,11 +76,13 @@ def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> 
 
     The caller takes the volume's lock then, and calls :func:`refuse_existing` again.
 
-    :raises TdefsError: VOLUME_EXISTS when the directory is a volume or holds anything else.
+    :raises TdefsError: VOLUME_EXISTS when the directory is a volume or holds anything else; FILE_UNTRUSTED when it
+        belongs to another user.
     """
     try:
         backing.mkdir(mode=0o700, parents=True, exist_ok=True)
         backing = backing.resolve()
+        _check_owner(backing)
         refuse_existing(backing)
         data = backing / DATA_DIRECTORY
         if any(entry.name not in (PRIVATE_DIRECTORY, DATA_DIRECTORY) for entry in backing.iterdir()) or (
@@ -92,6 +97,8 @@ def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> 
         private = backing / PRIVATE_DIRECTORY
         private.mkdir(mode=0o700, exist_ok=True)
         data.mkdir(mode=0o700, exist_ok=True)
+        for place in (backing, private, data):
+            refuse_others(place, place.lstat())
         (private / _LOCK).touch(mode=0o600)
     except NotADirectoryError:
         raise TdefsError(Exit.VOLUME_EXISTS, f'"{backing}" is not a directory') from None
@@ -104,6 +111,19 @@ def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> 
         policy=policy.absolute() if policy else None,
         plain_files=False,
     )
+
+
+def _check_owner(backing: Path) -> None:
+    """Check that *backing* is this user's, whose daemon will serve it; rights of others are taken away later."""
+    owner = backing.stat().st_uid
+    if owner != os.geteuid():
+        raise TdefsError(
+            Exit.FILE_UNTRUSTED,
+            f'directory "{backing}" belongs to the user with the number {owner}, not to the one who runs this',
+            detail="who owns it can put other files in the place of the volume's",
+            hint="run 'tdefs init' as the user who will mount the volume; let it make the directory, or give it "
+            f"to that user: chown {os.geteuid()} {shlex.quote(str(backing))}",
+        )
 
 
 def refuse_existing(backing: Path) -> None:
@@ -122,7 +142,7 @@ def refuse_existing(backing: Path) -> None:
 def save_volume(volume: Volume) -> None:
     """Write down what the volume remembers; from the first time on the directory is a volume."""
     description = {
-        "format_version": FORMAT_VERSION,
+        "format_version": VOLUME_VERSION,
         "volume_id": volume.volume_id.hex(),
         "keystore": os.fspath(volume.keystore),
         "policy": os.fspath(volume.policy) if volume.policy else None,
@@ -156,7 +176,14 @@ def read_volume(backing: Path) -> Volume:
         ) from None
     except IsADirectoryError:
         raise _damaged(path, "it is a directory") from None
-    return parse_description(data, path, backing.resolve())
+    volume = parse_description(data, path, backing.resolve())
+    try:
+        has_data = stat.S_ISDIR(volume.data.lstat().st_mode)
+    except FileNotFoundError:
+        has_data = False
+    if not has_data:
+        raise _damaged(path, f'there is no directory "{volume.data}", where the files of a volume lie')
+    return volume
 
 
 def _read_small(path: Path) -> bytes:
@@ -187,9 +214,9 @@ def parse_description(data: bytes, path: Path, backing: Path) -> Volume:
     if not isinstance(found, dict):
         raise _damaged(path, "it is not a JSON object")
     version = found.get("format_version")
-    if version != FORMAT_VERSION:
+    if version != VOLUME_VERSION:
         known = version if isinstance(version, int) and abs(version) < 1 << 32 else "unknown"
-        raise _damaged(path, f"its format version is {known}; this tdefs knows {FORMAT_VERSION}")
+        raise _of_other_version(path, f"its format version is {known}; this tdefs knows {VOLUME_VERSION}")
     volume_id, keystore, policy = found.get("volume_id"), found.get("keystore"), found.get("policy")
     if not isinstance(volume_id, str) or not isinstance(keystore, str) or not isinstance(policy, str | None):
         raise _damaged(path, "a field is missing or of the wrong type")
@@ -217,6 +244,14 @@ def _is_absolute_path(text: str) -> bool:
         return text.startswith("/") and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         return False
+
+
+def _of_other_version(path: Path, what: str) -> TdefsError:
+    return TdefsError(
+        Exit.VOLUME_DAMAGED,
+        f'the volume of "{path}" cannot be used: {what}',
+        hint="read it with the tdefs that made it, and copy what is in it to a new volume through both mounts",
+    )
 
 
 def _damaged(path: Path, what: str) -> TdefsError:

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler, SysLogHandler
 from pathlib import Path
 
+from tdefs.backing import claim
 from tdefs.cli.background import run_in_background
 from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.config import LONGEST_WATCHDOG, load_config
@@ -106,6 +107,8 @@ def _run(args: argparse.Namespace) -> int:
     keystore = _given(args.keystore, settings.keystore) or volume.keystore
     options = (*_options(args.options), *settings.options)
     read_only = is_read_only(volume.backing) or "ro" in options
+    for warning in claim(volume, read_only=read_only):
+        print(f"tdefs: warning: {warning}", file=sys.stderr)
     lock = VolumeLock(volume, read_only=read_only)
     _acquire(lock, volume)
     try:
