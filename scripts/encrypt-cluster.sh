@@ -59,13 +59,13 @@ check_host() {
 check_state() {
     local type
     type=$(mounted_type "$place")
-    if [[ $type == fuse.tdefs && ! -e $backing/$marker ]]; then
+    if [[ $type == fuse.tdefs && ! -e $backing/data/$marker ]]; then
         is_served "$place" || die "the mount at $place is dead" "HINT: tdefs mount $backing $place"
         ok "$place is on an encrypted mount already"
         start_clusters
         exit 0
     fi
-    if [[ -e $clear && -e $backing/$marker ]]; then
+    if [[ -e $clear && -e $backing/data/$marker ]]; then
         say "     an earlier run was interrupted; putting back what it has left"
         moved=yes
         if [[ $type == fuse.tdefs ]]; then final_mounted=yes; fi

@@ -62,7 +62,7 @@ set_places() {
     backing=$dir/backing
     mount=$dir/mount
     pgdata=$mount/pgdata
-    stored=$backing/pgdata
+    stored=$backing/data/pgdata
     passphrase=$dir/passphrase
     keystore=$dir/keystore
     run=$dir/run

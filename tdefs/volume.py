@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -13,14 +15,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tdefs.backing import refuse_others
 from tdefs.errors import Exit, TdefsError
-from tdefs.format.header import FORMAT_VERSION
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
-from tdefs.private import OwnDirectory, UntrustedError, own_directory
+from tdefs.private import OwnDirectory, own_directory
 
 PRIVATE_DIRECTORY = ".tdefs"
 DATA_DIRECTORY = "data"
 DEFAULT_KEYSTORE = "keystore"
+#: Of a volume's layout and description; that of its files stands in their headers.
+VOLUME_VERSION = 2
 
 _DESCRIPTION = "volume.json"
 SESSION_FILE = "session.json"
@@ -71,11 +75,13 @@ def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> 
 
     The caller takes the volume's lock then, and calls :func:`refuse_existing` again.
 
-    :raises TdefsError: VOLUME_EXISTS when the directory is a volume or holds anything else.
+    :raises TdefsError: VOLUME_EXISTS when the directory is a volume or holds anything else; FILE_UNTRUSTED when it
+        belongs to another user.
     """
     try:
         backing.mkdir(mode=0o700, parents=True, exist_ok=True)
         backing = backing.resolve()
+        _check_owner(backing)
         refuse_existing(backing)
         data = backing / DATA_DIRECTORY
         if any(entry.name not in (PRIVATE_DIRECTORY, DATA_DIRECTORY) for entry in backing.iterdir()) or (
@@ -90,6 +96,8 @@ def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> 
         private = backing / PRIVATE_DIRECTORY
         private.mkdir(mode=0o700, exist_ok=True)
         data.mkdir(mode=0o700, exist_ok=True)
+        for place in (backing, private, data):
+            refuse_others(place, place.lstat())
     except NotADirectoryError:
         raise TdefsError(Exit.VOLUME_EXISTS, f'"{backing}" is not a directory') from None
     except FileExistsError:
@@ -101,6 +109,19 @@ def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> 
         policy=policy.absolute() if policy else None,
         plain_files=False,
     )
+
+
+def _check_owner(backing: Path) -> None:
+    """Check that *backing* is this user's, whose daemon will serve it; rights of others are taken away later."""
+    owner = backing.stat().st_uid
+    if owner != os.geteuid():
+        raise TdefsError(
+            Exit.FILE_UNTRUSTED,
+            f'directory "{backing}" belongs to the user with the number {owner}, not to the one who runs this',
+            detail="who owns it can put other files in the place of the volume's",
+            hint="run 'tdefs init' as the user who will mount the volume; let it make the directory, or give it "
+            f"to that user: chown {os.geteuid()} {shlex.quote(str(backing))}",
+        )
 
 
 def refuse_existing(backing: Path) -> None:
@@ -119,7 +140,7 @@ def refuse_existing(backing: Path) -> None:
 def save_volume(volume: Volume) -> None:
     """Write down what the volume remembers; from the first time on the directory is a volume."""
     description = {
-        "format_version": FORMAT_VERSION,
+        "format_version": VOLUME_VERSION,
         "volume_id": volume.volume_id.hex(),
         "keystore": os.fspath(volume.keystore),
         "policy": os.fspath(volume.policy) if volume.policy else None,
@@ -153,7 +174,14 @@ def read_volume(backing: Path) -> Volume:
             detail=f'there is no "{path}"',
             hint="create one with 'tdefs init'",
         ) from None
-    return parse_description(data, path, backing.resolve())
+    volume = parse_description(data, path, backing.resolve())
+    try:
+        has_data = stat.S_ISDIR(volume.data.lstat().st_mode)
+    except FileNotFoundError:
+        has_data = False
+    if not has_data:
+        raise _damaged(path, f'there is no directory "{volume.data}", where the files of a volume lie')
+    return volume
 
 
 def _private(volume: Volume) -> AbstractContextManager[OwnDirectory]:
@@ -183,15 +211,9 @@ def parse_description(data: bytes, path: Path, backing: Path) -> Volume:
     if not isinstance(found, dict):
         raise _damaged(path, "it is not a JSON object")
     version = found.get("format_version")
-    if version != FORMAT_VERSION:
+    if version != VOLUME_VERSION:
         known = version if isinstance(version, int) and abs(version) < 1 << 32 else "unknown"
-        if version == 1:
-            raise TdefsError(
-                Exit.VOLUME_DAMAGED,
-                f'the volume of "{path}" was made by an older tdefs, in a format that is read no more',
-                hint="read it with the tdefs that made it, and copy its files into a new volume",
-            )
-        raise _damaged(path, f"its format version is {known}; this tdefs knows {FORMAT_VERSION}")
+        raise _of_other_version(path, f"its format version is {known}; this tdefs knows {VOLUME_VERSION}")
     volume_id, keystore, policy = found.get("volume_id"), found.get("keystore"), found.get("policy")
     if not isinstance(volume_id, str) or not isinstance(keystore, str) or not isinstance(policy, str | None):
         raise _damaged(path, "a field is missing or of the wrong type")
@@ -219,6 +241,14 @@ def _is_absolute_path(text: str) -> bool:
         return text.startswith("/") and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         return False
+
+
+def _of_other_version(path: Path, what: str) -> TdefsError:
+    return TdefsError(
+        Exit.VOLUME_DAMAGED,
+        f'the volume of "{path}" cannot be used: {what}',
+        hint="read it with the tdefs that made it, and copy what is in it to a new volume through both mounts",
+    )
 
 
 def _damaged(path: Path, what: str) -> TdefsError:
@@ -431,22 +461,6 @@ def write_session(volume: Volume, session: Session) -> None:
         if is_new:
             # without its name the first session, too, would pass for one that never was
             directory.sync()
-
-
-def refuse_strangers_volume(volume: Volume) -> None:
-    """Check that nobody but root and this process's user may change what tdefs writes down of the volume.
-
-    Whoever mounts it, with the right to write, trusts and changes these files as long as it is mounted.
-
-    :raises TdefsError: FILE_UNTRUSTED.
-    """
-    owner = volume.private.lstat().st_uid
-    if owner not in (0, os.geteuid()):
-        raise UntrustedError(
-            volume.private,
-            f"it belongs to user {owner}, and the daemon would be user {os.geteuid()}'s",
-            f'mount it as that user, or give it to this one: chown -R {os.geteuid()} "{volume.private}"',
-        )
 
 
 @contextmanager

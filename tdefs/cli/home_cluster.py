@@ -22,7 +22,7 @@ from tdefs.pg.control import CONTROL_FILE, BadControlFile, UnknownControlVersion
 from tdefs.pg.home import HomeCluster
 from tdefs.pg.structure import WAL_FROM_ELSEWHERE
 from tdefs.text import printable
-from tdefs.volume import PRIVATE_DIRECTORY, Volume, read_session, read_volume
+from tdefs.volume import DATA_DIRECTORY, PRIVATE_DIRECTORY, Volume, read_session, read_volume
 
 
 def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> HomeCluster:
@@ -34,6 +34,8 @@ def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> Hom
         secret.
     """
     place = pgdata.resolve()
+    if (place / PRIVATE_DIRECTORY).exists():
+        place /= DATA_DIRECTORY
     found = _clusters(place)
     found = [place] if place in found else found
     if len(found) != 1:
@@ -102,11 +104,12 @@ def _candidates(volume: Volume, unmounted: list[Path], mountpoints: set[Path]) -
     """
     mounts = [mount for mount in tdefs_mounts() if mount.backing != volume.backing]
     for mount in mounts:
-        for pgdata in _clusters(mount.backing):
-            yield pgdata, mount.mountpoint / pgdata.relative_to(mount.backing)
+        data = mount.backing / DATA_DIRECTORY
+        for pgdata in _clusters(data):
+            yield pgdata, mount.mountpoint / pgdata.relative_to(data)
     for backing in unmounted:
         if backing != volume.backing and all(backing != mount.backing for mount in mounts):
-            yield from ((pgdata, pgdata) for pgdata in _clusters(backing))
+            yield from ((pgdata, pgdata) for pgdata in _clusters(backing / DATA_DIRECTORY))
     for mountpoint in mountpoints:
         on_mount = any(mountpoint.is_relative_to(mount.mountpoint) for mount in mounts)
         if mountpoint.name == "pg_wal" and not on_mount and mountpoint.parent in _clusters(mountpoint.parent):
@@ -181,12 +184,11 @@ def _read(pgdata: Path, wal_directory: str | None, ring_of: Callable[[Volume], K
 
 def _content(pgdata: Path, ring_of: Callable[[Volume], KeyRing]) -> bytes:
     """Return the pg_control of the cluster, decrypted if it lies in a backing directory."""
-    backing = next(
-        (place for place in (pgdata, *pgdata.parents) if os.access(place / PRIVATE_DIRECTORY, os.F_OK)), None
-    )
+    above = (place.parent for place in (pgdata, *pgdata.parents) if place.name == DATA_DIRECTORY)
+    backing = next((place for place in above if os.access(place / PRIVATE_DIRECTORY, os.F_OK)), None)
     if backing is None:
         return (pgdata / CONTROL_FILE).read_bytes()
     volume = read_volume(backing)
-    path = os.fspath((pgdata / CONTROL_FILE).relative_to(backing))
+    path = os.fspath((pgdata / CONTROL_FILE).relative_to(volume.data))
     with OfflineReader(volume, ring_of(volume)).open(path) as file:
         return bytes(next(file.chunks(), b""))

@@ -29,7 +29,7 @@ class KeyFiles:
         """
         paths, unknown = [], []
         for volume in volumes:
-            prefix = f"{volume.backing}/" if len(volumes) > 1 else ""
+            prefix = f"{volume.data}/" if len(volumes) > 1 else ""
             for found in describe_all(volume):
                 if found.data_key == name and found.round in rounds:
                     paths.append(prefix + found.path)

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler, SysLogHandler
 from pathlib import Path
 
+from tdefs.backing import claim
 from tdefs.cli.background import run_in_background
 from tdefs.cli.tampering import binding_of
 from tdefs.cli.unlock import add_keystore_arguments, unlock
@@ -44,7 +45,6 @@ from tdefs.volume import (
     is_running,
     read_session,
     read_volume,
-    refuse_strangers_volume,
     was_left_clean,
 )
 
@@ -116,8 +116,8 @@ def _run(args: argparse.Namespace) -> int:
     keystore = _given(args.keystore, settings.keystore) or volume.keystore
     options = (*_options(args.options), *settings.options)
     read_only = is_read_only(volume.backing) or "ro" in options
-    if not read_only:
-        refuse_strangers_volume(volume)
+    for warning in claim(volume, read_only=read_only):
+        print(f"tdefs: warning: {warning}", file=sys.stderr)
     lock = VolumeLock(volume)
     _acquire(lock, volume)
     try:

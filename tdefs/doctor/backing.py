@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from tdefs.backing import weaknesses
 from tdefs.doctor.findings import Finding, advice, risk
 from tdefs.format.header import resembles_header
+from tdefs.fs.mount_table import all_mounts
 from tdefs.fs.offline import DAMAGED, PLAIN, describe_content, doubts_of, first_bytes
 from tdefs.pg.control import CONTROL_FILE
 from tdefs.policy.model import Policy
@@ -69,13 +71,8 @@ class BackingDirectory:
             yield from self._plain_files(policy)
 
     def _rights(self) -> Iterator[Finding]:
-        mode = self._volume.backing.stat().st_mode
-        if mode & 0o022:
-            yield risk(
-                f"others than its owner can write to the backing directory {self._volume.backing} (mode "
-                f"{stat.S_IMODE(mode):04o}): they can replace and plant files",
-                f"chmod go-w {self._mountpoint}",
-            )
+        for what, mend in weaknesses(self._volume, _server_of(self._mountpoint)):
+            yield risk(f"{what}: who can write there can replace and plant files", mend)
 
     def _list(self) -> None:
         pending = [""]
@@ -175,6 +172,14 @@ class BackingDirectory:
                 os.close(fd)
         except OSError:
             return ""
+
+
+def _server_of(mountpoint: Path) -> int | None:
+    """Return the user who serves a mount, as the kernel tells it; ``None`` if it does not."""
+    for mount in reversed(list(all_mounts())):
+        if mount.mountpoint == mountpoint:
+            return next((int(one[8:]) for one in mount.options if one.startswith("user_id=")), None)
+    return None
 
 
 def _count(paths: list[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from tdefs.backing import open_data
 from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.format.pages import PythonPageCipher, page_cipher
 from tdefs.fs.calls import SystemCalls
@@ -109,7 +110,7 @@ def run_session(
     """
     volume = request.volume
     os.umask(0)  # the kernel has applied the caller's umask already
-    root_fd = os.open(volume.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = open_data(volume)
     left_clean = was_left_clean(volume)
     # what the last session left half made was put right before, unless nothing may be changed
     lost_headers = request.read_only and not left_clean

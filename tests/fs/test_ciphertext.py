@@ -57,7 +57,7 @@ def stored(volume: Volume, path: str) -> bytes:
 def in_clear(volume: Volume) -> set[str]:
     """The kinds whose file holds the canary readably."""
     found = files_with(volume.backing, [CANARY])[CANARY]
-    return {kind for kind, path in PATHS.items() if path in found}
+    return {kind for kind, path in PATHS.items() if f"data/{path}" in found}
 
 
 def test_identical_pages_differ_in_the_backing_files(volume: Volume) -> None:
@@ -275,7 +275,7 @@ def test_a_plain_file_emptied_and_written_anew_stays_what_it_was(selective: Volu
     assert (root / "pg_hba.conf").read_text() == CANARY * 2
     (root / "new.conf").write_text("another " + CANARY)
     selective.umount()
-    assert files_with(selective.backing, [CANARY])[CANARY] == {"pg_hba.conf", "conf.d/any"}
+    assert files_with(selective.backing, [CANARY])[CANARY] == {"data/pg_hba.conf", "data/conf.d/any"}
     selective.mount()
     assert (root / "new.conf").read_text() == "another " + CANARY
 

@@ -332,7 +332,7 @@ def test_a_mounted_copy_that_the_keystore_does_not_know_is_told_and_seen_too(vol
     volume.mount()
     (volume.mountpoint / FILE).unlink()
     said = change(volume, "key", "destroy", "dk_1", "--round", "1", code=Exit.DATA_KEY_NEEDED)
-    assert f"{copy.backing}/{FILE}" in said
+    assert f"{copy.data}/{FILE}" in said
     assert [(one["id"], one["path"]) for one in listed(volume)][1:] == [(None, str(copy.backing))]
 
 

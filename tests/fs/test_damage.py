@@ -259,7 +259,7 @@ def test_damage_in_names_of_any_bytes_is_named_in_the_log(volume: Volume) -> Non
     with open(os.fsencode(volume.mountpoint) + b"/" + name, "wb") as file:  # noqa: PTH123
         file.write(b"1" * 100)
     volume.umount()
-    flip(Path(os.fsdecode(os.fsencode(volume.backing) + b"/" + name)), 40)
+    flip(Path(os.fsdecode(os.fsencode(volume.data) + b"/" + name)), 40)
     volume.mount()
     with pytest.raises(OSError, match="Input/output"):
         os.open(os.fsencode(volume.mountpoint) + b"/" + name, os.O_RDONLY)
@@ -312,7 +312,7 @@ def test_a_wiped_header_after_a_crash_is_an_empty_file_and_says_so(filled: Volum
 
 def test_strange_things_in_the_backing_directory_do_no_harm(filled: Volume) -> None:
     """What somebody put there by hand: nodes, a loop of links, a link out, a directory without rights."""
-    backing = filled.backing
+    backing = filled.data
     (backing / "loop").symlink_to("loop")
     (backing / "out").symlink_to("/etc/passwd")
     (backing / "base/5/16388").symlink_to(backing / VICTIM)

@@ -205,7 +205,7 @@ def _other_policy(cluster: Volume) -> None:
         (_plant_link, "risk", "main/pg_hba.conf -> "),
         (_plant_link_with_a_servers_name, "risk", "main/base/5/pg_wal -> "),
         (_plant_fifo, "risk", "main/base/5/pipe"),
-        (_open_backing, "risk", "others than its owner can write to the backing directory"),
+        (_open_backing, "risk", "others than its owner can write to"),
         (_break_policy, "risk", "the next mount fails, and with it the start of the server"),
         (_remove_policy, "risk", "the next mount fails, and with it the start of the server"),
         (_unknown_key, "risk", "uses the data key dk_9, which the keystore does not hold"),

@@ -74,6 +74,9 @@ class Host:
 
     def mount(self, *options: str, root: bool = False, setpriv: tuple[str, ...] = ()) -> tuple[int, str]:
         place = (self.volume.backing, self.volume.mountpoint)
+        if root:
+            for path in (self.volume.backing, self.volume.backing / ".tdefs"):
+                os.chown(path, 0, 0)
         return self.run("mount", *place, *options, keyed=True, root=root, setpriv=setpriv)
 
 

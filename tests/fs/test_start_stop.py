@@ -117,7 +117,7 @@ def test_paths_with_any_characters_are_mounted_and_unmounted(scratch: Workspace,
     volume.tdefs("mount", backing, point, *volume.unlock)
     assert is_mounted(point)
     (point / "file").write_bytes(b"1")
-    assert (backing / "file").exists()
+    assert (backing / "data" / "file").exists()
     again = volume.tdefs("mount", backing, point, *volume.unlock, check=False)
     assert again.returncode == Exit.VOLUME_IN_USE
     volume.tdefs("umount", point)

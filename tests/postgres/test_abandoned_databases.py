@@ -92,7 +92,7 @@ def test_what_a_crash_left_is_a_note_and_the_rest_is_damage(databases: Databases
     assert len(notes) == 2
 
     header = f"{databases.of['dropped']}/2619"
-    with Path(databases.volume.backing, header).open("r+b") as file:
+    with Path(databases.volume.data, header).open("r+b") as file:
         file.seek(40)
         file.write(bytes(8))
     found, _, _ = databases.verify()

@@ -77,9 +77,9 @@ def test_a_server_starts_writes_and_restarts_under_a_changed_policy(
     volume.umount()
     volume.tdefs("verify", volume.backing, *volume.unlock)
     if after == EVERYTHING:
-        written = [path for path in _segments(volume.backing) if b"x" * 500 in path.read_bytes()]
+        written = [path for path in _segments(volume.data) if b"x" * 500 in path.read_bytes()]
         assert not {path.name for path in written} & set(zeros), "what was zero is written in clear"
-        assert any(path.read_bytes().startswith(MAGIC) for path in _segments(volume.backing))
+        assert any(path.read_bytes().startswith(MAGIC) for path in _segments(volume.data))
     _policy(volume, before)
     volume.mount()
     server.start()

@@ -85,7 +85,7 @@ def test_a_selective_policy_leaves_exactly_its_files_in_the_clear(scratch: Works
     expected = {path for path in content if is_plain_by_policy(path)}
     assert f"base/5/{first}_vm" in expected
     assert plain == expected
-    assert files_with(volume.backing, ["open-19999"])["open-19999"] == {f"base/5/{first}"}
+    assert files_with(volume.backing, ["open-19999"])["open-19999"] == {f"data/base/5/{first}"}
     assert files_with(volume.backing, ["closed-19999"])["closed-19999"] == set()
 
     # A rewrite gives a new number, which no rule names: from then on it is encrypted.

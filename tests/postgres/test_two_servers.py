@@ -82,11 +82,11 @@ def keys(volume: Volume) -> dict[tuple[str, int], bytes]:
     return {(key.name, one.round): one.fingerprint for key in document.data_keys for one in key.rounds}
 
 
-def file_ids(backing: Path) -> dict[str, bytes]:
+def file_ids(data: Path) -> dict[str, bytes]:
     """The file id in the header of each relation file (docs/FORMAT.md)."""
     return {
-        str(path.relative_to(backing)): path.read_bytes()[32:48]
-        for path in (backing / "base").rglob("[0-9]*")
+        str(path.relative_to(data)): path.read_bytes()[32:48]
+        for path in (data / "base").rglob("[0-9]*")
         if path.is_file()
     }
 
@@ -95,7 +95,7 @@ def test_keys_of_primary_and_standby_change_apart(primary: Host, standby: Host, 
     standby.has_all_of(primary, ALL)
     same = keys(standby.volume).items() & keys(primary.volume).items()
     assert bool(same) == (kind == "copy")
-    ours, theirs = file_ids(standby.volume.backing), file_ids(primary.volume.backing)
+    ours, theirs = file_ids(standby.volume.data), file_ids(primary.volume.data)
     assert len(ours.keys() & theirs.keys()) > 300
     assert not set(ours.values()) & set(theirs.values()), "a file of the standby has a file key of the primary's"
     say(f"the same data keys: {'yes' if same else 'no'}; {len(ours)} relation files, each with its own file key")

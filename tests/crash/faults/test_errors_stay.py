@@ -58,7 +58,7 @@ def faults(served: tuple[Volume, Faults]) -> Iterator[Faults]:
 @pytest.fixture
 def path(served: tuple[Volume, Faults], request: pytest.FixtureRequest) -> Path:
     """A relation file of three durable pages, of its own for each test."""
-    path = served[0].mountpoint / "base" / "5" / str(20000 + len(list((served[0].backing / "base/5").iterdir())))
+    path = served[0].mountpoint / "base" / "5" / str(20000 + len(list((served[0].data / "base/5").iterdir())))
     with path.open("wb") as file:
         file.write(PAGE * 3)
         file.flush()
@@ -332,7 +332,7 @@ def test_a_write_that_damage_below_made_fail_is_told_by_every_sync(
     path: Path, served: tuple[Volume, Faults], faults: Faults
 ) -> None:
     """Part of a page is written, the rest of it is gone from the disk."""
-    below = served[0].backing / path.relative_to(served[0].mountpoint)
+    below = served[0].data / path.relative_to(served[0].mountpoint)
     fd = os.open(path, os.O_RDWR)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.truncate(below, 8192 + 8192)

@@ -34,14 +34,14 @@ def mixed(tmp_path: Path) -> Iterator[ServedVolume]:
         "  - {database: 16384, relfilenodes: [16391], key: plain}\n"
         "kinds: {configuration: plain}\n"
     )
-    volume = ServedVolume(make(tmp_path / "backing"), load_policy(tmp_path / "policy.yaml"))
+    volume = ServedVolume(make(tmp_path / "backing/data"), load_policy(tmp_path / "policy.yaml"))
     volume.mkdirs("base/16384", "pg_wal")
     yield volume
     volume.close()
 
 
 def make(directory: Path) -> Path:
-    directory.mkdir()
+    directory.mkdir(parents=True)
     return directory
 
 
@@ -196,7 +196,7 @@ def test_a_file_whose_header_a_crash_swallowed_is_empty_in_every_later_session(
     served.create(WAL, SECRET)
     with (served.data / TABLE).open("wb") as file:
         file.truncate(3 * PAGE_SIZE)
-    volume = Volume(served.data, VOLUME_ID, served.data / "keystore", None, plain_files=False)
+    volume = Volume(served.data.parent, VOLUME_ID, served.data / "keystore", None, plain_files=False)
     volume.private.mkdir()
     write_session(volume, Session(1, "/mnt", clean=False))
     assert empty_unfinished_files(volume) == [TABLE]
@@ -213,7 +213,7 @@ def test_a_file_whose_header_a_crash_swallowed_is_empty_in_every_later_session(
 def test_after_a_clean_session_a_wiped_header_is_not_emptied(served: ServedVolume) -> None:
     with (served.data / TABLE).open("wb") as file:
         file.truncate(3 * PAGE_SIZE)
-    volume = Volume(served.data, VOLUME_ID, served.data / "keystore", None, plain_files=False)
+    volume = Volume(served.data.parent, VOLUME_ID, served.data / "keystore", None, plain_files=False)
     volume.private.mkdir()
     write_session(volume, Session(1, "/mnt", clean=True))
     assert empty_unfinished_files(volume) == []

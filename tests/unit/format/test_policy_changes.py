@@ -60,8 +60,8 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedVo
     """A volume that has held plain files, with every directory. No test here cuts the power."""
     for sync in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, sync, lambda fd: None)
-    (tmp_path / "backing").mkdir()
-    volume = ServedVolume(tmp_path / "backing")
+    (tmp_path / "backing/data").mkdir(parents=True)
+    volume = ServedVolume(tmp_path / "backing/data")
     volume.mkdirs(*{str(Path(path).parent) for path in PATHS if "/" in path})
     volume.plain_files = True
     yield volume
@@ -69,7 +69,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedVo
 
 
 def offline(served: ServedVolume, policy: Path) -> Volume:
-    volume = Volume(served.data, VOLUME_ID, served.data / "keystore", policy, plain_files=True)
+    volume = Volume(served.data.parent, VOLUME_ID, served.data / "keystore", policy, plain_files=True)
     volume.private.mkdir(exist_ok=True)
     save_volume(volume)
     return volume

@@ -115,13 +115,13 @@ def test_named_cluster_without_checksums_leaves_nothing_unchecked(
     assert (found["pages"], found["unchecked_pages"]) == (3, 0)
 
 
-@pytest.mark.parametrize(("place", "named"), [("", ""), ("15/main/", ""), ("15/main/", "15/main")])
+@pytest.mark.parametrize(("place", "named"), [("", ""), ("15/main/", ""), ("15/main/", "data/15/main")])
 def test_named_backing_directory_is_unlocked(
     tablespace: SmallVolume, command: Command, tmp_path: Path, place: str, named: str
 ) -> None:
     cluster = SmallVolume(tmp_path / "cluster")
     cluster.cluster(place)
-    code, found = verified(command, tablespace, "--pgdata", cluster.volume.data / named)
+    code, found = verified(command, tablespace, "--pgdata", cluster.volume.backing / named)
     assert code == Exit.VERIFY_FOUND_DAMAGE
     assert_found(found)
 

@@ -137,7 +137,7 @@ def test_directory_that_cannot_be_read_is_reported(small: SmallVolume, monkeypat
 def test_tree_deeper_than_any_path_is_read(small: SmallVolume) -> None:
     """Through a mount, one step at a time, such trees can be made."""
     small.seal("file", b"at the bottom")
-    fd = os.open(small.volume.backing, os.O_RDONLY)
+    fd = os.open(small.volume.data, os.O_RDONLY)
     for _ in range(600):
         os.mkdir("directory", dir_fd=fd)
         below = os.open("directory", os.O_RDONLY, dir_fd=fd)
