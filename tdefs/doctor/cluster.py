@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from tdefs.doctor.findings import Finding, advice, risk
@@ -90,16 +88,6 @@ def _checksums(pgdata: Path) -> Iterator[Finding]:
 
 
 def _places(pgdata: Path, settings: Mapping[str, Setting], mountpoints: list[Path]) -> Iterator[Finding]:
-    links = [pgdata / "pg_wal"]
-    with suppress(OSError):
-        links += sorted((pgdata / "pg_tblspc").iterdir())
-    for link in links:
-        target = Path(os.path.realpath(link))
-        if link.is_symlink() and not _is_below(target, mountpoints):
-            yield risk(
-                f"{link.relative_to(pgdata)} leads to {target}, no tdefs mount: what lies there is in the clear",
-                "make it a volume of its own, and mount that there",
-            )
     directory = settings.get("log_directory")
     if directory is not None and settings.get("logging_collector", Setting("off", "")).is_on:
         target = pgdata / directory.value

@@ -312,7 +312,7 @@ def test_a_wiped_header_after_a_crash_is_an_empty_file_and_says_so(filled: Volum
 
 def test_strange_things_in_the_backing_directory_do_no_harm(filled: Volume) -> None:
     """What somebody put there by hand: nodes, a loop of links, a link out, a directory without rights."""
-    backing = filled.backing
+    backing = filled.data
     (backing / "loop").symlink_to("loop")
     (backing / "out").symlink_to("/etc/passwd")
     (backing / "base/5/16388").symlink_to(backing / VICTIM)
@@ -322,9 +322,14 @@ def test_strange_things_in_the_backing_directory_do_no_harm(filled: Volume) -> N
     filled.mount()
     for path in sorted(filled.mountpoint.rglob("*")):
         path.lstat()
-        if path.is_file() and path.name not in ("16388",):
+        if path.name not in ("16388",):
             with suppress(OSError):
                 path.open("rb").close()
+    for name in ("loop", "out", "base/5/16388", "fifo"):
+        with pytest.raises(OSError, match="Input/output error"):
+            (filled.mountpoint / name).open("rb")
+        assert f"{name}: " in filled.log.read_text()
+        (filled.mountpoint / name).unlink()
     for name in SOUND:
         assert (filled.mountpoint / name).read_bytes() == name.encode() + PAGE * 2
     assert (filled.mountpoint / "empty").read_bytes() == b""
