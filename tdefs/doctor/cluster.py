@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from tdefs.doctor.findings import Finding, advice, risk
@@ -29,12 +31,26 @@ _OFF = ("off", "false", "no", "0")
 #: Levels at which a commit does not wait for a standby's disk.
 _NOT_ON_STANDBY = ("local", "remote_write")
 #: Where a cluster may lie below a mount point: PGDATA itself, or as in /var/lib/postgresql/15/main.
-_CLUSTERS = ("", "*/", "*/*/")
+_CLUSTER_LEVELS = 3
 
 
 def find_clusters(mountpoint: Path) -> list[Path]:
-    """Return the data directories at and below *mountpoint*."""
-    return sorted(path.parents[1] for above in _CLUSTERS for path in mountpoint.glob(f"{above}{CONTROL_FILE}"))
+    """Return the data directories at and below *mountpoint*.
+
+    A link that the daemon refuses, or a directory that this user may not look into, is passed over.
+    """
+    found: list[Path] = []
+    level = [mountpoint]
+    for _ in range(_CLUSTER_LEVELS):
+        found += [place for place in level if os.path.exists(place / CONTROL_FILE)]  # noqa: PTH110 - never raises
+        level = [below for place in level for below in _directories(place)]
+    return sorted(found)
+
+
+def _directories(place: Path) -> list[Path]:
+    with suppress(OSError):
+        return [place / name for name in os.listdir(place) if os.path.isdir(place / name)]  # noqa: PTH112 - likewise
+    return []
 
 
 def examine_cluster(pgdata: Path, mountpoints: list[Path]) -> Iterator[Finding]:

@@ -259,7 +259,7 @@ def test_damage_in_names_of_any_bytes_is_named_in_the_log(volume: Volume) -> Non
     with open(os.fsencode(volume.mountpoint) + b"/" + name, "wb") as file:  # noqa: PTH123
         file.write(b"1" * 100)
     volume.umount()
-    flip(Path(os.fsdecode(os.fsencode(volume.backing) + b"/" + name)), 40)
+    flip(Path(os.fsdecode(os.fsencode(volume.data) + b"/" + name)), 40)
     volume.mount()
     with pytest.raises(OSError, match="Input/output"):
         os.open(os.fsencode(volume.mountpoint) + b"/" + name, os.O_RDONLY)
@@ -320,11 +320,11 @@ def test_strange_things_in_the_backing_directory_do_no_harm(filled: Volume) -> N
     (backing / "empty").touch()
     (backing / "no rights").mkdir(mode=0)
     filled.mount()
-    for path in sorted(filled.mountpoint.rglob("*")):
+    seen = [Path(above, name) for above, _, names in os.walk(filled.mountpoint) for name in names]
+    for path in seen:
         path.lstat()
-        if path.name not in ("16388",):
-            with suppress(OSError):
-                path.open("rb").close()
+        with suppress(OSError):
+            path.open("rb").close()
     for name in ("loop", "out", "base/5/16388", "fifo"):
         with pytest.raises(OSError, match="Input/output error"):
             (filled.mountpoint / name).open("rb")
