@@ -93,7 +93,7 @@ def _print(findings: list[Finding], clusters: list[Path] | None) -> None:
     for finding in findings:
         print_line(f"{finding.level.value.upper()}: {printable(finding.what)}")
         print_line(f"HINT:  {printable(finding.hint)}")
-    if not findings:
+    if all(finding.level is Level.NOTE for finding in findings):
         print_line(f"nothing weakens {'the key sources' if clusters is None else _THIS_MOUNT}")
     for pgdata in clusters or ():
         print_line(

@@ -7,13 +7,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from tdefs.cli.link_places import mountpoints_of
 from tdefs.cli.unlock import add_keystore_arguments, unlock, use_configured_secret
-from tdefs.config import Config, load_config
+from tdefs.config import load_config
 from tdefs.doctor.cluster import find_clusters
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError
+from tdefs.fs.control import ask
 from tdefs.fs.mounts import tdefs_mounts
 from tdefs.fs.offline import OfflineReader
 from tdefs.keys.hierarchy import KeyRing
@@ -22,7 +25,7 @@ from tdefs.pg.control import CONTROL_FILE, BadControlFile, UnknownControlVersion
 from tdefs.pg.home import HomeCluster
 from tdefs.pg.structure import WAL_FROM_ELSEWHERE
 from tdefs.text import printable
-from tdefs.volume import DATA_DIRECTORY, PRIVATE_DIRECTORY, Volume, read_session, read_volume
+from tdefs.volume import DATA_DIRECTORY, PRIVATE_DIRECTORY, Volume, read_volume
 
 
 def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> HomeCluster:
@@ -51,8 +54,9 @@ def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> Hom
         # the keystore that the command line names is that of the volume that is verified
         return unlock(configured or argparse.Namespace(**{**vars(args), "keystore": None}), other)
 
-    mountpoints = _mountpoints(volume, load_config(args.config))
-    return _read(found[0], _wal_directory(found[0], found[0], mountpoints), ring_of)
+    mountpoints = mountpoints_of(volume, load_config(args.config))
+    home = _Candidate(found[0], found[0], _volume_of(found[0]))
+    return _read(home, _wal_directory(home, mountpoints, ring_of), ring_of)
 
 
 def linking_clusters(args: argparse.Namespace, volume: Volume) -> Iterator[HomeCluster]:
@@ -69,51 +73,53 @@ def linking_clusters(args: argparse.Namespace, volume: Volume) -> Iterator[HomeC
             raise TdefsError(Exit.NO_SECRET, "the configuration does not say how to unlock its volume")
         return unlock(configured, other)
 
-    mountpoints = _mountpoints(volume, config)
+    mountpoints = mountpoints_of(volume, config)
     unmounted = [path.resolve() for path in config.volumes]
-    for stored, pgdata in _candidates(volume, unmounted, mountpoints):
-        if not _leads_to(stored, pgdata, mountpoints):
-            continue
+    for home in _candidates(volume, unmounted, mountpoints):
+        belongs = "to which this volume may belong"
         try:
-            yield _read(pgdata, _wal_directory(stored, pgdata, mountpoints), ring_of)
+            if not _leads_to(home, mountpoints, ring_of):
+                continue
+            belongs = "to which this volume belongs"
+            yield _read(home, _wal_directory(home, mountpoints, ring_of), ring_of)
         except (TdefsError, OSError) as error:
             print(
-                f'tdefs: warning: the cluster in "{printable(str(pgdata))}", to which this volume belongs, '
+                f'tdefs: warning: the cluster in "{printable(str(home.pgdata))}", {belongs}, '
                 f"cannot be asked: {printable(str(error))}\n"
                 "HINT:  name its data directory with --pgdata",
                 file=sys.stderr,
             )
 
 
-def _mountpoints(volume: Volume, config: Config) -> set[Path]:
-    """Return where *volume* is mounted, was mounted last, or is to be mounted."""
-    configured = config.for_backing(volume.backing).mountpoint
-    found = {configured.resolve()} if configured is not None else set()
-    found |= {mount.mountpoint for mount in tdefs_mounts() if mount.backing == volume.backing}
-    with suppress(TdefsError, OSError):
-        session = read_session(volume)
-        if session is not None:
-            found.add(Path(session.mountpoint))
-    return found
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A data directory: where it is stored, where its files can be read, and in which volume, if in one."""
+
+    stored: Path
+    pgdata: Path
+    volume: Volume | None = None
 
 
-def _candidates(volume: Volume, unmounted: list[Path], mountpoints: set[Path]) -> Iterator[tuple[Path, Path]]:
-    """Yield data directories: where each is stored, and where its files can be read.
+def _candidates(volume: Volume, unmounted: list[Path], mountpoints: set[Path]) -> Iterator[_Candidate]:
+    """Yield data directories.
 
     What is mounted is looked at in its backing directory: a daemon that does not answer must not matter here.
     """
     mounts = [mount for mount in tdefs_mounts() if mount.backing != volume.backing]
     for mount in mounts:
         data = mount.backing / DATA_DIRECTORY
-        for pgdata in _clusters(data):
-            yield pgdata, mount.mountpoint / pgdata.relative_to(data)
+        for stored in _clusters(data):
+            with suppress(TdefsError, OSError):
+                yield _Candidate(stored, mount.mountpoint / stored.relative_to(data), read_volume(mount.backing))
     for backing in unmounted:
         if backing != volume.backing and all(backing != mount.backing for mount in mounts):
-            yield from ((pgdata, pgdata) for pgdata in _clusters(backing / DATA_DIRECTORY))
+            for stored in _clusters(backing / DATA_DIRECTORY):
+                with suppress(TdefsError, OSError):
+                    yield _Candidate(stored, stored, read_volume(backing))
     for mountpoint in mountpoints:
         on_mount = any(mountpoint.is_relative_to(mount.mountpoint) for mount in mounts)
         if mountpoint.name == "pg_wal" and not on_mount and mountpoint.parent in _clusters(mountpoint.parent):
-            yield mountpoint.parent, mountpoint.parent
+            yield _Candidate(mountpoint.parent, mountpoint.parent)
 
 
 def _clusters(place: Path) -> list[Path]:
@@ -122,21 +128,24 @@ def _clusters(place: Path) -> list[Path]:
     return []
 
 
-def _leads_to(stored: Path, pgdata: Path, mountpoints: set[Path]) -> bool:
-    """Tell whether a tablespace or the WAL of the cluster lies on one of the mount points."""
-    if _wal_directory(stored, pgdata, mountpoints) is not None:
+def _leads_to(home: _Candidate, mountpoints: set[Path], ring_of: Callable[[Volume], KeyRing]) -> bool:
+    """Tell whether a tablespace or the WAL of the cluster lies on one of the mount points.
+
+    :raises TdefsError: its links cannot be read for want of keys.
+    """
+    if _wal_directory(home, mountpoints, ring_of) is not None:
         return True
     names: list[str] = []
     with suppress(OSError):
-        names = os.listdir(stored / "pg_tblspc")
-    targets = [_target(stored, pgdata, f"pg_tblspc/{name}") for name in names]
-    return any(_lies_on(target, pgdata, mountpoint) for target in targets for mountpoint in mountpoints)
+        names = os.listdir(home.stored / "pg_tblspc")
+    targets = [_target(home, f"pg_tblspc/{name}", ring_of) for name in names]
+    return any(_lies_on(target, home.pgdata, mountpoint) for target in targets for mountpoint in mountpoints)
 
 
-def _wal_directory(stored: Path, pgdata: Path, mountpoints: set[Path]) -> str | None:
+def _wal_directory(home: _Candidate, mountpoints: set[Path], ring_of: Callable[[Volume], KeyRing]) -> str | None:
     """Return where pg_wal lies below one of the mount points; ``None`` if it does not."""
-    target = _target(stored, pgdata, "pg_wal")
-    below = [target.relative_to(one).parts for one in mountpoints if _lies_on(target, pgdata, one)]
+    target = _target(home, "pg_wal", ring_of)
+    below = [target.relative_to(one).parts for one in mountpoints if _lies_on(target, home.pgdata, one)]
     return "/".join(below[0]) if below else None
 
 
@@ -145,12 +154,27 @@ def _lies_on(target: Path, pgdata: Path, mountpoint: Path) -> bool:
     return target.is_relative_to(mountpoint) and not pgdata.is_relative_to(mountpoint)
 
 
-def _target(stored: Path, pgdata: Path, name: str) -> Path:
-    """Return where the directory *name* of a cluster lies: as its link says, which nobody follows here."""
-    place = pgdata / name
-    with suppress(OSError):
-        place = place.parent / (stored / name).readlink()
+def _target(home: _Candidate, name: str, ring_of: Callable[[Volume], KeyRing]) -> Path:
+    """Return where the directory *name* of a cluster lies: as its link says, which nobody follows here.
+
+    :raises TdefsError: the link cannot be read for want of keys.
+    """
+    place = home.pgdata / name
+    with suppress(OSError, FormatError):
+        if (home.stored / name).is_symlink():
+            place = place.parent / _link_target(home, name, ring_of)
     return Path(os.path.normpath(place))
+
+
+def _link_target(home: _Candidate, name: str, ring_of: Callable[[Volume], KeyRing]) -> Path:
+    """Return where a link leads to: as the daemon says that serves its volume, or as the keys tell."""
+    if home.volume is None:
+        return (home.stored / name).readlink()
+    # one that does not answer would have whoever reads the link wait for ever
+    if home.stored != home.pgdata and ask(home.volume, "status") is not None:
+        return (home.pgdata / name).readlink()
+    path = os.fspath((home.stored / name).relative_to(home.volume.data))
+    return Path(os.fsdecode(OfflineReader(home.volume, ring_of(home.volume)).link_target(path)))
 
 
 def _configured(args: argparse.Namespace, volume: Volume) -> argparse.Namespace | None:
@@ -163,9 +187,10 @@ def _configured(args: argparse.Namespace, volume: Volume) -> argparse.Namespace 
     return configured if is_secret_given(configured) else None
 
 
-def _read(pgdata: Path, wal_directory: str | None, ring_of: Callable[[Volume], KeyRing]) -> HomeCluster:
+def _read(home: _Candidate, wal_directory: str | None, ring_of: Callable[[Volume], KeyRing]) -> HomeCluster:
+    pgdata = home.pgdata
     try:
-        control = parse_control_file(_content(pgdata, ring_of))
+        control = parse_control_file(_content(home, ring_of))
     except (BadControlFile, UnknownControlVersion, FormatError) as error:
         raise TdefsError(
             Exit.USAGE,
@@ -182,13 +207,19 @@ def _read(pgdata: Path, wal_directory: str | None, ring_of: Callable[[Volume], K
     )
 
 
-def _content(pgdata: Path, ring_of: Callable[[Volume], KeyRing]) -> bytes:
-    """Return the pg_control of the cluster, decrypted if it lies in a backing directory."""
-    above = (place.parent for place in (pgdata, *pgdata.parents) if place.name == DATA_DIRECTORY)
-    backing = next((place for place in above if os.access(place / PRIVATE_DIRECTORY, os.F_OK)), None)
-    if backing is None:
-        return (pgdata / CONTROL_FILE).read_bytes()
-    volume = read_volume(backing)
-    path = os.fspath((pgdata / CONTROL_FILE).relative_to(volume.data))
-    with OfflineReader(volume, ring_of(volume)).open(path) as file:
+def _volume_of(pgdata: Path) -> Volume | None:
+    """Return the volume in whose backing directory *pgdata* lies, if it lies in one."""
+    backing = next(
+        (place for place in pgdata.parents if os.access(place / PRIVATE_DIRECTORY, os.F_OK)),
+        None,
+    )
+    return None if backing is None else read_volume(backing)
+
+
+def _content(home: _Candidate, ring_of: Callable[[Volume], KeyRing]) -> bytes:
+    """Return the pg_control of the cluster, decrypted if it is read in a backing directory."""
+    if home.volume is None or home.pgdata != home.stored:
+        return (home.pgdata / CONTROL_FILE).read_bytes()
+    path = os.fspath((home.stored / CONTROL_FILE).relative_to(home.volume.data))
+    with OfflineReader(home.volume, ring_of(home.volume)).open(path) as file:
         return bytes(next(file.chunks(), b""))

@@ -1,18 +1,24 @@
-"""``tdefs ls``: which files are encrypted, and with which key; asks the files themselves, without a secret."""
+"""``tdefs ls``: which files are encrypted, and with which key; asks the files themselves.
+
+Only where symbolic links lead to takes a secret to tell, and nobody is asked for one.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tdefs.cli.link_places import link_judge
 from tdefs.cli.output import print_json, print_table
-from tdefs.cli.unlock import add_keystore_place, read_keystore
+from tdefs.cli.unlock import add_keystore_arguments, read_keystore, unlock
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.offline import ENCRYPTED, PLAIN, UNREADABLE, Description, describe_all, volume_at
+from tdefs.fs.offline import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all, volume_at
 from tdefs.keys.hierarchy import DestroyedRounds
+from tdefs.keys.secrets import is_secret_given
 from tdefs.text import printable
 from tdefs.volume import Volume
 
@@ -27,21 +33,24 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="list the files of a volume: encrypted or not, data key, round, algorithm",
         description="Lists the files of a volume as they are on the disk; needs no key. What a file says of "
         "itself is checked only so far as that goes without one: 'tdefs verify' checks the rest. The keystore is "
-        "asked which data keys were destroyed: files of these are unreadable.",
+        "asked which data keys were destroyed: files of these are unreadable. Where symbolic links lead to is "
+        "encrypted: it is shown if the command line says what unlocks the keystore, and is (sealed) otherwise.",
     )
     parser.add_argument("place", metavar="BACKING|MOUNTPOINT", type=Path)
-    add_keystore_place(parser)
+    add_keystore_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     volume = volume_at(args.place)
-    found = describe_all(volume, _destroyed_rounds(args, volume))
+    ring = unlock(args, volume) if is_secret_given(args) else None
+    leads_out = link_judge(args, volume)
+    found = list(describe_all(volume, _destroyed_rounds(args, volume), ring))
     if args.json:
-        print_json([_as_object(one) for one in found])
+        print_json([_as_object(one, leads_out) for one in found])
         return Exit.OK
-    # a damaged file's error takes the place of what cannot be told
+    # a damaged file's error takes the place of what cannot be told, and a link has its target there
     rows = [
         (
             one.path,
@@ -51,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
             one.round,
             one.algorithm,
             one.size,
-            one.error or "",
+            _remark(one, leads_out),
         )
         for one in found
     ]
@@ -75,10 +84,22 @@ def _destroyed_rounds(args: argparse.Namespace, volume: Volume) -> DestroyedRoun
     return {}
 
 
-def _as_object(one: Description) -> dict[str, Any]:
+def _remark(one: Description, leads_out: Callable[[str, str], bool]) -> str:
+    """Return what stands behind the size of a file: what is wrong with it, or where a link leads to."""
+    if one.error is not None or one.kind != LINK:
+        return one.error or ""
+    if one.target is None:
+        return "-> (sealed)"
+    return f"-> {one.target}" + (" (on no tdefs volume)" if leads_out(one.path, one.target) else "")
+
+
+def _as_object(one: Description, leads_out: Callable[[str, str], bool]) -> dict[str, Any]:
     """Return the JSON object of one file; its keys are part of the interface."""
     found = asdict(one)
-    error = found.pop("error")
+    error, target = found.pop("error"), found.pop("target")
+    if one.kind == LINK:
+        found["target"] = target
+        found["leads_out"] = leads_out(one.path, target) if target is not None else None
     # also one whose key was destroyed: it is not in the clear
     found["encrypted"] = one.state == ENCRYPTED or (one.state == UNREADABLE and one.algorithm is not None)
     return found if error is None else found | {"error": error}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.cli.home_cluster import linking_clusters, named_cluster
+from tdefs.cli.link_places import link_judge
 from tdefs.cli.output import print_fields, print_json, print_line
 from tdefs.cli.progress import ReadProgress
 from tdefs.cli.unlock import add_keystore_arguments, unlock
@@ -27,7 +28,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="read every header and page of a volume, and report what is wrong",
         description="Reads a whole volume without a mount and without changing anything: headers with their MAC "
         "and their place, lengths, and of relation files the pages' headers, and their checksums if the cluster "
-        "has data checksums. Of a tablespace, or of WAL, the cluster is found by who links to it, or "
+        "has data checksums. It tells where each symbolic link leads to, and what was planted. Of a "
+        "tablespace, or of WAL, the cluster is found by who links to it, or "
         f"named with --pgdata. Exit code 0 if nothing is wrong, {Exit.VERIFY_FOUND_DAMAGE} if something is, "
         f"{Exit.VERIFY_INCOMPLETE} if nothing is, but the cluster is not known, and its pages were not checked.",
     )
@@ -63,6 +65,7 @@ def _run(args: argparse.Namespace) -> int:
             files,
             progress.update,
             lambda: [named] if named is not None else list(linking_clusters(given, volume)),
+            link_judge(args, volume),
         )
     if args.json:
         print_json(_as_object(volume, report, mounted=mounted))

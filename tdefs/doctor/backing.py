@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from tdefs.backing import weaknesses
-from tdefs.doctor.findings import Finding, advice, risk
+from tdefs.doctor.findings import Finding, advice, note, risk
 from tdefs.format.header import resembles_header
 from tdefs.fs.mount_table import all_mounts
 from tdefs.fs.offline import DAMAGED, PLAIN, describe_content, doubts_of, first_bytes
-from tdefs.pg.control import CONTROL_FILE
 from tdefs.policy.model import Policy
 from tdefs.policy.paths import classify
 from tdefs.volume import Volume
@@ -24,9 +22,6 @@ _MOST_OPENED = 20_000
 _MOST_SECONDS = 10.0
 #: So many of a kind are named.
 _NAMED = 10
-#: A server's own links, which examine_cluster() looks at.
-_OWN_LINKS = ("pg_wal",)
-_OWN_LINK_DIRECTORY = "pg_tblspc"
 
 
 class BackingDirectory:
@@ -38,7 +33,10 @@ class BackingDirectory:
         self._mountpoint = mountpoint
         self._mountpoints = mountpoints
         self._files: list[str] = []
+        #: Path and target; those that lead out of all mounts; and those that the daemon refuses.
         self._links: list[tuple[str, str]] = []
+        self._outside: list[tuple[str, str]] = []
+        self._planted: list[str] = []
         self._special: list[str] = []
         self._unseen: list[str] = []
 
@@ -55,17 +53,28 @@ class BackingDirectory:
                 "examined there",
                 "run tdefs doctor as root, or as the user who mounted",
             )
-        if self._links:
-            links = [f"{path} -> {target}" for path, target in self._links]
+        if self._outside:
             yield risk(
-                f"links lead out of all tdefs mounts, to where everything is in the clear: {_some(links)}",
-                "remove those that you have not made: somebody who can write to the backing directory has; move "
-                "what the others lead to onto the mount",
+                "links lead out of all tdefs mounts, to where everything is in the clear: "
+                f"{_shown(self._outside)}",
+                "make what they lead to a volume of its own, and mount that there, or move it onto the mount; "
+                "remove links that you do not know",
+            )
+        if self._planted:
+            yield risk(
+                "links lie in the backing directory that tdefs did not make there, and that it refuses: "
+                f"{_some(self._planted)}",
+                "remove them, and see who can write to the backing directory; the daemon's log says more",
             )
         if self._special:
             yield risk(
-                f"devices or FIFOs lie in the backing directory; PostgreSQL makes none: {_some(self._special)}",
+                "devices, sockets or FIFOs lie in the backing directory, where tdefs makes none, and it refuses "
+                f"them: {_some(self._special)}",
                 "remove them, and see who can write to the backing directory",
+            )
+        if self._links:
+            yield note(
+                f"symbolic links: {_shown(self._links, all_of_them=True)}", "see that you know each of them"
             )
         if policy is not None and self._volume.plain_files:
             yield from self._plain_files(policy)
@@ -88,7 +97,7 @@ class BackingDirectory:
                             self._files.append(path)
                         elif entry.is_symlink():
                             self._look_at_link(path)
-                        elif not stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+                        else:
                             self._special.append(path)
             except FileNotFoundError:
                 continue  # a mounted volume lives on
@@ -96,22 +105,19 @@ class BackingDirectory:
                 self._unseen.append(f"{directory or '.'}: {error.strerror}")
 
     def _look_at_link(self, path: str) -> None:
-        if self._is_own_link(path):
+        """Ask the daemon where a link leads to, and follow it as PostgreSQL would."""
+        place = self._mountpoint / path
+        try:
+            target = os.readlink(place)  # noqa: PTH115 - what it says, which need not be a path as pathlib writes it
+        except OSError as error:
+            # a mounted volume lives on; what is still there, and not for the daemon, was put there
+            if (self._volume.data / path).is_symlink():
+                self._planted.append(f"{path} ({error.strerror})")
             return
-        # as PostgreSQL would follow it
-        target = Path(os.path.realpath(self._mountpoint / path))
-        if not any(target == mount or mount in target.parents for mount in self._mountpoints):
-            self._links.append((path, os.fspath(target)))
-
-    def _is_own_link(self, path: str) -> bool:
-        """Tell whether a link is where a cluster has its own; elsewhere its name means nothing."""
-        above, _, name = path.rpartition("/")
-        cluster, _, directory = above.rpartition("/")
-        if name in _OWN_LINKS:
-            cluster = above
-        elif directory != _OWN_LINK_DIRECTORY:
-            return False
-        return (self._volume.data / cluster / CONTROL_FILE).exists()
+        self._links.append((path, target))
+        real = Path(os.path.realpath(place))
+        if not any(real == mount or mount in real.parents for mount in self._mountpoints):
+            self._outside.append((path, os.fspath(real)))
 
     def _plain_files(self, policy: Policy) -> Iterator[Finding]:
         plain: list[str] = []
@@ -184,6 +190,11 @@ def _server_of(mountpoint: Path) -> int | None:
 
 def _count(paths: list[str]) -> str:
     return "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+
+
+def _shown(links: list[tuple[str, str]], *, all_of_them: bool = False) -> str:
+    shown = sorted(f"{path} -> {target}" for path, target in links)
+    return ", ".join(shown) if all_of_them else _some(shown)
 
 
 def _some(items: list[str]) -> str:

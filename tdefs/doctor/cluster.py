@@ -31,12 +31,26 @@ _OFF = ("off", "false", "no", "0")
 #: Levels at which a commit does not wait for a standby's disk.
 _NOT_ON_STANDBY = ("local", "remote_write")
 #: Where a cluster may lie below a mount point: PGDATA itself, or as in /var/lib/postgresql/15/main.
-_CLUSTERS = ("", "*/", "*/*/")
+_CLUSTER_LEVELS = 3
 
 
 def find_clusters(mountpoint: Path) -> list[Path]:
-    """Return the data directories at and below *mountpoint*."""
-    return sorted(path.parents[1] for above in _CLUSTERS for path in mountpoint.glob(f"{above}{CONTROL_FILE}"))
+    """Return the data directories at and below *mountpoint*.
+
+    A link that the daemon refuses, or a directory that this user may not look into, is passed over.
+    """
+    found: list[Path] = []
+    level = [mountpoint]
+    for _ in range(_CLUSTER_LEVELS):
+        found += [place for place in level if os.path.exists(place / CONTROL_FILE)]  # noqa: PTH110 - never raises
+        level = [below for place in level for below in _directories(place)]
+    return sorted(found)
+
+
+def _directories(place: Path) -> list[Path]:
+    with suppress(OSError):
+        return [place / name for name in os.listdir(place) if os.path.isdir(place / name)]  # noqa: PTH112 - likewise
+    return []
 
 
 def examine_cluster(pgdata: Path, mountpoints: list[Path]) -> Iterator[Finding]:
@@ -90,16 +104,6 @@ def _checksums(pgdata: Path) -> Iterator[Finding]:
 
 
 def _places(pgdata: Path, settings: Mapping[str, Setting], mountpoints: list[Path]) -> Iterator[Finding]:
-    links = [pgdata / "pg_wal"]
-    with suppress(OSError):
-        links += sorted((pgdata / "pg_tblspc").iterdir())
-    for link in links:
-        target = Path(os.path.realpath(link))
-        if link.is_symlink() and not _is_below(target, mountpoints):
-            yield risk(
-                f"{link.relative_to(pgdata)} leads to {target}, no tdefs mount: what lies there is in the clear",
-                "make it a volume of its own, and mount that there",
-            )
     directory = settings.get("log_directory")
     if directory is not None and settings.get("logging_collector", Setting("off", "")).is_on:
         target = pgdata / directory.value

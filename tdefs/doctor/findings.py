@@ -13,6 +13,8 @@ class Level(Enum):
     """Something that tdefs promises does not hold: durability, or that nothing is left in the clear."""
     ADVICE = "advice"
     """It could be faster, or easier to recover."""
+    NOTE = "note"
+    """Nothing is wrong; somebody should know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +34,8 @@ def risk(what: str, hint: str) -> Finding:
 def advice(what: str, hint: str) -> Finding:
     """Return a finding that breaks no promise."""
     return Finding(Level.ADVICE, what, hint)
+
+
+def note(what: str, hint: str) -> Finding:
+    """Return something to know."""
+    return Finding(Level.NOTE, what, hint)

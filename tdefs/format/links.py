@@ -48,6 +48,7 @@ _OVERHEAD = _HEAD.size + 2 * PLACE_BYTES + _TAG_BYTES
 _BASE64 = re.compile(rb"[A-Za-z0-9_-]*")
 _KEY_NAME = re.compile(rb"[a-z][a-z0-9_]{0,30}")
 
+SEVERAL_NAMES = "the symbolic link has several names, and tdefs gives each one"
 #: The longest target that a link can have, in bytes.
 MAX_TARGET_BYTES = (MAX_STORED_BYTES - len(PREFIX)) * 3 // 4 - _OVERHEAD
 

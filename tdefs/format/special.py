@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from tdefs.format.header import Binding, Identity
 
+PLANTED_NODE = "a FIFO, socket or device lies in the backing directory, where tdefs makes none"
+
 # the type in a mode is above the 12 bits of rights
 _TYPE_SHIFT = 12
 _NAMES = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from errno import ENAMETOOLONG, ENOENT, EROFS
 
 from tdefs.format.errors import ForeignLink, FormatError
-from tdefs.format.links import MAX_TARGET_BYTES, Link
+from tdefs.format.links import MAX_TARGET_BYTES, SEVERAL_NAMES, Link
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.inodes import Inode, InodeTable, path_of
 from tdefs.fs.link_sealing import LinkSealer
@@ -114,7 +114,7 @@ class Links:
         name, directory = self._inodes.place(inode)
         status = self._calls.stat("readlink:stat", name, directory)
         if status.st_nlink > 1:
-            raise ForeignLink("the symbolic link has several names, and tdefs gives each one")
+            raise ForeignLink(SEVERAL_NAMES)
         link = self._sealer.open(self._calls.readlink("readlink", name, directory))
         for path in paths:
             link.check_lies_at(path)

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from tdefs.errors import TdefsError
-from tdefs.format.errors import FormatError
+from tdefs.format.errors import DestroyedKey, ForeignLink, FormatError
 from tdefs.format.header import RECORD_SIZE, SUITE_NAMES, Header
 from tdefs.format.layout import HEADER_SIZE, plaintext_length
+from tdefs.format.links import SEVERAL_NAMES, LinkHead, decode_link, target_length
+from tdefs.format.special import PLANTED_NODE, name_of_node, special_of
 from tdefs.format.stored import StoredFile
 from tdefs.fs.calls import SystemCalls
+from tdefs.fs.link_sealing import LinkSealer
 from tdefs.fs.mounts import find_mount
 from tdefs.fs.sealing import (
     Broken,
@@ -53,6 +56,9 @@ PLAIN = "plain"
 EMPTY = "empty"
 DAMAGED = "damaged"
 UNREADABLE = "unreadable"
+#: The kind of a symbolic link, and how it is encrypted.
+LINK = "link"
+LINK_ALGORITHM = "aes-256-gcm"
 STATES = (ENCRYPTED, PLAIN, EMPTY, DAMAGED, UNREADABLE)
 
 
@@ -62,7 +68,8 @@ class Description:
 
     ``state`` is one of :data:`STATES`; ``size`` is the plaintext length in bytes, ``None`` where it cannot be
     told. ``data_key``, ``round`` and ``algorithm`` are there wherever the header could be read. Who knows that
-    the data key was destroyed calls the file ``unreadable``, with the ``error``.
+    the data key was destroyed calls the file ``unreadable``, with the ``error``. ``target`` is where a symbolic
+    link leads to, for who has the keys.
     """
 
     path: str
@@ -74,6 +81,7 @@ class Description:
     round: int | None = None
     algorithm: str | None = None
     error: str | None = None
+    target: str | None = None
 
 
 def volume_at(place: Path) -> Volume:
@@ -91,7 +99,16 @@ def volume_at(place: Path) -> Volume:
 def walk(
     volume: Volume, on_error: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield path and attributes of every regular file, sorted within each directory.
+    """Yield path and attributes of every regular file, sorted within each directory; see :func:`walk_all`."""
+    for path, status in walk_all(volume, on_error):
+        if stat.S_ISREG(status.st_mode):
+            yield path, status
+
+
+def walk_all(
+    volume: Volume, on_error: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield path and attributes of everything that is no directory, sorted within each directory.
 
     :param on_error: called for a directory that cannot be read; without it the error is raised. What vanishes
         meanwhile is skipped.
@@ -114,7 +131,7 @@ def walk(
             path = f"{directory}/{name}" if directory else name
             if stat.S_ISDIR(status.st_mode):
                 below.append(path)
-            elif stat.S_ISREG(status.st_mode):
+            else:
                 yield path, status
         pending += reversed(below)
 
@@ -148,13 +165,21 @@ def _open_directory(volume: Volume, parts: list[str], access: int) -> int:
     return fd
 
 
-def describe_all(volume: Volume, destroyed: DestroyedRounds | None = None) -> Iterator[Description]:
-    """Describe every file of *volume*, in the order of :func:`walk`.
+def describe_all(
+    volume: Volume, destroyed: DestroyedRounds | None = None, ring: KeyRing | None = None
+) -> Iterator[Description]:
+    """Describe every file, symbolic link and other node of *volume*, in the order of :func:`walk_all`.
 
     :param destroyed: the rounds whose files nobody can read any more; only who has a keystore knows of these.
+    :param ring: the keys, for who wants to know where symbolic links lead to.
     """
-    for path, _ in walk(volume):
-        found = describe(volume, path)
+    for path, status in walk_all(volume):
+        if stat.S_ISREG(status.st_mode):
+            found = describe(volume, path)
+        elif stat.S_ISLNK(status.st_mode):
+            found = describe_link(volume, path, ring)
+        else:
+            found = Description(path, name_of_node(status.st_mode), DAMAGED, stored_size=0, error=PLANTED_NODE)
         if found is not None:
             yield _without_key(found, destroyed or {})
 
@@ -183,6 +208,54 @@ def describe(volume: Volume, path: str) -> Description | None:
         return Description(path, kind, UNREADABLE, stored_size=0, error=reason)
 
 
+def describe_link(volume: Volume, path: str, ring: KeyRing | None) -> Description | None:
+    """Read what the symbolic link at *path* says of itself, with keys its target; ``None`` if it is gone."""
+    try:
+        text = link_text(volume, path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Description(path, LINK, UNREADABLE, 0, error=f"could not be read: {error.strerror}")
+    except FormatError as error:
+        return Description(path, LINK, DAMAGED, 0, error=str(error))
+    head: LinkHead | None = None
+    target, state, reason = None, ENCRYPTED, None
+    try:
+        head = decode_link(text).head
+        if ring is not None:
+            target = LinkSealer(lambda: ring).open_at(text, os.fsencode(path)).target
+    except FormatError as error:
+        state, reason = UNREADABLE if isinstance(error, DestroyedKey) else DAMAGED, str(error)
+    return Description(
+        path,
+        LINK,
+        state,
+        stored_size=len(text),
+        size=target_length(len(text)) if head else None,
+        data_key=head.key_name if head else None,
+        round=head.key_round if head else None,
+        algorithm=LINK_ALGORITHM if head else None,
+        error=reason,
+        target=os.fsdecode(target) if target is not None else None,
+    )
+
+
+def link_text(volume: Volume, path: str) -> bytes:
+    """Return what is stored of the symbolic link at *path*.
+
+    :raises ForeignLink: it has several names, which no link of tdefs has.
+    :raises OSError: there is no symbolic link, or it cannot be read.
+    """
+    *directories, name = path.split("/")
+    fd = _open_directory(volume, directories, os.O_PATH)
+    try:
+        if os.stat(name, dir_fd=fd, follow_symlinks=False).st_nlink > 1:
+            raise ForeignLink(SEVERAL_NAMES)
+        return os.fsencode(os.readlink(name, dir_fd=fd))
+    finally:
+        os.close(fd)
+
+
 def describe_content(volume: Volume, path: str, page: bytes, size: int, doubts: Doubts) -> Description:
     """Tell what a stored file of *size* bytes says of itself, given its first bytes: all of *page*.
 
@@ -197,6 +270,8 @@ def describe_content(volume: Volume, path: str, page: bytes, size: int, doubts: 
         if isinstance(found, Empty):
             return Description(path, kind, EMPTY, stored_size=size, size=found.length)
         header = found
+        special = special_of(header.identities)
+        kind = special.name if special is not None else kind
         state, length, text = ENCRYPTED, plaintext_length(size), None
     except FormatError as error:
         state, length, text = DAMAGED, None, str(error)
@@ -287,7 +362,8 @@ class OfflineReader:
             if isinstance(form, Sealed):
                 shown_by = self.file_ids.setdefault(form.header.file_id, {})
                 shown_by.setdefault((status.st_dev, status.st_ino), path)
-                check_identity(form.header, identity_at(path))
+                if special_of(form.header.identities) is None:
+                    check_identity(form.header, identity_at(path))
                 file = StoredFile(store, self._sealer.cipher(form.header), size)
                 clean = not any(store.pread(HEADER_SIZE - RECORD_SIZE, RECORD_SIZE))
                 yield Plaintext(form, file.length, file.read, clean)
@@ -295,6 +371,15 @@ class OfflineReader:
                 yield Plaintext(form, form.length, store.read)
             else:
                 yield Plaintext(form, size, store.read)
+
+    def link_target(self, path: str) -> bytes:
+        """Return where the symbolic link at *path* leads to.
+
+        :raises FormatError: it cannot be presented, or is not this place's.
+        :raises OSError: there is no symbolic link, or it cannot be read.
+        """
+        text = link_text(self._volume, path)
+        return LinkSealer(lambda: self._sealer.ring).open_at(text, os.fsencode(path)).target
 
 
 class _ReadOnlyStore:

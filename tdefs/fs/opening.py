@@ -15,7 +15,7 @@ from tdefs.format.errors import DamagedLength, FormatError, PlantedNode, SharedF
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Header, Identity
 from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
 from tdefs.format.pages import PageCipher
-from tdefs.format.special import Special, special_of
+from tdefs.format.special import PLANTED_NODE, Special, special_of
 from tdefs.format.stored import StoredFile
 from tdefs.fs.calls import Owner, SystemCalls
 from tdefs.fs.complaints import Complaints
@@ -77,7 +77,7 @@ class Opener:
         :raises OSError: EIO; the log says why.
         """
         if inode.is_planted:
-            error = PlantedNode("a FIFO, socket or device lies in the backing directory, where tdefs makes none")
+            error = PlantedNode(PLANTED_NODE)
             raise self.presented_as(inode, error) from error
 
     def open(self, inode: Inode, *, writable: bool) -> OpenFile:

@@ -4,6 +4,7 @@ must be there but is missing."""
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -11,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from threading import Event, Lock
 
-from tdefs.format.errors import FormatError, SharedFileId
+from tdefs.format.errors import FormatError, PlantedNode, SharedFileId
+from tdefs.format.special import PLANTED_NODE, name_of_node
 from tdefs.fs.abandoned import set_abandoned_aside
 from tdefs.fs.file_checking import SMALL_FILE_HINT, FileCheck, FileChecker, read_error_hint
 from tdefs.fs.in_order import in_order
-from tdefs.fs.offline import EMPTY, OfflineReader, walk
+from tdefs.fs.offline import EMPTY, LINK, OfflineReader, walk_all
 from tdefs.fs.report import Finding, Note, Report, Unchecked
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.pg.control import (
@@ -31,7 +33,7 @@ from tdefs.pg.pages import PAGE_SIZE
 from tdefs.pg.small_files import odd_versions
 from tdefs.pg.structure import Gap, find_gaps, find_wal_gaps, retired_directories, wal_directories
 from tdefs.policy.paths import Kind, classify
-from tdefs.text import printable_path
+from tdefs.text import printable, printable_path
 from tdefs.volume import Volume, was_left_clean
 
 #: Files that are read at a time: while one waits for the disk, others are decrypted.
@@ -51,6 +53,7 @@ _NO_CLUSTER = "unknown: there is no pg_control above these files"
 _OTHER_CLUSTER = "unknown: the catalogs are of another version than the cluster's"
 _ASK_HINT = "name the data directory of their cluster with --pgdata"
 _OTHERWISE_HINT = "'pg_checksums --check' on the mount checks them while the server is stopped"
+_OUTSIDE = "on no tdefs volume that is known here: what lies there is in the clear"
 _WAL_UNKNOWN = "it is not known which of them recovery needs, nor how long they must be"
 
 
@@ -69,24 +72,34 @@ class Verifier:
         self._unchecked: Counter[str] = Counter()
         #: Whether there is no cluster in the volume, so that it can only be a part of one.
         self._is_part = False
+        #: Symbolic links, and what else is no file: path and mode.
+        self._nodes: list[tuple[str, int]] = []
         self._stop = Event()
         self._lock = Lock()
         self._read = 0
 
     def files(self) -> list[tuple[str, int]]:
         """Return path and stored size of every file; directories that cannot be read become findings."""
-        return [(path, status.st_size) for path, status in walk(self._volume, self._add_unreadable_directory)]
+        files = []
+        for path, status in walk_all(self._volume, self._add_unreadable_directory):
+            if stat.S_ISREG(status.st_mode):
+                files.append((path, status.st_size))
+            else:
+                self._nodes.append((path, status.st_mode))
+        return files
 
     def run(
         self,
         files: list[tuple[str, int]],
         progress: Callable[[int, int], object],
         homes: Callable[[], Sequence[HomeCluster]],
+        leads_out: Callable[[str, str], bool],
     ) -> Report:
-        """Check *files*.
+        """Check *files*, and what else :meth:`files` has seen.
 
         :param progress: told how many files and bytes are done, several times a second; stored size is the total.
         :param homes: asked for the clusters that this is a part of, if it is not all of them.
+        :param leads_out: tells of a link's path and target whether that is on no tdefs volume.
         """
         if not was_left_clean(self._volume):
             self._note("the volume was not unmounted cleanly, or is mounted: files may lack what was never synced")
@@ -104,6 +117,7 @@ class Verifier:
         self._report.findings, notes = aside
         self._report.notes += notes
         self._say_what_was_not_checked()
+        self._check_nodes(leads_out)
         return self._report
 
     # --- what is known of the clusters
@@ -165,12 +179,12 @@ class Verifier:
 
     def _tablespaces(self, cluster: str) -> list[Path]:
         """Return where the links in a cluster's pg_tblspc lead to."""
+        directory = f"{cluster}/pg_tblspc".lstrip("/")
         links: list[Path] = []
-        directory = self._volume.data / cluster / "pg_tblspc"
-        with suppress(OSError):
-            for name in os.listdir(directory):
-                with suppress(OSError):
-                    links.append((directory / name).readlink())
+        for path, _ in self._nodes:
+            if path.rpartition("/")[0] == directory:
+                with suppress(OSError, FormatError):  # which is found later
+                    links.append(Path(os.fsdecode(self._reader.link_target(path))))
         return links
 
     def _retire(self, directory: str) -> None:
@@ -282,6 +296,26 @@ class Verifier:
 
     def _is_link(self, path: str) -> bool:
         return (self._volume.data / path).is_symlink()
+
+    def _check_nodes(self, leads_out: Callable[[str, str], bool]) -> None:
+        """Tell where each symbolic link leads to, and what was planted."""
+        for path, mode in self._nodes:
+            if not stat.S_ISLNK(mode):
+                node = PlantedNode(PLANTED_NODE)
+                self._report.findings.append(Finding(path, name_of_node(mode), str(node), node.hint))
+                continue
+            try:
+                target = os.fsdecode(self._reader.link_target(path))
+            except FileNotFoundError:
+                continue  # a mounted volume lives on
+            except FormatError as error:
+                self._report.findings.append(Finding(path, LINK, str(error), error.hint))
+            except OSError as error:
+                text = f"the symbolic link cannot be read: {error.strerror}"
+                self._report.findings.append(Finding(path, LINK, text, read_error_hint(error)))
+            else:
+                out = f", {_OUTSIDE}" if leads_out(path, target) else ""
+                self._report.notes.append(Note(path, f"leads to {printable(target)}{out}"))
 
     def _say_what_was_not_checked(self) -> None:
         for directory, pages in sorted(self._unchecked.items()):

@@ -121,21 +121,6 @@ def test_missing_checksums_are_a_risk(pgdata: Path) -> None:
     assert "no data checksums" in what
 
 
-@pytest.mark.parametrize("name", ["pg_wal", "pg_tblspc/16400"])
-def test_a_link_out_of_the_mounts_is_in_the_clear(pgdata: Path, tmp_path: Path, name: str) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    link = pgdata / name
-    if link.is_dir():
-        link.rmdir()
-    link.symlink_to(outside)
-    [(level, what)] = examine(pgdata)
-    assert level is Level.RISK
-    assert name in what
-    assert str(outside) in what
-    assert [*examine_cluster(pgdata, [pgdata.parent, outside])] == []
-
-
 def test_a_server_log_outside_is_in_the_clear(pgdata: Path) -> None:
     (pgdata / "postgresql.auto.conf").write_text("logging_collector = on\nlog_directory = '/var/log/postgresql'\n")
     [(level, what)] = examine(pgdata)

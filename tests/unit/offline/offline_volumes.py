@@ -16,6 +16,7 @@ import pytest
 from tdefs.format.header import RECORD_SIZE, Header, decode_header
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.stored import StoredFile
+from tdefs.fs.link_sealing import LinkSealer
 from tdefs.fs.sealing import Expectations, Sealer, identity_at
 from tdefs.keys.keystore import create_keystore
 from tdefs.keys.protectors.command import CommandProtector
@@ -97,6 +98,11 @@ class SmallVolume:
         stored[:RECORD_SIZE] = self.sealer.encode(header)
         self.path(new).write_bytes(stored)
         self.path(relpath).unlink()
+
+    def link(self, relpath: str, target: str, *, key: str | None = None, of: str | None = None) -> None:
+        """Make a symbolic link as a mount does; *of* is the path that it belongs at, if not this one."""
+        text = LinkSealer(lambda: self.ring).seal(target.encode(), ((of or relpath).encode(),), key)
+        self.path(relpath).symlink_to(text.decode())
 
     def plain(self, relpath: str, content: bytes) -> None:
         """Write a file as it is."""

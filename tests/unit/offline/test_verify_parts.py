@@ -165,7 +165,7 @@ def test_linking_cluster_is_found_in_what_the_configuration_names(
 ) -> None:
     cluster = SmallVolume(tmp_path / "cluster")
     cluster.cluster("15/main/")
-    cluster.path("15/main/pg_tblspc/16400").symlink_to("/mnt/tablespace/first")
+    cluster.link("15/main/pg_tblspc/16400", "/mnt/tablespace/first")
     write_session(tablespace.volume, Session(4242, "/mnt/tablespace", clean=True))
     config = tmp_path / "tdefs.yaml"
     text = f"version: 1\nvolumes:\n  {cluster.volume.backing}:\n    "
@@ -180,7 +180,7 @@ def test_linking_cluster_is_found_in_what_the_configuration_names(
     assert "the configuration does not say how to unlock its volume" in command.errors
     # a cluster that has nothing to do with it
     cluster.path("15/main/pg_tblspc/16400").unlink()
-    cluster.path("15/main/pg_tblspc/16400").symlink_to("/mnt/tablespace-2")
+    cluster.link("15/main/pg_tblspc/16400", "/mnt/tablespace-2")
     config.write_text(f'{text}key_command: "{KEY_COMMAND}"\n')
     assert verified(command, tablespace, "--config", config)[0] == Exit.VERIFY_INCOMPLETE
     assert command.errors == ""
@@ -193,10 +193,10 @@ def test_tablespace_beside_its_cluster_is_judged_by_it(tablespace: SmallVolume, 
     tablespace.path("PG").rename(tablespace.path("spaces/fast/PG_15_202209061"))
     tablespace.cluster("main/")
     link = tablespace.path("main/pg_tblspc/16400")
-    link.symlink_to("/elsewhere/fast")
+    tablespace.link("main/pg_tblspc/16400", "/elsewhere/fast")
     assert verified(command, tablespace)[0] == Exit.VERIFY_INCOMPLETE
     link.unlink()
-    link.symlink_to("/mnt/spaces/fast")
+    tablespace.link("main/pg_tblspc/16400", "/mnt/spaces/fast")
     code, found = verified(command, tablespace)
     assert code == Exit.VERIFY_FOUND_DAMAGE
     (finding,) = found["findings"]

@@ -1,0 +1,35 @@
+"""Which symbolic links of a volume lead out of all volumes that are mounted, or that the configuration names."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from tdefs.config import Config, load_config
+from tdefs.errors import TdefsError
+from tdefs.fs.link_targets import leads_out
+from tdefs.fs.mounts import tdefs_mounts
+from tdefs.volume import Volume, read_session
+
+
+def mountpoints_of(volume: Volume, config: Config) -> set[Path]:
+    """Return where *volume* is mounted, was mounted last, or is to be mounted."""
+    configured = config.for_backing(volume.backing).mountpoint
+    found = {configured.resolve()} if configured is not None else set()
+    found |= {mount.mountpoint for mount in tdefs_mounts() if mount.backing == volume.backing}
+    with suppress(TdefsError, OSError):
+        session = read_session(volume)
+        if session is not None:
+            found.add(Path(session.mountpoint))
+    return found
+
+
+def link_judge(args: argparse.Namespace, volume: Volume) -> Callable[[str, str], bool]:
+    """Return what tells of a link of *volume*, by its path and target, whether it leads out of all volumes."""
+    config = load_config(args.config)
+    own = mountpoints_of(volume, config)
+    others = {mount.mountpoint for mount in tdefs_mounts()}
+    others |= {one.mountpoint for one in config.volumes.values() if one.mountpoint is not None}
+    return lambda path, target: leads_out(path, target, own, others)
