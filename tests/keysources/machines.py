@@ -107,6 +107,16 @@ class Machine:
         self.stop_tpm()
 
     @property
+    def config(self) -> Path:
+        """The configuration of tdefs, which says where the TPM is: tdefs takes no variable for that."""
+        said = [
+            f"{name}: '{value}'" for name, _, value in (one.partition("=") for one in self._environment()) if value
+        ]
+        path = self.root / "tdefs.yaml"
+        path.write_text("\n".join(["version: 1", *(f"environment: {{{one}}}" for one in said), ""]))
+        return path
+
+    @property
     def _socket(self) -> Path:
         return self.root / "tpm.sock"
 

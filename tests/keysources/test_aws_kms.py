@@ -433,6 +433,7 @@ def test_an_outage_harms_no_mount_but_only_the_next(
     try:
         site = Site(tmp_path, None, server)  # type: ignore[arg-type] # everything runs as processes here
         site.describe(key_id, "patience_seconds: 1")
+        _leave_credentials(site.config, tmp_path / "credentials")
         volume = scratch.volume("aws")
         unlock = ("--key-source", "kms", "--config", site.config)
         volume.tdefs("init", volume.backing, "--keystore", volume.keystore, *unlock)
@@ -452,6 +453,14 @@ def test_an_outage_harms_no_mount_but_only_the_next(
             assert not [one for one in (wrapping_key, *list(CREDENTIALS.values())[1:]) if one in text], file
     finally:
         server.stop()
+
+
+def _leave_credentials(config: Path, file: Path) -> None:
+    """Has tdefs, which takes no variables from its caller, find the credentials by its configuration."""
+    file.touch(0o600)
+    file.write_text("[default]\n" + "".join(f"{name.lower()} = {value}\n" for name, value in CREDENTIALS.items()))
+    with config.open("a") as text:
+        text.write(f"environment: {{AWS_SHARED_CREDENTIALS_FILE: '{file}', AWS_EC2_METADATA_DISABLED: 'true'}}\n")
 
 
 def _mount(volume: Volume, *unlock: str | Path) -> None:

@@ -86,7 +86,8 @@ class Site:
     def describe(self, name: str = "hsm", **changes: str) -> None:
         """Adds a key source to the configuration; fields that are "" are left out."""
         if not self.config.exists():
-            self.config.write_text("version: 1\nlog_level: debug\nkey_sources:\n")
+            variable = f"environment: {{SOFTHSM2_CONF: '{os.environ.get('SOFTHSM2_CONF', '/nonexistent')}'}}"
+            self.config.write_text(f"version: 1\nlog_level: debug\n{variable}\nkey_sources:\n")
         fields = {
             "kind": "pkcs11",
             "module": str(MODULE),
@@ -387,20 +388,19 @@ def test_the_pin_is_asked_for_once_on_the_terminal_and_only_if_the_token_is_ther
     site.describe(pin_file="")
     place: list[str | Path] = ["--key-source", "hsm", "--config", site.config]
     words = [TDEFS, "init", site.backing, "--keystore", site.keystore, *place]
-    with Terminal(words, env=token.environment) as terminal:
+    with Terminal(words) as terminal:
         terminal.expect(f"PIN for token {LABEL}: ")
         terminal.press(f"{PIN}\n")
         code, echo = terminal.end()
         assert (code, echo, terminal.unread) == (0, True, 0), terminal.shown
         assert PIN not in terminal.shown
     verify = [TDEFS, "key", "verify", "--volume", site.backing, *place]
-    with Terminal(verify, env=token.environment) as terminal:
+    with Terminal(verify) as terminal:
         terminal.expect("PIN for token")
         terminal.press("000000\n")
         assert terminal.end()[0] == Exit.KEY_SERVER_REFUSED
     alone = subprocess.run(
         verify,
-        env={**os.environ, **token.environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

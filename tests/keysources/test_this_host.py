@@ -41,7 +41,8 @@ class Site:
 
     @property
     def place(self) -> list[str]:
-        return ["--volume", str(self.volume.backing), "--keystore", str(self.keystore)]
+        places = ["--volume", str(self.volume.backing), "--keystore", str(self.keystore)]
+        return [*places, "--config", str(self.machine.config)]
 
     def opens(self) -> bool:
         """Whether the keystore opens without a secret, and nothing is said against it."""
@@ -138,6 +139,7 @@ def other_machine(new_root: Callable[[], Path]) -> Machine:
 def test_the_host_mounts_without_a_person(site: Site) -> None:
     volume = site.volume
     mount = ["mount", volume.backing, volume.mountpoint, "--keystore", site.keystore, "--log-file", volume.log]
+    mount += ["--config", site.machine.config]
     words = [shlex.join(map(str, [TDEFS, *mount]))]
     words += [f"echo hello > {volume.mountpoint}/file", f"cat {volume.mountpoint}/file"]
     words += [f"{TDEFS} umount {volume.mountpoint}"]

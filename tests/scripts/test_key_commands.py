@@ -38,20 +38,30 @@ class Place:
         self.samples = root / "samples"
         # Debian's /bin/sh is dash; that a sample has bash's features would show.
         shutil.copytree(SAMPLES, self.samples)
+        #: What the key command finds: tdefs takes nothing from its caller, so it stands in the configuration.
         self.environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        self.config = root / "tdefs.yaml"
 
     def command(self, sample: str, arguments: str) -> str:
         return f"{shlex.quote(str(self.samples / sample))} {arguments}"
 
+    def credentials(self) -> Path:
+        """A file with credentials for AWS."""
+        file = self.root / "credentials"
+        file.touch(0o600)
+        file.write_text("[default]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
+        return file
+
     def words(self, action: str, command: str) -> list[str]:
-        place = ["--keystore", str(self.keystore), "--key-command", command]
+        variables = "".join(f"  {name}: '{value}'\n" for name, value in self.environment.items())
+        self.config.write_text(f"version: 1\nenvironment:\n{variables}")
+        place = ["--keystore", str(self.keystore), "--key-command", command, "--config", str(self.config)]
         return [str(TDEFS), action, str(self.backing), *place]
 
     def run(self, action: str, command: str, expected: Exit = Exit.OK) -> str:
         """Runs tdefs without a terminal; returns what it printed."""
         done = subprocess.run(
             self.words(action, command),
-            env={**os.environ, **self.environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -64,7 +74,7 @@ class Place:
 
     def ask(self, action: str, command: str, *answers: str) -> tuple[int, str]:
         """Runs tdefs on a terminal, answers what it asks, and returns its exit code and what was shown."""
-        with Terminal([*self.words(action, command), "-R"], env=self.environment) as terminal:
+        with Terminal([*self.words(action, command), "-R"]) as terminal:
             for number, answer in enumerate(answers):
                 again = ", again" if number else ""
                 terminal.expect(rf"Secret for the keystore \".*/it's the keystore\"{again}: ")
@@ -139,8 +149,7 @@ def kms(place: Place) -> Iterator[Callable[..., str]]:
     host, port = server.get_host_and_port()
     place.environment |= {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_SHARED_CREDENTIALS_FILE": str(place.credentials()),
         "AWS_DEFAULT_REGION": "eu-central-1",
         "AWS_CONFIG_FILE": "/nonexistent",
         "NO_PROXY": "127.0.0.1",
@@ -188,8 +197,7 @@ def test_aws_kms_out_of_reach_makes_no_volume(place: Place) -> None:
     place.environment |= {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
         "AWS_MAX_ATTEMPTS": "1",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_SHARED_CREDENTIALS_FILE": str(place.credentials()),
         "AWS_DEFAULT_REGION": "eu-central-1",
         "TDEFS_AWS_KMS_KEY": "alias/tdefs",
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def clock(volume: Volume) -> Path:
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "NO_FAKE_STAT": "1",
     }
-    volume.program = ["env", *(f"{name}={value}" for name, value in settings.items()), *volume.program]
+    # without the command's own launcher, which lets no LD_PRELOAD pass
+    python = [sys.executable, "-I", "-m", "tdefs"]
+    volume.program = ["env", *(f"{name}={value}" for name, value in settings.items()), *python]
     return clock
 
 
