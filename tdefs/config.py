@@ -15,6 +15,7 @@ from pathlib import Path
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.settings import Settings
 from tdefs.text import shortened
+from tdefs.trust import check_trusted
 from tdefs.yamlfile import (
     Mapping,
     Node,
@@ -106,7 +107,7 @@ def load_config(path: Path | None = None) -> Config:
 
     A user who may not read the latter has none, and is told so once.
 
-    Raises :class:`TdefsError` with ``Exit.CONFIG_INVALID``.
+    Raises :class:`TdefsError` with ``Exit.CONFIG_INVALID``; ``Exit.CONFIG_EXPOSED`` if others could change it.
     """
     if path is None:
         try:
@@ -119,14 +120,8 @@ def load_config(path: Path | None = None) -> Config:
         except OSError:
             pass  # told below, as of any file
         path = DEFAULT_PATH
+    check_trusted(path, "configuration file")
     data = read_limited(path, Exit.CONFIG_INVALID, "configuration file")
-    if path.stat().st_mode & 0o002:
-        raise TdefsError(
-            Exit.CONFIG_INVALID,
-            f'configuration file "{path}" is writable by everyone',
-            detail="Its key_command is run with the rights of whoever mounts.",
-            hint=f'Run: chmod o-w "{path}"',
-        )
     return parse_config(data, path)
 
 
