@@ -14,7 +14,7 @@ from tdefs.config import Config, load_config
 from tdefs.doctor.cluster import find_clusters
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError
-from tdefs.fs.mounts import tdefs_mounts
+from tdefs.fs.mounts import Mount, mounts_of
 from tdefs.fs.offline import OfflineReader
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.secrets import is_secret_given
@@ -87,7 +87,7 @@ def _mountpoints(volume: Volume, config: Config) -> set[Path]:
     """Return where *volume* is mounted, was mounted last, or is to be mounted."""
     configured = config.for_backing(volume.backing).mountpoint
     found = {configured.resolve()} if configured is not None else set()
-    found |= {mount.mountpoint for mount in tdefs_mounts() if mount.backing == volume.backing}
+    found |= {mount.mountpoint for mount in _mounts(volume) if mount.backing == volume.backing}
     with suppress(TdefsError, OSError):
         session = read_session(volume)
         if session is not None:
@@ -95,12 +95,20 @@ def _mountpoints(volume: Volume, config: Config) -> set[Path]:
     return found
 
 
+def _mounts(volume: Volume) -> list[Mount]:
+    """Return the mounts of whom *volume* belongs to, of this user and of root."""
+    users = {0, os.geteuid()}
+    with suppress(OSError):
+        users.add(volume.private.stat().st_uid)
+    return mounts_of(users)
+
+
 def _candidates(volume: Volume, unmounted: list[Path], mountpoints: set[Path]) -> Iterator[tuple[Path, Path]]:
     """Yield data directories: where each is stored, and where its files can be read.
 
     What is mounted is looked at in its backing directory: a daemon that does not answer must not matter here.
     """
-    mounts = [mount for mount in tdefs_mounts() if mount.backing != volume.backing]
+    mounts = [mount for mount in _mounts(volume) if mount.backing != volume.backing]
     for mount in mounts:
         for pgdata in _clusters(mount.backing):
             yield pgdata, mount.mountpoint / pgdata.relative_to(mount.backing)
