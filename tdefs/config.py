@@ -17,6 +17,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.settings import Settings
 from tdefs.private import read_regular
 from tdefs.text import shortened
+from tdefs.trust import check_trusted
 from tdefs.yamlfile import (
     Mapping,
     Node,
@@ -118,7 +119,7 @@ def load_config(path: Path | None = None) -> Config:
 
     A user who may not read the latter has none, and is told so once. The process gets the variables that it names.
 
-    Raises :class:`TdefsError` with ``Exit.CONFIG_INVALID``.
+    Raises :class:`TdefsError` with ``Exit.CONFIG_INVALID``; ``Exit.CONFIG_EXPOSED`` if others could change it.
     """
     if path is None:
         try:
@@ -131,14 +132,8 @@ def load_config(path: Path | None = None) -> Config:
         except OSError:
             pass  # told below, as of any file
         path = DEFAULT_PATH
+    check_trusted(path, "configuration file")
     data = read_limited(path, Exit.CONFIG_INVALID, "configuration file")
-    if path.stat().st_mode & 0o002:
-        raise TdefsError(
-            Exit.CONFIG_INVALID,
-            f'configuration file "{path}" is writable by everyone',
-            detail="Its key_command is run with the rights of whoever mounts.",
-            hint=f'Run: chmod o-w "{path}"',
-        )
     config = parse_config(data, path)
     # libraries look there themselves, and so do the programs that this one starts
     os.environ.update(config.environment)

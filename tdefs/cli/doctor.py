@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from tdefs.doctor.policy import examine_next_mount, next_policy
 from tdefs.doctor.registration import examine_registration
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
-from tdefs.fs.mounts import find_mount, tdefs_mounts
+from tdefs.fs.mounts import find_mount, mounts_of
 from tdefs.keys.key_source import make_key_source
 from tdefs.text import printable
 
@@ -65,7 +66,8 @@ def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[P
     daemon = ask(volume, "status")
     findings = [*examine_host(volume, mount.mountpoint, daemon), *examine_registration(volume, daemon)]
     clusters = find_clusters(mount.mountpoint)
-    mountpoints = [each.mountpoint for each in tdefs_mounts()]
+    users = {0, os.geteuid(), *([] if mount.user is None else [mount.user])}
+    mountpoints = [each.mountpoint for each in mounts_of(users)]
     for pgdata in clusters:
         findings += examine_cluster(pgdata, mountpoints)
     settings = load_config(config).for_backing(mount.backing)

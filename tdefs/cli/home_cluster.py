@@ -10,14 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdefs.cli.link_places import mountpoints_of
+from tdefs.cli.link_places import mountpoints_of, trusted_mounts
 from tdefs.cli.unlock import add_keystore_arguments, unlock, use_configured_secret
 from tdefs.config import load_config
 from tdefs.doctor.cluster import find_clusters
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError
 from tdefs.fs.control import ask
-from tdefs.fs.mounts import tdefs_mounts
 from tdefs.fs.offline import OfflineReader
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.secrets import is_secret_given
@@ -105,7 +104,7 @@ def _candidates(volume: Volume, unmounted: list[Path], mountpoints: set[Path]) -
 
     What is mounted is looked at in its backing directory: a daemon that does not answer must not matter here.
     """
-    mounts = [mount for mount in tdefs_mounts() if mount.backing != volume.backing]
+    mounts = [mount for mount in trusted_mounts(volume) if mount.backing != volume.backing]
     for mount in mounts:
         data = mount.backing / DATA_DIRECTORY
         for stored in _clusters(data):

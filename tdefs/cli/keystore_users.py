@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
-from tdefs.fs.mounts import tdefs_mounts
+from tdefs.fs.mounts import mounts_of
 from tdefs.keys.document import Document
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.volume_changes import find_volume
@@ -50,13 +50,13 @@ def users_of(document: Document, keystore: Path, volume: Volume) -> KeystoreUser
 def _mounted_with(keystore: Path, volume_id: bytes, known: Sequence[Volume]) -> list[Volume]:
     """Return the volumes that are mounted on this host with *keystore*, beside those that are *known*.
 
-    Every user can mount what passes for a tdefs volume. Only what belongs to one who may read the keystore is
-    looked at.
+    Every user can mount what passes for a tdefs volume. Only what was mounted by, and belongs to, one who may read
+    the keystore is looked at.
     """
     found = []
     places = set(map(_directory, known))
     users = {0, os.geteuid(), keystore.stat().st_uid}
-    for backing in dict.fromkeys(mount.backing for mount in tdefs_mounts()):
+    for backing in dict.fromkeys(mount.backing for mount in mounts_of(users)):
         with suppress(TdefsError, OSError):
             if (backing / PRIVATE_DIRECTORY).stat().st_uid not in users:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from tdefs.config import Config, load_config
 from tdefs.errors import TdefsError
 from tdefs.fs.link_targets import leads_out
-from tdefs.fs.mounts import tdefs_mounts
+from tdefs.fs.mounts import Mount, mounts_of
 from tdefs.volume import Volume, read_session
 
 
@@ -18,7 +19,7 @@ def mountpoints_of(volume: Volume, config: Config) -> set[Path]:
     """Return where *volume* is mounted, was mounted last, or is to be mounted."""
     configured = config.for_backing(volume.backing).mountpoint
     found = {configured.resolve()} if configured is not None else set()
-    found |= {mount.mountpoint for mount in tdefs_mounts() if mount.backing == volume.backing}
+    found |= {mount.mountpoint for mount in trusted_mounts(volume) if mount.backing == volume.backing}
     with suppress(TdefsError, OSError):
         session = read_session(volume)
         if session is not None:
@@ -26,10 +27,18 @@ def mountpoints_of(volume: Volume, config: Config) -> set[Path]:
     return found
 
 
+def trusted_mounts(volume: Volume) -> list[Mount]:
+    """Return the mounts of whom *volume* belongs to, of this user and of root."""
+    users = {0, os.geteuid()}
+    with suppress(OSError):
+        users.add(volume.private.stat().st_uid)
+    return mounts_of(users)
+
+
 def link_judge(args: argparse.Namespace, volume: Volume) -> Callable[[str, str], bool]:
     """Return what tells of a link of *volume*, by its path and target, whether it leads out of all volumes."""
     config = load_config(args.config)
     own = mountpoints_of(volume, config)
-    others = {mount.mountpoint for mount in tdefs_mounts()}
+    others = {mount.mountpoint for mount in trusted_mounts(volume)}
     others |= {one.mountpoint for one in config.volumes.values() if one.mountpoint is not None}
     return lambda path, target: leads_out(path, target, own, others)

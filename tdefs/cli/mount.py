@@ -21,7 +21,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.limits import low_limits
 from tdefs.fs.mount_users import places_of
-from tdefs.fs.mounts import DEAD, detach_dead, is_dead, provide_connections, tdefs_mounts
+from tdefs.fs.mounts import DEAD, detach_dead, is_dead, mounts_of, provide_connections, tdefs_mounts
 from tdefs.fs.read_only import ReadOnlyCalls, is_read_only
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.reserve import with_own_rights
@@ -198,7 +198,8 @@ def _acquire(lock: VolumeLock, volume: Volume) -> None:
         session = read_session(volume)
         if session is None or session.clean or not is_running(session.pid):
             # a daemon that only reads leaves no record
-            points = [mount.mountpoint for mount in tdefs_mounts() if mount.backing == volume.backing]
+            users = {0, os.geteuid(), volume.private.stat().st_uid}
+            points = [mount.mountpoint for mount in mounts_of(users) if mount.backing == volume.backing]
             if all(map(is_dead, points)):
                 raise
             raise TdefsError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.mounts import tdefs_mounts
+from tdefs.fs.mounts import mounts_of
 from tdefs.fs.offline import volume_at
 from tdefs.volume import Volume
 
@@ -18,7 +19,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
         "--volume",
         metavar="BACKING|MOUNTPOINT",
         type=Path,
-        help="default: the only volume that the configuration names, or that is mounted",
+        help="default: the only volume that the configuration names, or that this user has mounted",
     )
 
 
@@ -30,12 +31,13 @@ def volume_of(args: argparse.Namespace) -> Volume:
     if args.volume is not None:
         return volume_at(args.volume)
     places = {path.resolve() for path in load_config(args.config).volumes}
-    places = places or {mount.backing for mount in tdefs_mounts()}
+    # whatever another user has mounted is not meant by a command that does not name it
+    places = places or {mount.backing for mount in mounts_of({os.geteuid()})}
     if len(places) != 1:
         raise TdefsError(
             Exit.USAGE,
             "which volume?",
-            detail=f"there are {len(places)} in the configuration and mounted on this host",
+            detail=f"there are {len(places)} in the configuration, or mounted by this user",
             hint="name its backing directory or its mount point with --volume",
         )
     return volume_at(places.pop())

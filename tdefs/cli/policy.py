@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _check(args: argparse.Namespace) -> int:
-    policy = load_policy(args.file)
+    policy = load_policy(args.file, draft=True)
     for warning in policy.warnings:
         print_line(f"warning: {warning}")
     counts = (
@@ -83,7 +83,7 @@ def _policy(args: argparse.Namespace) -> Policy:
         from tdefs.volume import read_volume
 
         path = read_volume(args.backing).policy
-    return Policy.everything() if path is None else load_policy(path)
+    return Policy.everything() if path is None else load_policy(path, draft=True)
 
 
 def _count(number: int, noun: str) -> str:

@@ -36,6 +36,12 @@ class MountInfo:
     master: str = ""
     """The peer group from which what is mounted and unmounted comes here; empty for none."""
 
+    @property
+    def user(self) -> int | None:
+        """Who mounted a FUSE file system; the kernel sees to it that nobody can say so of another."""
+        found = (option.removeprefix("user_id=") for option in self.options if option.startswith("user_id="))
+        return next((int(number) for number in found if number.isdecimal()), None)
+
 
 def all_mounts(process: Path = OWN) -> Iterator[MountInfo]:
     """Yield all mounts that *process*, a directory in /proc, can see, the topmost last."""

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from errno import EBUSY, ECONNABORTED, EINVAL, ENOTCONN
 from pathlib import Path
@@ -51,15 +52,27 @@ class Mount:
     backing: Path
     device: str
     """``MAJOR:MINOR``."""
+    user: int | None = None
+    """Who mounted it, as the kernel says; everything else of a mount is what that user chose to say."""
 
 
 def tdefs_mounts() -> list[Mount]:
     """Return all tdefs mounts that this process can see, the topmost last."""
     return [
-        Mount(mount.mountpoint, backing_of(mount.source), mount.device)
+        Mount(mount.mountpoint, backing_of(mount.source), mount.device, mount.user)
         for mount in all_mounts()
         if mount.kind == FUSE_TYPE
     ]
+
+
+def mounts_of(users: Collection[int]) -> list[Mount]:
+    """Return the tdefs mounts that one of these users has made.
+
+    Every user can make a FUSE mount that says it is tdefs's, and of which volume. What looks for mounts by itself
+    believes those alone that are made by who it works for; and it must not even look at others, since whoever
+    serves a mount can have a system call on it wait for ever.
+    """
+    return [mount for mount in tdefs_mounts() if mount.user in users]
 
 
 def devices_at(mountpoint: Path) -> list[str]:

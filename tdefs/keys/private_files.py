@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.exposure import exposure
+from tdefs.trust import check_trusted
 
 #: The authorities that Debian trusts take a quarter of this.
 _MAX_BYTES = 1 << 20
@@ -16,8 +17,10 @@ _MAX_BYTES = 1 << 20
 def read_file(path: Path, what: str, *, secret: bool) -> bytes:
     """Return the content of the ``what`` file.
 
-    Raises TdefsError(KEY_SOURCE_UNAVAILABLE) if it cannot be read, or is ``secret`` and others have access to it.
+    Raises TdefsError: KEY_SOURCE_UNAVAILABLE if it cannot be read, or is ``secret`` and others have access to it;
+    CONFIG_EXPOSED if others could change it.
     """
+    check_trusted(path, f"{what} file")
     try:
         # Nonblocking, so that a FIFO in its place is refused below instead of waited on.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123

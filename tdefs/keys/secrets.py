@@ -20,6 +20,7 @@ from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector
 from tdefs.keys.scrypt_option import chosen_cost
+from tdefs.trust import check_trusted
 
 _MAX_PASSPHRASE_BYTES = 65536
 _OTHER_OPTIONS = "use --passphrase-file, --passphrase-fd, --key-command or --key-source"
@@ -135,8 +136,9 @@ def secret_from_arguments(
 def read_passphrase_file(path: Path, name: str = "passphrase") -> bytes:
     """Return the content of ``path``, without one newline at its end; warn if other users can read it, too.
 
-    Raises TdefsError(NO_SECRET).
+    Raises TdefsError: NO_SECRET; CONFIG_EXPOSED if other users could change it.
     """
+    check_trusted(path, f"{name} file")
     return _read_file(path, f'{name} file "{path}"', private=True)
 
 

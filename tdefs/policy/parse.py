@@ -10,6 +10,7 @@ from tdefs.errors import Exit
 from tdefs.policy.model import NEVER_PLAIN_KINDS, Policy, RelfilenodeRange, Rule
 from tdefs.policy.paths import MAX_OID, Kind
 from tdefs.policy.warn import warnings_of
+from tdefs.trust import check_trusted
 from tdefs.yamlfile import (
     Mapping,
     Node,
@@ -33,11 +34,14 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _RANGE = re.compile(r"([0-9]{1,10})(?: *- *([0-9]{1,10}))?")
 
 
-def load_policy(path: Path) -> Policy:
-    """Return the policy in the file at ``path``.
+def load_policy(path: Path, *, draft: bool = False) -> Policy:
+    """Return the policy in the file at ``path``, which is in use unless it is a ``draft``.
 
-    Raises :class:`TdefsError` with ``Exit.POLICY_INVALID``, also when the file cannot be read.
+    Raises :class:`TdefsError` with ``Exit.POLICY_INVALID``, also when the file cannot be read; with
+    ``Exit.CONFIG_EXPOSED`` if others could change one that is in use.
     """
+    if not draft:
+        check_trusted(path, "policy file")
     return parse_policy(read_limited(path, Exit.POLICY_INVALID, "policy file"), str(path))
 
 

@@ -327,14 +327,19 @@ def test_a_daemon_of_another_user_has_host_keys_of_its_own(workspace: Workspace,
         account.own(path)
     volume.program = account.command(TDEFS)
     volume.init()
-    host_keys, config = volume.root / "host-keys", volume.root / "tdefs.yaml"
+    host_keys, config = volume.root / "host-keys", workspace.directory("of-root") / "tdefs.yaml"
+    # root believes nothing that the daemon's user could change
+    secret = config.with_name("key")
+    secret.touch(0o600)
+    secret.write_text(volume.key_file.read_text())
+    unlock = ["--key-command", f"cat {secret}"]
     host_keys.mkdir(mode=0o700)
     account.own(host_keys)
     config.write_text(f"version: 1\nvolumes:\n  {volume.backing}:\n    host_key_directory: {host_keys}\n")
     place = ["--volume", str(volume.backing), "--config", str(config)]
 
     # by root, for the daemon
-    other_machine.run(TDEFS, "auto-open", "enable", *place, *volume.unlock)
+    other_machine.run(TDEFS, "auto-open", "enable", *place, *unlock)
     other_machine.run(*account.command(TDEFS, "key", "verify", "--auto-open", *place))
     elsewhere = account.command(TDEFS, "auto-open", "enable", "--volume", volume.backing, *volume.unlock)
     refused = other_machine.run(*elsewhere, check=False)

@@ -19,6 +19,7 @@ from tdefs.keys.protectors.command_text import (
     TERMINAL_VARIABLE,
     parse_command,
 )
+from tdefs.keys.protectors.command_trust import check_command
 from tdefs.keys.protectors.strong_secret import StrongSecretProtector
 from tdefs.text import masked
 
@@ -66,10 +67,11 @@ class KeyCommand:
 
         Raises TdefsError: KEY_COMMAND_FAILED, whose text tells how much the command printed and never what
         (even a failing command's messages may have the key in them); NO_SECRET without a terminal for %R;
-        what is wrong with the directory for %d.
+        what is wrong with the directory for %d; CONFIG_EXPOSED if others could change what it runs.
         """
         text = parse_command(self.text)
         variables = {}
+        directory = None
         if self.keystore is not None:
             if DIRECTORY_VARIABLE in text.variables:
                 directory = command_directory(self.keystore)
@@ -77,6 +79,7 @@ class KeyCommand:
                 variables[DIRECTORY_VARIABLE] = os.fspath(directory)
             if PROMPT_VARIABLE in text.variables:
                 variables[PROMPT_VARIABLE] = _prompt(self.keystore, again)
+        check_command(text.shell, directory)
         descriptors: tuple[int, ...] = ()
         timeout_seconds = self.timeout_seconds or TIMEOUT_SECONDS
         asks = TERMINAL_VARIABLE in text.variables

@@ -22,7 +22,7 @@ def arguments(*words: str | Path) -> argparse.Namespace:
 
 def mounts(monkeypatch: pytest.MonkeyPatch, *backings: Path) -> None:
     monkeypatch.setattr(
-        place, "tdefs_mounts", lambda: iter([Mount(Path("/mnt"), backing, "0:1") for backing in backings])
+        place, "mounts_of", lambda _: [Mount(Path("/mnt"), backing, "0:1", 0) for backing in backings]
     )
 
 

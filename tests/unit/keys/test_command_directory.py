@@ -42,6 +42,7 @@ def test_directory_of_a_command_is_beside_the_keystore_closed_to_others_and_made
     finally:
         os.umask(before)
     assert directory.stat().st_mode & 0o7777 == 0o700
+    (directory / "key").chmod(0o600)
     assert KeyCommand("cat %d/key", keystore).read_key() == KEY
 
 

@@ -29,6 +29,7 @@ from tdefs.keys.sources.pkcs11.request import (
     dump_error,
 )
 from tdefs.keys.wrapping import NONCE_BYTES
+from tdefs.trust import check_trusted
 
 _KEY_BITS = 256
 _MECHANISMS = {AES_GCM: Mechanism.AES_GCM}
@@ -75,6 +76,8 @@ def answer(request: Request) -> dict[str, Any]:
 @contextmanager
 def _module(path: str) -> Iterator[Any]:
     """Load and initialise the module; finalise it at the end, which closes what it has open elsewhere."""
+    # it is code that this process runs
+    check_trusted(Path(path), "PKCS #11 module")
     try:
         module = pkcs11.lib(path)
     except pkcs11.PKCS11Error as error:
