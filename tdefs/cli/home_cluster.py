@@ -14,15 +14,16 @@ from tdefs.config import Config, load_config
 from tdefs.doctor.cluster import find_clusters
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError
+from tdefs.fs.believed import Opened
 from tdefs.fs.mounts import tdefs_mounts
 from tdefs.fs.offline import OfflineReader
-from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.secrets import is_secret_given
 from tdefs.pg.control import CONTROL_FILE, BadControlFile, UnknownControlVersion, parse_control_file
 from tdefs.pg.home import HomeCluster
 from tdefs.pg.structure import WAL_FROM_ELSEWHERE
+from tdefs.session_record import read_session
 from tdefs.text import printable
-from tdefs.volume import PRIVATE_DIRECTORY, Volume, read_session, read_volume
+from tdefs.volume import PRIVATE_DIRECTORY, Volume, read_volume
 
 
 def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> HomeCluster:
@@ -44,13 +45,13 @@ def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> Hom
             hint="name a data directory, which has global/pg_control, or the backing directory of its volume",
         )
 
-    def ring_of(other: Volume) -> KeyRing:
+    def known_of(other: Volume) -> Opened:
         configured = _configured(args, other)
         # the keystore that the command line names is that of the volume that is verified
         return unlock(configured or argparse.Namespace(**{**vars(args), "keystore": None}), other)
 
     mountpoints = _mountpoints(volume, load_config(args.config))
-    return _read(found[0], _wal_directory(found[0], found[0], mountpoints), ring_of)
+    return _read(found[0], _wal_directory(found[0], found[0], mountpoints), known_of)
 
 
 def linking_clusters(args: argparse.Namespace, volume: Volume) -> Iterator[HomeCluster]:
@@ -61,7 +62,7 @@ def linking_clusters(args: argparse.Namespace, volume: Volume) -> Iterator[HomeC
     """
     config = load_config(args.config)
 
-    def ring_of(other: Volume) -> KeyRing:
+    def known_of(other: Volume) -> Opened:
         configured = _configured(args, other)
         if configured is None:
             raise TdefsError(Exit.NO_SECRET, "the configuration does not say how to unlock its volume")
@@ -73,7 +74,7 @@ def linking_clusters(args: argparse.Namespace, volume: Volume) -> Iterator[HomeC
         if not _leads_to(stored, pgdata, mountpoints):
             continue
         try:
-            yield _read(pgdata, _wal_directory(stored, pgdata, mountpoints), ring_of)
+            yield _read(pgdata, _wal_directory(stored, pgdata, mountpoints), known_of)
         except (TdefsError, OSError) as error:
             print(
                 f'tdefs: warning: the cluster in "{printable(str(pgdata))}", to which this volume belongs, '
@@ -160,9 +161,9 @@ def _configured(args: argparse.Namespace, volume: Volume) -> argparse.Namespace 
     return configured if is_secret_given(configured) else None
 
 
-def _read(pgdata: Path, wal_directory: str | None, ring_of: Callable[[Volume], KeyRing]) -> HomeCluster:
+def _read(pgdata: Path, wal_directory: str | None, known_of: Callable[[Volume], Opened]) -> HomeCluster:
     try:
-        control = parse_control_file(_content(pgdata, ring_of))
+        control = parse_control_file(_content(pgdata, known_of))
     except (BadControlFile, UnknownControlVersion, FormatError) as error:
         raise TdefsError(
             Exit.USAGE,
@@ -179,7 +180,7 @@ def _read(pgdata: Path, wal_directory: str | None, ring_of: Callable[[Volume], K
     )
 
 
-def _content(pgdata: Path, ring_of: Callable[[Volume], KeyRing]) -> bytes:
+def _content(pgdata: Path, known_of: Callable[[Volume], Opened]) -> bytes:
     """Return the pg_control of the cluster, decrypted if it lies in a backing directory."""
     backing = next(
         (place for place in (pgdata, *pgdata.parents) if os.access(place / PRIVATE_DIRECTORY, os.F_OK)), None
@@ -188,5 +189,6 @@ def _content(pgdata: Path, ring_of: Callable[[Volume], KeyRing]) -> bytes:
         return (pgdata / CONTROL_FILE).read_bytes()
     volume = read_volume(backing)
     path = os.fspath((pgdata / CONTROL_FILE).relative_to(backing))
-    with OfflineReader(volume, ring_of(volume)).open(path) as file:
+    known = known_of(volume)
+    with OfflineReader(volume, known.unlocked.ring, known.believed).open(path) as file:
         return bytes(next(file.chunks(), b""))

@@ -11,8 +11,9 @@ from typing import Any
 from tdefs.cli.output import print_json, print_table
 from tdefs.cli.unlock import add_keystore_place, read_keystore
 from tdefs.errors import Exit, TdefsError
+from tdefs.fs.believed import shown
 from tdefs.fs.offline import ENCRYPTED, PLAIN, UNREADABLE, Description, describe_all, volume_at
-from tdefs.keys.hierarchy import DestroyedRounds
+from tdefs.keys.document import Document
 from tdefs.text import printable
 from tdefs.volume import Volume
 
@@ -37,7 +38,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _run(args: argparse.Namespace) -> int:
     volume = volume_at(args.place)
-    found = describe_all(volume, _destroyed_rounds(args, volume))
+    document = _document(args, volume)
+    destroyed = {} if document is None else document.destroyed_rounds()
+    found = describe_all(volume, destroyed, shown(volume, document))
     if args.json:
         print_json([_as_object(one) for one in found])
         return Exit.OK
@@ -59,10 +62,10 @@ def _run(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _destroyed_rounds(args: argparse.Namespace, volume: Volume) -> DestroyedRounds:
-    """Return the rounds that are destroyed; a keystore that cannot be read is a warning, unless it was named."""
+def _document(args: argparse.Namespace, volume: Volume) -> Document | None:
+    """Return what the keystore contains; one that cannot be read is a warning, unless it was named."""
     try:
-        return read_keystore(args, volume).document.destroyed_rounds()
+        return read_keystore(args, volume).document
     except TdefsError as error:
         if args.keystore is not None:
             raise
@@ -72,7 +75,7 @@ def _destroyed_rounds(args: argparse.Namespace, volume: Volume) -> DestroyedRoun
             "HINT:  name the keystore with --keystore, and list as a user who may read it",
             file=sys.stderr,
         )
-    return {}
+    return None
 
 
 def _as_object(one: Description) -> dict[str, Any]:

@@ -22,13 +22,13 @@ from tdefs.format.errors import FormatError
 from tdefs.format.header import RECORD_SIZE, SUITE_NAMES, Header
 from tdefs.format.layout import HEADER_SIZE, plaintext_length
 from tdefs.format.stored import StoredFile
+from tdefs.fs.believed import STRICTEST, Believed
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.mounts import find_mount
 from tdefs.fs.sealing import (
     Broken,
     Doubts,
     Empty,
-    Expectations,
     Form,
     Plain,
     Sealed,
@@ -40,7 +40,6 @@ from tdefs.fs.sealing import (
 from tdefs.fs.zeros import StoredDoubts
 from tdefs.keys.hierarchy import DestroyedRounds, KeyRing, was_destroyed
 from tdefs.policy.model import Policy
-from tdefs.policy.parse import load_policy
 from tdefs.policy.paths import classify
 from tdefs.volume import Volume, read_volume
 
@@ -148,13 +147,15 @@ def _open_directory(volume: Volume, parts: list[str], access: int) -> int:
     return fd
 
 
-def describe_all(volume: Volume, destroyed: DestroyedRounds | None = None) -> Iterator[Description]:
+def describe_all(
+    volume: Volume, destroyed: DestroyedRounds | None = None, believed: Believed = STRICTEST
+) -> Iterator[Description]:
     """Describe every file of *volume*, in the order of :func:`walk`.
 
     :param destroyed: the rounds whose files nobody can read any more; only who has a keystore knows of these.
     """
     for path, _ in walk(volume):
-        found = describe(volume, path)
+        found = describe(volume, path, believed)
         if found is not None:
             yield _without_key(found, destroyed or {})
 
@@ -169,13 +170,14 @@ def _without_key(found: Description, destroyed: DestroyedRounds) -> Description:
     return replace(found, state=UNREADABLE, error=was_destroyed(*key, destroyed[key]))
 
 
-def describe(volume: Volume, path: str) -> Description | None:
+def describe(volume: Volume, path: str, believed: Believed = STRICTEST) -> Description | None:
     """Read what the file at *path* says of itself; ``None`` if it has vanished."""
     kind = classify(path).kind.value
     try:
         with open_without_links(volume, path) as fd:
             size = os.fstat(fd).st_size
-            return describe_content(volume, path, first_bytes(fd), size, doubts_of(volume, path, fd, size))
+            doubts = doubts_of(path, fd, size, believed)
+            return describe_content(volume, path, first_bytes(fd), size, doubts, believed)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -183,7 +185,9 @@ def describe(volume: Volume, path: str) -> Description | None:
         return Description(path, kind, UNREADABLE, stored_size=0, error=reason)
 
 
-def describe_content(volume: Volume, path: str, page: bytes, size: int, doubts: Doubts) -> Description:
+def describe_content(
+    volume: Volume, path: str, page: bytes, size: int, doubts: Doubts, believed: Believed = STRICTEST
+) -> Description:
     """Tell what a stored file of *size* bytes says of itself, given its first bytes: all of *page*.
 
     :raises OSError: what is in doubt cannot be read.
@@ -191,7 +195,7 @@ def describe_content(volume: Volume, path: str, page: bytes, size: int, doubts: 
     kind = classify(path).kind.value
     header: Header | None = None
     try:
-        found = look_at(page, size, Expectations.of(volume), doubts)
+        found = look_at(page, size, believed.expectations(volume), doubts)
         if isinstance(found, Plain):
             return Description(path, kind, PLAIN, stored_size=size, size=size)
         if isinstance(found, Empty):
@@ -213,27 +217,18 @@ def describe_content(volume: Volume, path: str, page: bytes, size: int, doubts: 
     )
 
 
-def policy_encrypts(volume: Volume, path: str) -> bool:
-    """Tell whether the policy that the volume remembers would encrypt a file created at *path*.
-
-    A policy that cannot be read counts as one that encrypts: a wiped header must not pass for a plain file.
-    """
-    return _policy(volume.policy).decide(classify(path), path).encrypted
-
-
-def doubts_of(volume: Volume, path: str, fd: int, size: int) -> StoredDoubts:
+def doubts_of(path: str, fd: int, size: int, believed: Believed) -> StoredDoubts:
     """Return what answers where the first bytes of the open file at *path*, of *size* bytes, do not tell."""
-    return StoredDoubts(SystemCalls(), fd, size, lambda: policy_encrypts(volume, path))
+
+    def should_be_encrypted() -> bool:
+        return _policy(believed).decide(classify(path), path).encrypted
+
+    return StoredDoubts(SystemCalls(), fd, size, should_be_encrypted, lambda: believed.had_header(path))
 
 
 @lru_cache(maxsize=1)
-def _policy(file: Path | None) -> Policy:
-    if file is None:
-        return Policy.everything()
-    try:
-        return load_policy(file)
-    except (TdefsError, OSError):
-        return Policy.everything()
+def _policy(believed: Believed) -> Policy:
+    return believed.policy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,9 +256,10 @@ class Plaintext:
 class OfflineReader:
     """Reads the files of one volume with its keys."""
 
-    def __init__(self, volume: Volume, ring: KeyRing) -> None:
+    def __init__(self, volume: Volume, ring: KeyRing, believed: Believed = STRICTEST) -> None:
         self._volume = volume
-        self._sealer = Sealer(ring, Expectations.of(volume))
+        self._believed = believed
+        self._sealer = Sealer(ring, believed.expectations(volume))
 
     @contextmanager
     def open(self, path: str) -> Iterator[Plaintext]:
@@ -276,7 +272,7 @@ class OfflineReader:
             size = os.fstat(fd).st_size
             os.posix_fadvise(fd, 0, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
             page = first_bytes(fd)
-            form = self._sealer.recognise(page, size, doubts_of(self._volume, path, fd, size))
+            form = self._sealer.recognise(page, size, doubts_of(path, fd, size, self._believed))
             store = _ReadOnlyStore(fd)
             if isinstance(form, Broken):
                 raise form.error

@@ -13,7 +13,8 @@ from tests.unit.format.served_volume import ServedVolume
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[ServedVolume]:
     """A volume in which everything is encrypted, with the directories of two databases."""
-    volume = ServedVolume(tmp_path)
+    (tmp_path / "data").mkdir()
+    volume = ServedVolume(tmp_path / "data")
     volume.mkdirs("base/16384", "base/16400", "pg_wal", "global")
     yield volume
     volume.close()
