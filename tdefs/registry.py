@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdefs.errors import TdefsError
-from tdefs.keys.document import Document, Place, VolumeEntry
+from tdefs.keys.document import Document, Place, Statements, VolumeEntry
 from tdefs.text import printable
 from tdefs.volume import PRIVATE_DIRECTORY, Volume, read_volume
 
@@ -40,6 +40,29 @@ def recognised(document: Document, volume: Volume) -> VolumeEntry | None:
     """
     here = place_of(volume)
     return next((entry for entry in document.volumes if _is_here(entry, here)), None)
+
+
+def statements_of(document: Document, volume: Volume) -> Statements:
+    """Return what *volume* may do, as the keystore with the *document* says.
+
+    One that is not known at its place may be a copy of any that is known: it may do what all of these may.
+
+    :raises OSError: the volume's own directory cannot be looked at.
+    """
+    known = recognised(document, volume)
+    if known is not None:
+        return known.statements
+    all_of_them = [entry.statements for entry in document.volumes]
+    if not all_of_them:
+        return Statements()
+    policies = {(one.policy_digest, one.policy) for one in all_of_them}
+    digest, policy = policies.pop() if len(policies) == 1 else ("", "")
+    return Statements(
+        plain_files=all(one.plain_files for one in all_of_them),
+        lowest_suite=max(one.lowest_suite for one in all_of_them),
+        policy_digest=digest,
+        policy=policy,
+    )
 
 
 def was_renamed(entry: VolumeEntry, volume: Volume) -> bool:

@@ -11,14 +11,17 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tdefs.backing import refuse_others
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.document import MAC_BYTES
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
+from tdefs.keys.state_mac import fits_state_mac, state_mac
 from tdefs.private import OwnDirectory, own_directory
+from tdefs.session_record import read_session
 
 PRIVATE_DIRECTORY = ".tdefs"
 DATA_DIRECTORY = "data"
@@ -27,8 +30,7 @@ DEFAULT_KEYSTORE = "keystore"
 VOLUME_VERSION = 2
 
 _DESCRIPTION = "volume.json"
-SESSION_FILE = "session.json"
-_SESSION_SIZE = 8192
+_PURPOSE = b"tdefs v1 volume description"
 _MAX_BYTES = 1 << 16
 
 # who asks whether the volume is in use holds the lock for an instant
@@ -38,16 +40,16 @@ _LOCK_PAUSE_SECONDS = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """What a volume remembers of itself.
+    """What a volume remembers of itself. Nothing of it is believed: who can write to the directory can alter it.
 
-    ``plain_files`` is set for ever once the volume is mounted with a policy that leaves anything in the clear.
+    What the volume may do stands in its keystore. ``keystore`` is where that was when it was written down, and
+    ``keystore_mac`` the MAC that its keys made over that: see :func:`remembers_truly`.
     """
 
     backing: Path
     volume_id: bytes
     keystore: Path
-    policy: Path | None
-    plain_files: bool
+    keystore_mac: bytes = b""
 
     @property
     def data(self) -> Path:
@@ -70,7 +72,7 @@ class Volume:
         return self.private / "control"
 
 
-def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> Volume:
+def create_volume(backing: Path, keystore: Path | None) -> Volume:
     """Make the backing directory, if need be, and tdefs's own in it; :func:`save_volume` completes it.
 
     The caller takes the volume's lock then, and calls :func:`refuse_existing` again.
@@ -106,8 +108,6 @@ def create_volume(backing: Path, keystore: Path | None, policy: Path | None) -> 
         backing=backing,
         volume_id=os.urandom(VOLUME_ID_BYTES),
         keystore=(keystore or private / DEFAULT_KEYSTORE).absolute(),
-        policy=policy.absolute() if policy else None,
-        plain_files=False,
     )
 
 
@@ -137,18 +137,29 @@ def refuse_existing(backing: Path) -> None:
         )
 
 
-def save_volume(volume: Volume) -> None:
-    """Write down what the volume remembers; from the first time on the directory is a volume."""
+def save_volume(volume: Volume, history_key: bytes) -> None:
+    """Write down what the volume remembers; from the first time on the directory is a volume.
+
+    :param history_key: that of its keystore, by which the place of this one can be told from an invention.
+    """
     description = {
         "format_version": VOLUME_VERSION,
         "volume_id": volume.volume_id.hex(),
         "keystore": os.fspath(volume.keystore),
-        "policy": os.fspath(volume.policy) if volume.policy else None,
-        "plain_files": volume.plain_files,
+        "keystore_mac": state_mac(history_key, _PURPOSE, _remembered(volume)).hex(),
     }
     text = json.dumps(description, indent=2) + "\n"
     with _private(volume) as directory:
         directory.write_durably(_DESCRIPTION, text.encode())
+
+
+def remembers_truly(volume: Volume, history_key: bytes) -> bool:
+    """Tell whether a tdefs that had the keys of the keystore wrote down that it is at ``volume.keystore``."""
+    return fits_state_mac(history_key, _PURPOSE, _remembered(volume), volume.keystore_mac)
+
+
+def _remembered(volume: Volume) -> bytes:
+    return volume.volume_id + os.fsencode(volume.keystore)
 
 
 def abandon_volume(volume: Volume) -> None:
@@ -214,26 +225,28 @@ def parse_description(data: bytes, path: Path, backing: Path) -> Volume:
     if version != VOLUME_VERSION:
         known = version if isinstance(version, int) and abs(version) < 1 << 32 else "unknown"
         raise _of_other_version(path, f"its format version is {known}; this tdefs knows {VOLUME_VERSION}")
-    volume_id, keystore, policy = found.get("volume_id"), found.get("keystore"), found.get("policy")
-    if not isinstance(volume_id, str) or not isinstance(keystore, str) or not isinstance(policy, str | None):
+    texts = [found.get(name) for name in ("volume_id", "keystore", "keystore_mac")]
+    if not all(isinstance(text, str) for text in texts):
         raise _damaged(path, "a field is missing or of the wrong type")
-    try:
-        number = bytes.fromhex(volume_id)
-    except ValueError:
-        raise _damaged(path, "its volume id is not hexadecimal") from None
-    if len(number) != VOLUME_ID_BYTES:
-        raise _damaged(path, "its volume id has the wrong length")
-    for place in (keystore, policy):
-        if place is not None and not _is_absolute_path(place):
-            raise _damaged(path, "the place of the keystore or of the policy is no absolute path")
+    volume_id, keystore, mac = map(str, texts)
+    if not _is_absolute_path(keystore):
+        raise _damaged(path, "the place of the keystore is no absolute path")
     return Volume(
-        backing=backing,
-        volume_id=number,
-        keystore=Path(keystore),
-        policy=Path(policy) if policy else None,
-        # unknown means the careful answer for reading: a file without a header may be a plain one
-        plain_files=found.get("plain_files") is not False,
+        backing,
+        _read_hex(path, "volume id", volume_id, VOLUME_ID_BYTES),
+        Path(keystore),
+        _read_hex(path, "MAC", mac, MAC_BYTES),
     )
+
+
+def _read_hex(path: Path, what: str, text: str, length: int) -> bytes:
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        raise _damaged(path, f"its {what} is not hexadecimal") from None
+    if len(value) != length:
+        raise _damaged(path, f"its {what} has the wrong length")
+    return value
 
 
 def _is_absolute_path(text: str) -> bool:
@@ -257,24 +270,6 @@ def _damaged(path: Path, what: str) -> TdefsError:
         f'"{path}" is damaged: {what}',
         hint="restore it from a backup of the backing directory",
     )
-
-
-def allow_plain_files(volume: Volume) -> Volume:
-    """Remember that files of the volume may be in the clear from now on."""
-    if volume.plain_files:
-        return volume
-    volume = replace(volume, plain_files=True)
-    save_volume(volume)
-    return volume
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """One time that the volume is mounted; ``clean`` once everything was written out at its end."""
-
-    pid: int
-    mountpoint: str
-    clean: bool
 
 
 class VolumeLock:
@@ -408,59 +403,6 @@ def is_in_use(volume: Volume) -> bool:
     finally:
         os.close(fd)
     return False
-
-
-def read_session(volume: Volume) -> Session | None:
-    """Return the current session, or else the last one; ``None`` if there was none or it cannot be told.
-
-    :raises TdefsError: FILE_UNTRUSTED.
-    """
-    try:
-        with _private(volume) as directory:
-            return parse_session(directory.read(SESSION_FILE, _MAX_BYTES + 1))
-    except OSError:
-        return None
-
-
-def parse_session(data: bytes) -> Session | None:
-    """Return the session that the record *data* tells of; ``None`` for what is no record."""
-    try:
-        found = _read_json(data)
-    except ValueError:
-        return None
-    match found:
-        case {"pid": int(pid), "mountpoint": str(mountpoint), "clean": bool(clean)}:
-            return Session(pid, mountpoint, clean)
-    return None
-
-
-def was_left_clean(volume: Volume) -> bool:
-    """Tell whether everything was written out when the volume was last used, or it never was."""
-    if not os.path.lexists(volume.private / SESSION_FILE):
-        return True
-    session = read_session(volume)
-    return session is not None and session.clean
-
-
-def write_session(volume: Volume, session: Session) -> None:
-    """Write down durably how the volume is being used.
-
-    In place, in a file of constant size: a full disk must not keep a volume from being mounted. What a torn write
-    leaves is not JSON, and read as an unclean end.
-    """
-    record = (json.dumps(asdict(session)) + "\n").encode().ljust(_SESSION_SIZE)
-    with _private(volume) as directory:
-        is_new = not directory.exists(SESSION_FILE)
-        fd = directory.open(SESSION_FILE, os.O_WRONLY | os.O_CREAT)
-        try:
-            os.pwrite(fd, record, 0)
-            os.ftruncate(fd, len(record))  # a file that damage has made longer would stay damaged for ever
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        if is_new:
-            # without its name the first session, too, would pass for one that never was
-            directory.sync()
 
 
 @contextmanager

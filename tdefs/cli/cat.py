@@ -38,7 +38,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _run(args: argparse.Namespace) -> int:
     volume = volume_at(args.backing)
-    reader = OfflineReader(volume, unlock(args, volume))
+    known = unlock(args, volume)
+    reader = OfflineReader(volume, known.unlocked.ring, known.believed)
     try:
         with reader.open(args.path) as file:
             for chunk in file.chunks():

@@ -23,8 +23,12 @@ from tdefs.doctor.registration import examine_registration
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
 from tdefs.fs.mounts import find_mount, mounts_of
+from tdefs.keys.document import Statements
 from tdefs.keys.key_source import make_key_source
+from tdefs.keys.keystore import load_keystore
+from tdefs.registry import statements_of
 from tdefs.text import printable
+from tdefs.volume import Volume
 
 _THIS_MOUNT = "this mount, as far as this host shows; docs/THREATS.md has what cannot be seen from it"
 _UNSEEN = "What roles and databases have set of their own cannot be seen so: psql's \\drds lists it."
@@ -71,12 +75,21 @@ def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[P
     for pgdata in clusters:
         findings += examine_cluster(pgdata, mountpoints)
     settings = load_config(config).for_backing(mount.backing)
-    policy, of_policy = next_policy(volume, settings)
+    may = _statements(volume, Path((daemon or {}).get("keystore", settings.keystore or volume.keystore)))
+    policy, of_policy = next_policy(volume, may, settings)
     findings += of_policy
-    findings += examine_next_mount(volume, settings, policy, daemon)
-    findings += BackingDirectory(volume, mount.mountpoint, mountpoints).examine(policy)
+    findings += examine_next_mount(volume, may, settings, policy, daemon)
+    findings += BackingDirectory(volume, may, mount.mountpoint, mountpoints).examine(policy)
     findings += examine_surroundings(mount.mountpoint, mount.backing, clusters)
     return findings, clusters
+
+
+def _statements(volume: Volume, keystore: Path) -> Statements:
+    """Return what the keystore says that the volume may do, unverified, if this user may read it."""
+    try:
+        return statements_of(load_keystore(keystore).document, volume)
+    except (TdefsError, OSError):
+        return Statements(plain_files=True)
 
 
 def _key_sources(args: argparse.Namespace) -> Iterator[Finding]:

@@ -16,9 +16,9 @@ from tdefs.config import load_config
 from tdefs.doctor.cluster import find_clusters
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError
+from tdefs.fs.believed import Opened
 from tdefs.fs.control import ask
 from tdefs.fs.offline import OfflineReader
-from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.secrets import is_secret_given
 from tdefs.pg.control import CONTROL_FILE, BadControlFile, UnknownControlVersion, parse_control_file
 from tdefs.pg.home import HomeCluster
@@ -48,14 +48,14 @@ def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> Hom
             hint="name a data directory, which has global/pg_control, or the backing directory of its volume",
         )
 
-    def ring_of(other: Volume) -> KeyRing:
+    def known_of(other: Volume) -> Opened:
         configured = _configured(args, other)
         # the keystore that the command line names is that of the volume that is verified
         return unlock(configured or argparse.Namespace(**{**vars(args), "keystore": None}), other)
 
     mountpoints = mountpoints_of(volume, load_config(args.config))
     home = _Candidate(found[0], found[0], _volume_of(found[0]))
-    return _read(home, _wal_directory(home, mountpoints, ring_of), ring_of)
+    return _read(home, _wal_directory(home, mountpoints, known_of), known_of)
 
 
 def linking_clusters(args: argparse.Namespace, volume: Volume) -> Iterator[HomeCluster]:
@@ -66,7 +66,7 @@ def linking_clusters(args: argparse.Namespace, volume: Volume) -> Iterator[HomeC
     """
     config = load_config(args.config)
 
-    def ring_of(other: Volume) -> KeyRing:
+    def known_of(other: Volume) -> Opened:
         configured = _configured(args, other)
         if configured is None:
             raise TdefsError(Exit.NO_SECRET, "the configuration does not say how to unlock its volume")
@@ -77,10 +77,10 @@ def linking_clusters(args: argparse.Namespace, volume: Volume) -> Iterator[HomeC
     for home in _candidates(volume, unmounted, mountpoints):
         belongs = "to which this volume may belong"
         try:
-            if not _leads_to(home, mountpoints, ring_of):
+            if not _leads_to(home, mountpoints, known_of):
                 continue
             belongs = "to which this volume belongs"
-            yield _read(home, _wal_directory(home, mountpoints, ring_of), ring_of)
+            yield _read(home, _wal_directory(home, mountpoints, known_of), known_of)
         except (TdefsError, OSError) as error:
             print(
                 f'tdefs: warning: the cluster in "{printable(str(home.pgdata))}", {belongs}, '
@@ -127,23 +127,23 @@ def _clusters(place: Path) -> list[Path]:
     return []
 
 
-def _leads_to(home: _Candidate, mountpoints: set[Path], ring_of: Callable[[Volume], KeyRing]) -> bool:
+def _leads_to(home: _Candidate, mountpoints: set[Path], known_of: Callable[[Volume], Opened]) -> bool:
     """Tell whether a tablespace or the WAL of the cluster lies on one of the mount points.
 
     :raises TdefsError: its links cannot be read for want of keys.
     """
-    if _wal_directory(home, mountpoints, ring_of) is not None:
+    if _wal_directory(home, mountpoints, known_of) is not None:
         return True
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir(home.stored / "pg_tblspc")
-    targets = [_target(home, f"pg_tblspc/{name}", ring_of) for name in names]
+    targets = [_target(home, f"pg_tblspc/{name}", known_of) for name in names]
     return any(_lies_on(target, home.pgdata, mountpoint) for target in targets for mountpoint in mountpoints)
 
 
-def _wal_directory(home: _Candidate, mountpoints: set[Path], ring_of: Callable[[Volume], KeyRing]) -> str | None:
+def _wal_directory(home: _Candidate, mountpoints: set[Path], known_of: Callable[[Volume], Opened]) -> str | None:
     """Return where pg_wal lies below one of the mount points; ``None`` if it does not."""
-    target = _target(home, "pg_wal", ring_of)
+    target = _target(home, "pg_wal", known_of)
     below = [target.relative_to(one).parts for one in mountpoints if _lies_on(target, home.pgdata, one)]
     return "/".join(below[0]) if below else None
 
@@ -153,7 +153,7 @@ def _lies_on(target: Path, pgdata: Path, mountpoint: Path) -> bool:
     return target.is_relative_to(mountpoint) and not pgdata.is_relative_to(mountpoint)
 
 
-def _target(home: _Candidate, name: str, ring_of: Callable[[Volume], KeyRing]) -> Path:
+def _target(home: _Candidate, name: str, known_of: Callable[[Volume], Opened]) -> Path:
     """Return where the directory *name* of a cluster lies: as its link says, which nobody follows here.
 
     :raises TdefsError: the link cannot be read for want of keys.
@@ -161,11 +161,11 @@ def _target(home: _Candidate, name: str, ring_of: Callable[[Volume], KeyRing]) -
     place = home.pgdata / name
     with suppress(OSError, FormatError):
         if (home.stored / name).is_symlink():
-            place = place.parent / _link_target(home, name, ring_of)
+            place = place.parent / _link_target(home, name, known_of)
     return Path(os.path.normpath(place))
 
 
-def _link_target(home: _Candidate, name: str, ring_of: Callable[[Volume], KeyRing]) -> Path:
+def _link_target(home: _Candidate, name: str, known_of: Callable[[Volume], Opened]) -> Path:
     """Return where a link leads to: as the daemon says that serves its volume, or as the keys tell."""
     if home.volume is None:
         return (home.stored / name).readlink()
@@ -173,7 +173,12 @@ def _link_target(home: _Candidate, name: str, ring_of: Callable[[Volume], KeyRin
     if home.stored != home.pgdata and ask(home.volume, "status") is not None:
         return (home.pgdata / name).readlink()
     path = os.fspath((home.stored / name).relative_to(home.volume.data))
-    return Path(os.fsdecode(OfflineReader(home.volume, ring_of(home.volume)).link_target(path)))
+    return Path(os.fsdecode(_reader(home.volume, known_of).link_target(path)))
+
+
+def _reader(volume: Volume, known_of: Callable[[Volume], Opened]) -> OfflineReader:
+    known = known_of(volume)
+    return OfflineReader(volume, known.unlocked.ring, known.believed)
 
 
 def _configured(args: argparse.Namespace, volume: Volume) -> argparse.Namespace | None:
@@ -186,10 +191,10 @@ def _configured(args: argparse.Namespace, volume: Volume) -> argparse.Namespace 
     return configured if is_secret_given(configured) else None
 
 
-def _read(home: _Candidate, wal_directory: str | None, ring_of: Callable[[Volume], KeyRing]) -> HomeCluster:
+def _read(home: _Candidate, wal_directory: str | None, known_of: Callable[[Volume], Opened]) -> HomeCluster:
     pgdata = home.pgdata
     try:
-        control = parse_control_file(_content(home, ring_of))
+        control = parse_control_file(_content(home, known_of))
     except (BadControlFile, UnknownControlVersion, FormatError) as error:
         raise TdefsError(
             Exit.USAGE,
@@ -215,10 +220,10 @@ def _volume_of(pgdata: Path) -> Volume | None:
     return None if backing is None else read_volume(backing)
 
 
-def _content(home: _Candidate, ring_of: Callable[[Volume], KeyRing]) -> bytes:
+def _content(home: _Candidate, known_of: Callable[[Volume], Opened]) -> bytes:
     """Return the pg_control of the cluster, decrypted if it is read in a backing directory."""
     if home.volume is None or home.pgdata != home.stored:
         return (home.pgdata / CONTROL_FILE).read_bytes()
     path = os.fspath((home.stored / CONTROL_FILE).relative_to(home.volume.data))
-    with OfflineReader(home.volume, ring_of(home.volume)).open(path) as file:
+    with _reader(home.volume, known_of).open(path) as file:
         return bytes(next(file.chunks(), b""))

@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from tdefs.cli.output import print_line
+from tdefs.cli.policy_accept import statements_with
+from tdefs.cli.policy_choice import PolicyChoice, add_policy_arguments, named_policy
 from tdefs.cli.unlock import add_config, open_recorded, source_finder, use_configured_secret
 from tdefs.config import load_config
 from tdefs.errors import Exit
 from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
-from tdefs.keys.hierarchy import KeyRing
+from tdefs.keys.document import Statements
+from tdefs.keys.hierarchy import KeyRing, history_key_of
 from tdefs.keys.keystore import (
     FIRST_DATA_KEY,
     Keystore,
@@ -27,7 +30,7 @@ from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.scrypt_option import add_scrypt_cost
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
-from tdefs.policy.parse import load_policy
+from tdefs.policy.model import Policy
 from tdefs.registry import place_of
 from tdefs.volume import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
 
@@ -38,9 +41,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "init",
         help="create a volume and its keystore",
         description="Creates a volume in an empty directory, and a keystore with a master key and the data keys "
-        "that the policy names (dk_1 without one). The places of both files are remembered by the volume. What "
-        "the command line leaves out, the configuration may say. With --existing-keystore the keys are those of "
-        "another volume, whose secret is then asked for.",
+        "that the policy names (dk_1 without one). The volume remembers the place of the keystore, and the "
+        "keystore which policy is accepted. What the command line leaves out, the configuration may say. With "
+        "--existing-keystore the keys are those of another volume, whose secret is then asked for.",
     )
     parser.add_argument("backing", metavar="BACKING", type=Path, help="the directory that will hold ciphertext")
     parser.add_argument("--keystore", metavar="FILE", type=Path, help="default: BACKING/.tdefs/keystore")
@@ -50,7 +53,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=Path,
         help="copy this keystore, with its keys and protectors, instead of making new keys: for a standby",
     )
-    parser.add_argument("--policy", metavar="FILE", type=Path, help="default: everything is encrypted")
+    add_policy_arguments(parser, "default: everything is encrypted")
     add_unlock_arguments(parser)
     add_scrypt_cost(parser)
     add_config(parser)
@@ -60,17 +63,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _run(args: argparse.Namespace) -> int:
     settings = load_config(args.config).for_backing(args.backing)
     use_configured_secret(args, settings)
-    policy = args.policy or settings.policy
-    names = {FIRST_DATA_KEY}
-    if policy:
-        names |= load_policy(policy).key_names()
+    choice = named_policy(args, settings) or PolicyChoice(None, Policy.everything())
+    names = {FIRST_DATA_KEY} | choice.policy.key_names()
     source = load_keystore(args.existing_keystore) if args.existing_keystore else None
     with _no_directories_left(args.backing):
-        volume, ring = _create(args, args.keystore or settings.keystore, policy, source, names)
+        volume, ring = _create(args, args.keystore or settings.keystore, choice, source, names)
     args.changed = True
     print_line(f"volume    {volume.backing} ({volume.volume_id.hex()})")
     print_line(f"keystore  {volume.keystore} (data keys {', '.join(ring.names())})")
-    print_line(f"policy    {volume.policy or 'none: everything is encrypted'}")
+    print_line(f"policy    {choice.file or 'none: everything is encrypted'}")
     print_line("\nKeep a copy of the keystore elsewhere: without it nobody can read the volume, not even you.")
     directory = command_directory(volume.keystore)
     if directory.exists():
@@ -97,23 +98,27 @@ def _no_directories_left(backing: Path) -> Iterator[None]:
 
 
 def _create(
-    args: argparse.Namespace, keystore: Path | None, policy: Path | None, source: Keystore | None, names: set[str]
+    args: argparse.Namespace,
+    keystore: Path | None,
+    choice: PolicyChoice,
+    source: Keystore | None,
+    names: set[str],
 ) -> tuple[Volume, KeyRing]:
     """Create the volume and its keystore."""
-    volume = create_volume(args.backing, keystore, policy)
+    volume = create_volume(args.backing, keystore)
     if source is not None:
         volume = replace(volume, volume_id=source.volume_id)
     with exclusive(volume):
         # another 'tdefs init' may have finished while this one waited for a passphrase
         refuse_existing(volume.backing)
-        ring, protector = _complete(volume, source, names, args)
+        ring, protector = _complete(volume, source, names, statements_with(Statements(), choice), args)
         event = "keystore create" if source is None else "unlock"  # a copy's history has begun already
         open_recorded(load_keystore(volume.keystore), protector, "init", event, keys=" ".join(ring.names()))
     return volume, ring
 
 
 def _complete(
-    volume: Volume, source: Keystore | None, names: set[str], args: argparse.Namespace
+    volume: Volume, source: Keystore | None, names: set[str], statements: Statements, args: argparse.Namespace
 ) -> tuple[KeyRing, Protector]:
     """Create the keystore and make the directory a volume, or leave nothing behind."""
     directory = command_directory(volume.keystore)
@@ -122,15 +127,20 @@ def _complete(
         protector = secret_from_arguments(args, volume.keystore, source_finder(args), confirm=source is None)
         if source is not None:
             copy_command_directory(source.path, volume.keystore)
-            ring = copy_keystore(source, volume.keystore, protector, place_of(volume))
+            ring = copy_keystore(source, volume.keystore, protector, place_of(volume), statements)
         else:
             # the first name becomes the default data key
             ordered = [FIRST_DATA_KEY, *sorted(names - {FIRST_DATA_KEY})]
             ring = create_keystore(
-                volume.keystore, volume.volume_id, protector, data_key_names=ordered, place=place_of(volume)
+                volume.keystore,
+                volume.volume_id,
+                protector,
+                data_key_names=ordered,
+                place=place_of(volume),
+                statements=statements,
             )
         try:
-            save_volume(volume)
+            save_volume(volume, history_key_of(ring))
         except BaseException:
             if source is not None:
                 remove_copy(volume.keystore)

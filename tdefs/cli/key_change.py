@@ -29,6 +29,7 @@ from tdefs.keys.key_changes import (
 from tdefs.keys.keystore import Unlocked
 from tdefs.keys.saving import repair
 from tdefs.policy.parse import load_policy
+from tdefs.registry import statements_of
 from tdefs.text import printable
 from tdefs.volume import Volume
 
@@ -61,7 +62,7 @@ def run_revoke(args: argparse.Namespace) -> int:
         entry = find_data_key(new.document, args.name)
         if all(one.state != ACTIVE for one in entry.rounds):
             for volume in change.users.seen:
-                _refuse_while_policy_needs(args, volume)
+                _refuse_while_policy_needs(args, change, volume)
         _save_and_tell(change, new, {"key": args.name, "round": args.round})
     rounds = [one.round for one in chosen_rounds(entry, args.round)]
     print_line(f"no new file may use {_named(args.name, rounds)}")
@@ -76,12 +77,12 @@ def run_revoke(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _refuse_while_policy_needs(args: argparse.Namespace, volume: Volume) -> None:
+def _refuse_while_policy_needs(args: argparse.Namespace, change: OpenChange, volume: Volume) -> None:
     """Check that the policy of *volume* does not need the data key for new files.
 
     :raises TdefsError: DATA_KEY_NEEDED.
     """
-    if args.name in _policy_keys(args, volume):
+    if args.name in _policy_keys(args, change, volume):
         raise TdefsError(
             Exit.DATA_KEY_NEEDED,
             f"the policy names data key {args.name}, which would have no active round for new files",
@@ -148,7 +149,7 @@ def run_repair(args: argparse.Namespace) -> int:
 def run_reload(args: argparse.Namespace) -> int:
     """``tdefs key reload``."""
     volume = volume_of(args)
-    ring = unlock(args, volume)
+    ring = unlock(args, volume).unlocked.ring
     if not tell_daemons([volume], keystore_path(args, volume), ring, ring, silent=True):
         raise TdefsError(Exit.NOT_MOUNTED, f'volume "{volume.backing}" is not mounted with this keystore')
     args.changed = True
@@ -185,11 +186,11 @@ def _named(name: str, rounds: list[int]) -> str:
     return f"{'rounds' if len(rounds) > 1 else 'round'} {', '.join(map(str, rounds))} of data key {name}"
 
 
-def _policy_keys(args: argparse.Namespace, volume: Volume) -> set[str]:
-    """Return the data keys that the policy names: the daemon's, the configuration's or the volume's."""
+def _policy_keys(args: argparse.Namespace, change: OpenChange, volume: Volume) -> set[str]:
+    """Return the data keys that the policy names: the daemon's, the configuration's or the keystore's."""
     status = daemon_status(volume) or {}
     settings = load_config(args.config).for_backing(volume.backing)
-    policy = status.get("policy") or settings.policy or volume.policy
+    policy = status.get("policy") or settings.policy or statements_of(change.document, volume).policy
     try:
         return set(load_policy(Path(policy)).key_names()) if policy else set()
     except (TdefsError, OSError) as error:

@@ -26,12 +26,6 @@ def run_history(args: argparse.Namespace) -> int:
     document, key = keystore.document, None
     if not args.unchecked:
         unlocked = open_recorded(keystore, unlocking_secret(args, volume), "key history")
-        if document.history is None:
-            raise TdefsError(
-                Exit.KEYSTORE_DAMAGED,
-                "a keystore of format version 1 has no checked history",
-                hint="show it with --unchecked; the first change of the keystore starts one",
-            )
         key = open_history_key(document.volume_id, document.history, unlocked.master)
     found = check_history(read_history(keystore.path), key, document.history, document.revision)
     records = [record for record in found.records if args.key is None or _concerns(record, args.key)]

@@ -14,7 +14,7 @@ from tdefs.cli.place import volume_of
 from tdefs.cli.unlock import read_keystore
 from tdefs.errors import Exit
 from tdefs.fs.offline import describe_all
-from tdefs.keys.document import DataKeyEntry, Document, RoundEntry
+from tdefs.keys.document import VERSION, DataKeyEntry, Document, RoundEntry
 from tdefs.keys.fields import show_time
 from tdefs.keys.key_changes import find_data_key
 
@@ -85,7 +85,7 @@ def _time(time: datetime | None) -> str | None:
 def _as_object(document: Document) -> dict[str, Any]:
     """Return the JSON object of all keys; its keys are part of the interface."""
     return {
-        "version": document.version,
+        "version": VERSION,
         "revision": document.revision,
         "master_keys": [
             {

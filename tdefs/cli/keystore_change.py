@@ -11,14 +11,13 @@ from pathlib import Path
 
 from tdefs.cli.daemon_keys import tell_daemons
 from tdefs.cli.keystore_users import KeystoreUsers, meant_unseen, not_registered, shown_unseen, users_of
-from tdefs.cli.unlock import keystore_path, open_recorded, record, unlocking_secret
+from tdefs.cli.unlock import check_place, keystore_path, open_recorded, record, unlocking_secret
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document
 from tdefs.keys.hierarchy import KEY_NAME, KeyRing
 from tdefs.keys.keystore import Unlocked, remove_what_is_not_saved
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.saving import KeystoreChange
-from tdefs.keys.upgrade import upgraded
 from tdefs.keys.volume_changes import moved
 from tdefs.registry import place_of, recognised, was_renamed
 from tdefs.text import printable
@@ -26,7 +25,7 @@ from tdefs.volume import Volume
 
 
 class OpenChange:
-    """A keystore that is locked against other changes, unlocked, and of the version that is written."""
+    """A keystore that is locked against other changes and unlocked."""
 
     def __init__(
         self,
@@ -155,8 +154,9 @@ def changing(
         args.registration_told = True  # an error will say it, and no warning
         protector = unlocking_secret(args, volume)
         unlocked = open_recorded(change.keystore, protector, command)
+        check_place(args, volume, unlocked)
         users = users_of(unlocked.document, change.path, volume)
-        opened = OpenChange(args, change, path, upgraded(unlocked, protector), protector, users)
+        opened = OpenChange(args, change, path, unlocked, protector, users)
         try:
             if not registers:
                 _refuse_copy(opened, volume)

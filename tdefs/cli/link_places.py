@@ -12,7 +12,8 @@ from tdefs.config import Config, load_config
 from tdefs.errors import TdefsError
 from tdefs.fs.link_targets import leads_out
 from tdefs.fs.mounts import Mount, mounts_of
-from tdefs.volume import Volume, read_session
+from tdefs.session_record import read_session
+from tdefs.volume import Volume
 
 
 def mountpoints_of(volume: Volume, config: Config) -> set[Path]:

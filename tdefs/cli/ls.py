@@ -16,8 +16,9 @@ from tdefs.cli.link_places import link_judge
 from tdefs.cli.output import print_json, print_table
 from tdefs.cli.unlock import add_keystore_arguments, read_keystore, unlock
 from tdefs.errors import Exit, TdefsError
+from tdefs.fs.believed import shown
 from tdefs.fs.offline import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all, volume_at
-from tdefs.keys.hierarchy import DestroyedRounds
+from tdefs.keys.document import Document
 from tdefs.keys.secrets import is_secret_given
 from tdefs.text import printable
 from tdefs.volume import Volume
@@ -44,9 +45,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _run(args: argparse.Namespace) -> int:
     volume = volume_at(args.place)
-    ring = unlock(args, volume) if is_secret_given(args) else None
+    document = _document(args, volume)
+    destroyed = {} if document is None else document.destroyed_rounds()
+    known = unlock(args, volume) if is_secret_given(args) else None
+    ring, believed = (None, shown(volume, document)) if known is None else (known.unlocked.ring, known.believed)
     leads_out = link_judge(args, volume)
-    found = list(describe_all(volume, _destroyed_rounds(args, volume), ring))
+    found = list(describe_all(volume, destroyed, believed, ring))
     if args.json:
         print_json([_as_object(one, leads_out) for one in found])
         return Exit.OK
@@ -68,10 +72,10 @@ def _run(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _destroyed_rounds(args: argparse.Namespace, volume: Volume) -> DestroyedRounds:
-    """Return the rounds that are destroyed; a keystore that cannot be read is a warning, unless it was named."""
+def _document(args: argparse.Namespace, volume: Volume) -> Document | None:
+    """Return what the keystore contains; one that cannot be read is a warning, unless it was named."""
     try:
-        return read_keystore(args, volume).document.destroyed_rounds()
+        return read_keystore(args, volume).document
     except TdefsError as error:
         if args.keystore is not None:
             raise
@@ -81,7 +85,7 @@ def _destroyed_rounds(args: argparse.Namespace, volume: Volume) -> DestroyedRoun
             "HINT:  name the keystore with --keystore, and list as a user who may read it",
             file=sys.stderr,
         )
-    return {}
+    return None
 
 
 def _remark(one: Description, leads_out: Callable[[str, str], bool]) -> str:

@@ -8,12 +8,20 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler, SysLogHandler
 from pathlib import Path
 
 from tdefs.backing import claim
 from tdefs.cli.background import run_in_background
+from tdefs.cli.policy_choice import (
+    add_policy_arguments,
+    check_accepted,
+    check_key_names,
+    named_policy,
+    remembered_policy,
+)
 from tdefs.cli.tampering import binding_of
 from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.config import LONGEST_WATCHDOG, REFUSE, load_config
@@ -34,19 +42,10 @@ from tdefs.host import (
     reserve_memory,
     tell_service_manager,
 )
-from tdefs.keys.hierarchy import KeyRing
-from tdefs.manifest.state import State, look
-from tdefs.policy.model import Policy
-from tdefs.policy.parse import load_policy
-from tdefs.volume import (
-    Volume,
-    VolumeLock,
-    allow_plain_files,
-    is_running,
-    read_session,
-    read_volume,
-    was_left_clean,
-)
+from tdefs.manifest.state import look
+from tdefs.session_record import UNPROVEN, Ending, LastSession, read_session
+from tdefs.text import printable
+from tdefs.volume import Volume, VolumeLock, is_running, read_volume
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +53,10 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LOG_BYTES = 10 << 20
 _LOG_FILES = 3
 _SYSTEM_LOG = Path("/dev/log")
+_UNPROVEN_HINT = (
+    "if this is a copy or was restored, unmount it, say so with 'tdefs volume moved', 'copied' or 'add', and "
+    "mount it again; else see who can write to the backing directory"
+)
 # Between the record of a session and its mount.
 _MOUNTING_SECONDS = 1.0
 
@@ -75,7 +78,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="PGDATA, or a directory above it; default: what the configuration says",
     )
     add_keystore_arguments(parser)
-    parser.add_argument("--policy", metavar="FILE", type=Path, help="instead of the one the volume remembers")
+    add_policy_arguments(parser, "instead of the one that the keystore remembers; one that was accepted")
     parser.add_argument(
         "-f",
         "--foreground",
@@ -110,8 +113,7 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     settings = config.for_backing(args.backing)
     volume = read_volume(args.backing)
-    policy_file = _given(args.policy, settings.policy) or volume.policy
-    policy = load_policy(policy_file) if policy_file else Policy.everything()
+    named = named_policy(args, settings)
     # like all paths before the daemon leaves the directory that relative ones are meant in
     keystore = _given(args.keystore, settings.keystore) or volume.keystore
     options = (*_options(args.options), *settings.options)
@@ -123,10 +125,15 @@ def _run(args: argparse.Namespace) -> int:
     try:
         # not before: a dead mount that this process finds may be another one's fresh mount a moment later
         mountpoint = _prepare_mountpoint(_given(args.mountpoint, settings.mountpoint), volume)
-        ring = unlock(args, volume)
+        known = unlock(args, volume)
         refuse_tracer()  # again: root's could have come since, and would stay in the daemon
-        _check_key_names(policy, ring, policy_file)
+        ring, may = known.unlocked.ring, known.believed.statements
+        choice = named or remembered_policy(may)
+        check_accepted(choice, may, volume)
+        check_key_names(choice, ring)
+        policy = choice.policy
         state = look(binding_of(volume, ring, keystore))
+        believed = replace(known.believed, had_header=lambda path: state.binds(os.fsencode(path)))
         log_file = None if args.foreground else _given(args.log_file, settings.log_file)
         if log_file is None and not args.foreground and not read_only:
             log_file = volume.log_file
@@ -148,10 +155,16 @@ def _run(args: argparse.Namespace) -> int:
                 log.warning("%s", warning)
             for limit in low:
                 log.warning("%s (HINT: %s)", limit.message, limit.hint)
+            if known.believed.last.ending is Ending.UNPROVEN:
+                log.warning("%s %s", UNPROVEN, known.believed.last.reason)
+            if not read_only:
+                empty_unfinished_files(volume, believed)
             request = MountRequest(
-                volume=volume if read_only else _recovered(volume, policy, state),
+                volume=volume,
+                believed=believed,
+                book=known.book,
                 keystore=keystore,
-                policy=policy_file,
+                policy=choice.file,
                 mountpoint=mountpoint,
                 options=options,
                 memory_locked=lock_memory(),
@@ -177,10 +190,17 @@ def _run(args: argparse.Namespace) -> int:
                 "DETAIL:  what lies in it is hidden by the mount, and not encrypted",
                 file=sys.stderr,
             )
-        if read_only:
-            _tell_of_read_only(volume, log_file)
         for line in state.describe():
             print(f"tdefs: warning: {line}\nHINT:  see docs/TAMPERING.md", file=sys.stderr)
+        if read_only:
+            _tell_of_read_only(volume, known.believed.last, log_file)
+        elif known.believed.last.ending is Ending.UNPROVEN:
+            print(
+                f"tdefs: warning: {UNPROVEN} {printable(known.believed.last.reason)}\n"
+                "DETAIL:  if it was a crash, files whose header never reached the disk count as damaged\n"
+                f"HINT:    {_UNPROVEN_HINT}",
+                file=sys.stderr,
+            )
         if args.foreground:
             work(tell_service_manager)
         else:
@@ -230,12 +250,6 @@ def _appears(mountpoint: Path) -> bool:
     return True
 
 
-def _recovered(volume: Volume, policy: Policy, state: State) -> Volume:
-    """Put right what the last session left, by the rules that held for it; then the policy's own hold."""
-    empty_unfinished_files(volume, state.binds)
-    return allow_plain_files(volume) if policy.leaves_anything_plain() else volume
-
-
 def _seconds(text: str) -> int:
     """Return a watchdog's seconds, as on the command line."""
     if not text.isdecimal() or int(text) > LONGEST_WATCHDOG:
@@ -247,20 +261,6 @@ def _given(argument: Path | None, setting: Path | None) -> Path | None:
     """Return what the command line says, else what the configuration says."""
     chosen = argument or setting
     return chosen.absolute() if chosen else None
-
-
-def _check_key_names(policy: Policy, ring: KeyRing, policy_file: Path | None) -> None:
-    missing = sorted(policy.key_names() - set(ring.names()))
-    if missing:
-        raise TdefsError(
-            Exit.DATA_KEY_UNKNOWN,
-            f"the policy uses data keys that the keystore does not hold: {', '.join(missing)}",
-            detail=f'policy "{policy_file}"; the keystore holds {", ".join(ring.names())}',
-            hint="use one of the keystore's data keys in the policy",
-        )
-    for name in policy.key_names():
-        # refused now: later it would be a database that cannot create files
-        ring.current(name)
 
 
 def _prepare_mountpoint(mountpoint: Path | None, volume: Volume) -> Path:
@@ -362,10 +362,12 @@ def _log_handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:
     return handler
 
 
-def _tell_of_read_only(volume: Volume, log_file: Path | None) -> None:
+def _tell_of_read_only(volume: Volume, last: LastSession, log_file: Path | None) -> None:
     """Say what a mount that is only read does not do."""
     lines = [f'tdefs: "{volume.backing}" is mounted read-only']
-    if not was_left_clean(volume):
+    if last.ending is Ending.UNPROVEN:
+        lines.append(f"DETAIL:  {UNPROVEN} {printable(last.reason)}")
+    if last.ending is Ending.UNCLEAN:
         lines.append(
             "DETAIL:  its last session did not end cleanly: files whose header never reached the disk look empty, "
             "as the next mount that can write will make them"

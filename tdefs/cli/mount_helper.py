@@ -62,7 +62,7 @@ _WITH_VALUE = (
     *("keystore", "policy", "config", "log-file", "watchdog"),
     *("passphrase-file", "passphrase-credential", "key-command", "key-source", "recovery-code-file"),
 )
-_WITHOUT_VALUE = ("auto-open",)
+_WITHOUT_VALUE = ("auto-open", "no-policy")
 
 # as libmount splits: a comma between double quotes is part of a value, and here one after a backslash, too
 _OPTION = re.compile(r'(?:[^,"\\]|\\.|"[^"]*"|["\\])+')

@@ -1,4 +1,4 @@
-"""``tdefs policy``: check a policy file, and explain which of its rules decides for a path."""
+"""``tdefs policy``: check a policy file, explain which of its rules decides for a path, accept it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import json
 from pathlib import Path
 
 from tdefs.cli.output import print_line
+from tdefs.cli.policy_accept import add_accept
+from tdefs.cli.unlock import add_keystore_place, keystore_path
+from tdefs.keys.keystore import load_keystore
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.policy.paths import classify
+from tdefs.registry import statements_of
+from tdefs.volume import read_volume
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command ``policy`` with its sub-commands."""
-    parser = subparsers.add_parser("policy", help="check a policy file, or explain what it decides")
+    parser = subparsers.add_parser(
+        "policy", help="check a policy file, explain what it decides, accept it for a volume"
+    )
     commands = parser.add_subparsers(dest="policy_command", metavar="COMMAND", required=True)
 
     check = commands.add_parser("check", help="validate a policy file; every error with its line")
@@ -28,10 +35,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     source = explain.add_mutually_exclusive_group()
     source.add_argument("--policy", metavar="FILE", type=Path, help="the policy to ask")
     source.add_argument(
-        "--backing", metavar="BACKING", type=Path, help="ask the policy that this volume remembers"
+        "--backing", metavar="BACKING", type=Path, help="ask the policy that the keystore of this volume has"
     )
     explain.add_argument("--json", action="store_true", help="print JSON")
+    add_keystore_place(explain)
     explain.set_defaults(run=_explain)
+
+    add_accept(commands)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -79,11 +89,11 @@ def _explain(args: argparse.Namespace) -> int:
 def _policy(args: argparse.Namespace) -> Policy:
     path: Path | None = args.policy
     if args.backing is not None:
-        # Imported here: checking a policy file must work without a volume and its keystore code.
-        from tdefs.volume import read_volume
-
-        path = read_volume(args.backing).policy
-    return Policy.everything() if path is None else load_policy(path, draft=True)
+        volume = read_volume(args.backing)
+        document = load_keystore(keystore_path(args, volume)).document
+        text = statements_of(document, volume).policy
+        path = Path(text) if text else None
+    return Policy.everything() if path is None else load_policy(path)
 
 
 def _count(number: int, noun: str) -> str:

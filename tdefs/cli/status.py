@@ -10,13 +10,16 @@ from typing import Any
 
 from tdefs.cli.output import print_fields, print_json, print_line, print_table
 from tdefs.errors import Exit, TdefsError
+from tdefs.fs.believed import shown
 from tdefs.fs.control import ask
 from tdefs.fs.mount_users import mounts_inside
 from tdefs.fs.mounts import Mount, find_mount, is_dead
 from tdefs.fs.offline import STATES, describe_all
-from tdefs.keys.document import DESTROYED
+from tdefs.keys.document import DESTROYED, Document
 from tdefs.keys.hierarchy import DestroyedRounds
-from tdefs.volume import Volume, is_in_use, read_session, read_volume
+from tdefs.keys.keystore import load_keystore
+from tdefs.session_record import read_session
+from tdefs.volume import Volume, is_in_use, read_volume
 
 _FIELDS = (
     *(
@@ -91,7 +94,9 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
     destroyed: DestroyedRounds = dict.fromkeys(
         (name, number) for name, number in daemon.get("destroyed_rounds", ())
     )
-    for found in describe_all(volume, destroyed):
+    document = _document(Path(daemon.get("keystore", volume.keystore)))
+    believed = shown(volume, document)
+    for found in describe_all(volume, destroyed, believed):
         states[found.state] += 1
         if found.data_key is not None and found.round is not None and found.algorithm is not None:
             rounds[found.data_key, found.round, found.algorithm] += 1
@@ -113,7 +118,7 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
         else datetime.fromtimestamp(started, UTC).astimezone().isoformat("T", "seconds"),
         "keystore": daemon.get("keystore", str(volume.keystore)),
         "keystore_revision": daemon.get("keystore_revision"),
-        "policy": daemon.get("policy", str(volume.policy) if volume.policy else None),
+        "policy": daemon.get("policy", believed.statements.policy or None),
         "log_file": daemon.get("log_file"),
         "memory_locked": daemon.get("memory_locked"),
         "watchdog": daemon.get("watchdog"),
@@ -135,6 +140,14 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
         "requests": daemon.get("requests", {}),
         "failures": daemon.get("failures", {}),
     }
+
+
+def _document(keystore: Path) -> Document | None:
+    """Return what the keystore contains, unverified; ``None`` where this user may not read it."""
+    try:
+        return load_keystore(keystore).document
+    except TdefsError:
+        return None
 
 
 def _inside(mountpoint: Path) -> list[str]:

@@ -12,15 +12,8 @@ from tdefs.fs.control import ask
 from tdefs.fs.mount_users import who_keeps
 from tdefs.fs.mounts import detach_dead, find_mount, is_dead, unmount
 from tdefs.fs.read_only import is_read_only
-from tdefs.volume import (
-    Session,
-    Volume,
-    is_in_use,
-    is_running,
-    read_session,
-    read_volume,
-    was_left_clean,
-)
+from tdefs.session_record import SESSION_FILE, Session, read_session
+from tdefs.volume import Volume, is_in_use, is_running, read_volume
 
 _WAIT_SECONDS = 60
 _POLL_SECONDS = 0.02
@@ -101,4 +94,4 @@ def _left_clean(volume: Volume, session: Session | None) -> bool:
     now = read_session(volume)
     if session is not None and now is not None and now.pid != session.pid:
         return True
-    return was_left_clean(volume)
+    return now.clean if now is not None else not (volume.private / SESSION_FILE).exists()

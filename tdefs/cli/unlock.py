@@ -12,15 +12,15 @@ from tdefs.cli.keystore_users import warn_unless_registered
 from tdefs.cli.this_host import demanded_host, opening_host
 from tdefs.config import VolumeConfig, load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.hierarchy import KeyRing
+from tdefs.fs.believed import Opened, opened
+from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.history import append
 from tdefs.keys.key_source import KeySource, make_key_source
 from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.seal import open_history_key
 from tdefs.keys.secrets import add_unlock_arguments, is_secret_given, secret_from_arguments
 from tdefs.private import UntrustedError
-from tdefs.volume import DEFAULT_KEYSTORE, Volume
+from tdefs.volume import DEFAULT_KEYSTORE, Volume, remembers_truly
 
 
 def add_keystore_arguments(parser: argparse.ArgumentParser, *, recovery_prompt: bool = True) -> None:
@@ -128,14 +128,45 @@ def source_finder(args: argparse.Namespace) -> Callable[[str], KeySource]:
     return find
 
 
-def unlock(args: argparse.Namespace, volume: Volume) -> KeyRing:
-    """Return the keys of *volume*.
+def unlock(args: argparse.Namespace, volume: Volume) -> Opened:
+    """Return the keys of *volume*, and what they make certain of it.
 
-    :raises TdefsError: what is wrong with the keystore, its secret or the configuration.
+    :raises TdefsError: what is wrong with the keystore, its place, its secret or the configuration.
     """
     # the module of a command has its name
     command = args.run.__module__.rpartition(".")[2]
-    return open_recorded(read_keystore(args, volume), unlocking_secret(args, volume), command).ring
+    keystore = read_keystore(args, volume)
+    unlocked = open_recorded(keystore, unlocking_secret(args, volume), command)
+    check_place(args, volume, unlocked)
+    return opened(volume, unlocked, keystore.path)
+
+
+def check_place(args: argparse.Namespace, volume: Volume, unlocked: Unlocked) -> None:
+    """Check that the *unlocked* keystore is the one that *volume* is meant to have, and none that was put there.
+
+    Where neither the command line nor the configuration names it, the volume does, and whoever can write to its
+    directory could name another: an older copy, in which more is allowed, or more opens.
+
+    :raises TdefsError: KEYSTORE_FOREIGN; what is wrong with the configuration.
+    """
+    if args.keystore is not None or load_config(args.config).for_backing(volume.backing).keystore is not None:
+        return
+    check_remembered(volume, unlocked)
+
+
+def check_remembered(volume: Volume, unlocked: Unlocked) -> None:
+    """Check that the place of the *unlocked* keystore was written into *volume* by a tdefs that had its keys.
+
+    :raises TdefsError: KEYSTORE_FOREIGN.
+    """
+    if not remembers_truly(volume, history_key_of(unlocked.ring)):
+        raise TdefsError(
+            Exit.KEYSTORE_FOREIGN,
+            f'nobody with the keys of "{volume.keystore}" wrote into "{volume.backing}" that it is its keystore',
+            detail="somebody who can write to the backing directory may have put it there, such as an older copy",
+            hint="look whether it is the right one; then name it with --keystore, or in the configuration, or have"
+            f' the volume remember it: "tdefs volume moved {volume.backing} --keystore {volume.keystore}"',
+        )
 
 
 def open_recorded(
@@ -160,10 +191,7 @@ def open_recorded(
 
 def record(keystore: Path, event: str, what: Mapping[str, str | int], unlocked: Unlocked | None = None) -> None:
     """Write an event down in the history of *keystore*, with a MAC if it is *unlocked*; warn if that fails."""
-    key = None
-    history = unlocked.document.history if unlocked is not None else None
-    if unlocked is not None and history is not None:
-        key = open_history_key(unlocked.document.volume_id, history, unlocked.master)
+    key = None if unlocked is None else unlocked.ring.history_key
     try:
         append(keystore, event, what, key)
     except (OSError, UntrustedError) as error:

@@ -57,7 +57,8 @@ def _run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     given = argparse.Namespace(**vars(args))  # unlocking adds what the configuration says of this volume
-    verifier = Verifier(volume, unlock(args, volume))
+    known = unlock(args, volume)
+    verifier = Verifier(volume, known.unlocked.ring, known.believed)
     named = named_cluster(given, volume, args.pgdata) if args.pgdata is not None else None
     files = verifier.files()
     with ReadProgress(len(files), sum(size for _, size in files), quiet=args.quiet) as progress:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tdefs.cli.unlock import (
     add_config,
     add_keystore_arguments,
     add_keystore_place,
+    check_remembered,
     open_recorded,
     read_keystore,
     source_finder,
@@ -25,17 +27,21 @@ from tdefs.cli.unlock import (
 )
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
+from tdefs.fs.believed import book_of
 from tdefs.fs.offline import volume_at
 from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
 from tdefs.keys.document import Document, VolumeEntry
 from tdefs.keys.fields import show_time
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.hierarchy import history_key_of
+from tdefs.keys.keystore import Unlocked, load_keystore
 from tdefs.keys.protectors.command_directory import command_directory
+from tdefs.keys.seal import FIRST_VOLUME
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
 from tdefs.keys.volume_changes import add_volume, find_volume, forget_volume, move_volume
-from tdefs.registry import Unseen, look, place_of, recognised
+from tdefs.registry import Unseen, look, place_of, recognised, statements_of
+from tdefs.session_record import read_session
 from tdefs.text import printable
-from tdefs.volume import Volume, exclusive, save_volume
+from tdefs.volume import Volume, exclusive, remembers_truly, save_volume
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -157,15 +163,17 @@ def _as_object(document: Document, entry: VolumeEntry, here: Volume | None) -> d
 def _moved(args: argparse.Namespace) -> int:
     volume = volume_at(args.backing)
     with (
-        _keystore_remembered(args, volume) as unmounted,
+        _keystore_remembered(args, volume) as (unmounted, remember),
         changing(args, volume, "volume moved", registers=True) as change,
     ):
         if not change.document.volumes:
-            new, id = add_volume(change.unlocked, place_of(volume))
+            new, id = add_volume(change.unlocked, place_of(volume), statements_of(change.document, volume))
         else:
             id = _old_entry(args, change, volume).id
             new = move_volume(change.unlocked, id, place_of(volume))
         change.save(new, volume=id, path=printable(str(volume.backing)))
+        remember(change)
+        _take_over(volume, change.unlocked, id, change.path, is_locked=unmounted is not None)
         change.tell_revision(unmounted=unmounted)
     print_line(f'the keystore knows {id} at "{printable(str(volume.backing))}" now')
     return Exit.OK
@@ -204,7 +212,7 @@ def _old_entry(args: argparse.Namespace, change: OpenChange, volume: Volume) -> 
 def _add(args: argparse.Namespace) -> int:
     volume = volume_at(args.backing)
     with (
-        _keystore_remembered(args, volume) as unmounted,
+        _keystore_remembered(args, volume) as (unmounted, remember),
         changing(args, volume, "volume add", registers=True) as change,
     ):
         known = recognised(change.document, volume)
@@ -219,27 +227,71 @@ def _add(args: argparse.Namespace) -> int:
                     f'the keystore knows {entry.id} at "{volume.backing}", and what is there is another',
                     hint=f'say that it takes the place of the old one: "tdefs volume moved {volume.backing}"',
                 )
-        new, id = add_volume(change.unlocked, place_of(volume))
+        new, id = add_volume(change.unlocked, place_of(volume), statements_of(change.document, volume))
         change.save(new, volume=id, path=printable(str(volume.backing)))
+        remember(change)
+        _take_over(volume, change.unlocked, id, change.path, is_locked=unmounted is not None)
         change.tell_revision(unmounted=unmounted)
     print_line(f'the keystore knows {id} at "{printable(str(volume.backing))}", too')
     return Exit.OK
 
 
 @contextmanager
-def _keystore_remembered(args: argparse.Namespace, volume: Volume) -> Iterator[Volume | None]:
-    """After the ``with`` block, have the volume remember the keystore that the command line names, if it does.
+def _keystore_remembered(
+    args: argparse.Namespace, volume: Volume
+) -> Iterator[tuple[Volume | None, Callable[[OpenChange], None]]]:
+    """Yield what has the volume remember the keystore that the command line names, if it does.
 
-    The lock is held meanwhile, since a mount that begins writes the description, too; the value is then *volume*.
+    The lock is held meanwhile, since nobody else may write the description; the first value is then *volume*.
 
     :raises TdefsError: VOLUME_IN_USE.
     """
-    if args.keystore is None or args.keystore.absolute() == volume.keystore:
-        yield None
+    if args.keystore is None:
+        yield None, lambda _change: None
+        return
+    keystore = args.keystore.absolute()
+
+    def remember(change: OpenChange) -> None:
+        save_volume(replace(volume, keystore=keystore), history_key_of(change.unlocked.ring))
+
+    def mend(change: OpenChange) -> None:
+        if not remembers_truly(volume, history_key_of(change.unlocked.ring)):
+            remember(change)
+
+    if keystore == volume.keystore:
+        yield None, mend
         return
     with exclusive(volume):
-        yield volume
-        save_volume(replace(volume, keystore=args.keystore.absolute()))
+        yield volume, remember
+
+
+def _take_over(volume: Volume, unlocked: Unlocked, id: str, keystore: Path, *, is_locked: bool) -> None:
+    """Have the record of the last session, if that did not end, count as the newest one of the volume.
+
+    A copy in the middle of a session, or one that was restored, is older than what the history knows: that it is
+    meant is said by who gives the secret. One that is mounted has its own session.
+
+    :param is_locked: whether the caller holds the volume's lock.
+    """
+    last = read_session(volume)
+    if last is None or last.clean or not last.is_sealed(history_key_of(unlocked.ring)):
+        return
+    try:
+        with nullcontext() if is_locked else exclusive(volume):
+            fault = book_of(volume, id, unlocked, keystore).take_over(last)
+    except TdefsError as error:
+        if error.exit_code is not Exit.VOLUME_IN_USE:
+            raise
+        return
+    except OSError as error:
+        fault = f"the record of its session cannot be written: {error.strerror}"
+    print(
+        f"tdefs: warning: {fault}, and what its last session left half made will count as damaged"
+        if fault
+        else "tdefs: its last session did not end: the next mount empties files whose header is zero, as after a"
+        " crash",
+        file=sys.stderr,
+    )
 
 
 def _copied(args: argparse.Namespace) -> int:
@@ -270,10 +322,14 @@ def _copied(args: argparse.Namespace) -> int:
         try:
             protector = secret_from_arguments(args, place, source_finder(args), confirm=False)
             copy_command_directory(source.path, place)
-            open_recorded(source, protector, "volume copied")
-            copy_keystore(source, place, protector, place_of(volume))
+            unlocked = open_recorded(source, protector, "volume copied")
+            if args.existing_keystore is None:
+                check_remembered(volume, unlocked)
+            statements = statements_of(source.document, volume)
+            ring = copy_keystore(source, place, protector, place_of(volume), statements)
             try:
-                save_volume(replace(volume, keystore=place))
+                _copy_session(volume, unlocked, load_keystore(place).open(protector), place)
+                save_volume(replace(volume, keystore=place), history_key_of(ring))
             except BaseException:
                 remove_copy(place)
                 raise
@@ -289,6 +345,14 @@ def _copied(args: argparse.Namespace) -> int:
     if known is not None:
         print_line(f"the old one knows the volume still: 'tdefs volume forget {known.id}' there ends that")
     return Exit.OK
+
+
+def _copy_session(volume: Volume, old: Unlocked, new: Unlocked, keystore: Path) -> None:
+    """As :func:`_take_over`, where the keystore's copy has another history, and another key for that."""
+    last = read_session(volume)
+    if last is not None and not last.clean and last.is_sealed(history_key_of(old.ring)):
+        resealed = replace(last, volume="").sealed(history_key_of(new.ring))
+        book_of(volume, FIRST_VOLUME, new, keystore).take_over(resealed)
 
 
 def _forget(args: argparse.Namespace) -> int:

@@ -11,8 +11,10 @@ from pathlib import Path
 from tdefs.backing import weaknesses
 from tdefs.doctor.findings import Finding, advice, note, risk
 from tdefs.format.header import resembles_header
+from tdefs.fs.believed import Believed
 from tdefs.fs.mount_table import all_mounts
 from tdefs.fs.offline import DAMAGED, PLAIN, describe_content, doubts_of, first_bytes
+from tdefs.keys.document import Statements
 from tdefs.policy.model import Policy
 from tdefs.policy.paths import classify
 from tdefs.volume import Volume
@@ -27,9 +29,14 @@ _NAMED = 10
 class BackingDirectory:
     """Looks through one backing directory, once: a list of names, without the attributes of files."""
 
-    def __init__(self, volume: Volume, mountpoint: Path, mountpoints: list[Path]) -> None:
-        """:param mountpoints: of all tdefs mounts, among them *mountpoint*, where this one is served."""
+    def __init__(self, volume: Volume, may: Statements, mountpoint: Path, mountpoints: list[Path]) -> None:
+        """Look through *volume*, which *may* do what its keystore says.
+
+        :param mountpoints: of all tdefs mounts, among them *mountpoint*, where this one is served.
+        """
         self._volume = volume
+        # whether a policy encrypts a file is known before it is looked at
+        self._believed = Believed(replace(may, policy_digest="", policy=""))
         self._mountpoint = mountpoint
         self._mountpoints = mountpoints
         self._files: list[str] = []
@@ -76,7 +83,7 @@ class BackingDirectory:
             yield note(
                 f"symbolic links: {_shown(self._links, all_of_them=True)}", "see that you know each of them"
             )
-        if policy is not None and self._volume.plain_files:
+        if policy is not None and self._believed.statements.plain_files:
             yield from self._plain_files(policy)
 
     def _rights(self) -> Iterator[Finding]:
@@ -171,9 +178,8 @@ class BackingDirectory:
                 if resembles_header(head, self._volume.volume_id):
                     return ""
                 size = os.fstat(fd).st_size
-                # whether a policy encrypts it is known already
-                volume = replace(self._volume, policy=None)
-                return describe_content(volume, path, head, size, doubts_of(volume, path, fd, size)).state
+                doubts = doubts_of(path, fd, size, self._believed)
+                return describe_content(self._volume, path, head, size, doubts, self._believed).state
             finally:
                 os.close(fd)
         except OSError:

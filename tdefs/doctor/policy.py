@@ -9,7 +9,7 @@ from typing import Any
 from tdefs.config import VolumeConfig
 from tdefs.doctor.findings import Finding, advice, risk
 from tdefs.errors import TdefsError
-from tdefs.keys.document import REVOKED
+from tdefs.keys.document import REVOKED, Statements
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.volume import Volume
@@ -17,12 +17,13 @@ from tdefs.volume import Volume
 _NO_START = "the next mount fails, and with it the start of the server"
 
 
-def next_policy(volume: Volume, settings: VolumeConfig) -> tuple[Policy | None, list[Finding]]:
+def next_policy(volume: Volume, may: Statements, settings: VolumeConfig) -> tuple[Policy | None, list[Finding]]:
     """Return the policy that the next mount will use, ``None`` if it cannot, and what is wrong with its file.
 
+    :param may: what the keystore says that the volume may do, unverified.
     :param settings: what the configuration says of the volume.
     """
-    file = settings.policy or volume.policy
+    file = policy_file(may, settings)
     if file is None:
         return Policy.everything(), []
     findings = list(_rights(file, "the policy"))
@@ -31,6 +32,13 @@ def next_policy(volume: Volume, settings: VolumeConfig) -> tuple[Policy | None, 
     except TdefsError as error:
         hint = error.hint or f"mend it: tdefs policy check {file}"
         return None, [risk(f"{_NO_START}: {error.message}", hint), *findings]
+    if policy.digest() not in (may.policy_digest, Policy.everything().digest()):
+        findings.append(
+            risk(
+                f"{_NO_START}: the policy {file} is not the one that was accepted",
+                f"if the change is meant: tdefs policy accept --volume {volume.backing} --policy {file}",
+            )
+        )
     findings += [
         risk(warning, "encrypt these files too, unless you have decided otherwise: docs/POLICY.md")
         for warning in policy.warnings
@@ -38,8 +46,17 @@ def next_policy(volume: Volume, settings: VolumeConfig) -> tuple[Policy | None, 
     return policy, findings
 
 
+def policy_file(may: Statements, settings: VolumeConfig) -> Path | None:
+    """Return the file of the policy that the next mount will use, if it is told nothing else."""
+    return settings.policy or (Path(may.policy) if may.policy else None)
+
+
 def examine_next_mount(
-    volume: Volume, settings: VolumeConfig, policy: Policy | None, daemon: Mapping[str, Any] | None
+    volume: Volume,
+    may: Statements,
+    settings: VolumeConfig,
+    policy: Policy | None,
+    daemon: Mapping[str, Any] | None,
 ) -> Iterator[Finding]:
     """Yield what will stop the next mount, or have it do otherwise than this one.
 
@@ -55,7 +72,7 @@ def examine_next_mount(
     yield from _secret_file(volume, settings)
     if policy is None or daemon is None:
         return
-    file = settings.policy or volume.policy
+    file = policy_file(may, settings)
     yield from _keys(policy, daemon, file)
     if daemon["policy_digest"] != policy.digest():
         if daemon["policy"] == str(file):

@@ -20,7 +20,10 @@ class DamagedHeader(FormatError):
 class MissingHeader(FormatError):
     """The header page is all zero: its creation never reached the disk, or it was wiped."""
 
-    hint = "restore the file from a backup; if it was stored in the clear, mount with a policy that leaves it so"
+    hint = (
+        "restore the file from a backup; if it was stored in the clear, accept a policy that leaves it so with "
+        "'tdefs policy accept'; one that PostgreSQL makes anew from its WAL can be removed on the mount"
+    )
 
 
 class UnsupportedFormat(FormatError):
@@ -33,6 +36,12 @@ class OldFormat(FormatError):
     """An intact header of a format version that this tdefs reads no more."""
 
     hint = "read the volume with the tdefs that made it, and copy its files into a new volume"
+
+
+class LowSuite(FormatError):
+    """An intact header of a cipher suite that is lower than the volume's lowest."""
+
+    hint = "the file was made before the volume's lowest suite was raised, or put there: restore it from a backup"
 
 
 class ForeignFile(FormatError):

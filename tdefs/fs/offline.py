@@ -24,6 +24,7 @@ from tdefs.format.layout import HEADER_SIZE, plaintext_length
 from tdefs.format.links import SEVERAL_NAMES, LinkHead, decode_link, target_length
 from tdefs.format.special import PLANTED_NODE, name_of_node, special_of
 from tdefs.format.stored import StoredFile
+from tdefs.fs.believed import STRICTEST, Believed
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.link_sealing import LinkSealer
 from tdefs.fs.mounts import find_mount
@@ -31,7 +32,6 @@ from tdefs.fs.sealing import (
     Broken,
     Doubts,
     Empty,
-    Expectations,
     Form,
     Plain,
     Sealed,
@@ -43,7 +43,6 @@ from tdefs.fs.sealing import (
 from tdefs.fs.zeros import StoredDoubts
 from tdefs.keys.hierarchy import DestroyedRounds, KeyRing, was_destroyed
 from tdefs.policy.model import Policy
-from tdefs.policy.parse import load_policy
 from tdefs.policy.paths import classify
 from tdefs.volume import Volume, read_volume
 
@@ -166,7 +165,10 @@ def _open_directory(volume: Volume, parts: list[str], access: int) -> int:
 
 
 def describe_all(
-    volume: Volume, destroyed: DestroyedRounds | None = None, ring: KeyRing | None = None
+    volume: Volume,
+    destroyed: DestroyedRounds | None = None,
+    believed: Believed = STRICTEST,
+    ring: KeyRing | None = None,
 ) -> Iterator[Description]:
     """Describe every file, symbolic link and other node of *volume*, in the order of :func:`walk_all`.
 
@@ -175,7 +177,7 @@ def describe_all(
     """
     for path, status in walk_all(volume):
         if stat.S_ISREG(status.st_mode):
-            found = describe(volume, path)
+            found = describe(volume, path, believed)
         elif stat.S_ISLNK(status.st_mode):
             found = describe_link(volume, path, ring)
         else:
@@ -194,13 +196,14 @@ def _without_key(found: Description, destroyed: DestroyedRounds) -> Description:
     return replace(found, state=UNREADABLE, error=was_destroyed(*key, destroyed[key]))
 
 
-def describe(volume: Volume, path: str) -> Description | None:
+def describe(volume: Volume, path: str, believed: Believed = STRICTEST) -> Description | None:
     """Read what the file at *path* says of itself; ``None`` if it has vanished."""
     kind = classify(path).kind.value
     try:
         with open_without_links(volume, path) as fd:
             size = os.fstat(fd).st_size
-            return describe_content(volume, path, first_bytes(fd), size, doubts_of(volume, path, fd, size))
+            doubts = doubts_of(path, fd, size, believed)
+            return describe_content(volume, path, first_bytes(fd), size, doubts, believed)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -256,7 +259,9 @@ def link_text(volume: Volume, path: str) -> bytes:
         os.close(fd)
 
 
-def describe_content(volume: Volume, path: str, page: bytes, size: int, doubts: Doubts) -> Description:
+def describe_content(
+    volume: Volume, path: str, page: bytes, size: int, doubts: Doubts, believed: Believed = STRICTEST
+) -> Description:
     """Tell what a stored file of *size* bytes says of itself, given its first bytes: all of *page*.
 
     :raises OSError: what is in doubt cannot be read.
@@ -264,7 +269,7 @@ def describe_content(volume: Volume, path: str, page: bytes, size: int, doubts: 
     kind = classify(path).kind.value
     header: Header | None = None
     try:
-        found = look_at(page, size, Expectations.of(volume), doubts)
+        found = look_at(page, size, believed.expectations(volume), doubts)
         if isinstance(found, Plain):
             return Description(path, kind, PLAIN, stored_size=size, size=size)
         if isinstance(found, Empty):
@@ -288,27 +293,18 @@ def describe_content(volume: Volume, path: str, page: bytes, size: int, doubts: 
     )
 
 
-def policy_encrypts(volume: Volume, path: str) -> bool:
-    """Tell whether the policy that the volume remembers would encrypt a file created at *path*.
-
-    A policy that cannot be read counts as one that encrypts: a wiped header must not pass for a plain file.
-    """
-    return _policy(volume.policy).decide(classify(path), path).encrypted
-
-
-def doubts_of(volume: Volume, path: str, fd: int, size: int) -> StoredDoubts:
+def doubts_of(path: str, fd: int, size: int, believed: Believed) -> StoredDoubts:
     """Return what answers where the first bytes of the open file at *path*, of *size* bytes, do not tell."""
-    return StoredDoubts(SystemCalls(), fd, size, lambda: policy_encrypts(volume, path))
+
+    def should_be_encrypted() -> bool:
+        return _policy(believed).decide(classify(path), path).encrypted
+
+    return StoredDoubts(SystemCalls(), fd, size, should_be_encrypted, lambda: believed.had_header(path))
 
 
 @lru_cache(maxsize=1)
-def _policy(file: Path | None) -> Policy:
-    if file is None:
-        return Policy.everything()
-    try:
-        return load_policy(file)
-    except (TdefsError, OSError):
-        return Policy.everything()
+def _policy(believed: Believed) -> Policy:
+    return believed.policy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,9 +332,10 @@ class Plaintext:
 class OfflineReader:
     """Reads the files of one volume with its keys."""
 
-    def __init__(self, volume: Volume, ring: KeyRing) -> None:
+    def __init__(self, volume: Volume, ring: KeyRing, believed: Believed = STRICTEST) -> None:
         self._volume = volume
-        self._sealer = Sealer(ring, Expectations.of(volume))
+        self._believed = believed
+        self._sealer = Sealer(ring, believed.expectations(volume))
         #: Of the encrypted files that were opened so far: by file id, path by device and inode number. There are
         #: several paths where a file is another's copy; names of one file are no copies.
         self.file_ids: dict[bytes, dict[tuple[int, int], str]] = {}
@@ -355,7 +352,7 @@ class OfflineReader:
             size = status.st_size
             os.posix_fadvise(fd, 0, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
             page = first_bytes(fd)
-            form = self._sealer.recognise(page, size, doubts_of(self._volume, path, fd, size))
+            form = self._sealer.recognise(page, size, doubts_of(path, fd, size, self._believed))
             store = _ReadOnlyStore(fd)
             if isinstance(form, Broken):
                 raise form.error

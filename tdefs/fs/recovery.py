@@ -9,30 +9,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 
+from tdefs.fs.believed import Believed
 from tdefs.fs.offline import first_bytes, open_without_links, walk
+from tdefs.session_record import Ending
 from tdefs.text import printable_path
-from tdefs.volume import Volume, was_left_clean
+from tdefs.volume import Volume
 
 log = logging.getLogger(__name__)
 
 
-def empty_unfinished_files(volume: Volume, is_bound: Callable[[bytes], bool] = lambda _: False) -> list[str]:
+def empty_unfinished_files(volume: Volume, believed: Believed) -> list[str]:
     """Empty each file of an unclean volume whose header is all zero; return their paths.
 
-    :param is_bound: tells of a path whether the manifest binds it: then its header was durable, and nobody has
-        written to it since, so somebody else has wiped it.
-
-    Afterwards such a file is damage. In a volume with plain files there is nothing to do, since headers are
+    Afterwards such a file is damage. Where plain files might be made there is nothing to do, since headers are
     made durable at creation there. The caller holds the volume's lock.
     """
-    if volume.plain_files or was_left_clean(volume):
+    if believed.last.ending is not Ending.UNCLEAN or believed.last.plain_files:
         return []
     emptied = []
     for path, status in walk(volume, on_error=lambda error: log.warning("not looked at: %s", error)):
         try:
-            if status.st_size > 0 and not is_bound(os.fsencode(path)) and _lost_its_header(volume, path):
+            if status.st_size > 0 and _lost_its_header(volume, path) and not believed.had_header(path):
                 with open_without_links(volume, path, os.O_RDWR) as fd:
                     os.ftruncate(fd, 0)
                     os.fsync(fd)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol, Self
+from typing import Protocol
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import (
@@ -14,6 +14,7 @@ from tdefs.format.errors import (
     ForeignFile,
     FormatError,
     IdentityMismatch,
+    LowSuite,
     MissingHeader,
     RevokedKey,
     UnknownDataKey,
@@ -32,6 +33,7 @@ from tdefs.format.header import (
 )
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.pages import PageCipher, page_cipher
+from tdefs.keys.document import FIRST_SUITE
 from tdefs.keys.hierarchy import (
     FILE_ID_BYTES,
     DataKey,
@@ -41,7 +43,6 @@ from tdefs.keys.hierarchy import (
     key_fingerprint,
 )
 from tdefs.policy.paths import Kind, classify
-from tdefs.volume import Volume, was_left_clean
 
 _FORKS = ("main", "fsm", "vm", "init")
 
@@ -131,20 +132,18 @@ class Expectations:
 
     ``lost_headers``: whether its last session ended without a clean unmount, so that files may exist whose header
     never became durable. No byte of these was ever promised.
+
+    ``lowest_suite``: files of a lower cipher suite were not made by this volume's tdefs.
     """
 
     volume_id: bytes
     plain_files: bool
     lost_headers: bool
-
-    @classmethod
-    def of(cls, volume: Volume) -> Self:
-        """Return what may be found in *volume* before it is mounted again."""
-        return cls(volume.volume_id, volume.plain_files, not was_left_clean(volume))
+    lowest_suite: int = FIRST_SUITE
 
 
 class Doubts(Protocol):
-    """What is asked of a file that starts with zeros, in a volume that may hold plain files."""
+    """What is asked of a file that starts with zeros."""
 
     def should_be_encrypted(self) -> bool:
         """Tell whether the policy would encrypt it today."""
@@ -157,6 +156,9 @@ class Doubts(Protocol):
 
     def is_all_zero(self) -> bool:
         """Tell whether it holds nothing but zeros."""
+
+    def had_header(self) -> bool:
+        """Tell whether its header is known to have been on the disk, so that no crash has lost it."""
 
 
 def look_at(page: bytes, size: int, expected: Expectations, doubts: Doubts) -> Plain | Empty | Header:
@@ -177,13 +179,18 @@ def look_at(page: bytes, size: int, expected: Expectations, doubts: Doubts) -> P
         raise ForeignFile("the file has no header, and nothing in this volume is stored in the clear")
     if size < HEADER_SIZE:
         raise DamagedHeader(f"the file is cut inside its header page: {size} bytes are left")
-    return decode_header(page, expected.volume_id)
+    header = decode_header(page, expected.volume_id)
+    if header.suite < expected.lowest_suite:
+        raise LowSuite(
+            f"the file has cipher suite {header.suite}, and the lowest of this volume is {expected.lowest_suite}"
+        )
+    return header
 
 
 def _without_header(size: int, expected: Expectations, doubts: Doubts) -> Plain | Empty:
     """Tell what a file is that starts with zeros; see :func:`look_at`."""
     if not expected.plain_files:
-        if expected.lost_headers:
+        if expected.lost_headers and not doubts.had_header():
             return Empty()
         raise MissingHeader("the header is all zero: it was wiped")
     # Here the header of a new file is made durable before anything else is written to the file, so a crash leaves

@@ -15,6 +15,7 @@ import trio
 from tdefs.backing import open_data
 from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.format.pages import PythonPageCipher, page_cipher
+from tdefs.fs.believed import Believed
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.control_server import Answers, serve_control
 from tdefs.fs.ending import EndSignals
@@ -27,7 +28,7 @@ from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
 from tdefs.fs.read_only import control_places
 from tdefs.fs.reserve import with_own_rights, without_reserve
-from tdefs.fs.sealing import Expectations, Sealer
+from tdefs.fs.sealing import Sealer
 from tdefs.fs.staging import DIRECTORY as STAGING_DIRECTORY
 from tdefs.fs.staging import Staging
 from tdefs.fs.watched import Watched
@@ -39,8 +40,9 @@ from tdefs.manifest.bound import Bound
 from tdefs.manifest.journal import JOURNAL_FILE
 from tdefs.manifest.state import State
 from tdefs.policy.model import Policy
+from tdefs.session_record import SESSION_FILE, Ending, SessionBook
 from tdefs.text import printable
-from tdefs.volume import SESSION_FILE, Session, Volume, was_left_clean, write_session
+from tdefs.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,9 @@ class MountRequest:
     """What to mount where, and how."""
 
     volume: Volume
+    believed: Believed
+    """What the keystore says that it may do, and how its last session ended."""
+    book: SessionBook
     keystore: Path
     policy: Path | None
     mountpoint: Path
@@ -111,31 +116,31 @@ def run_session(
     volume = request.volume
     os.umask(0)  # the kernel has applied the caller's umask already
     root_fd = open_data(volume)
-    left_clean = was_left_clean(volume)
+    ending = request.believed.last.ending
+    expected = request.believed.expectations(volume)
     # what the last session left half made was put right before, unless nothing may be changed
-    lost_headers = request.read_only and not left_clean
-    sealer = Sealer(ring, Expectations(volume.volume_id, volume.plain_files, lost_headers=lost_headers))
+    expected = replace(expected, lost_headers=expected.lost_headers and request.read_only)
+    sealer = Sealer(ring, expected)
     inodes = InodeTable(calls, root_fd)
     staging = None if request.read_only else Staging(calls, volume.private / STAGING_DIRECTORY)
     bound = Bound(calls, request.state, refuses=request.refuses_tampering)
     bound.log()
     opener = Opener(calls, inodes, sealer, policy, bound)
     operations = FuseOperations(calls, inodes, opener, root_fd, staging)
-    if not left_clean:
+    if ending is not Ending.CLEAN:
         # what is found now must be what a crash from now on would leave, names above all
         calls.syncfs("session:recover", root_fd)
-    session = Session(os.getpid(), os.fspath(request.mountpoint), clean=False)
     course = _Course()
     failure: Exception | None = None
     with EndSignals() as signals:
         if not request.read_only:
-            _begin(volume, session, bound)
+            _begin(request, bound)
         try:
             connection = Connection(operations, request.mountpoint, fuse_options(request))
         except RuntimeError as error:
             bound.close()
-            if not request.read_only:
-                write_session(volume, replace(session, clean=left_clean))
+            if not request.read_only and ending is not Ending.UNCLEAN:
+                _tell(request.book.end())
             refusal = why_not_mounted(request.mountpoint, fuse_options(request))
             raise TdefsError(
                 Exit.MOUNT_FAILED,
@@ -180,7 +185,7 @@ def run_session(
                 opener.left_something = True
             if course.ended and not opener.left_something and not request.read_only:
                 bound.finish()
-                write_session(volume, replace(session, clean=True))
+                _tell(request.book.end())
             else:
                 bound.close()
             os.close(root_fd)
@@ -235,17 +240,18 @@ def _told(failure: Exception) -> str:
     return f"{type(cause).__name__}: {printable(str(cause))}"
 
 
-def _begin(volume: Volume, session: Session, bound: Bound) -> None:
+def _begin(request: MountRequest, bound: Bound) -> None:
     """Write down that the volume is in use from now on, and begin its journal of changed files.
 
     :raises TdefsError: OS_ERROR.
     """
     try:
-        write_session(volume, session)
+        plain_files = request.believed.statements.plain_files
+        _tell(request.book.begin(os.getpid(), os.fspath(request.mountpoint), plain_files=plain_files))
     except OSError as error:
         raise TdefsError(
             Exit.OS_ERROR,
-            f'could not write "{volume.private / SESSION_FILE}": {error.strerror}',
+            f'could not write "{request.volume.private / SESSION_FILE}": {error.strerror}',
             hint="the volume's own directory must be writable, and what is in it files",
         ) from None
     try:
@@ -253,9 +259,15 @@ def _begin(volume: Volume, session: Session, bound: Bound) -> None:
     except OSError as error:
         raise TdefsError(
             Exit.OS_ERROR,
-            f'could not write "{volume.private / JOURNAL_FILE}": {error.strerror}',
+            f'could not write "{request.volume.private / JOURNAL_FILE}": {error.strerror}',
             hint="the volume's own directory must be writable, and what is in it files",
         ) from None
+
+
+def _tell(fault: str) -> None:
+    """Log what has kept the keystore's history from having the session."""
+    if fault:
+        log.warning("%s: after a power cut, the record of this session will not be believed", fault)
 
 
 async def _serve(

@@ -15,6 +15,7 @@ from threading import Event, Lock
 from tdefs.format.errors import FormatError, PlantedNode, SharedFileId
 from tdefs.format.special import PLANTED_NODE, name_of_node
 from tdefs.fs.abandoned import set_abandoned_aside
+from tdefs.fs.believed import STRICTEST, Believed
 from tdefs.fs.file_checking import SMALL_FILE_HINT, FileCheck, FileChecker, read_error_hint
 from tdefs.fs.in_order import in_order
 from tdefs.fs.offline import EMPTY, LINK, OfflineReader, walk_all
@@ -33,8 +34,9 @@ from tdefs.pg.pages import PAGE_SIZE
 from tdefs.pg.small_files import odd_versions
 from tdefs.pg.structure import Gap, find_gaps, find_wal_gaps, retired_directories, wal_directories
 from tdefs.policy.paths import Kind, classify
+from tdefs.session_record import UNPROVEN, Ending
 from tdefs.text import printable, printable_path
-from tdefs.volume import Volume, was_left_clean
+from tdefs.volume import Volume
 
 #: Files that are read at a time: while one waits for the disk, others are decrypted.
 _THREADS = 4
@@ -60,9 +62,10 @@ _WAL_UNKNOWN = "it is not known which of them recovery needs, nor how long they 
 class Verifier:
     """Checks one volume, once."""
 
-    def __init__(self, volume: Volume, ring: KeyRing) -> None:
+    def __init__(self, volume: Volume, ring: KeyRing, believed: Believed = STRICTEST) -> None:
         self._volume = volume
-        self._reader = OfflineReader(volume, ring)
+        self._last = believed.last
+        self._reader = OfflineReader(volume, ring, believed)
         self._report = Report()
         self._clusters: dict[str, ControlFile | None] = {}
         self._retired: set[str] = set()
@@ -101,8 +104,10 @@ class Verifier:
         :param homes: asked for the clusters that this is a part of, if it is not all of them.
         :param leads_out: tells of a link's path and target whether that is on no tdefs volume.
         """
-        if not was_left_clean(self._volume):
+        if self._last.ending is Ending.UNCLEAN:
             self._note("the volume was not unmounted cleanly, or is mounted: files may lack what was never synced")
+        elif self._last.ending is Ending.UNPROVEN:
+            self._note(f"how the last session ended is not proven: {UNPROVEN} {self._last.reason}")
         self._read_control_files([path for path, _ in files])
         self._is_part = not self._clusters
         self._take_in_own([path for path, _ in files])

@@ -30,12 +30,24 @@ class StoredDoubts:
     Errors are ``OSError``.
     """
 
-    def __init__(self, calls: SystemCalls, fd: int, size: int, should_be_encrypted: Callable[[], bool]) -> None:
-        """:param should_be_encrypted: whether the policy would encrypt the file today."""
+    def __init__(
+        self,
+        calls: SystemCalls,
+        fd: int,
+        size: int,
+        should_be_encrypted: Callable[[], bool],
+        had_header: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Ask of an open file.
+
+        :param should_be_encrypted: whether the policy would encrypt the file today.
+        :param had_header: whether its header is known to have been on the disk.
+        """
         self._calls = calls
         self._fd = fd
         self._size = size
         self.should_be_encrypted = should_be_encrypted
+        self.had_header = had_header
 
     def is_marked_plain(self) -> bool:
         """Tell whether the file was made as a plain one."""

@@ -8,23 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Place
+from tdefs.keys.document import Place, Statements
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.history import append, head_path, history_path
 from tdefs.keys.keystore import Keystore, write_new_keystore
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.seal import FIRST_VOLUME, new_history_anchor, new_volume_entry, open_history_key, sign
-from tdefs.keys.upgrade import upgraded
 from tdefs.private import own_directory, own_place
 
 
-def copy_keystore(source: Keystore, path: Path, protector: Protector, place: Place) -> KeyRing:
+def copy_keystore(
+    source: Keystore, path: Path, protector: Protector, place: Place, statements: Statements
+) -> KeyRing:
     """Write a copy of ``source`` at ``path`` and return its data keys; ``protector`` opens both.
 
     Keys and protectors are the same. The history is the copy's own, with a key of its own, and begins with where
     it comes from: the records of before stay with the original, and are not missing here. The copy knows one
-    volume, which is at ``place``.
+    volume, which is at ``place``, and may do what ``statements`` say.
 
     Raises TdefsError: VOLUME_EXISTS if there is something at ``path``, or a history of something that was there;
     OSError; and as :meth:`Keystore.open`. After an error neither file is there.
@@ -33,13 +34,13 @@ def copy_keystore(source: Keystore, path: Path, protector: Protector, place: Pla
         if os.path.lexists(left):
             raise _exists(left, "the history of another keystore")
     original = source.document
-    unlocked = upgraded(source.open(protector), protector)
+    unlocked = source.open(protector)
     history = new_history_anchor(original.volume_id, unlocked.master)
     document = sign(
         replace(
             unlocked.document,
             history=history,
-            volumes=(new_volume_entry(FIRST_VOLUME, place),),
+            volumes=(new_volume_entry(FIRST_VOLUME, place, statements),),
             revision=unlocked.document.revision + 1,
         ),
         unlocked.master,
@@ -48,7 +49,7 @@ def copy_keystore(source: Keystore, path: Path, protector: Protector, place: Pla
     what: dict[str, str | int | None] = {
         "from": str(source.path),
         "from_revision": original.revision,
-        "from_records": original.history.count if original.history else None,
+        "from_records": original.history.count,
         "revision": document.revision,
     }
     try:

@@ -1,4 +1,4 @@
-"""What a keystore contains: a document of version 1 to 3 (see document_text.py for its form as text)."""
+"""What a keystore contains (see document_text.py for its form as text)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from datetime import datetime
 
 from tdefs.errors import Exit, TdefsError
 
-#: What is written. Version 1, which has one protector that wraps the master key itself, and version 2, which knows
-#: no volumes, are only read.
-VERSION = 3
+#: What is written, and read: no older one.
+VERSION = 4
 MAC_BYTES = 32
+#: The cipher suite that every file may have.
+FIRST_SUITE = 1
 
 ACTIVE = "active"
 REVOKED = "revoked"
@@ -33,10 +34,10 @@ class MasterKeyEntry:
 class ProtectorEntry:
     """What one protector has wrapped; ``params`` is what the kind needs to unwrap it, no secret.
 
-    Since version 2: ``wrapped`` is the protector key, 32 random bytes, wrapped by the protector's secret;
+    ``wrapped`` is the protector key, 32 random bytes, wrapped by the protector's secret;
     ``wrapped_master_key`` is the master key wrapped under the protector key, and ``kept_key`` the protector
     key wrapped under the master key, so that a new master key can be given to a protector without its
-    secret. Version 1: ``wrapped`` is the master key itself, and the other two are empty.
+    secret.
     """
 
     id: str
@@ -55,7 +56,7 @@ class RoundEntry:
     """One round of a data key, wrapped by the master key ``wrapped_by``.
 
     Destroyed, it is wrapped no more: ``wrapped_by`` and ``wrapped`` are None. ``fingerprint`` is that of
-    the key, 8 bytes; version 1 has none.
+    the key, 8 bytes.
     """
 
     round: int
@@ -92,19 +93,47 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Statements:
+    """What a volume may do. As it is made without arguments it is the strictest.
+
+    ``plain_files``: whether files may lie in it that are not encrypted; once a policy is accepted that leaves any
+    in the clear, it stays so. ``lowest_suite``: files of a lower cipher suite are refused. ``policy_digest``: of
+    the policy that was accepted, 64 hexadecimal digits, or nothing where everything is encrypted; ``policy``: the
+    absolute path of its file, which says where to look and nothing more.
+    """
+
+    plain_files: bool = False
+    lowest_suite: int = FIRST_SUITE
+    policy_digest: str = ""
+    policy: str = ""
+
+
+@dataclass(frozen=True)
 class VolumeEntry:
-    """A volume that uses the keystore, and where it was when it was registered or last seen by a change."""
+    """A volume that uses the keystore, and where it was when it was registered or last seen by a change.
+
+    What it may do is there, too, under the keystore's MAC: see :class:`Statements`.
+    """
 
     id: str
     registered: datetime
     path: str
     device: int
     inode: int
+    plain_files: bool
+    lowest_suite: int
+    policy_digest: str
+    policy: str
 
     @property
     def place(self) -> Place:
         """Where it is."""
         return Place(self.path, self.device, self.inode)
+
+    @property
+    def statements(self) -> Statements:
+        """What it may do."""
+        return Statements(self.plain_files, self.lowest_suite, self.policy_digest, self.policy)
 
 
 @dataclass(frozen=True)
@@ -125,8 +154,7 @@ class HistoryAnchor:
 class Document:
     """Everything in a keystore file. ``mac`` is 32 bytes, made with the current master key.
 
-    ``revision`` counts the changes, from 1; a document of version 1 has revision 0 and no ``history``. ``volumes``
-    are those that use the keystore; before version 3 none is known.
+    ``revision`` counts the changes, from 1. ``volumes`` are those that use the keystore, perhaps none.
     """
 
     volume_id: bytes
@@ -135,9 +163,8 @@ class Document:
     protectors: tuple[ProtectorEntry, ...]
     data_keys: tuple[DataKeyEntry, ...]
     mac: bytes
-    version: int = 1
-    revision: int = 0
-    history: HistoryAnchor | None = None
+    revision: int
+    history: HistoryAnchor
     volumes: tuple[VolumeEntry, ...] = ()
 
     def current_master_key(self) -> MasterKeyEntry:

@@ -1,4 +1,4 @@
-"""The keystore document as text, versions 1 to 3.
+"""The keystore document as text.
 
 The text is a JSON object, indented for a person to read, and then one last line::
 
@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
@@ -25,8 +24,8 @@ from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
 from tdefs.keys.document import (
-    ACTIVE,
     DESTROYED,
+    FIRST_SUITE,
     MAC_BYTES,
     REVOKED,
     STATES,
@@ -54,49 +53,43 @@ _MAX_PARAMETER_CHARACTERS = 4096
 _MAX_COUNT = 2**63 - 1
 _MAX_PATH_BYTES = 4096
 _MAX_NUMBER = 2**64 - 1  # of an inode or a device
+_MAX_SUITE = 2**16 - 1
+_DIGEST = re.compile(r"(?:[0-9a-f]{64})?", re.ASCII)
 
-_V1: dict[type, tuple[str, ...]] = {
-    Document: ("volume_id", "created", "master_keys", "protectors", "data_keys", "mac"),
-    MasterKeyEntry: ("name", "created", "current"),
-    ProtectorEntry: ("id", "kind", "created", "master_key", "params", "wrapped"),
-    DataKeyEntry: ("name", "default", "rounds"),
-    RoundEntry: ("round", "algorithm", "created", "state", "wrapped_by", "wrapped"),
-}
-_V2: dict[type, tuple[str, ...]] = {
-    Document: ("volume_id", "created", "revision", "master_keys", "protectors", "data_keys", "history", "mac"),
-    MasterKeyEntry: (*_V1[MasterKeyEntry], "retired"),
+#: The members of each object, in the order in which they are written.
+_MEMBERS: dict[type, tuple[str, ...]] = {
+    Document: (
+        *("volume_id", "created", "revision", "volumes", "master_keys", "protectors", "data_keys"),
+        *("history", "mac"),
+    ),
+    VolumeEntry: (
+        *("id", "registered", "path", "device", "inode"),
+        *("plain_files", "lowest_suite", "policy_digest", "policy"),
+    ),
+    MasterKeyEntry: ("name", "created", "current", "retired"),
     ProtectorEntry: (
         *("id", "kind", "label", "created", "master_key", "params"),
         *("wrapped", "wrapped_master_key", "kept_key"),
     ),
-    DataKeyEntry: _V1[DataKeyEntry],
+    DataKeyEntry: ("name", "default", "rounds"),
     RoundEntry: (
         *("round", "algorithm", "created", "state", "revoked", "destroyed", "fingerprint"),
         *("wrapped_by", "wrapped"),
     ),
     HistoryAnchor: ("wrapped_by", "wrapped", "count", "mac"),
 }
-_V3: dict[type, tuple[str, ...]] = _V2 | {
-    Document: (
-        *("volume_id", "created", "revision", "volumes", "master_keys", "protectors", "data_keys"),
-        *("history", "mac"),
-    ),
-    VolumeEntry: ("id", "registered", "path", "device", "inode"),
-}
-#: For each version the members of each object, in the order in which they are written.
-_MEMBERS = {1: _V1, 2: _V2, 3: _V3}
 
 
 def signed_bytes(document: Document) -> bytes:
     """Return what the MAC is over: the JSON without ``mac``, members sorted, no white space, ASCII."""
-    body = _plain(document, document.version)
+    body = _plain(document)
     del body["mac"]
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
 
 def serialise(document: Document) -> bytes:
     """Return the keystore file with this document, checksum line and all. Raises TdefsError(KEYSTORE_FULL)."""
-    body = json.dumps(_plain(document, document.version), indent=2, ensure_ascii=True).encode("ascii") + b"\n"
+    body = json.dumps(_plain(document), indent=2, ensure_ascii=True).encode("ascii") + b"\n"
     data = body + _checksum_line(body)
     if len(data) > MAX_BYTES:
         raise TdefsError(
@@ -127,17 +120,17 @@ def _checksum_line(body: bytes) -> bytes:
     return f"sha256:{digest.finalize().hex()}\n".encode("ascii")
 
 
-def _plain(value: Any, version: int) -> Any:
+def _plain(value: Any) -> Any:
     """Return a document or a part of it as JSON's own types."""
-    members = _MEMBERS[version].get(type(value))
+    members = _MEMBERS.get(type(value))
     if members is not None:
-        found = {name: _plain(getattr(value, name), version) for name in members}
-        return {"format": FORMAT, "version": version} | found if isinstance(value, Document) else found
+        found = {name: _plain(getattr(value, name)) for name in members}
+        return {"format": FORMAT, "version": VERSION} | found if isinstance(value, Document) else found
     match value:
         case dict():
-            return {name: _plain(member, version) for name, member in value.items()}
+            return {name: _plain(member) for name, member in value.items()}
         case tuple():
-            return [_plain(item, version) for item in value]
+            return [_plain(item) for item in value]
         case bytes():
             return value.hex()
         case datetime():
@@ -150,42 +143,45 @@ def _read_document(value: Any) -> Document:
         raise MalformedError("it is no keystore of tdefs")
     # Before the members, which another version may have added to or renamed.
     version = fields.read_int(value.get("version"), "version", 1, 2**31)
-    if version not in _MEMBERS:
+    if version != VERSION:
         raise TdefsError(
             Exit.KEYSTORE_DAMAGED,
-            f"the keystore has format version {version}, and this tdefs reads only versions 1 to {VERSION}",
-            hint="use the version of tdefs that wrote the keystore, or a newer one",
+            f"the keystore was made by {'an older' if version < VERSION else 'a newer'} tdefs",
+            detail=f"it has format version {version}, and this tdefs reads only {VERSION}",
+            hint="use the tdefs that wrote the keystore; to come to this one, copy the files from its mount into a"
+            " volume that this one has made"
+            if version < VERSION
+            else "use the tdefs that wrote the keystore, or a newer one",
         )
-    members = fields.read_object(value, "keystore", ("format", "version", *_MEMBERS[version][Document]))
+    members = fields.read_object(value, "keystore", ("format", "version", *_MEMBERS[Document]))
     document = Document(
         volume_id=fields.read_hex(members["volume_id"], "volume_id", VOLUME_ID_BYTES),
         created=fields.read_time(members["created"], "created"),
-        master_keys=fields.read_list(members["master_keys"], "master_keys", partial(_read_master_key, version)),
-        protectors=fields.read_list(members["protectors"], "protectors", partial(_read_protector, version)),
-        data_keys=fields.read_list(members["data_keys"], "data_keys", partial(_read_data_key, version)),
+        master_keys=fields.read_list(members["master_keys"], "master_keys", _read_master_key),
+        protectors=fields.read_list(members["protectors"], "protectors", _read_protector),
+        data_keys=fields.read_list(members["data_keys"], "data_keys", _read_data_key),
         mac=fields.read_hex(members["mac"], "mac", MAC_BYTES),
-        version=version,
-        revision=fields.read_int(members["revision"], "revision", 1, _MAX_COUNT) if version > 1 else 0,
-        history=_read_history(members["history"], "history") if version > 1 else None,
-        volumes=_read_volumes(members["volumes"], "volumes") if version > 2 else (),
+        revision=fields.read_int(members["revision"], "revision", 1, _MAX_COUNT),
+        history=_read_history(members["history"], "history"),
+        volumes=_read_volumes(members["volumes"], "volumes"),
     )
     _check_references(document)
     return document
 
 
-def _read_master_key(version: int, value: Any, where: str) -> MasterKeyEntry:
-    members = fields.read_object(value, where, _MEMBERS[version][MasterKeyEntry])
+def _read_master_key(value: Any, where: str) -> MasterKeyEntry:
+    members = fields.read_object(value, where, _MEMBERS[MasterKeyEntry])
     return MasterKeyEntry(
         name=fields.read_text(members["name"], f"{where}.name", KEY_NAME),
         created=fields.read_time(members["created"], f"{where}.created"),
         current=fields.read_bool(members["current"], f"{where}.current"),
-        retired=fields.read_optional(members.get("retired"), f"{where}.retired", fields.read_time),
+        retired=fields.read_optional(members["retired"], f"{where}.retired", fields.read_time),
     )
 
 
-def _read_protector(version: int, value: Any, where: str) -> ProtectorEntry:
-    members = fields.read_object(value, where, _MEMBERS[version][ProtectorEntry])
-    entry = ProtectorEntry(
+def _read_protector(value: Any, where: str) -> ProtectorEntry:
+    members = fields.read_object(value, where, _MEMBERS[ProtectorEntry])
+    return ProtectorEntry(
         id=fields.read_text(members["id"], f"{where}.id", KEY_NAME),
         kind=fields.read_text(members["kind"], f"{where}.kind", _KIND),
         created=fields.read_time(members["created"], f"{where}.created"),
@@ -193,11 +189,6 @@ def _read_protector(version: int, value: Any, where: str) -> ProtectorEntry:
         params=_read_params(members["params"], f"{where}.params"),
         # The length is the kind's affair: a key server's ciphertext is longer than ours.
         wrapped=fields.read_hex(members["wrapped"], f"{where}.wrapped"),
-    )
-    if version == 1:
-        return entry
-    return replace(
-        entry,
         label=_read_label(members["label"], f"{where}.label"),
         wrapped_master_key=fields.read_hex(
             members["wrapped_master_key"], f"{where}.wrapped_master_key", WRAPPED_BYTES
@@ -232,12 +223,12 @@ def _read_params(value: Any, where: str) -> dict[str, str | int]:
     return value
 
 
-def _read_data_key(version: int, value: Any, where: str) -> DataKeyEntry:
-    members = fields.read_object(value, where, _MEMBERS[version][DataKeyEntry])
+def _read_data_key(value: Any, where: str) -> DataKeyEntry:
+    members = fields.read_object(value, where, _MEMBERS[DataKeyEntry])
     entry = DataKeyEntry(
         name=fields.read_text(members["name"], f"{where}.name", KEY_NAME),
         default=fields.read_bool(members["default"], f"{where}.default"),
-        rounds=fields.read_list(members["rounds"], f"{where}.rounds", partial(_read_round, version)),
+        rounds=fields.read_list(members["rounds"], f"{where}.rounds", _read_round),
     )
     numbers = [round_entry.round for round_entry in entry.rounds]
     if numbers != sorted(set(numbers)):
@@ -245,10 +236,9 @@ def _read_data_key(version: int, value: Any, where: str) -> DataKeyEntry:
     return entry
 
 
-def _read_round(version: int, value: Any, where: str) -> RoundEntry:
-    members = fields.read_object(value, where, _MEMBERS[version][RoundEntry])
-    states = STATES if version > 1 else {ACTIVE}
-    state = fields.read_choice(members["state"], f"{where}.state", states)
+def _read_round(value: Any, where: str) -> RoundEntry:
+    members = fields.read_object(value, where, _MEMBERS[RoundEntry])
+    state = fields.read_choice(members["state"], f"{where}.state", STATES)
     entry = RoundEntry(
         round=fields.read_int(members["round"], f"{where}.round", 1, MAX_ROUND),
         algorithm=fields.read_choice(members["algorithm"], f"{where}.algorithm", ALGORITHMS),
@@ -256,6 +246,9 @@ def _read_round(version: int, value: Any, where: str) -> RoundEntry:
         state=state,
         wrapped_by=None,
         wrapped=None,
+        fingerprint=fields.read_hex(members["fingerprint"], f"{where}.fingerprint", FINGERPRINT_BYTES),
+        revoked=fields.read_optional(members["revoked"], f"{where}.revoked", fields.read_time),
+        destroyed=fields.read_optional(members["destroyed"], f"{where}.destroyed", fields.read_time),
     )
     if state != DESTROYED:
         entry = replace(
@@ -265,14 +258,6 @@ def _read_round(version: int, value: Any, where: str) -> RoundEntry:
         )
     elif members["wrapped_by"] is not None or members["wrapped"] is not None:
         raise MalformedError(f"{where}: expected nothing wrapped in a destroyed round")
-    if version == 1:
-        return entry
-    entry = replace(
-        entry,
-        fingerprint=fields.read_hex(members["fingerprint"], f"{where}.fingerprint", FINGERPRINT_BYTES),
-        revoked=fields.read_optional(members["revoked"], f"{where}.revoked", fields.read_time),
-        destroyed=fields.read_optional(members["destroyed"], f"{where}.destroyed", fields.read_time),
-    )
     if (entry.revoked is not None) != (state in (REVOKED, DESTROYED)):
         raise MalformedError(f"{where}.revoked: does not fit the state")
     if (entry.destroyed is not None) != (state == DESTROYED):
@@ -281,7 +266,7 @@ def _read_round(version: int, value: Any, where: str) -> RoundEntry:
 
 
 def _read_history(value: Any, where: str) -> HistoryAnchor:
-    members = fields.read_object(value, where, _V2[HistoryAnchor])
+    members = fields.read_object(value, where, _MEMBERS[HistoryAnchor])
     return HistoryAnchor(
         wrapped_by=fields.read_text(members["wrapped_by"], f"{where}.wrapped_by", KEY_NAME),
         wrapped=fields.read_hex(members["wrapped"], f"{where}.wrapped", WRAPPED_BYTES),
@@ -291,18 +276,22 @@ def _read_history(value: Any, where: str) -> HistoryAnchor:
 
 
 def _read_volumes(value: Any, where: str) -> tuple[VolumeEntry, ...]:
-    # a keystore that was of version 2 knows none
+    # the last one may have been forgotten
     return () if value == [] else fields.read_list(value, where, _read_volume)
 
 
 def _read_volume(value: Any, where: str) -> VolumeEntry:
-    members = fields.read_object(value, where, _V3[VolumeEntry])
+    members = fields.read_object(value, where, _MEMBERS[VolumeEntry])
     return VolumeEntry(
         id=fields.read_text(members["id"], f"{where}.id", KEY_NAME),
         registered=fields.read_time(members["registered"], f"{where}.registered"),
         path=_read_path(members["path"], f"{where}.path"),
         device=fields.read_int(members["device"], f"{where}.device", 0, _MAX_NUMBER),
         inode=fields.read_int(members["inode"], f"{where}.inode", 0, _MAX_NUMBER),
+        plain_files=fields.read_bool(members["plain_files"], f"{where}.plain_files"),
+        lowest_suite=fields.read_int(members["lowest_suite"], f"{where}.lowest_suite", FIRST_SUITE, _MAX_SUITE),
+        policy_digest=fields.read_text(members["policy_digest"], f"{where}.policy_digest", _DIGEST),
+        policy=_read_path(members["policy"], f"{where}.policy") if members["policy"] != "" else "",
     )
 
 
@@ -327,15 +316,14 @@ def _check_references(document: Document) -> None:
         raise MalformedError("master_keys: expected exactly one that is current")
     if sum(entry.default for entry in document.data_keys) != 1:
         raise MalformedError("data_keys: expected exactly one that is the default")
-    # Since version 2 a new master key wraps everything anew, so nothing is left to the old ones.
+    # A new master key wraps everything anew, so nothing is left to the old ones.
     current = document.current_master_key().name
-    usable = {entry.name for entry in document.master_keys} if document.version == 1 else {current}
-    if not usable.issuperset(entry.master_key for entry in document.protectors):
+    if any(entry.master_key != current for entry in document.protectors):
         raise MalformedError("protectors: one wraps a master key that is not there or not current")
     wrapping = {entry.wrapped_by for key in document.data_keys for entry in key.rounds} - {None}
-    if not usable.issuperset(wrapping):
+    if wrapping - {current}:
         raise MalformedError("data_keys: one is wrapped by a master key that is not there or not current")
-    if document.history is not None and document.history.wrapped_by not in usable:
+    if document.history.wrapped_by != current:
         raise MalformedError("history: its key is wrapped by a master key that is not there or not current")
 
 

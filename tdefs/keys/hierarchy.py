@@ -221,6 +221,13 @@ class KeyRing:
         )
 
 
+def history_key_of(ring: KeyRing) -> bytes:
+    """Return the key of the history's MACs. Raises ValueError for keys that come from no keystore."""
+    if ring.history_key is None:
+        raise ValueError("these keys are of no keystore")
+    return ring.history_key
+
+
 def was_destroyed(name: str, round: int, time: datetime | None) -> str:
     """Return in words that a round of a data key was destroyed, and when if ``time`` (in UTC) is known."""
     return f"round {round} of data key {name} was destroyed" + (f" at {show_time(time)}" if time else "")

@@ -157,12 +157,14 @@ def _head_fault(head: bytes, key: bytes, lines: list[bytes]) -> str:
 class History:
     """What was read: ``records`` as their JSON objects, and ``findings``, what must not be, in words.
 
-    ``notes`` are what is no sign of foul play.
+    ``notes`` are what is no sign of foul play. ``by_key`` are those of the records that were written with the
+    history's key; anybody could add another one, and the next MAC would cover it.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    by_key: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ def check_history(files: HistoryFiles, key: bytes | None, anchor: HistoryAnchor 
             found.notes.append(f"line {number} is no record; a crash may have torn it")
         else:
             found.records.append(record)
+            if match is not None and match[2] is not None:
+                found.by_key.append(record)
             if "lacking" in record["what"]:
                 lacking = record["what"]["lacking"]
                 found.notes.append(f"before record {record['n']} the history was not as it was written: {lacking}")

@@ -1,4 +1,4 @@
-"""Changes of a keystore's keys: each takes an unlocked keystore of version 2 and returns the new one."""
+"""Changes of a keystore's keys: each takes an unlocked keystore and returns the new one."""
 
 from __future__ import annotations
 
@@ -160,9 +160,8 @@ def rotate_master_key(unlocked: Unlocked) -> Unlocked:
         replace(entry, current=False, retired=time) if entry.current else entry for entry in old.master_keys
     )
     anchor = old.history
-    if anchor is not None:
-        history_key = open_history_key(volume_id, anchor, unlocked.master)
-        anchor = wrap_history_key(volume_id, anchor, history_key, master)
+    history_key = open_history_key(volume_id, anchor, unlocked.master)
+    anchor = wrap_history_key(volume_id, anchor, history_key, master)
     document = replace(
         old,
         revision=old.revision + 1,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, Place, ProtectorEntry
+from tdefs.keys.document import Document, Place, ProtectorEntry, Statements
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
 from tdefs.keys.exposure import exposure
 from tdefs.keys.hierarchy import KeyRing, MasterKey
@@ -121,8 +121,11 @@ def create_keystore(
     *,
     data_key_names: Sequence[str] = (FIRST_DATA_KEY,),
     place: Place | None = None,
+    statements: Statements | None = None,
 ) -> KeyRing:
     """Create the keystore of a new volume, which is at ``place``, at ``path`` (mode 0600); return its data keys.
+
+    ``statements`` are what the volume may do; without them the strictest.
 
     It gets a master key, round 1 of each of ``data_key_names``, of which the first becomes the default,
     and one protector. What is returned was unlocked from the very bytes that are written, so a protector
@@ -133,7 +136,7 @@ def create_keystore(
     """
     if os.path.lexists(path):
         raise _exists(path)
-    document = new_document(volume_id, protector, data_key_names, place)
+    document = new_document(volume_id, protector, data_key_names, place, statements)
     try:
         return write_new_keystore(path, document, protector)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Changes of a keystore's protectors: each takes an unlocked keystore of version 2 and returns the new one."""
+"""Changes of a keystore's protectors: each takes an unlocked keystore and returns the new one."""
 
 from __future__ import annotations
 

@@ -111,8 +111,6 @@ class KeystoreChange:
     ) -> Unlocked:
         """Write a change down in the history; return the keystore with the history's new end in it."""
         document, master = unlocked.document, unlocked.master
-        if document.history is None:
-            raise ValueError("a keystore of version 1 is not written")
         key = open_history_key(document.volume_id, document.history, master)
         if finished:
             # from now on the keystore counts what is there now, so what is not there must be told here

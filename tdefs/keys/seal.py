@@ -1,7 +1,4 @@
-"""Sealing a keystore document: wrapping the keys in it and making the MAC over all of it; and the reverse.
-
-Every function that makes a document makes one of version 3; versions 1 and 2 are only opened.
-"""
+"""Sealing a keystore document: wrapping the keys in it and making the MAC over all of it; and the reverse."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ from tdefs.keys.document import (
     ACTIVE,
     MAC_BYTES,
     REVOKED,
-    VERSION,
     DataKeyEntry,
     Document,
     HistoryAnchor,
@@ -26,6 +22,7 @@ from tdefs.keys.document import (
     Place,
     ProtectorEntry,
     RoundEntry,
+    Statements,
     VolumeEntry,
     damaged,
 )
@@ -55,13 +52,17 @@ def now() -> datetime:
 
 
 def new_document(
-    volume_id: bytes, protector: Protector, data_key_names: Sequence[str], place: Place | None = None
+    volume_id: bytes,
+    protector: Protector,
+    data_key_names: Sequence[str],
+    place: Place | None = None,
+    statements: Statements | None = None,
 ) -> Document:
     """Return the sealed document of a new volume: new keys, and one protector that opens mk_1.
 
     ``data_key_names`` are the data keys, the default first; ``place`` is where the volume is, which the keystore
-    then knows. Raises ValueError if a name is invalid or there twice or none is given, and what ``protector.wrap``
-    raises.
+    then knows, and ``statements`` what it may do. Raises ValueError if a name is invalid or there twice or none is
+    given, and what ``protector.wrap`` raises.
     """
     if not data_key_names or len(set(data_key_names)) != len(data_key_names):
         raise ValueError("a keystore has at least one data key, and each name once")
@@ -77,17 +78,26 @@ def new_document(
             DataKeyEntry(key.name, key is keys[0], (new_round_entry(volume_id, key, master),)) for key in keys
         ),
         mac=bytes(MAC_BYTES),
-        version=VERSION,
         revision=1,
         history=new_history_anchor(volume_id, master),
-        volumes=() if place is None else (new_volume_entry(FIRST_VOLUME, place),),
+        volumes=() if place is None else (new_volume_entry(FIRST_VOLUME, place, statements or Statements()),),
     )
     return sign(unsigned, master)
 
 
-def new_volume_entry(id: str, place: Place) -> VolumeEntry:
-    """Return the entry of a volume that is registered now."""
-    return VolumeEntry(id, now(), place.path, place.device, place.inode)
+def new_volume_entry(id: str, place: Place, may: Statements) -> VolumeEntry:
+    """Return the entry of a volume that is registered now, and what it ``may`` do."""
+    return VolumeEntry(
+        id,
+        now(),
+        path=place.path,
+        device=place.device,
+        inode=place.inode,
+        plain_files=may.plain_files,
+        lowest_suite=may.lowest_suite,
+        policy_digest=may.policy_digest,
+        policy=may.policy,
+    )
 
 
 def sign(document: Document, master: MasterKey) -> Document:
@@ -136,7 +146,7 @@ def give_master_key(volume_id: bytes, entry: ProtectorEntry, key: bytes, master:
 
 
 def kept_protector_key(volume_id: bytes, entry: ProtectorEntry, master: MasterKey) -> bytes:
-    """Return the protector key of ``entry``, of version 2, by way of the master key."""
+    """Return the protector key of ``entry`` by way of the master key."""
     context = _kept_context(volume_id, entry, master.name)
     try:
         return _unwrap(master.secret, _PROTECTOR_KEY_WRAPPING, entry.kept_key, context)
@@ -149,15 +159,12 @@ def open_master_key(document: Document, entry: ProtectorEntry, protector: Protec
 
     Raises NotMineError, WrongSecretError, TdefsError(KEYSTORE_DAMAGED), and what fetching the secret raises.
     """
-    if document.version == 1:
-        secret = protector.unwrap(entry, _v1_master_key_context(document.volume_id, entry))
-        return MasterKey(entry.master_key, secret)
     key = protector.unwrap(entry, _protector_key_context(document.volume_id, entry.id, entry.kind))
     return master_key_by_protector_key(document.volume_id, entry, key)
 
 
 def master_key_by_protector_key(volume_id: bytes, entry: ProtectorEntry, key: bytes) -> MasterKey:
-    """Return the master key of ``entry``, of version 2, whose protector key is ``key``."""
+    """Return the master key of ``entry``, whose protector key is ``key``."""
     context = _master_context(volume_id, entry, entry.master_key)
     try:
         secret = _unwrap(key, _MASTER_KEY_WRAPPING, entry.wrapped_master_key, context)
@@ -193,7 +200,6 @@ def open_keys(document: Document, masters: Mapping[str, MasterKey]) -> KeyRing:
     """
     check_mac(document, masters[document.current_master_key().name])
     rounds = [(key.name, entry) for key in document.data_keys for entry in key.rounds]
-    history = document.history
     master = masters[document.current_master_key().name]
     return KeyRing(
         document.volume_id,
@@ -206,7 +212,7 @@ def open_keys(document: Document, masters: Mapping[str, MasterKey]) -> KeyRing:
         revoked=[(name, entry.round) for name, entry in rounds if entry.state == REVOKED],
         destroyed=document.destroyed_rounds(),
         revision=document.revision,
-        history_key=open_history_key(document.volume_id, history, master) if history is not None else None,
+        history_key=open_history_key(document.volume_id, document.history, master),
     )
 
 
@@ -261,10 +267,6 @@ def _wrap(key: bytes, purpose: bytes, secret: bytes, context: WrapContext) -> by
 
 def _unwrap(key: bytes, purpose: bytes, wrapped: bytes, context: WrapContext) -> bytes:
     return unwrap_secret(hkdf_sha256(key, purpose, _DERIVED_KEY_BYTES), wrapped, context)
-
-
-def _v1_master_key_context(volume_id: bytes, entry: ProtectorEntry) -> WrapContext:
-    return WrapContext(volume_id, f"master key by {entry.kind}", entry.master_key, 0, entry.id)
 
 
 def _protector_key_context(volume_id: bytes, id: str, kind: str) -> WrapContext:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, Place, VolumeEntry
+from tdefs.keys.document import Document, Place, Statements, VolumeEntry
 from tdefs.keys.keystore import Unlocked
 from tdefs.keys.seal import new_volume_entry, open_keys, sign
 
@@ -25,16 +25,29 @@ def find_volume(document: Document, id: str) -> VolumeEntry:
     )
 
 
-def add_volume(unlocked: Unlocked, place: Place) -> tuple[Unlocked, str]:
-    """Register the volume at ``place``; return its id, too."""
+def add_volume(unlocked: Unlocked, place: Place, statements: Statements) -> tuple[Unlocked, str]:
+    """Register the volume at ``place``, and what it may do; return its id, too."""
     numbers = [entry.id.removeprefix(_PREFIX) for entry in unlocked.document.volumes]
     id = f"{_PREFIX}{1 + max((int(number) for number in numbers if number.isdecimal()), default=0)}"
-    return _with_volumes(unlocked, (*unlocked.document.volumes, new_volume_entry(id, place))), id
+    return _with_volumes(unlocked, (*unlocked.document.volumes, new_volume_entry(id, place, statements))), id
 
 
 def move_volume(unlocked: Unlocked, id: str, place: Place) -> Unlocked:
     """Note that volume ``id`` is at ``place`` now. Raises TdefsError(VOLUME_UNKNOWN)."""
     return _with_volumes(unlocked, moved(unlocked.document, id, place).volumes)
+
+
+def restate_volume(unlocked: Unlocked, id: str, may: Statements) -> Unlocked:
+    """Note what volume ``id`` may do from now on. Raises TdefsError(VOLUME_UNKNOWN)."""
+    old = find_volume(unlocked.document, id)
+    new = replace(
+        old,
+        plain_files=may.plain_files,
+        lowest_suite=may.lowest_suite,
+        policy_digest=may.policy_digest,
+        policy=may.policy,
+    )
+    return _with_volumes(unlocked, tuple(new if entry is old else entry for entry in unlocked.document.volumes))
 
 
 def forget_volume(unlocked: Unlocked, id: str) -> Unlocked:

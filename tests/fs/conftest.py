@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.keystore import create_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.registry import place_of
@@ -42,9 +43,9 @@ def volume(scratch: Workspace) -> Volume:
     It takes the place of the fixture of the same name in the directory above.
     """
     volume = scratch.volume()
-    made = create_volume(volume.backing, volume.keystore, None)
-    create_keystore(made.keystore, made.volume_id, CommandProtector(volume.unlock[1]), place=place_of(made))
-    save_volume(made)
+    made = create_volume(volume.backing, volume.keystore)
+    ring = create_keystore(made.keystore, made.volume_id, CommandProtector(volume.unlock[1]), place=place_of(made))
+    save_volume(made, history_key_of(ring))
     return volume
 
 

@@ -1,7 +1,6 @@
 """What a protector is: something that wraps a protector key and, given the same secret later, unwraps it.
 
-The protector key, 32 bytes, opens the master key. In a keystore of version 1, which is only opened, the master key
-itself is in its place.
+The protector key, 32 bytes, opens the master key.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from random import Random
 
 import pytest
 
-from tdefs.volume import read_session, read_volume
+from tdefs.session_record import read_session
+from tdefs.volume import read_volume
 from tests.crash.conftest import Dice
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace

@@ -15,7 +15,8 @@ import pytest
 
 from tdefs.cli import umount
 from tdefs.errors import Exit
-from tdefs.volume import Session, is_running, read_volume, write_session
+from tdefs.session_record import Session, write_session
+from tdefs.volume import is_running, read_volume
 from tests.crash.conftest import Dice
 from tests.support.mounts import mounts_below
 from tests.support.processes import is_alive, send, wait_until

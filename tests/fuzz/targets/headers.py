@@ -27,7 +27,7 @@ _SEALERS = [
     for plain_files in (False, True)
     for lost_headers in (False, True)
 ]
-_VOLUME = Volume(Path("/backing"), _VOLUME_ID, Path("/keystore"), None, plain_files=False)
+_VOLUME = Volume(Path("/backing"), _VOLUME_ID, Path("/keystore"))
 _DOUBTS = Answers(zeros=False)
 _PLACES = (
     of_class(FileClass.WAL),

@@ -13,7 +13,8 @@ from tdefs.pg.control import BadControlFile, UnknownControlVersion, parse_contro
 from tdefs.pg.pages import PAGE_SIZE, bad_pages
 from tdefs.pg.settings import parse_settings
 from tdefs.policy.paths import FIRST_NORMAL_OBJECT_ID, MAX_OID, Kind, classify, database_directory
-from tdefs.volume import parse_description, parse_session
+from tdefs.session_record import parse_session
+from tdefs.volume import parse_description, remembers_truly
 from tests.fuzz.contract import Target, expect, expect_line, refusal
 from tests.fuzz.mending import edited, with_crc
 
@@ -25,10 +26,19 @@ _DESCRIPTION = {
     "format_version": 2,
     "volume_id": bytes(range(16)).hex(),
     "keystore": "/k",
-    "policy": None,
-    "plain_files": False,
+    "keystore_mac": bytes(range(32)).hex(),
 }
-_SESSION = {"pid": 1, "mountpoint": "/mnt", "clean": True}
+_SESSION = {
+    "pid": 1,
+    "mountpoint": "/mnt",
+    "clean": True,
+    "plain_files": False,
+    "volume": "vol_1",
+    "number": 1,
+    "id": bytes(range(16)).hex(),
+    "mac": bytes(range(32)).hex(),
+}
+_KEY = bytes(range(32))
 
 
 def _json(data: bytes, genuine: object) -> bytes:
@@ -41,9 +51,8 @@ def _description(data: bytes) -> str:
         volume = parse_description(_json(data, _DESCRIPTION), Path("volume.json"), Path("/backing"))
     except TdefsError as error:
         return refusal(error, Exit.VOLUME_DAMAGED)
-    for path in (volume.keystore, volume.policy):
-        if path is not None:
-            path.exists()  # a system call takes it
+    volume.keystore.exists()  # a system call takes it
+    expect(not remembers_truly(volume, _KEY), "a description without a MAC is believed")
     expect(len(volume.volume_id) == 16, "a volume id has another length")
     return "accepted"
 
@@ -53,6 +62,7 @@ def _session(data: bytes) -> str:
     if session is None:
         return "refused"
     f"{session.pid}{session.mountpoint}".encode("utf-8", "backslashreplace")
+    expect(not session.is_sealed(_KEY), "a record without a MAC is believed")
     return "accepted"
 
 

@@ -87,6 +87,9 @@ class Answers:
     def is_all_zero(self) -> bool:
         return self._zeros
 
+    def had_header(self) -> bool:
+        return False
+
 
 class ServedVolume:
     """A backing directory that is being served; :meth:`remount` serves it anew, as a new daemon would."""

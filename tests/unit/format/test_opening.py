@@ -11,12 +11,14 @@ import pytest
 
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, FileClass, of_class
 from tdefs.format.layout import HEADER_SIZE, PAGE_SIZE, stored_size
+from tdefs.fs.believed import Believed
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.sealing import Sealed
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
-from tdefs.volume import Session, Volume, write_session
+from tdefs.session_record import Ending, LastSession
+from tdefs.volume import Volume
 from tests.unit.format.served_volume import RING, VOLUME_ID, ServedVolume, relation
 
 TABLE = "base/16384/16385"
@@ -196,10 +198,9 @@ def test_a_file_whose_header_a_crash_swallowed_is_empty_in_every_later_session(
     served.create(WAL, SECRET)
     with (served.data / TABLE).open("wb") as file:
         file.truncate(3 * PAGE_SIZE)
-    volume = Volume(served.data.parent, VOLUME_ID, served.data / "keystore", None, plain_files=False)
-    volume.private.mkdir()
-    write_session(volume, Session(1, "/mnt", clean=False))
-    assert empty_unfinished_files(volume) == [TABLE]
+    volume = Volume(served.data.parent, VOLUME_ID, served.data / "keystore")
+    crashed = Believed(last=LastSession(Ending.UNCLEAN))
+    assert empty_unfinished_files(volume, crashed) == [TABLE]
     assert f"{TABLE}: emptied: its header was lost" in caplog.text
     for _ in range(sessions):
         served.remount()
@@ -210,13 +211,12 @@ def test_a_file_whose_header_a_crash_swallowed_is_empty_in_every_later_session(
     assert served.bound(TABLE) == (relation(16385),)
 
 
-def test_after_a_clean_session_a_wiped_header_is_not_emptied(served: ServedVolume) -> None:
+@pytest.mark.parametrize("ending", [Ending.CLEAN, Ending.UNPROVEN])
+def test_unless_a_crash_is_proven_a_wiped_header_is_not_emptied(served: ServedVolume, ending: Ending) -> None:
     with (served.data / TABLE).open("wb") as file:
         file.truncate(3 * PAGE_SIZE)
-    volume = Volume(served.data.parent, VOLUME_ID, served.data / "keystore", None, plain_files=False)
-    volume.private.mkdir()
-    write_session(volume, Session(1, "/mnt", clean=True))
-    assert empty_unfinished_files(volume) == []
+    volume = Volume(served.data.parent, VOLUME_ID, served.data / "keystore")
+    assert empty_unfinished_files(volume, Believed(last=LastSession(ending))) == []
     assert errno_of(lambda: served.read(TABLE)) == EIO
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.fs.believed import Believed
 from tdefs.fs.offline import EMPTY, ENCRYPTED, PLAIN, OfflineReader, describe
 from tdefs.fs.recovery import empty_unfinished_files
+from tdefs.keys.document import Statements
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.policy.paths import Kind, classify
-from tdefs.volume import Session, Volume, save_volume, write_session
+from tdefs.session_record import Ending, LastSession
+from tdefs.volume import Volume
 from tests.unit.format.served_volume import RING, VOLUME_ID, Crash, ServedVolume
 
 SECRET = b"4000 0000 0000 0002"
@@ -29,6 +32,7 @@ PATHS = [
     *("pg_twophase/000002E3", "pg_stat/pgstat.stat", "postgresql.conf", "log/a.log", "postmaster.pid"),
     *("PG_VERSION", "backup_label", "standby.signal", "server.key"),
 ]
+CLEANLY = LastSession()
 LENGTHS = (0, 1, 8191, 8192, 8193, 30_000)
 CONTENTS: dict[str, bytes] = {
     **{f"{length} zeros": bytes(length) for length in LENGTHS},
@@ -60,19 +64,21 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedVo
     """A volume that has held plain files, with every directory. No test here cuts the power."""
     for sync in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, sync, lambda fd: None)
-    (tmp_path / "backing/data").mkdir(parents=True)
-    volume = ServedVolume(tmp_path / "backing/data")
+    (tmp_path / "data").mkdir()
+    volume = ServedVolume(tmp_path / "data")
     volume.mkdirs(*{str(Path(path).parent) for path in PATHS if "/" in path})
     volume.plain_files = True
     yield volume
     volume.close()
 
 
-def offline(served: ServedVolume, policy: Path) -> Volume:
-    volume = Volume(served.data.parent, VOLUME_ID, served.data / "keystore", policy, plain_files=True)
-    volume.private.mkdir(exist_ok=True)
-    save_volume(volume)
-    return volume
+def offline(served: ServedVolume) -> Volume:
+    """A volume whose data is what is served."""
+    return Volume(served.data.parent, VOLUME_ID, served.data / "keystore")
+
+
+def believed(policy: Path, last: LastSession = CLEANLY) -> Believed:
+    return Believed(Statements(True, policy_digest=load_policy(policy).digest(), policy=str(policy)), last)
 
 
 def close_as_the_end_of_a_process_does(path: Path) -> None:
@@ -103,12 +109,12 @@ def test_no_change_of_policy_makes_a_file_unreadable(
             served.remount(policy=policies[before])
             served.create(name, content)
             served.remount(policy=policies[after])
-            volume = offline(served, tmp_path / f"{after}.yaml")
-            told = describe(volume, name)
+            volume, known = offline(served), believed(tmp_path / f"{after}.yaml")
+            told = describe(volume, name, known)
             assert told is not None
             assert (told.size, told.error) == (len(content), None), (name, content[:1])
             assert told.state in ((PLAIN, EMPTY) if before == "none" else (ENCRYPTED,))
-            with OfflineReader(volume, RING).open(name) as file:
+            with OfflineReader(volume, RING, known).open(name) as file:
                 assert b"".join(file.chunks()) == content
             status = (served.data / name).stat()
             assert served.length(name) == len(content)
@@ -126,8 +132,8 @@ def test_no_change_of_policy_makes_a_file_unreadable(
             expected[name] = content
             if not classify(path).relation:
                 served.unlink(name)
-    write_session(offline(served, tmp_path / f"{after}.yaml"), Session(1, "/mnt", clean=False))
-    assert empty_unfinished_files(volume) == []
+    crashed = LastSession(Ending.UNCLEAN, plain_files=True)
+    assert empty_unfinished_files(volume, believed(tmp_path / f"{after}.yaml", crashed)) == []
     served.remount(after_crash=True)
     for name, content in expected.items():
         if classify(name).relation:
@@ -176,7 +182,7 @@ def test_an_encrypted_file_whose_header_was_wiped_is_damage_beside_plain_files(
         with pytest.raises(OSError, match="Input/output") as caught:
             served.read(path)
         assert caught.value.errno == EIO
-        told = describe(offline(served, tmp_path / "all.yaml"), path)
+        told = describe(offline(served), path, believed(tmp_path / "all.yaml"))
         assert told is not None
         assert told.error
         assert "wiped" in told.error

@@ -75,7 +75,7 @@ class Reader:
         calls = SystemCalls()
         self._root_fd = os.open(golden.data, os.O_RDONLY | os.O_DIRECTORY)
         self._inodes = InodeTable(calls, self._root_fd)
-        sealer = Sealer(ring, Expectations(ring.volume_id, plain_files=volume.plain_files, lost_headers=False))
+        sealer = Sealer(ring, Expectations(ring.volume_id, plain_files=True, lost_headers=False))
         self._opener = Opener(calls, self._inodes, sealer, Policy.everything())
         self._namespace = Namespace(calls, self._inodes, self._opener)
 

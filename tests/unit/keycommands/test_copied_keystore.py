@@ -15,7 +15,6 @@ from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.volume import read_volume
-from tests.unit.keys.keystore_samples import GOLDEN, PASSPHRASE, private_copy
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
@@ -139,13 +138,3 @@ def test_failure_at_the_end_leaves_nothing(standby: Standby, monkeypatch: pytest
         assert not standby.keystore.exists()
         assert not history_path(standby.keystore).exists()
         assert not (standby.backing / ".tdefs").exists()
-
-
-def test_copy_of_a_keystore_of_version_1_has_version_3(
-    standby: Standby, small: SmallVolume, tmp_path: Path
-) -> None:
-    secret = tmp_path / "secret"
-    secret.write_bytes(PASSPHRASE)
-    standby.init("--passphrase-file", secret, source=private_copy(GOLDEN, tmp_path / "v1"))
-    assert load_keystore(standby.keystore).document.version == 3
-    assert standby.history("--passphrase-file", str(secret))["findings"] == []

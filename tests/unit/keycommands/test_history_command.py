@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, init, key, protector, volume
+from tdefs.cli import cat, init, key, protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.history import history_path
-from tests.unit.keys.keystore_samples import GOLDEN, PASSPHRASE
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
@@ -184,32 +183,6 @@ def test_history_that_cannot_be_written_does_not_keep_a_volume_locked(
     with pytest.raises(TdefsError, match="it is a directory"):
         command.run(key, "rotate", "dk_1", "--volume", small.volume.backing, *UNLOCK)
     assert small.volume.keystore.read_bytes() == before
-
-
-def test_keystore_of_version_1_gets_a_history_with_its_first_change(
-    small: SmallVolume, command: Command, tmp_path: Path
-) -> None:
-    old = tmp_path / "v1"
-    old.write_bytes(GOLDEN.read_bytes())
-    old.chmod(0o600)
-    volume_json = small.volume.private / "volume.json"
-    fields = json.loads(volume_json.read_text())
-    volume_json.write_text(json.dumps({**fields, "keystore": str(old), "volume_id": bytes(range(16)).hex()}))
-    (tmp_path / "secret").write_bytes(PASSPHRASE)
-    words = ("--volume", small.volume.backing, "--passphrase-file", tmp_path / "secret")
-    with pytest.raises(TdefsError) as caught:
-        command.run(key, "history", *words)
-    assert "version 1" in caught.value.message
-    # it knows no volume, so a copy could be what is changed first
-    with pytest.raises(TdefsError) as caught:
-        command.run(key, "rotate", "dk_2", *words)
-    assert caught.value.exit_code == Exit.VOLUME_NOT_REGISTERED
-    command.run(volume, "moved", small.volume.backing, "--passphrase-file", tmp_path / "secret")
-    command.run(key, "rotate", "dk_2", *words)
-    found = command.json(key, "history", *words)
-    assert found["findings"] == []
-    assert events(found)[-4:] == ["volume moved", "unlock", "key rotate", "unlock"]
-    assert json.loads(command.run(key, "list", "--json", "--volume", small.volume.backing)[1])["version"] == 3
 
 
 def test_failed_change_is_written_down_as_failed(

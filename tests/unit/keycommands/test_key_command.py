@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tdefs.cli import cat, daemon_keys, key, ls, mount, verify
+from tdefs.cli import policy as policy_command
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.sealing import Expectations, Sealer
 from tdefs.keys.document_text import serialise
@@ -22,7 +23,6 @@ from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.ring_message import RingRefusedError, open_ring
 from tdefs.keys.saving import KeystoreChange
 from tdefs.keys.seal import sign
-from tdefs.volume import save_volume
 from tests.unit.keycommands.volume_command import VolumeCommand
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
@@ -130,26 +130,29 @@ def test_revoke_lists_the_files_that_use_the_key(keys: Keys, daemon: Daemon) -> 
     assert states == [(1, "revoked"), (2, "active")]
 
 
+def accept(keys: Keys, *words: str | Path) -> None:
+    """``tdefs policy accept`` on the volume."""
+    keys._command.run(policy_command, "accept", "--volume", keys.small.volume.backing, *words, *UNLOCK)
+
+
 def test_key_that_new_files_need_is_not_revoked(keys: Keys, tmp_path: Path) -> None:
     assert keys.refused("revoke", "dk_1", *UNLOCK).exit_code == Exit.DATA_KEY_NEEDED
     policy = tmp_path / "policy.yaml"
     policy.write_text("version: 1\ndefault: dk_1\nkinds:\n  wal: dk_2\n")
-    save_volume(replace(keys.small.volume, policy=policy))
+    accept(keys, "--policy", policy, "--yes")
     error = keys.refused("revoke", "dk_2", *UNLOCK)
     assert error.exit_code == Exit.DATA_KEY_NEEDED
     assert "the policy names data key dk_2" in error.message
-    save_volume(keys.small.volume)
+    accept(keys, "--no-policy")
     keys.run("revoke", "dk_2", *UNLOCK)
 
 
-def test_mount_with_a_policy_that_names_a_revoked_key_is_refused(keys: Keys, tmp_path: Path) -> None:
+def test_policy_that_names_a_revoked_key_is_not_accepted(keys: Keys, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("version: 1\ndefault: dk_1\nkinds:\n  wal: dk_2\n")
     keys.run("revoke", "dk_2", *UNLOCK)
-    mountpoint = tmp_path / "mnt"
-    mountpoint.mkdir()
     with pytest.raises(TdefsError) as caught:
-        keys.mount(mountpoint, "--policy", policy)
+        accept(keys, "--policy", policy)
     assert caught.value.exit_code == Exit.DATA_KEY_REVOKED
     assert "data key dk_2 is revoked" in caught.value.message
 

@@ -22,7 +22,7 @@ from tdefs.keys.history import (
     read_history,
 )
 from tdefs.private import UntrustedError
-from tests.unit.keys.keystore_samples import GOLDEN_V2, private_copy
+from tests.unit.keys.keystore_samples import GOLDEN, private_copy
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(range(1, 33))
@@ -31,7 +31,7 @@ EMPTY = HistoryAnchor("mk_1", bytes(60), 0, bytes(32))
 
 @pytest.fixture
 def keystore(tmp_path: Path) -> Path:
-    return private_copy(GOLDEN_V2, tmp_path / "keystore")
+    return private_copy(GOLDEN, tmp_path / "keystore")
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_unlock_removed_from_the_end_shows_whatever_is_unlocked_afterwards(
 
 
 def test_head_that_is_gone_or_from_elsewhere_shows(keystore: Path, anchor: HistoryAnchor, tmp_path: Path) -> None:
-    other = private_copy(GOLDEN_V2, tmp_path / "other")
+    other = private_copy(GOLDEN, tmp_path / "other")
     append(other, "unlock", {}, OTHER_KEY)
     head = head_path(keystore)
     for change, finding in (

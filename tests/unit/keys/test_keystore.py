@@ -24,8 +24,6 @@ from tdefs.keys.wrapping import WrapContext
 from tests.unit.golden import by_the_book
 from tests.unit.keys.keystore_samples import (
     GOLDEN,
-    GOLDEN_V2,
-    GOLDEN_V3,
     KEY_HEX,
     OTHER_VOLUME_ID,
     PASSPHRASE,
@@ -71,20 +69,10 @@ def shown_keys(ring: KeyRing) -> dict[tuple[str, int, str], str]:
     return {(key.name, key.round, key.algorithm): key_fingerprint(key).hex() for key in ring}
 
 
-def test_golden_keystore_of_version_1_opens_for_ever(tmp_path: Path) -> None:
-    copy = private_copy(GOLDEN, tmp_path / "keystore")
-    ring = load_keystore(copy).unlock(PassphraseProtector(lambda: PASSPHRASE))
-    assert shown_keys(ring) == {
-        ("dk_1", 1, "aes-256-xts"): "233e122377727ad5",
-        ("dk_2", 1, "aes-256-xts"): "1b3bcf5a4f59f5fd",
-    }
-
-
-@pytest.mark.parametrize("golden", [GOLDEN_V2, GOLDEN_V3], ids=["v2", "v3"])
-def test_golden_keystore_of_later_versions_opens_for_ever(golden: Path, tmp_path: Path) -> None:
-    keystore = load_keystore(private_copy(golden, tmp_path / "keystore"))
-    known = [] if golden is GOLDEN_V2 else ["/srv/tdefs/main", "/srv/tdefs/wal"]
-    assert [entry.path for entry in keystore.document.volumes] == known
+def test_golden_keystore_opens_for_ever(tmp_path: Path) -> None:
+    keystore = load_keystore(private_copy(GOLDEN, tmp_path / "keystore"))
+    assert [entry.path for entry in keystore.document.volumes] == ["/srv/tdefs/main", "/srv/tdefs/wal"]
+    assert [entry.plain_files for entry in keystore.document.volumes] == [True, False]
     ring = keystore.unlock(PassphraseProtector(lambda: PASSPHRASE))
     assert shown_keys(ring) == {
         ("dk_1", 2, "aes-256-xts"): "c1feee54b03d4369",
@@ -96,7 +84,7 @@ def test_golden_keystore_of_later_versions_opens_for_ever(golden: Path, tmp_path
     assert ring.current("dk_1").round == 3
     assert list(keystore.unlock(CommandProtector(f"echo {KEY_HEX}"))) == list(ring)
     # and as an outsider would open it
-    by_hand = by_the_book.data_keys(golden.read_bytes(), bytes.fromhex(KEY_HEX))
+    by_hand = by_the_book.data_keys(GOLDEN.read_bytes(), bytes.fromhex(KEY_HEX))
     assert by_hand == {(key.name, key.round): key.secret for key in ring}
 
 

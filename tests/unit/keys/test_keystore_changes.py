@@ -23,16 +23,10 @@ from tdefs.keys.keystore import Keystore, Unlocked
 from tdefs.keys.protector_changes import add_protector, change_protector, remove_protector
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
-from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.seal import kept_protector_key, new_document, open_history_key, sign
-from tdefs.keys.upgrade import upgraded
 from tests.unit.keys.keystore_samples import (
-    CHEAP,
-    GOLDEN,
     KEY_HEX,
-    PASSPHRASE,
     VOLUME_ID,
-    WRONG_PASSPHRASE,
     passphrase,
 )
 
@@ -58,26 +52,6 @@ def failure(action: Callable[[], object]) -> TdefsError:
 
 def secrets(ring: KeyRing) -> dict[tuple[str, int], bytes]:
     return {(key.name, key.round): key.secret for key in ring}
-
-
-def test_version_1_is_rewritten_as_3_with_the_same_keys_and_the_same_secret() -> None:
-    protector = PassphraseProtector(lambda: PASSPHRASE, cost=CHEAP)
-    old = opened(parse(GOLDEN.read_bytes()), protector)
-    new = upgraded(old, protector)
-    again = opened(new.document)
-    assert (again.document.version, again.document.revision) == (3, 1)
-    assert secrets(again.ring) == secrets(old.ring)
-    assert again.master == old.master
-    assert again.document.protectors[0].created == old.document.protectors[0].created
-    assert failure(lambda: opened(new.document, passphrase(WRONG_PASSPHRASE))).exit_code == Exit.WRONG_SECRET
-    assert upgraded(new, protector) is new
-
-
-def test_version_1_with_several_protectors_is_not_changed_at_the_cost_of_one() -> None:
-    old = opened(parse(GOLDEN.read_bytes()))
-    entry = old.document.protectors[0]
-    several = replace(old, document=replace(old.document, protectors=(entry, replace(entry, id="pr_2"))))
-    assert "several" in failure(lambda: upgraded(several, passphrase())).message
 
 
 def test_each_protector_opens_the_same_keys(unlocked: Unlocked) -> None:

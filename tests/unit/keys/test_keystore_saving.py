@@ -30,9 +30,8 @@ from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.saving import KeystoreChange, repair
 from tdefs.keys.seal import open_history_key
-from tdefs.keys.upgrade import upgraded
 from tdefs.private import OwnDirectory, UntrustedError
-from tests.unit.keys.keystore_samples import CHEAP, GOLDEN, PASSPHRASE, VOLUME_ID, passphrase, private_copy
+from tests.unit.keys.keystore_samples import CHEAP, VOLUME_ID, passphrase
 from tests.unit.keys.stopped_calls import StoppedCalls, calls_of, kill_before, table
 
 NEW_PASSPHRASE = b"a quite different sentence"
@@ -310,13 +309,3 @@ def test_missing_keystore_is_not_locked(tmp_path: Path) -> None:
         KeystoreChange(tmp_path / "none", "test").__enter__()
     assert caught.value.exit_code == Exit.KEYSTORE_MISSING
     assert list(tmp_path.iterdir()) == []
-
-
-def test_keystore_of_version_1_is_saved_as_version_3(tmp_path: Path) -> None:
-    path = private_copy(GOLDEN, tmp_path / "keystore")
-    protector = PassphraseProtector(lambda: PASSPHRASE, cost=CHEAP)
-    with KeystoreChange(path, "test") as change:
-        old = change.keystore.open(protector)
-        change.save(upgraded(old, protector), [protector])
-    assert load_keystore(path).document.version == 3
-    assert list(load_keystore(path).unlock(protector)) == list(old.ring)

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import struct
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,14 +15,19 @@ import pytest
 from tdefs.format.header import RECORD_SIZE, Header, decode_header
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.stored import StoredFile
+from tdefs.fs.believed import Believed, Opened, opened
 from tdefs.fs.link_sealing import LinkSealer
+from tdefs.fs.offline import OfflineReader
 from tdefs.fs.sealing import Expectations, Sealer, identity_at
-from tdefs.keys.keystore import create_keystore
+from tdefs.keys.document import Statements
+from tdefs.keys.hierarchy import history_key_of
+from tdefs.keys.keystore import create_keystore, load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.pg.control import crc32c
 from tdefs.pg.pages import PAGE_SIZE, page_checksums
+from tdefs.policy.parse import load_policy
 from tdefs.registry import place_of
-from tdefs.volume import Session, create_volume, save_volume, write_session
+from tdefs.volume import create_volume, read_volume, save_volume
 
 KEY_COMMAND = "printf %%064d 7"
 PG_DATA = Path(__file__).parent.parent / "pg" / "data"
@@ -58,16 +62,21 @@ class SmallVolume:
     """A volume with the data keys dk_1 and dk_2, and the commands run on it."""
 
     def __init__(self, root: Path, *, policy: Path | None = None, plain_files: bool = False) -> None:
-        volume = create_volume(root / "backing", root / "keystore", policy)
+        """:param policy: one that was accepted; its file may be lost since."""
+        self.volume = create_volume(root / "backing", root / "keystore")
+        digest = load_policy(policy).digest() if policy is not None and policy.exists() else ""
+        self.statements = Statements(plain_files, policy_digest=digest, policy=str(policy or ""))
         self.ring = create_keystore(
-            volume.keystore,
-            volume.volume_id,
+            self.volume.keystore,
+            self.volume.volume_id,
             CommandProtector(KEY_COMMAND),
             data_key_names=("dk_1", "dk_2"),
-            place=place_of(volume),
+            place=place_of(self.volume),
+            statements=self.statements,
         )
-        self.volume = replace(volume, plain_files=plain_files)
-        save_volume(self.volume)
+        self.history_key = history_key_of(self.ring)
+        save_volume(self.volume, self.history_key)
+        self.volume = read_volume(self.volume.backing)
         self.sealer = Sealer(
             self.ring, Expectations(self.ring.volume_id, plain_files=plain_files, lost_headers=False)
         )
@@ -128,9 +137,31 @@ class SmallVolume:
         stored[offset] ^= mask
         path.write_bytes(stored)
 
+    @property
+    def known(self) -> Opened:
+        """What is certain of the volume to who has its keys."""
+        keystore = self.volume.keystore
+        return opened(self.volume, load_keystore(keystore).open(CommandProtector(KEY_COMMAND)), keystore)
+
+    @property
+    def believed(self) -> Believed:
+        """What is believed of the volume."""
+        return self.known.believed
+
+    def reader(self) -> OfflineReader:
+        """What reads its files without a mount."""
+        return OfflineReader(self.volume, self.ring, self.believed)
+
+    def mounted_at(self, mountpoint: str, *, clean: bool) -> None:
+        """Leave the volume as a daemon does that had it mounted, and was killed unless the end was *clean*."""
+        book = self.known.book
+        assert not book.begin(4242, mountpoint, plain_files=self.statements.plain_files)
+        if clean:
+            assert not book.end()
+
     def crash(self) -> None:
         """Leave the volume as a daemon that was killed does."""
-        write_session(self.volume, Session(4242, "/mnt", clean=False))
+        self.mounted_at("/mnt", clean=False)
 
     def cut(self, relpath: str, size: int) -> None:
         """Cut a stored file."""

@@ -9,7 +9,6 @@ import pytest
 
 from tdefs.cli import verify
 from tdefs.errors import Exit, TdefsError
-from tdefs.volume import Session, write_session
 from tests.unit.offline.offline_volumes import (
     KEY_COMMAND,
     SEGMENT_PAGES,
@@ -166,7 +165,7 @@ def test_linking_cluster_is_found_in_what_the_configuration_names(
     cluster = SmallVolume(tmp_path / "cluster")
     cluster.cluster("15/main/")
     cluster.link("15/main/pg_tblspc/16400", "/mnt/tablespace/first")
-    write_session(tablespace.volume, Session(4242, "/mnt/tablespace", clean=True))
+    tablespace.mounted_at("/mnt/tablespace", clean=True)
     config = tmp_path / "tdefs.yaml"
     text = f"version: 1\nvolumes:\n  {cluster.volume.backing}:\n    "
     config.write_text(f'{text}key_command: "{KEY_COMMAND}"\n')
@@ -254,7 +253,7 @@ def test_cluster_on_a_mount_inside_this_one_is_not_asked_for(
     cluster = SmallVolume(tmp_path / "cluster")
     cluster.cluster()
     small.seal("file", b"content")
-    write_session(small.volume, Session(4242, str(tmp_path), clean=True))
+    small.mounted_at(str(tmp_path), clean=True)
     config = tmp_path / "tdefs.yaml"
     config.write_text(f'version: 1\nvolumes:\n  {cluster.volume.backing}:\n    key_command: "{KEY_COMMAND}"\n')
     code, found = verified(command, small, "--config", config)

@@ -17,14 +17,12 @@ from tdefs.fs.offline import (
     EMPTY,
     ENCRYPTED,
     PLAIN,
-    OfflineReader,
     describe,
     describe_all,
     volume_at,
     walk,
 )
 from tdefs.fs.sealing import Empty, Plain, Sealed
-from tdefs.volume import save_volume
 from tests.unit.offline.offline_volumes import SmallVolume
 
 STRAY = os.fsdecode(b"base/5/16384\xff")
@@ -35,7 +33,7 @@ def paths(small: SmallVolume) -> list[str]:
 
 
 def read(small: SmallVolume, path: str) -> bytes:
-    with OfflineReader(small.volume, small.ring).open(path) as file:
+    with small.reader().open(path) as file:
         return b"".join(file.chunks())
 
 
@@ -169,14 +167,13 @@ def test_what_is_told_without_keys_is_what_is_read_with_them(
     policy = tmp_path / "policy.yaml"
     policy.write_text("version: 1\nkinds: {wal: plain}\n")
     small = SmallVolume(tmp_path, policy=policy, plain_files=plain_files)
-    save_volume(small.volume)
     small.plain(name, content)
     if crashed:
         small.crash()
-    found = describe(small.volume, name)
+    found = describe(small.volume, name, small.believed)
     assert found is not None
     try:
-        with OfflineReader(small.volume, small.ring).open(name) as file:
+        with small.reader().open(name) as file:
             state = {Plain: PLAIN, Empty: EMPTY, Sealed: ENCRYPTED}[type(file.form)]
             length = file.length
     except FormatError as error:

@@ -74,6 +74,7 @@ class Scene:
             "verify": [backing, *keyed],
             "policy check": [str(self.policy)],
             "policy explain": ["base/5/1259"],
+            "policy accept": ["--policy", str(self.policy), "--yes", *place],
             "key create": ["dk_3", *place],
             "key rotate": ["dk_1", *place],
             "key revoke": ["dk_1", "--round", "1", *place],
