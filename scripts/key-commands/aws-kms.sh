@@ -1,12 +1,13 @@
 #!/bin/sh
 # Key command: a data key that AWS KMS has encrypted is kept in %d, and AWS KMS decrypts it each time.
 #
-#   TDEFS_AWS_KMS_KEY=alias/tdefs tdefs init BACKING --key-command '/usr/local/lib/tdefs/aws-kms.sh "%d"'
+#   tdefs init BACKING --key-command 'TDEFS_AWS_KMS_KEY=alias/tdefs /usr/local/lib/tdefs/aws-kms.sh "%d"'
 #
 # Needs the AWS command line (Debian: awscli), and credentials and a region in any of the ways that it knows: best the
-# role of the instance, else AWS_PROFILE or ~/.aws of the user who runs tdefs. The first use needs the variable
-# TDEFS_AWS_KMS_KEY (a key's id, ARN or alias) and the right kms:GenerateDataKeyWithoutPlaintext; every use needs
-# kms:Decrypt. Without its file in %d the key is lost. Nobody is asked, so it works at boot.
+# role of the instance, else ~/.aws of the user who runs tdefs. The first use needs the variable TDEFS_AWS_KMS_KEY (a
+# key's id, ARN or alias) and the right kms:GenerateDataKeyWithoutPlaintext; every use needs kms:Decrypt. Variables stand
+# in the key command, as above, or under "environment" in tdefs.yaml: those of tdefs's caller do not reach this script.
+# Without its file in %d the key is lost. Nobody is asked, so it works at boot.
 set -eu
 
 die() {

@@ -4,9 +4,10 @@
 # With the PIN typed on the terminal, without echo:
 #   tdefs mount BACKING MOUNTPOINT -R --key-command '/usr/local/lib/tdefs/piv.sh "%d" %R "%p"'
 # Without: the PIN is in a file, of mode 0600, that TDEFS_PIV_PIN_FILE names.
-#   TDEFS_PIV_PIN_FILE=/etc/tdefs/pin tdefs mount BACKING MOUNTPOINT --key-command '/usr/local/lib/tdefs/piv.sh "%d"'
+#   tdefs mount BACKING MOUNTPOINT --key-command 'TDEFS_PIV_PIN_FILE=/etc/tdefs/pin /usr/local/lib/tdefs/piv.sh "%d"'
 #
-# Needs pkcs11-tool and openssl (Debian: opensc, openssl). Variables, with their defaults:
+# Needs pkcs11-tool and openssl (Debian: opensc, openssl). Variables, with their defaults, to be said in
+# the key command, as above, or under "environment" in tdefs.yaml:
 #   TDEFS_PIV_MODULE   opensc-pkcs11.so   the PKCS#11 library of the card
 #   TDEFS_PIV_KEY_ID   03                 the key's id: PIV's key management key, slot 9D
 # The card must hold an RSA key there, and its certificate or public key. Without its file in %d the key is lost, and

@@ -18,6 +18,7 @@ from tdefs.doctor.certificates import examine_certificates
 from tdefs.doctor.cluster import examine_cluster, find_clusters
 from tdefs.doctor.findings import Finding, Level, risk
 from tdefs.doctor.host import examine_host
+from tdefs.doctor.keepers import examine_keepers
 from tdefs.doctor.policy import examine_next_mount, next_policy
 from tdefs.doctor.registration import examine_registration
 from tdefs.errors import Exit, TdefsError
@@ -70,6 +71,8 @@ def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[P
     daemon = ask(volume, "status")
     findings = [*examine_host(volume, mount.mountpoint, daemon), *examine_registration(volume, daemon)]
     clusters = find_clusters(mount.mountpoint)
+    if daemon is not None:
+        findings += examine_keepers(daemon["pid"], clusters)
     users = {0, os.geteuid(), *([] if mount.user is None else [mount.user])}
     mountpoints = [each.mountpoint for each in mounts_of(users)]
     for pgdata in clusters:

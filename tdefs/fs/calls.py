@@ -43,13 +43,13 @@ class Owner(NamedTuple):
 def _made_for(owner: Owner, mode: int, make: Callable[[], T]) -> T:
     """Call *make* so that what it makes belongs to *owner* from the first instant on, where that is possible.
 
-    A daemon of root that made a node and then gave it away could die in between, and PostgreSQL would recover to
-    a file that it may not open. Where *owner* may not do it alone (a device, a directory that a supplementary
-    group lets write to), or loses set-id bits that it should not, the daemon makes the node, which still has to
-    be given away.
+    That takes root, or the capabilities CAP_SETUID and CAP_SETGID. A daemon that made a node and then gave it away
+    could die in between, and PostgreSQL would recover to a file that it may not open. Where *owner* may not do it
+    alone (a device, a directory that a supplementary group lets write to), or loses set-id bits that it should
+    not, the daemon makes the node, which still has to be given away.
     """
     # not for root: with a way back from root's user id the kernel takes away what the daemon may do to files
-    if os.geteuid() == 0 and owner.uid != 0 and not mode & (stat.S_ISUID | stat.S_ISGID):
+    if owner.uid not in (0, os.geteuid()) and not mode & (stat.S_ISUID | stat.S_ISGID):
         # of this thread alone
         gid = _libc.setfsgid(owner.gid)
         uid = _libc.setfsuid(owner.uid)

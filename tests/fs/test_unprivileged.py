@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -24,6 +25,7 @@ from tests.support.processes import is_alive, wait_until
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace
 
+CONTROL_FILE = Path(__file__).parents[1] / "unit" / "pg" / "data" / "pg15_checksums.pg_control"
 _CLONE_NEWNS = 0x20000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 T = TypeVar("T")
@@ -233,3 +235,17 @@ def test_memory_of_the_daemon_is_closed_to_its_own_user(cluster: Cluster) -> Non
     seen = cluster.run(look)
     assert seen.keys() == {"mem", "environ", "maps", "fd/0"}
     assert set(seen.values()) == {errno.EACCES}, seen
+
+
+def test_the_doctor_says_that_the_clusters_user_can_get_the_keys(cluster: Cluster) -> None:
+    pgdata = cluster.volume.mountpoint / "main"
+
+    def examine() -> str:
+        (pgdata / "global").mkdir(parents=True)
+        (pgdata / "PG_VERSION").write_text("15\n")
+        shutil.copyfile(CONTROL_FILE, pgdata / "global" / "pg_control")
+        words: list[str | Path] = [TDEFS, "doctor", cluster.volume.mountpoint]
+        said: str = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/").stdout
+        return said
+
+    assert f"the daemon runs as {cluster.account.name}, as PostgreSQL does" in cluster.run(examine)

@@ -100,3 +100,9 @@ def _ptrace(request: int, pid: int, data: int = 0) -> bool:
     if ctypes.get_errno() not in (errno.EPERM, errno.ESRCH):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return False
+
+
+def seize(pid: int) -> None:
+    """Attaches to a process; raises PermissionError if that is denied."""
+    if not _ptrace(_SEIZE, pid):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))

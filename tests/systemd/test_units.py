@@ -185,6 +185,37 @@ def test_leaving_as_the_document_tells_gives_the_same_cluster_in_the_clear(machi
     assert rows(machine) == "1000"
 
 
+def test_a_daemon_of_a_user_of_its_own_as_the_document_tells(machine: Machine, srv: Path) -> None:
+    """Run as written, for a second volume."""
+    text = (REPOSITORY / "docs" / "OPERATING.md").read_text().partition("\n**A user of its own.**")[2]
+    block = text.partition("\n    ")[2].partition("\n\n")[0]
+    commands = "\n".join(line.strip() for line in block.splitlines()).replace("main", "second")
+    assert "useradd" in commands
+    settings = "{options: [allow_other], passphrase_file: /etc/tdefs/second/passphrase}"
+    described = f"""
+        printf 'BACKING=/srv/tdefs/second\\nMOUNTPOINT=/srv/second\\n' >/etc/tdefs/second.env
+        sed -i 's|^volumes:|&\\n  /srv/tdefs/second: {settings}|' /etc/tdefs/tdefs.yaml
+        cd {REPOSITORY}
+    """
+    machine.run("bash", "-euc", described + commands)
+    unit = "tdefs@second.service"
+    try:
+        machine.run("runuser", "-u", "postgres", "--", "sh", "-c", "umask 077; echo kept >/srv/second/file")
+        assert machine.run("stat", "-c", "%U %a", "/srv/tdefs/second/data/file") == "postgres 600"
+        assert machine.run("stat", "-c", "%U %a", "/srv/tdefs/second") == "tdefs 700"
+        status = machine.run("cat", f"/proc/{machine.show(unit, 'MainPID')}/status")
+        user = machine.run("id", "-u", "tdefs")
+        assert f"Uid:\t{user}\t" in status
+        locked = next(line for line in status.splitlines() if line.startswith("VmLck"))
+        assert int(locked.split()[1]) > 1024
+        read = ["cat", f"/proc/{machine.show(unit, 'MainPID')}/environ"]
+        assert "Permission denied" in machine.run("runuser", "-u", "postgres", "--", *read, check=False)
+    finally:
+        machine.systemctl("stop", unit)
+    assert machine.show(unit, "Result") == "success"
+    assert json.loads((srv / "second/.tdefs/session.json").read_text())["clean"]
+
+
 def test_power_off_stops_postgresql_then_unmounts(machine: Machine, srv: Path) -> None:
     machine.power_off()
     assert json.loads((srv / "main/.tdefs/session.json").read_text())["clean"]
