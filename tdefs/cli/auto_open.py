@@ -18,13 +18,22 @@ from tdefs.keys.document_text import MAX_LABEL_CHARACTERS
 from tdefs.keys.protector_changes import add_protector, remove_protector
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.protectors.this_host_tpm import PCRS, TpmHolder
+from tdefs.keys.secure_boot import secure_boot_is_on
 from tdefs.keys.tpm import Tpm
 
+# The PCR that measures the state of Secure Boot.
+_SECURE_BOOT = "7"
 # What each of them is worth, said when it is chosen.
 _TPM_WORTH = """\
 It is bound to this machine's TPM: a copy of the keystore, a backup or the bare disk opens nowhere else.
 Whoever can start this machine, or is root on it, still has all that is needed: this is no help against a
 stolen machine that boots by itself."""
+_TPM_STATE = """\
+The TPM gives the key only while its PCRs {pcrs} are as they are now. A change of what they measure (7: Secure
+Boot, its keys) ends that: another secret opens the keystore then, and 'tdefs auto-open enable' renews it."""
+_TPM_ANY_STATE = """\
+The TPM gives the key whatever is started on this machine, since no PCRs are named (Secure Boot is off, or not to
+be asked for)."""
 _HOST_KEY_WORTH = """\
 A host key is a file that only root, or the daemon's own user, can read. It keeps out whoever has a copy of the
 keystore, or a backup of the volume, without this machine's system disk. Whoever has that disk, a backup of it, or
@@ -49,7 +58,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     chosen.add_argument("--tpm", action="store_true", help="by the TPM (the default where there is one)")
     chosen.add_argument("--host-key", action="store_true", help="by a host key")
     enable.add_argument(
-        "--pcrs", metavar="N[,N]", type=_pcrs, help="only while these PCRs of the TPM stay as they are"
+        "--pcrs",
+        metavar="N[,N]|none",
+        type=_pcrs,
+        help="only while these PCRs of the TPM stay as they are; default: 7 where Secure Boot is on, else none",
     )
     enable.add_argument("--label", help="a note for people; default: this host's name")
     add_unseen(enable)
@@ -73,14 +85,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _pcrs(text: str) -> str:
+    if text in ("", "none"):
+        return ""
     if not PCRS.fullmatch(text):
-        raise argparse.ArgumentTypeError("PCRs are numbers from 0 to 23, such as 7 or 0,7")
+        raise argparse.ArgumentTypeError("PCRs are numbers from 0 to 23, such as 7 or 0,7, or none")
     return text
 
 
 def _enable(args: argparse.Namespace) -> int:
     volume = volume_of(args)
-    tpm, host_key = kept = holders(load_config(args.config).for_backing(volume.backing), args.pcrs or "")
+    pcrs = args.pcrs
+    if pcrs is None:
+        # what the firmware checks before it starts anything: with it off another system could be started
+        pcrs = _SECURE_BOOT if secure_boot_is_on() else ""
+    tpm, host_key = kept = holders(load_config(args.config).for_backing(volume.backing), pcrs)
     keeper = tpm if not args.host_key and (args.tpm or args.pcrs or Tpm().is_there()) else host_key
     if keeper is host_key and args.pcrs:
         raise TdefsError(Exit.USAGE, "--pcrs is of the TPM, and a host key has none")
@@ -98,6 +116,8 @@ def _enable(args: argparse.Namespace) -> int:
     print_line(
         f"protector {id}{f' ({label})' if label else ''}: this host opens the keystore by {keeper.title} now"
     )
+    if keeper is tpm:
+        print_line(_TPM_STATE.format(pcrs=pcrs) if pcrs else _TPM_ANY_STATE)
     print_line(_TPM_WORTH if keeper is tpm else _HOST_KEY_WORTH.format(directory=host_key.directory))
     return Exit.OK
 

@@ -13,6 +13,8 @@ from tdefs.cli.key_files import KeyFiles
 from tdefs.cli.keystore_change import OpenChange, changing
 from tdefs.cli.output import print_line
 from tdefs.cli.place import volume_of
+from tdefs.cli.protector_renewal import Renewal, candidates
+from tdefs.cli.this_host import forget_here
 from tdefs.cli.unlock import keystore_path, record, unlock
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
@@ -26,7 +28,8 @@ from tdefs.keys.key_changes import (
     rotate_data_key,
     rotate_master_key,
 )
-from tdefs.keys.keystore import Unlocked
+from tdefs.keys.keystore import Unlocked, remove_what_is_not_saved
+from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.saving import repair
 from tdefs.policy.parse import load_policy
 from tdefs.registry import statements_of
@@ -128,9 +131,25 @@ def run_rotate_master(args: argparse.Namespace) -> int:
     """``tdefs key rotate-master``."""
     if args.repair:
         return run_repair(args)
-    new = _change(args, "key rotate-master", rotate_master_key, sees_all=True)
+    volume = volume_of(args)
+    with changing(args, volume, "key rotate-master", sees_all=True) as change:
+        given = change.protector
+        renewal = Renewal(change.document, candidates(args, volume, change.document, given))
+        try:
+            new = rotate_master_key(change.unlocked, renewal.renew)
+            what = {"renewed": " ".join(old.id for old, _, _ in renewal.renewed) or None}
+            _save_and_tell(change, new, what)
+        finally:
+            saved = change.document.protectors
+            for old, entry, protector in renewal.renewed:
+                if entry.wrapped not in {one.wrapped for one in saved}:
+                    remove_what_is_not_saved(change.path, protector, [entry])
+                elif isinstance(protector, ThisHostProtector):
+                    forget_here(protector, old)
     print_line(f"the master key is {new.master.name} now; every protector opens it, and no file was touched")
-    print_line("after a leak of the old keystore change the protectors, too, and before: see docs/KEYS.md")
+    renewal.print()
+    if renewal.left:
+        print_line("after a leak of the old keystore: do that, and rotate the master key once more")
     return Exit.OK
 
 
@@ -161,11 +180,9 @@ def _change(
     args: argparse.Namespace,
     command: str,
     make: Callable[[Unlocked], Unlocked],
-    *,
-    sees_all: bool = False,
     **what: str | int | None,
 ) -> Unlocked:
-    with changing(args, volume_of(args), command, sees_all=sees_all) as change:
+    with changing(args, volume_of(args), command) as change:
         _save_and_tell(change, make(change.unlocked), what)
         return change.unlocked
 

@@ -50,6 +50,11 @@ class OpenChange:
         self.was_tried = False
 
     @property
+    def protector(self) -> Protector:
+        """What unlocked the keystore."""
+        return self._protector
+
+    @property
     def document(self) -> Document:
         """The keystore as it is."""
         return self.unlocked.document

@@ -14,6 +14,7 @@ from tdefs.keys.document import (
     DataKeyEntry,
     Document,
     MasterKeyEntry,
+    ProtectorEntry,
     RoundEntry,
 )
 from tdefs.keys.hierarchy import AES_256_XTS, ALGORITHMS, KEY_NAME, SECRET_BYTES, DataKey, MasterKey
@@ -146,10 +147,15 @@ def destroy_rounds(unlocked: Unlocked, name: str, number: int | None = None) -> 
     return _change_rounds(unlocked, entry, destroyed)
 
 
-def rotate_master_key(unlocked: Unlocked) -> Unlocked:
+#: Returns a protector's entry with a new protector key for the new master key, or None if it keeps the old one.
+Renew = Callable[[ProtectorEntry, MasterKey], ProtectorEntry | None]
+
+
+def rotate_master_key(unlocked: Unlocked, renew: Renew = lambda _entry, _master: None) -> Unlocked:
     """Make a new master key: every key is wrapped anew, and every protector opens the new one instead.
 
-    No protector's secret is needed, and no data key changes.
+    No protector's secret is needed, and no data key changes. ``renew`` is asked for each protector. What it raises
+    is raised.
     """
     old, volume_id, time = unlocked.document, unlocked.document.volume_id, now()
     numbers = [entry.name.removeprefix(_PREFIX) for entry in old.master_keys]
@@ -167,7 +173,8 @@ def rotate_master_key(unlocked: Unlocked) -> Unlocked:
         revision=old.revision + 1,
         master_keys=(*retired, MasterKeyEntry(name, time, current=True)),
         protectors=tuple(
-            give_master_key(volume_id, entry, kept_protector_key(volume_id, entry, unlocked.master), master)
+            renew(entry, master)
+            or give_master_key(volume_id, entry, kept_protector_key(volume_id, entry, unlocked.master), master)
             for entry in old.protectors
         ),
         data_keys=tuple(

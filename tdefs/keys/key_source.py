@@ -46,6 +46,11 @@ class KeySource(Protector):
 
     words = "the key source"
 
+    @property
+    def needs_person(self) -> bool:
+        """Whether somebody must type something for it."""
+        return False
+
     @classmethod
     @abstractmethod
     def from_settings(cls, read: SettingsReader) -> Self:

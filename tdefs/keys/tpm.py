@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,8 @@ class Tpm:
                 words += ["-L", policy, "-a", _SEALED]
             else:
                 words += ["-a", f"{_SEALED}|userwithauth"]
-            self._run(files, "create", *words, secret=secret)
+            with self._session(files, parent, "--hmac-session") as session:
+                self._run(files, "create", *words, "-P", f"session:{session}", secret=secret)
             return Sealed(files.read(public), files.read(private), pcrs)
 
     def unseal(self, sealed: Sealed) -> bytes:
@@ -92,11 +93,31 @@ class Tpm:
             parent, loaded = files.new(self._primary[0]), files.new()
             public, private = files.new(sealed.public), files.new(sealed.private)
             self._run(files, "load", "-C", parent, "-u", public, "-r", private, "-c", loaded)
-            words = ["-p", f"pcr:{_PCR_BANK}:{sealed.pcrs}"] if sealed.pcrs else []
-            secret = self._run(files, "unseal", "-c", loaded, *words)
+            kind = "--policy-session" if sealed.pcrs else "--hmac-session"
+            with self._session(files, parent, kind) as session:
+                if sealed.pcrs:
+                    self._run(files, "policypcr", "-S", session, "-l", f"{_PCR_BANK}:{sealed.pcrs}")
+                secret = self._run(files, "unseal", "-c", loaded, "-p", f"session:{session}")
         if len(secret) != SEALED_BYTES:
             raise TdefsError(Exit.WRAPPING_KEY_UNUSABLE, "the TPM gave something that is no key")
         return secret
+
+    @contextmanager
+    def _session(self, files: _Files, key: str, kind: str) -> Iterator[str]:
+        """Have a session in which parameters are encrypted on their way, for the time of a ``with`` block.
+
+        Who listens between processor and TPM (a chip on a bus) sees what it is told and what it answers. The
+        session's key comes from a salt that is encrypted for the storage primary key, ``key``, which the TPM alone
+        can decrypt.
+        """
+        session = files.new()
+        self._run(files, "startauthsession", kind, "-S", session, "--tpmkey-context", key)
+        try:
+            self._run(files, "sessionconfig", session, "--enable-decrypt", "--enable-encrypt")
+            yield session
+        finally:
+            with suppress(TdefsError):
+                self._run(files, "flushcontext", session)
 
     @cached_property
     def _primary(self) -> tuple[bytes, bytes]:
@@ -143,10 +164,12 @@ class Tpm:
 
     def _flush(self, environment: dict[str, str]) -> None:
         """Without a resource manager, what a program has loaded stays in the TPM, which has room for three."""
-        if self._tcti != f"device:{DEVICE}":
+        if self._tcti == f"device:{DEVICE}":
+            return
+        for loaded in ("-t", "-l"):  # keys; sessions, which createpolicy leaves
             with suppress(OSError, subprocess.TimeoutExpired):
                 subprocess.run(
-                    ["tpm2_flushcontext", "-Q", "-t"],
+                    ["tpm2_flushcontext", "-Q", loaded],
                     capture_output=True,
                     timeout=_TIMEOUT_SECONDS,
                     env=environment,

@@ -71,6 +71,11 @@ class Protector(ABC):
         TdefsError(KEYSTORE_DAMAGED) for parameters that this kind never writes.
         """
 
+    def like(self, entry: ProtectorEntry) -> Protector:
+        """Return what wraps by this secret in the way in which ``entry``, which this opens, was wrapped."""
+        del entry
+        return self
+
     def made(self, entry: ProtectorEntry) -> Made | None:
         """Return what ``wrap`` of this object has made outside of the keystore for ``entry``, if anything."""
         del entry

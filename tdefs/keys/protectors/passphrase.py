@@ -122,6 +122,10 @@ class PassphraseProtector(Protector):
                 "wrong passphrase", hint="check the keyboard layout, and that the keystore is the right one"
             ) from None
 
+    def like(self, entry: ProtectorEntry) -> PassphraseProtector:
+        """See Protector. It has the cost of ``entry``."""
+        return PassphraseProtector(lambda: self._passphrase, cost=_read_params(entry)[1])
+
     def _stretch(self, salt: bytes, cost: ScryptCost) -> bytes:
         """Return the wrapping key; to save a keystore is to ask for one more than once."""
         if (salt, cost) not in self._stretched:

@@ -58,6 +58,11 @@ class Holder(ABC):
         returns, TdefsError if this host does not have the secret any more or does not give it.
         """
 
+    def like(self, params: Params) -> Holder:
+        """Return what keeps a new secret on the conditions of these parameters."""
+        del params
+        return self
+
     @abstractmethod
     def made(self, params: Params) -> Made | None:
         """Return what :meth:`keep` left on this host for these parameters, if anything."""
@@ -104,6 +109,13 @@ class ThisHostProtector(Protector):
             raise HostRefusedError(
                 Exit.WRAPPING_KEY_UNUSABLE, f"the secret that {holder.title} keeps is not the one of this keystore"
             ) from None
+
+    def like(self, entry: ProtectorEntry) -> ThisHostProtector:
+        """See Protector. The same holder keeps it, on the same conditions."""
+        keeper = self._holder(entry).like(entry.params)
+        return ThisHostProtector(
+            list(self._holders.values()), keeper=keeper, machine_id_file=self._machine_id_file
+        )
 
     def title(self, entry: ProtectorEntry) -> str:
         """Return what keeps the secret of the entry, for people."""

@@ -69,6 +69,10 @@ class TpmHolder(Holder):
             )
         return self._tpm.unseal(sealed)
 
+    def like(self, params: Params) -> TpmHolder:
+        """See Holder. The same PCRs are asked for, with their present values, at which it has just been opened."""
+        return TpmHolder(self._tpm, str(params["pcrs"]))
+
     def made(self, params: Params) -> None:
         """See Holder. Nothing is stored in the TPM."""
 

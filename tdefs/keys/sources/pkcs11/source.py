@@ -76,6 +76,11 @@ class Pkcs11(KeySource):
             raise read.wrong("create", "create is for aes-gcm; make an RSA key with the tool of the token's maker")
         return cls(request, timeout_seconds=timeout_seconds, patience_seconds=patience_seconds)
 
+    @property
+    def needs_person(self) -> bool:
+        """See KeySource: without a file of it, the PIN is asked for."""
+        return not self._request.pin_file
+
     def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
         """See Protector."""
         wrapping_key = os.urandom(_WRAPPING_KEY_BYTES)
