@@ -91,9 +91,10 @@ def _kept(
         found = state.differences.get(path)
         if found is not None and found.change is Change.ADDED:
             changes[name] = None
-        elif unclean and path in state.unbound:
-            # it says something by its name alone, so the name must be known
-            changes[name] = None if not state.is_speaking(path) else _without_tag(now.entry(now.find(name)))
+        elif unclean and name not in changes and _bound_entry(state.manifest, directory, name) is None:
+            # but what says something by its name alone must be known
+            is_known = path in state.unbound and state.is_speaking(path)
+            changes[name] = _without_tag(now.entry(now.find(name))) if is_known else None
     if not changes:
         return now
     entries = dict(now.entries())

@@ -73,13 +73,20 @@ class Scene:
         """Mounts, and starts the server, which recovers if need be."""
         if not self._plain:
             self.volume.mount()
+            self.expect_no_tampering()
         self.server.start(f"-c wal_sync_method={sync_method}", seconds=120)
 
     def stop(self) -> None:
         """Stops the server and unmounts."""
         self.server.stop()
         if not self._plain:
+            self.expect_no_tampering()
             self.volume.umount()
+
+    def expect_no_tampering(self) -> None:
+        """Nobody has touched the volume: what a crash leaves must never be taken for an attack."""
+        place = ("--volume", self.volume.backing, *self.volume.unlock)
+        assert self.volume.tdefs("accept", "--list", *place).stdout == ""
 
     def kill(self) -> None:
         """The daemon dies, and the server with it."""
