@@ -85,7 +85,7 @@ class Scene:
 
     def expect_no_tampering(self) -> None:
         """Nobody has touched the volume: what a crash leaves must never be taken for an attack."""
-        place = ("--volume", self.volume.backing, *self.volume.unlock)
+        place: tuple[str | Path, ...] = ("--volume", self.volume.backing, *self.volume.unlock)
         assert self.volume.tdefs("accept", "--list", *place).stdout == ""
 
     def kill(self) -> None:
