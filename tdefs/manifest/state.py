@@ -188,6 +188,7 @@ def compare_again(state: State) -> None:
     finally:
         os.close(root)
     state.differences = compare(state.manifest, state.tree, state.is_added)
+    state.tree.directories = {}  # which would be as much memory as the manifest again
 
 
 def mark_unbound(manifest: Manifest, changed: Changed) -> None:

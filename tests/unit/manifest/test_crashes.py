@@ -262,13 +262,9 @@ def test_nothing_is_changed_that_could_not_be_noted(make: Callable[[], BoundVolu
     volume = make()
     for label in ("journal:write", "journal:sync"):
         volume.calls.fail = {label: 5}
-        for step in (
-            lambda: volume.unlink(TABLE),
-            lambda: volume.truncate(TABLE, 0),
-            lambda: volume.rename(TABLE, WAL),
-        ):
+        for name in ("a file removed", "a file emptied", "a file renamed"):
             with pytest.raises(OSError, match="Input"):
-                step()
+                change(volume, name)
         volume.calls.fail = {}
     volume.crash()
     assert volume.found().is_sound
