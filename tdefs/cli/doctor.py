@@ -21,6 +21,7 @@ from tdefs.doctor.host import examine_host
 from tdefs.doctor.keepers import examine_keepers
 from tdefs.doctor.policy import examine_next_mount, next_policy
 from tdefs.doctor.registration import examine_registration
+from tdefs.doctor.tampering import examine_tampering
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
 from tdefs.fs.mounts import find_mount, mounts_of
@@ -70,6 +71,7 @@ def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[P
     volume = living_volume(mount)
     daemon = ask(volume, "status")
     findings = [*examine_host(volume, mount.mountpoint, daemon), *examine_registration(volume, daemon)]
+    findings += examine_tampering(daemon)
     clusters = find_clusters(mount.mountpoint)
     if daemon is not None:
         findings += examine_keepers(daemon["pid"], clusters)

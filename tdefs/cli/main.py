@@ -15,7 +15,7 @@ from tdefs.host import expect_signals, harden_process, lock_memory, refuse_trace
 #: Each is a module of this package, with _ for -.
 _COMMANDS = (
     *("init", "mount", "umount", "status", "doctor", "ls", "cat", "verify", "policy"),
-    *("key", "protector", "key-source", "auto-open", "volume"),
+    *("key", "protector", "key-source", "auto-open", "volume", "accept"),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
         "memory_locked": daemon.get("memory_locked"),
         "watchdog": daemon.get("watchdog"),
         "read_only": daemon.get("read_only"),
+        "tampering": daemon.get("tampering"),
         "page_cipher": daemon.get("page_cipher"),
         "known_inodes": daemon.get("known_inodes"),
         "open_handles": daemon.get("open_handles"),
@@ -150,6 +152,18 @@ def _document(keystore: Path) -> Document | None:
         return None
 
 
+def _tampering(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what of the volume is not as the last unmount left it."""
+    if found.get("lost"):
+        yield "manifest", found["lost"]
+    if found.get("older_than"):
+        yield "older copy", f"the keystore knows of a newer one, with manifest {found['older_than']}"
+    for one in found.get("differences", ()):
+        yield "not as left", f"{one['path']}: {one['what']}"
+    if (more := found.get("count", 0) - len(found.get("differences", ()))) > 0:
+        yield "not as left", f"and {more} more: 'tdefs accept --list'"
+
+
 def _inside(mountpoint: Path) -> list[str]:
     """Return the mount points of what is mounted inside, in an order in which they can be unmounted."""
     return [str(inner.mountpoint) for inner in mounts_inside(mountpoint)]
@@ -164,6 +178,7 @@ def _print(status: dict[str, Any]) -> None:
         (name.replace("_", " "), shown[value] if isinstance(value := status[name], bool) else value)
         for name in _FIELDS
     )
+    print_fields(_tampering(status["tampering"] or {}))
     print_fields(("mounted inside", inner) for inner in status["mounts_inside"])
     print_line()
     keys = [

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from tdefs.errors import TdefsError
+from tdefs.fs.report import Finding
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.keystore import load_keystore
-from tdefs.manifest.state import Binding
+from tdefs.manifest.state import MANIFEST_FILE, OLDER_HINT, Binding, State
+from tdefs.policy.paths import classify
 from tdefs.registry import recognised
-from tdefs.volume import Volume
+from tdefs.volume import PRIVATE_DIRECTORY, Volume
 
 
 def binding_of(volume: Volume, ring: KeyRing, keystore: Path) -> Binding:
@@ -19,3 +23,22 @@ def binding_of(volume: Volume, ring: KeyRing, keystore: Path) -> Binding:
     except (TdefsError, OSError):
         entry = None
     return Binding.of(volume, ring, keystore, entry.id if entry is not None else None)
+
+
+def tampering_findings(state: State) -> Iterator[Finding]:
+    """Yield as findings what is not as the last unmount left it."""
+    for line in state.describe_volume():
+        yield Finding(
+            f"{PRIVATE_DIRECTORY}/{MANIFEST_FILE}",
+            "manifest",
+            line,
+            OLDER_HINT,
+        )
+    for path, found in sorted(state.differences.items()):
+        name = os.fsdecode(path)
+        yield Finding(
+            name,
+            classify(name).kind.value,
+            f"not as the last unmount left it: {found}",
+            "restore it from a backup, or say with 'tdefs accept' that it is meant",
+        )

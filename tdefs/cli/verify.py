@@ -12,11 +12,13 @@ from tdefs.cli.home_cluster import linking_clusters, named_cluster
 from tdefs.cli.link_places import link_judge
 from tdefs.cli.output import print_fields, print_json, print_line
 from tdefs.cli.progress import ReadProgress
-from tdefs.cli.unlock import add_keystore_arguments, unlock
+from tdefs.cli.tampering import binding_of, tampering_findings
+from tdefs.cli.unlock import add_keystore_arguments, keystore_path, unlock
 from tdefs.errors import Exit
 from tdefs.fs.offline import STATES, volume_at
 from tdefs.fs.report import Report
 from tdefs.fs.verifying import Verifier
+from tdefs.manifest.checking import examine
 from tdefs.text import printable
 from tdefs.volume import Volume, is_in_use
 
@@ -31,6 +33,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "has data checksums. It tells where each symbolic link leads to, and what was planted. Of a "
         "tablespace, or of WAL, the cluster is found by who links to it, or "
         f"named with --pgdata. Exit code 0 if nothing is wrong, {Exit.VERIFY_FOUND_DAMAGE} if something is, "
+        f"{Exit.TAMPERING_FOUND} if no file is damaged, but some are not as the last unmount left them, "
         f"{Exit.VERIFY_INCOMPLETE} if nothing is, but the cluster is not known, and its pages were not checked.",
     )
     parser.add_argument("backing", metavar="BACKING", type=Path)
@@ -68,12 +71,16 @@ def _run(args: argparse.Namespace) -> int:
             lambda: [named] if named is not None else list(linking_clusters(given, volume)),
             link_judge(args, volume),
         )
+    damage = len(report.findings)
+    report.findings += tampering_findings(
+        examine(binding_of(volume, known.unlocked.ring, keystore_path(args, volume)))
+    )
     if args.json:
         print_json(_as_object(volume, report, mounted=mounted))
     else:
         _print_report(report)
     if report.findings:
-        return Exit.VERIFY_FOUND_DAMAGE
+        return Exit.VERIFY_FOUND_DAMAGE if damage else Exit.TAMPERING_FOUND
     return Exit.VERIFY_INCOMPLETE if report.unchecked else Exit.OK
 
 

@@ -36,6 +36,7 @@ from tdefs.fs.workers import workers
 from tdefs.keys.document import ACTIVE, REVOKED
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.ring_message import RingRefusedError, open_ring
+from tdefs.manifest import accepting
 from tdefs.manifest.bound import Bound
 from tdefs.manifest.journal import JOURNAL_FILE
 from tdefs.manifest.state import State
@@ -337,6 +338,9 @@ async def _serve(
         log.info("new keys: revision %d of the keystore", ring.revision)
         return {"keystore_revision": ring.revision}
 
+    def accept(asked: Mapping[str, Any]) -> dict[str, Any]:
+        return accepting.answer(opener.manifest, request.state, asked)
+
     def ended() -> None:
         course.ended = _is_unmounted(request, device, operations)
 
@@ -348,7 +352,7 @@ async def _serve(
             if request.watchdog and device:
                 nursery.start_soon(watched.stay)
             if (control := _control_socket(request)) is not None:
-                nursery.start_soon(_control, control, {"status": status, "keys": keys})
+                nursery.start_soon(_control, control, {"status": status, "keys": keys, accepting.REQUEST: accept})
             await connection.serve(ended)
         finally:
             connection.cut()

@@ -136,12 +136,20 @@ class Bound:
             ],
         }
 
-    def accept(self, paths: Iterable[bytes]) -> int:
-        """Have differences be meant from now on; return how many there were. Raises OSError."""
+    def accept(self, paths: Iterable[bytes], *, older_copy: bool) -> int:
+        """Have differences be meant from now on; return how many there are. Raises OSError.
+
+        What is accepted is not bound until the next manifest, which has it as it is then.
+        """
         if self._state is None:
             return 0
-        accepted = [path for path in paths if path in self._state.differences]
+        accepted = list(paths)
         self._unbind(accepted)
+        for path in accepted:
+            log.warning("%s: accepted as found", printable_path(path))
+        if older_copy:
+            self._state.older_than, self._state.lost = 0, ""
+            log.warning("accepted: the volume is an older copy, or had lost its manifest")
         return len(accepted)
 
     @property

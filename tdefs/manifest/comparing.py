@@ -51,7 +51,7 @@ def compare(manifest: Manifest, tree: Tree, is_added: Callable[[bytes], bool]) -
             continue
         before = manifest.directories.get(path) or Listing()
         now = tree.directories.get(path) or Listing()
-        if _alike(before, now):
+        if are_alike(before, now):
             continue
         for at, name in enumerate(before.names):
             if before.unbound[at]:
@@ -68,7 +68,7 @@ def compare(manifest: Manifest, tree: Tree, is_added: Callable[[bytes], bool]) -
     return found
 
 
-def _alike(before: Listing, now: Listing) -> bool:
+def are_alike(before: Listing, now: Listing) -> bool:
     """Tell at once that nothing differs, as in most directories; of links the text would have to be looked at."""
     return (
         before.kinds == now.kinds

@@ -89,17 +89,11 @@ class Listing:
     unbound: bytearray = field(default_factory=bytearray)
 
     @classmethod
-    def of(cls, entries: dict[bytes, Entry]) -> Listing:
-        """Return the listing of *entries*."""
-        names = sorted(entries)
-        found = [entries[name] for name in names]
-        return cls(
-            names,
-            bytes(entry.kind for entry in found),
-            array("Q", [entry.length for entry in found]),
-            b"".join(entry.tag for entry in found),
-            bytearray(len(names)),
-        )
+    def of(cls, rows: list[tuple[bytes, int, int, bytes]]) -> Listing:
+        """Return the listing of *rows*: name, kind, length and tag."""
+        rows.sort()
+        names, kinds, lengths, tags = zip(*rows, strict=True) if rows else ((), (), (), ())
+        return cls(list(names), bytes(kinds), array("Q", lengths), b"".join(tags), bytearray(len(rows)))
 
     def find(self, name: bytes) -> int:
         """Return the position of *name*, -1 if it has none."""

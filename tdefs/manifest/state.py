@@ -22,6 +22,9 @@ from tdefs.text import printable_path
 from tdefs.volume import Volume
 
 MANIFEST_FILE = "manifest"
+OLDER_HINT = (
+    "if a backup was restored: 'tdefs accept --older-copy'; else see who can write to the backing directory"
+)
 #: So many files are named where there are more.
 NAMED = 10
 
@@ -95,7 +98,7 @@ class State:
         """Return what is to be told of, one line for each thing."""
         lines = self.describe_volume()
         if self.differences:
-            lines.append(f"{counted(len(self.differences))} not as the last unmount left them: {self.named()}")
+            lines.append(f"{counted(len(self.differences))} not as the last unmount left things: {self.named()}")
         return lines
 
     def describe_volume(self) -> list[str]:
@@ -105,8 +108,7 @@ class State:
             lines.append(f"the manifest of the volume's files {self.lost}: what changed at rest cannot be told")
         if self.older_than:
             lines.append(
-                f"the volume is an older copy: manifest {self.manifest.counter if self.manifest else 0}, "
-                f"and the keystore knows {self.older_than}"
+                f"the volume is an older copy: the keystore knows of a newer one, with manifest {self.older_than}"
             )
         return lines
 
@@ -186,6 +188,7 @@ def compare_again(state: State) -> None:
     finally:
         os.close(root)
     state.differences = compare(state.manifest, state.tree, state.is_added)
+    state.tree.directories = {}  # which would be as much memory as the manifest again
 
 
 def mark_unbound(manifest: Manifest, changed: Changed) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from tdefs.manifest.comparing import Change, Difference, difference
-from tdefs.manifest.record import NO_TAG, Entry, Flag, Listing, Manifest, NodeKind
+from tdefs.manifest.comparing import Change, Difference, are_alike, difference
+from tdefs.manifest.record import NO_TAG, TAG_BYTES, Entry, Flag, Listing, Manifest, NodeKind
 from tdefs.manifest.state import State
-from tdefs.manifest.tree import join, look_through, tag_in
+from tdefs.manifest.tree import Tag, join, look_through, tag_in
 
 
 def take(state: State, *, accepted: Collection[bytes] = (), unclean: bool = False) -> Manifest:
@@ -23,19 +23,33 @@ def take(state: State, *, accepted: Collection[bytes] = (), unclean: bool = Fals
     old = state.manifest
     volume = state.binding.volume
 
-    def tag(fd: int, directory: bytes, name: bytes, length: int) -> bytes:
-        before = _bound_entry(old, directory, name)
-        if before is not None and before.length == length and join(directory, name) not in accepted:
-            return before.tag
-        return tag_in(fd, name, length, volume.volume_id)
+    def tags(fd: int, directory: bytes) -> Tag:
+        before = (old.directories.get(directory) if old is not None else None) or Listing()
+        known = {name: at for at, name in enumerate(before.names) if not before.unbound[at]}
+        for path in accepted:
+            above, _, name = path.rpartition(b"/")
+            if above == directory:
+                known.pop(name, None)
+
+        def tag(name: bytes, length: int) -> bytes:
+            at = known.get(name)
+            if at is not None and before.lengths[at] == length:
+                return before.tags[at * TAG_BYTES : (at + 1) * TAG_BYTES]
+            return tag_in(fd, name, length, volume.volume_id)
+
+        return tag
 
     root = os.open(volume.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        tree = look_through(root, tag)
+        tree = look_through(root, tags)
     finally:
         os.close(root)
     taken = tree.directories
+    touched = {path.rpartition(b"/")[0] for path in (*state.differences, *accepted)}
     for path in list(taken):
+        before = old.directories.get(path) if old is not None else None
+        if not unclean and path not in touched and (before is None or are_alike(before, taken[path])):
+            continue
         taken[path] = _kept(state, path, taken[path], accepted, unclean=unclean)
     if old is not None:
         for path in old.directories.keys() - taken.keys():
@@ -91,18 +105,14 @@ def _kept(
         found = state.differences.get(path)
         if found is not None and found.change is Change.ADDED:
             changes[name] = None
-        elif unclean and path in state.unbound:
-            # it says something by its name alone, so the name must be known
-            changes[name] = None if not state.is_speaking(path) else _without_tag(now.entry(now.find(name)))
+        elif unclean and name not in changes and _bound_entry(state.manifest, directory, name) is None:
+            # but what says something by its name alone must be known
+            is_known = path in state.unbound and state.is_speaking(path)
+            changes[name] = _without_tag(now.entry(now.find(name))) if is_known else None
     if not changes:
         return now
-    entries = dict(now.entries())
-    for name, entry_or_none in changes.items():
-        if entry_or_none is None:
-            entries.pop(name, None)
-        else:
-            entries[name] = entry_or_none
-    return Listing.of(entries)
+    entries = dict(now.entries()) | changes
+    return Listing.of([(name, *entry) for name, entry in entries.items() if entry is not None])
 
 
 def _without_tag(entry: Entry) -> Entry:

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 
 from tdefs.format.header import RECORD_SIZE, resembles_header
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.manifest.record import NO_TAG, Entry, Listing, NodeKind, digest
+from tdefs.manifest.record import NO_TAG, Listing, NodeKind, digest
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-#: Returns the tag of a file, given the descriptor of its directory, that directory's path, its name, its length.
-Tags = Callable[[int, bytes, bytes, int], bytes]
+#: Returns the tag of a file, given its name and its length.
+Tag = Callable[[bytes, int], bytes]
+#: Returns what is asked for the tags of the files in a directory, given its descriptor and its path.
+Tags = Callable[[int, bytes], Tag]
 
 
 @dataclass(slots=True)
@@ -28,16 +30,20 @@ class Tree:
     several: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
 
 
-def _no_tag(_directory: int, _path: bytes, _name: bytes, _length: int) -> bytes:
+def _no_tag(_name: bytes, _length: int) -> bytes:
     return NO_TAG
 
 
-def look_through(root: int, tags: Tags = _no_tag) -> Tree:
+def _no_tags(_fd: int, _path: bytes) -> Tag:
+    return _no_tag
+
+
+def look_through(root: int, tags: Tags = _no_tags) -> Tree:
     """Return what lies below the open directory *root*, following no link.
 
     A directory that cannot be read is in ``unread``; what vanishes meanwhile is left out.
 
-    :param tags: asked for each regular file.
+    :param tags: asked for each directory, and what it returns for each regular file in it.
     """
     found = Tree()
     pending = [b""]
@@ -63,34 +69,33 @@ def look_through(root: int, tags: Tags = _no_tag) -> Tree:
 
 def _look_at(fd: int, path: bytes, tags: Tags, found: Tree) -> list[bytes]:
     """Add the listing of one directory; return the names of those in it."""
-    entries: dict[bytes, Entry] = {}
+    rows: list[tuple[bytes, int, int, bytes]] = []
     below: list[bytes] = []
+    tag = tags(fd, path)
     with os.scandir(fd) as names:
-        for one in names:
-            name = os.fsencode(one.name)
-            try:
-                status = one.stat(follow_symlinks=False)
-                entries[name] = _entry(fd, path, name, status, tags)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISDIR(status.st_mode):
+        # in the order in which they lie on the disk, which is much faster where nothing is in memory
+        entries = sorted(names, key=os.DirEntry.inode)
+    for one in entries:
+        name = os.fsencode(one.name)
+        try:
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            mode = status.st_mode
+            if stat.S_ISREG(mode):
+                rows.append((name, NodeKind.FILE, status.st_size, tag(name, status.st_size)))
+            elif stat.S_ISDIR(mode):
+                rows.append((name, NodeKind.DIRECTORY, 0, NO_TAG))
                 below.append(name)
-            elif status.st_nlink > 1:
-                found.several.setdefault((status.st_dev, status.st_ino), []).append(join(path, name))
-    found.directories[path] = Listing.of(entries)
+            elif stat.S_ISLNK(mode):
+                text = os.readlink(name, dir_fd=fd)
+                rows.append((name, NodeKind.LINK, len(text), digest(text)))
+            else:
+                rows.append((name, NodeKind.SPECIAL, status.st_rdev, NO_TAG))
+        except FileNotFoundError:
+            continue
+        if status.st_nlink > 1 and not stat.S_ISDIR(mode):
+            found.several.setdefault((status.st_dev, status.st_ino), []).append(join(path, name))
+    found.directories[path] = Listing.of(rows)
     return sorted(below)
-
-
-def _entry(fd: int, path: bytes, name: bytes, status: os.stat_result, tags: Tags) -> Entry:
-    mode = status.st_mode
-    if stat.S_ISREG(mode):
-        return Entry(NodeKind.FILE, status.st_size, tags(fd, path, name, status.st_size))
-    if stat.S_ISDIR(mode):
-        return Entry(NodeKind.DIRECTORY, 0)
-    if stat.S_ISLNK(mode):
-        text = os.readlink(name, dir_fd=fd)
-        return Entry(NodeKind.LINK, len(text), digest(text))
-    return Entry(NodeKind.SPECIAL, status.st_rdev)
 
 
 def tag_in(fd: int, name: bytes, length: int, volume_id: bytes) -> bytes:

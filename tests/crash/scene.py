@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -73,13 +74,22 @@ class Scene:
         """Mounts, and starts the server, which recovers if need be."""
         if not self._plain:
             self.volume.mount()
+            self.expect_no_tampering()
         self.server.start(f"-c wal_sync_method={sync_method}", seconds=120)
 
     def stop(self) -> None:
         """Stops the server and unmounts."""
         self.server.stop()
         if not self._plain:
+            self.expect_no_tampering()
             self.volume.umount()
+
+    def expect_no_tampering(self) -> None:
+        """Nobody has touched the volume: what a crash leaves must never be taken for an attack."""
+        place: tuple[str | Path, ...] = ("--volume", self.volume.backing, *self.volume.unlock)
+        found = json.loads(self.volume.tdefs("accept", "--list", "--json", *place, check=False).stdout)
+        # a snapshot that was restored is an older copy, which is noticed, as it should be
+        assert (found["differences"], found["lost"]) == ([], None)
 
     def kill(self) -> None:
         """The daemon dies, and the server with it."""

@@ -1,0 +1,146 @@
+"""``tdefs accept``: say that files which are not as the last unmount left them are meant to be as they are."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from tdefs.cli.output import print_json, print_line
+from tdefs.cli.place import add_place, volume_of
+from tdefs.cli.tampering import binding_of
+from tdefs.cli.unlock import add_keystore_arguments, keystore_path, unlock
+from tdefs.errors import Exit, TdefsError
+from tdefs.fs.control import ask
+from tdefs.fs.mounts import tdefs_mounts
+from tdefs.manifest.accepting import REQUEST, accept, request
+from tdefs.manifest.checking import examine
+from tdefs.manifest.state import Binding, State
+from tdefs.session_record import Ending
+from tdefs.text import printable_path
+from tdefs.volume import Volume, exclusive, is_in_use
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``accept``."""
+    parser = subparsers.add_parser(
+        "accept",
+        help="say that files which differ from what the last unmount left are meant to be so",
+        description="Files that were removed, added, emptied or exchanged while the volume was not mounted are "
+        "refused. This says of some that they are meant to be as they are now, such as after one was restored "
+        "from a backup. Works with and without a mount; of a mounted volume what is accepted is served at once. "
+        f"With --list nothing is changed, and the exit code is {Exit.TAMPERING_FOUND} if anything differs.",
+    )
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="*",
+        help="relative to the mount's root, or below the mount point or the backing directory's data; "
+        "of a directory all that is in it, too",
+    )
+    parser.add_argument("--all", action="store_true", help="accept all that differs")
+    parser.add_argument("--list", action="store_true", help="list what differs, and accept nothing")
+    parser.add_argument(
+        "--older-copy",
+        action="store_true",
+        help="accept that the volume is an older copy, as after a restore from a backup, or has lost its manifest",
+    )
+    parser.add_argument("--json", action="store_true", help="with --list: print JSON")
+    add_place(parser)
+    add_keystore_arguments(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not args.paths and not (args.all or args.list or args.older_copy):
+        raise TdefsError(
+            Exit.USAGE, "what is to be accepted?", hint="name paths, or --all, or --older-copy; --list shows them"
+        )
+    volume = volume_of(args)
+    keystore = keystore_path(args, volume).absolute()
+    known = unlock(args, volume)
+    binding = binding_of(volume, known.unlocked.ring, keystore)
+    if args.list:
+        return _list(examine(binding), as_json=args.json)
+    if is_in_use(volume):
+        return _accept_mounted(args, binding)
+    with exclusive(volume):
+        state = examine(binding)
+        paths = _chosen(args, state)
+        left_clean = known.believed.last.ending is Ending.CLEAN
+        accept(state, paths, older_copy=args.older_copy, left_clean=left_clean)
+    args.changed = True
+    return _say(len(paths))
+
+
+def _accept_mounted(args: argparse.Namespace, binding: Binding) -> int:
+    """Have the daemon take it, which may know of differences that came to light when files were opened."""
+    state = examine(binding)
+    paths = sorted(_chosen(args, state))
+    users = {0, os.geteuid(), binding.volume.private.stat().st_uid}
+    answer = ask(binding.volume, REQUEST, only_of=users, **request(state, paths, older_copy=args.older_copy))
+    if answer is None or "accepted" not in answer:
+        raise TdefsError(
+            Exit.DAEMON_NOT_TOLD,
+            f'the daemon of volume "{binding.volume.backing}" could not be told',
+            detail=(answer or {}).get("refused", "it did not answer this user"),
+            hint="try as root or as the daemon's user; else unmount, and accept then",
+        )
+    args.changed = True
+    return _say(len(paths))
+
+
+def _chosen(args: argparse.Namespace, state: State) -> set[bytes]:
+    """Return what is meant of what differs.
+
+    :raises TdefsError: FILE_NOT_FOUND for a path that does not.
+    """
+    if args.all:
+        return set(state.differences)
+    chosen: set[bytes] = set()
+    for text in args.paths:
+        path = _relative(text, state.binding.volume)
+        found = {one for one in state.differences if one == path or one.startswith(path + b"/")}
+        if not found:
+            raise TdefsError(
+                Exit.FILE_NOT_FOUND,
+                f'"{printable_path(path)}" does not differ from what the last unmount left',
+                hint="'tdefs accept --list' shows what does",
+            )
+        chosen |= found
+    return chosen
+
+
+def _relative(text: str, volume: Volume) -> bytes:
+    """Return a path as the manifest has it."""
+    path = Path(text)
+    roots = [volume.data, *(mount.mountpoint for mount in tdefs_mounts() if mount.backing == volume.backing)]
+    for root in roots if path.is_absolute() else ():
+        if path.is_relative_to(root):
+            path = path.relative_to(root)
+    return os.fsencode(os.path.normpath(path))
+
+
+def _list(state: State, *, as_json: bool) -> int:
+    if as_json:
+        print_json(
+            {
+                "lost": state.lost or None,
+                "older_than": state.older_than or None,
+                "differences": [
+                    {"path": printable_path(path), "what": found.change.value, "detail": found.detail}
+                    for path, found in sorted(state.differences.items())
+                ],
+            }
+        )
+    else:
+        for line in state.describe_volume():
+            print_line(line)
+        for path, found in sorted(state.differences.items()):
+            print_line(f"{printable_path(path)}: {found}")
+    return Exit.OK if state.is_sound else Exit.TAMPERING_FOUND
+
+
+def _say(count: int) -> int:
+    print_line(f"accepted: {count} file{'' if count == 1 else 's'} as found")
+    return Exit.OK

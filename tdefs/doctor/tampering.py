@@ -1,0 +1,38 @@
+"""What is not as the last unmount left it, as the daemon of a mount knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tdefs.doctor.findings import Finding, risk
+from tdefs.manifest.state import OLDER_HINT
+
+_NAMED = 10
+
+
+def examine_tampering(status: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """Yield what the daemon found; nothing where it does not answer.
+
+    :param status: what the daemon says of itself.
+    """
+    found = (status or {}).get("tampering") or {}
+    if found.get("lost"):
+        yield risk(
+            f"the manifest of the volume's files {found['lost']}: what changed at rest cannot be told",
+            OLDER_HINT,
+        )
+    if found.get("older_than"):
+        yield risk(
+            f"the volume is an older copy: the keystore knows of a newer one, with manifest {found['older_than']}",
+            OLDER_HINT,
+        )
+    count = found.get("count", 0)
+    if count:
+        named = [f"{one['path']}: {one['what']}" for one in found["differences"][:_NAMED]]
+        more = f", and {count - len(named)} more" if count > len(named) else ""
+        yield risk(
+            f"{count} file{' is' if count == 1 else 's are'} not as the last unmount left "
+            f"{'it' if count == 1 else 'them'}: {', '.join(named)}{more}",
+            "restore what is wrong from a backup, or say with 'tdefs accept' that it is meant",
+        )

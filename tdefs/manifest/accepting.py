@@ -1,0 +1,83 @@
+"""Saying that what differs from the manifest is meant: of a volume that rests, and to the daemon of a mount."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
+from tdefs.manifest.bound import Bound
+from tdefs.manifest.counter import note_counter
+from tdefs.manifest.journal import prepare_journal
+from tdefs.manifest.record import Flag, Manifest
+from tdefs.manifest.state import State, write_manifest
+from tdefs.manifest.taking import take
+
+REQUEST = "accept"
+_PURPOSE = b"tdefs v1 accept differences"
+
+
+def accept(state: State, paths: Collection[bytes], *, older_copy: bool, left_clean: bool = True) -> None:
+    """Write a manifest in which *paths* are as they are now; the caller holds the volume's lock.
+
+    :param older_copy: whether it is meant, too, that the volume is an older copy, or lost its manifest.
+    :param left_clean: whether the last session is known to have ended cleanly.
+    :raises OSError: nothing has changed, but for the keystore's history, which may lack the counter.
+    """
+    binding = state.binding
+    if binding.key is None:
+        return
+    if older_copy:
+        state.older_than, state.lost = 0, ""
+    if state.manifest is None and not left_clean:
+        # what a crash left half done must not be bound
+        manifest = Manifest(binding.volume.volume_id, state.newest + 1, {}, state.older_than, Flag.INCOMPLETE)
+        if state.lost:
+            manifest.flags |= Flag.FOLLOWS_LOST
+    else:
+        manifest = take(state, accepted=paths, unclean=state.manifest is not None and not state.is_complete)
+    prepare_journal(binding.volume)
+    write_manifest(binding.volume, manifest, binding.key)
+    if binding.entry is not None and binding.history_key is not None:
+        note_counter(binding.keystore, binding.history_key, binding.entry, manifest.counter)
+
+
+def request(state: State, paths: Sequence[bytes], *, older_copy: bool) -> dict[str, Any]:
+    """Return what to ask the daemon: under a MAC, since only who has the keys may say so."""
+    assert state.binding.key is not None  # noqa: S101 - there are differences, so there is a manifest
+    counter = state.manifest.counter if state.manifest is not None else 0
+    mac = _mac(state.binding.key, state.binding.volume.volume_id, counter, paths, older_copy=older_copy)
+    return {
+        "paths": [os.fsdecode(path) for path in paths],
+        "older_copy": older_copy,
+        "mac": mac.finalize().hex(),
+    }
+
+
+def answer(bound: Bound, state: State | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the daemon's answer to a :func:`request`."""
+    if state is None or state.binding.key is None:
+        return {"refused": "there is no manifest"}
+    counter = state.manifest.counter if state.manifest is not None else 0
+    try:
+        paths = [os.fsencode(path) for path in asked["paths"]]
+        older_copy = bool(asked["older_copy"])
+        mac = _mac(state.binding.key, state.binding.volume.volume_id, counter, paths, older_copy=older_copy)
+        mac.verify(bytes.fromhex(asked["mac"]))
+    except (KeyError, TypeError, ValueError, InvalidSignature):
+        return {"refused": "whoever asks has not the volume's keys"}
+    try:
+        accepted = bound.accept(paths, older_copy=older_copy)
+    except OSError as error:
+        return {"refused": f"it could not be written down: {error.strerror}"}
+    return {"accepted": accepted}
+
+
+def _mac(key: bytes, volume_id: bytes, counter: int, paths: Sequence[bytes], *, older_copy: bool) -> HMAC:
+    mac = HMAC(key, SHA256())
+    mac.update(_PURPOSE + volume_id + counter.to_bytes(8, "little") + bytes([older_copy]) + b"\0".join(paths))
+    return mac

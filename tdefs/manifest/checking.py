@@ -1,0 +1,65 @@
+"""Comparing a whole volume with its manifest, headers too, with or without a mount."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from tdefs.manifest.comparing import Change, Difference
+from tdefs.manifest.record import NO_TAG, Listing, NodeKind
+from tdefs.manifest.state import Binding, State, look
+from tdefs.manifest.tree import join, open_directory, tag_in
+
+
+def examine(binding: Binding) -> State:
+    """Return what is known of a volume, with all that differs.
+
+    Where the volume is mounted, what is changed meanwhile is in its journal before it is changed, so nothing of
+    that is taken for tampering; what comes meanwhile is not known to the manifest, and is not told of.
+
+    :raises OSError: the data directory cannot be opened.
+    """
+    state = look(binding)
+    if state.manifest is None:
+        return state
+    _compare_headers(state)
+    if state.differences:
+        again = look(binding, compares=False)
+        if again.manifest is None or again.manifest.counter != state.manifest.counter:
+            # unmounted meanwhile: the next manifest was made of what was found
+            return examine(binding)
+        for path in list(state.differences):
+            changed_since = path in again.unbound or again.changed.everything
+            if changed_since or (state.differences[path].change is Change.ADDED and not again.is_added(path)):
+                del state.differences[path]
+    return state
+
+
+def _compare_headers(state: State) -> None:
+    assert state.manifest is not None  # noqa: S101 - the caller has seen to it
+    root = os.open(state.binding.volume.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path, listing in state.manifest.directories.items():
+            with suppress(OSError):  # what is not there, or cannot be read, was told by its name
+                fd = open_directory(root, path)
+                try:
+                    _compare_listing(state, fd, path, listing)
+                finally:
+                    os.close(fd)
+    finally:
+        os.close(root)
+
+
+def _compare_listing(state: State, fd: int, directory: bytes, listing: Listing) -> None:
+    for at, name in enumerate(listing.names):
+        entry = listing.entry(at)
+        path = join(directory, name)
+        if (
+            listing.unbound[at]
+            or entry.kind is not NodeKind.FILE
+            or entry.tag == NO_TAG
+            or path in state.differences
+        ):
+            continue
+        if tag_in(fd, name, entry.length, state.binding.volume.volume_id) != entry.tag:
+            state.differences[path] = Difference(Change.HEADER, "its header is another one")
