@@ -84,7 +84,7 @@ class Link:
         :raises MisplacedLink: it belongs elsewhere.
         """
         if place_of_link(path) not in self.places:
-            raise MisplacedLink("the link was made for another place of this volume")
+            raise MisplacedLink("the symbolic link was made for another place of this volume")
 
 
 def place_of_link(path: bytes) -> bytes:
