@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Makes the golden backing directory of the current format version, with a real mount.
 
-    .venv/bin/python scripts/make-golden.py tests/golden/v1
+    .venv/bin/python scripts/make-golden.py tests/golden/v2
 
-This was run once for each format version, before its release. What it made stays in the tests for ever: that a
-later tdefs reads it is the promise that nobody's files become unreadable. It never overwrites: a new version gets
-a new directory.
+It is run for each format version, the last time before its release; until then: remove the directory, and run it
+again. What it made stays in the tests for ever after: that a later tdefs reads it is the promise that nobody's
+files become unreadable. It never overwrites: a new version gets a new directory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ def pattern(name: str, size: int) -> bytes:
 
 def fill(root: Path) -> None:
     """Write the files through the mount at *root*."""
-    for directory in ("base/16384", "pg_wal", "pg_xact", "lengths"):
+    for directory in ("base/16384", "pg_wal", "pg_xact", "pg_stat", "log", "lengths"):
         (root / directory).mkdir(parents=True)
     (root / "PG_VERSION").write_text("15\n")
     (root / "postgresql.conf").write_text("shared_buffers = 128MB  # canary in a comment\n" * 3)
@@ -57,6 +58,18 @@ def fill(root: Path) -> None:
     # a zero page between two that are not, as relation extension leaves it
     free_space = root / "base/16384/16385_fsm"
     free_space.write_bytes(pattern("16385_fsm", 8192) + bytes(8192) + pattern("16385_fsm, page 2", 8192))
+
+    # bound to a class, and renamed within it
+    (root / "pg_stat/pgstat.tmp").write_bytes(pattern("pgstat.tmp", 3000))
+    (root / "pg_stat/pgstat.tmp").rename(root / "pg_stat/pgstat.stat")
+
+    # bound to a name, and renamed to another one
+    (root / "postgresql.auto.conf.tmp").write_bytes(pattern("postgresql.auto.conf", 700))
+    (root / "postgresql.auto.conf.tmp").rename(root / "postgresql.auto.conf")
+
+    # emptied, and filled again under another file id
+    (root / "log/postgresql.log").write_bytes(pattern("postgresql.log", 5000))
+    (root / "log/postgresql.log").write_bytes(pattern("postgresql.log, again", 2500))
 
     # two names under two identities: the file is bound to none any more
     (root / "base/16384/16391").write_bytes(pattern("16391", 1000))
@@ -101,42 +114,53 @@ def main() -> int:
     if golden.exists():
         print(f'make-golden: "{golden}" exists, and a golden directory is never made anew', file=sys.stderr)
         return 1
-    golden.mkdir(parents=True)
-    (golden / "key.txt").write_text(KEY + "\n")
-    (golden / "policy.yaml").write_text(POLICY)
-    backing = golden / "backing"
-    unlock = ["--key-command", f"cat {shlex.quote(str(golden / 'key.txt'))}"]
+    with tempfile.TemporaryDirectory(prefix="tdefs-golden-") as directory:
+        if not make(Path(directory)):
+            print("make-golden: the mount and a plain directory with the same files differ", file=sys.stderr)
+            return 1
+        tidy(Path(directory), golden.name)
+        shutil.copytree(directory, golden, symlinks=True)
+    return 0
+
+
+def make(root: Path) -> bool:
+    """Make a volume below *root*, and fill it; return whether it holds then what a plain directory would."""
+    (root / "key.txt").write_text(KEY + "\n")
+    (root / "policy.yaml").write_text(POLICY)
+    backing = root / "backing"
+    unlock = ["--key-command", f"cat {shlex.quote(str(root / 'key.txt'))}"]
 
     def tdefs(*words: str | Path) -> None:
         subprocess.run([TDEFS, *words], check=True)
 
-    tdefs("init", backing, "--policy", golden / "policy.yaml", *unlock)
+    tdefs("init", backing, "--policy", root / "policy.yaml", *unlock)
     with tempfile.TemporaryDirectory() as mountpoint, tempfile.TemporaryDirectory() as plain:
         fill(Path(plain))
         files = listing(Path(plain))
-        tdefs("mount", backing, mountpoint, *unlock)
-        try:
-            fill(Path(mountpoint))
-        finally:
-            tdefs("umount", mountpoint)
-        # anew, so that what is compared has been on the disk
-        tdefs("mount", backing, mountpoint, *unlock)
-        try:
-            if listing(Path(mountpoint)) != files:
-                print("make-golden: the mount and a plain directory with the same files differ", file=sys.stderr)
-                return 1
-        finally:
-            tdefs("umount", mountpoint)
-    for name in ("lock", "session.json", "log", "control"):
-        (backing / ".tdefs" / name).unlink(missing_ok=True)
+        found = []
+        # the second time what is compared has been on the disk
+        for work in (fill, listing):
+            tdefs("mount", backing, mountpoint, *unlock)
+            try:
+                found.append(work(Path(mountpoint)))
+            finally:
+                tdefs("umount", mountpoint)
+    (root / "expected.json").write_text(json.dumps(files, indent=2) + "\n")
+    return found[-1] == files
 
-    description = backing / ".tdefs/volume.json"
+
+def tidy(root: Path, name: str) -> None:
+    """Take away what is of the machine where it was made; who uses the directory puts in places of its own."""
+    private = root / "backing/.tdefs"
+    for path in private.iterdir():
+        if path.name not in ("volume.json", "keystore"):
+            path.unlink()
+    description = private / "volume.json"
     fields = json.loads(description.read_text())
-    # the places on the machine where it was made; who uses the directory puts in its own
-    fields["keystore"], fields["policy"] = "/golden/v1/backing/.tdefs/keystore", "/golden/v1/policy.yaml"
+    for field, value in fields.items():
+        if isinstance(value, str):
+            fields[field] = value.replace(str(root), f"/golden/{name}")
     description.write_text(json.dumps(fields, indent=2) + "\n")
-    (golden / "expected.json").write_text(json.dumps(files, indent=2) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def _overwrite(content: Callable[[Random, int], bytes]) -> Damage:
 
 def _truncate(scene: Scene, path: str) -> None:
     size = (scene.data / path).stat().st_size
-    near = scene.random.choice((0, 1, 7, 16, 200, 256, 4096, HEADER, HEADER + 16, 2 * HEADER, size))
+    near = scene.random.choice((0, 1, 7, 16, 200, 512, 4096, HEADER, HEADER + 16, 2 * HEADER, size))
     length = (
         near + scene.random.randint(-17, 17) if scene.random.random() < 0.6 else scene.random.randrange(size + 1)
     )
@@ -127,9 +127,9 @@ def _remove(scene: Scene, path: str) -> None:
 
 
 DAMAGES: dict[str, Damage] = {
-    "flipped bits in the header record": _flip_in(0, 256),
+    "flipped bits in the header record": _flip_in(0, 512),
     "flipped bits in the magic or the volume id": _flip_in(0, 32),
-    "flipped bits in the header page": _flip_in(256, HEADER),
+    "flipped bits in the header page": _flip_in(512, HEADER),
     "flipped bits in the data": _flip_in(HEADER, None),
     "flipped bits anywhere": _flip_in(0, None),
     "flipped bits at the end": _flip_at_the_end,
@@ -145,9 +145,9 @@ DAMAGES: dict[str, Damage] = {
     "a text": _replace(lambda random, _: b"put here by hand\n" * random.choice((1, 1000))),
     "all zero": _replace(lambda random, old: bytes(random.choice((1, 100, 8192, 8193, len(old))))),
     "a header alone": _replace(lambda _, old: old[:HEADER]),
-    "a record alone": _replace(lambda _, old: old[:256]),
+    "a record alone": _replace(lambda _, old: old[:512]),
     "a header of zeros": _replace(lambda _, old: bytes(HEADER) + old[HEADER:]),
-    "a record of zeros": _replace(lambda _, old: bytes(256) + old[256:]),
+    "a record of zeros": _replace(lambda _, old: bytes(512) + old[512:]),
     "emptied": _replace(lambda *_: b""),
     "removed": _remove,
 }

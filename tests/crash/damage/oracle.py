@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-HEADER, RECORD, PAGE, SECTOR, BLOCK = 8192, 256, 8192, 512, 16
+HEADER, RECORD, PAGE, SECTOR, BLOCK = 8192, 512, 8192, 512, 16
 _MAGIC = b"\x89TDEFS\r\n"
 _RELATION = re.compile(
     r"(?:.*/)?(?:global|(?:base|PG_[0-9]+_[0-9]+)/[0-9]+)/([1-9][0-9]*)(?:_(fsm|vm|init))?(?:\.([1-9][0-9]*))?"
@@ -16,6 +16,7 @@ _RELATION = re.compile(
 
 
 ANOTHER_FILES = "another file's header"
+SHARED_ID = "a file id that another file has, too"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Original:
     @property
     def identity(self) -> bytes:
         """Both identities that the header binds it to."""
-        return self.stored[96:128]
+        return self.stored[96:160]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,15 @@ class Oracle:
             return Verdict(True, reason=ANOTHER_FILES)
         return self._sealed(origin, stored)
 
+    def shown_id(self, stored: bytes) -> bytes | None:
+        """The file id that a stored file shows; ``None`` if it shows none that is genuine."""
+        genuine = len(stored) >= HEADER and stored[:RECORD] in self._by_record
+        return stored[32:48] if genuine else None
+
+    def may_lie(self, stored: bytes, path: str) -> bool:
+        """Whether a stored file with a genuine header may be opened as *path*."""
+        return self._may_lie(self._by_record[stored[:RECORD]], path)
+
     def _zeros(self, stored: bytes, *, sealed_place: bool) -> Verdict:
         if not self._plain_files:
             return Verdict(True, reason="a wiped header")
@@ -92,13 +102,12 @@ class Oracle:
         return stored[:8] == _MAGIC or stored[1:6] == _MAGIC[1:6] or (stored[16:32] == self._volume_id)
 
     def _may_lie(self, origin: Original, path: str) -> bool:
-        """Whether the header's identity is that of the path: the same file, or both are no relation files."""
+        """Whether the header's identity is that of the path: the same file's, or that of one of its class."""
         if origin.identity[0] == 3:  # any place
             return True
         here = self._originals.get(path)
-        if here is not None and here.is_sealed:
-            return here.identity == origin.identity
-        return origin.identity[0] == 2 and not is_relation(path)
+        # what is encrypted beside plain files is bound to its name, or to a relation's numbers
+        return here is not None and here.is_sealed and here.identity == origin.identity
 
     def _sealed(self, origin: Original, stored: bytes) -> Verdict:
         data = len(stored) - HEADER

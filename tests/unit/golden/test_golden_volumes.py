@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tdefs.format.header import ANY_PLACE
+from tdefs.format.header import ANY_PLACE, FileClass, named, of_class
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.inodes import Inode, InodeTable
 from tdefs.fs.namespace import Namespace
@@ -60,7 +60,10 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
     root = tmp_path / "golden"
     shutil.copytree(source, root)
     copy = Golden(root, json.loads((root / "expected.json").read_text()))
-    copy.keystore.chmod(0o600)  # git keeps no modes
+    # git keeps neither modes nor hard links
+    copy.keystore.chmod(0o600)
+    (copy.data / "base/16384/16392").unlink()
+    (copy.data / "base/16384/16392").hardlink_to(copy.data / "base/16384/16391")
     return copy
 
 
@@ -106,7 +109,7 @@ def described(content: bytes) -> dict[str, int | str]:
 
 
 def test_every_format_version_has_a_golden_directory() -> None:
-    assert VERSIONS == ["v1"]
+    assert VERSIONS == ["v2"]
 
 
 def test_tdefs_reads_every_file_of_every_version(golden: Golden) -> None:
@@ -151,6 +154,14 @@ def test_the_golden_directory_has_one_of_everything(golden: Golden) -> None:
     assert {header.key_name for header in headers.values()} == {"dk_1", "dk_2"}
     assert headers["base/16384/16391"] == headers["base/16384/16392"]
     assert headers["base/16384/16391"].identities == (ANY_PLACE,)
+    for path in ("postgresql.conf", "postgresql.auto.conf", "pg_xact/0000"):
+        assert headers[path].identities == (named(path.encode()),)
+    for path, file_class in (
+        ("pg_wal/000000010000000000000001", FileClass.WAL),
+        ("pg_stat/pgstat.stat", FileClass.STATISTICS),
+        ("log/postgresql.log", FileClass.LOG),
+    ):
+        assert headers[path].identities == (of_class(file_class),)
     assert str(headers["base/16384/16385_fsm"].identities[0]) == "relation file 16385_fsm of database 16384"
     assert str(headers["base/16384/16385.1"].identities[0]) == "relation file 16385.1 of database 16384"
     assert {golden.expected[f"lengths/{length}"]["length"] for length in (0, 1, 15, 16, 17, 8191, 8192, 8193)} == {
