@@ -154,7 +154,7 @@ def test_stopping_the_volume_stops_postgresql_first_and_ends_clean(machine: Mach
 
 def test_a_volume_that_another_process_has_for_a_moment_is_tried_again(machine: Machine) -> None:
     """PostgreSQL, which was asked for, waits for it and starts then."""
-    lock = "/srv/tdefs/main/.tdefs/lock"
+    lock = "/srv/tdefs/main/.tdefs"
     machine.run("systemd-run", "--quiet", "--unit=holder", "flock", lock, "sleep", "infinity")
     try:
         machine.run("systemctl", "start", SERVER, check=False)
