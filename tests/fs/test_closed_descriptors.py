@@ -46,7 +46,9 @@ def test_a_volume_is_mounted_once_whatever_descriptors_are_closed(volume: Volume
     assert volume.daemons == [daemon]
     lock = (volume.backing / ".tdefs").stat()
     held = [Path(f"/proc/{daemon}/fd/{name}") for name in os.listdir(f"/proc/{daemon}/fd")]
-    (descriptor,) = [path.name for path in held if os.path.samestat(path.stat(), lock)]
+    held = [path for path in held if os.path.samestat(path.stat(), lock)]
+    locking = [path for path in held if "FLOCK" in (path.parent.with_name("fdinfo") / path.name).read_text()]
+    (descriptor,) = [path.name for path in locking]
     assert int(descriptor) > 2
     (volume.mountpoint / "file").write_bytes(b"1")
     assert run(closed, "umount", volume.mountpoint) == (Exit.OK, "")
