@@ -18,6 +18,7 @@ import pytest
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs import mount_place
+from tdefs.volume import read_volume, was_left_clean
 from tests.fs.children import NOBODY, needs_root
 from tests.support.account import Account
 from tests.support.mounts import is_mounted
@@ -175,7 +176,7 @@ def test_a_mount_that_came_to_lie_elsewhere_is_taken_away(volume: Volume, change
     assert done.returncode == (Exit.MOUNT_MISPLACED if change == "a link" else Exit.OS_ERROR), done.stderr
     assert not any(is_mounted(place / "mnt") for place in (above, elsewhere, Path(f"{above}.old")))
     assert wait_until(lambda: volume.daemons == [], 10)
-    assert '"clean": true' in (volume.backing / ".tdefs" / "session.json").read_text()
+    assert was_left_clean(read_volume(volume.backing))
     (above.unlink if change == "a link" else lambda: None)()
     volume.mount()
 
