@@ -9,15 +9,18 @@
 #   --leave-links      leave a pg_wal or a tablespace that is a symbolic link where it is, in the clear
 #   UNLOCK             for "tdefs init" and "tdefs mount", such as --passphrase-file FILE; else they ask
 #
-# Everything in /var/lib/postgresql/VERSION is copied into a new volume, compared, and then served from there: the
-# mount takes the place of /var/lib/postgresql/VERSION, and the old files stay beside it in VERSION.clear. Until a
-# cluster runs on the mount a failure puts everything back: the old clusters are where they were, and run if they
-# ran. After that nothing is put back, since clients may have written. You can always run the command again; it goes
-# on with the volume that is there.
+# The clusters in /var/lib/postgresql/VERSION are copied into a new volume that is mounted at /srv/postgresql/VERSION,
+# compared, and then served from there: data_directory in postgresql.conf says so. The old files stay where they are.
+# Until a cluster runs on the mount a failure puts everything back: the settings are as they were, and the old clusters
+# run if they ran. After that nothing is put back, since clients may have written. You can always run the command
+# again; it goes on with the volume that is there.
 set -euo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-root=/var/lib/postgresql
+# The mount is not made below /var/lib/postgresql, which is the user postgres's: who may rename a directory above a
+# mount point can lead root's mount anywhere.
+root=/srv/postgresql
+plain_root=/var/lib/postgresql
 # In the volume's root, until a cluster is started there: what lies in the volume is a copy that may be made anew.
 marker=.encrypt-cluster-unfinished
 
@@ -55,51 +58,55 @@ check_host() {
     [[ -x $tdefs ]] || die "there is no tdefs" "HINT: run scripts/setup.sh first"
 }
 
+# Where a cluster's files lie.
+data_directory() { pg_conftool -s "$version" "$1" show data_directory; }
+
+settings() { printf '/etc/postgresql/%s/%s/postgresql.conf' "$version" "$1"; }
+
 # Ends here if there is nothing to do; puts back what a run has left that was killed.
 check_state() {
-    local type
+    local type name
+    for name in "${names[@]}"; do
+        [[ -d /etc/postgresql/$version/$name ]] || die "there is no cluster $version $name" "HINT: pg_lsclusters"
+    done
     type=$(mounted_type "$place")
-    if [[ $type == fuse.tdefs && ! -e $backing/data/$marker ]]; then
+    if [[ -e $backing/data/$marker ]]; then
+        say "     an earlier run was interrupted; putting back what it has left"
+        if [[ $type == fuse.tdefs ]]; then mounted=yes; fi
+        put_back || die "it could not be put back" "HINT: see above"
+        type=$(mounted_type "$place")
+    elif [[ $type == fuse.tdefs ]]; then
         is_served "$place" || die "the mount at $place is dead" "HINT: tdefs mount $backing $place"
-        ok "$place is on an encrypted mount already"
+        for name in "${names[@]}"; do
+            [[ $(data_directory "$name") == "$place/$name" ]] ||
+                die "a volume is mounted at $place already, and the cluster $version $name is not in it" \
+                    "HINT: stop it, copy its directory into $place, and set data_directory"
+            rm -f -- "$(settings "$name").$suffix"
+        done
+        ok "the clusters are on the encrypted mount $place already"
         start_clusters
         exit 0
     fi
-    if [[ -e $clear && -e $backing/data/$marker ]]; then
-        say "     an earlier run was interrupted; putting back what it has left"
-        moved=yes
-        if [[ $type == fuse.tdefs ]]; then final_mounted=yes; fi
-        put_back || die "it could not be put back" "HINT: see above"
-        type=$(mounted_type "$place")
-    fi
-    [[ -z $type ]] || die "$place is a mount point itself, of a file system of type $type" \
-        "HINT: such a cluster has to be moved by hand: copy it into a mount, and set data_directory"
-    if [[ -e $clear ]]; then
-        if [[ ! -e $place ]] || is_empty "$place"; then
+    [[ -z $type ]] || die "$place is a mount point, of a file system of type $type"
+    for name in "${names[@]}"; do
+        [[ $(data_directory "$name") != "$place/$name" ]] ||
             die "the clusters are encrypted already, but not mounted" "HINT: tdefs mount $backing $place"
-        fi
-        die "$clear is there already" "HINT: move or wipe it, if it is not needed any more"
-    fi
-    [[ -d $place && ! -L $place ]] || die "$place is no directory"
+    done
+    [[ ! -L $place ]] || die "$place is a symbolic link"
+    [[ ! -e $place ]] || is_empty "$place" || die "$place is not an empty directory" "HINT: move away what lies there"
 }
 
 check_clusters() {
-    local name entry data link links=()
+    local name data link links=()
     for name in "${names[@]}"; do
-        [[ -d /etc/postgresql/$version/$name ]] || die "there is no cluster $version $name" "HINT: pg_lsclusters"
-        data=$(pg_conftool -s "$version" "$name" show data_directory)
-        [[ $data == "$place/$name" && ! -L $data && -s $data/PG_VERSION ]] ||
-            die "the data directory of $version $name is $data, and not a directory $place/$name" \
+        data=$(data_directory "$name")
+        [[ $data == "$plain/$name" && ! -L $data && -s $data/PG_VERSION ]] ||
+            die "the data directory of $version $name is $data, and not a directory $plain/$name" \
                 "HINT: such a cluster has to be moved by hand: copy it into a mount, and set data_directory"
         for link in "$data/pg_wal" "$data"/pg_tblspc/*; do
             if [[ -L $link ]]; then links+=("$link -> $(readlink -- "$link")"); fi
         done
     done
-    while IFS= read -r -d '' entry; do
-        entry=${entry##*/}
-        [[ " ${names[*]} " == *" $entry "* ]] || die "$place/$entry would be hidden by the mount" \
-            "HINT: name all clusters of the version, and move away what else lies there"
-    done < <(find "$place" -mindepth 1 -maxdepth 1 -print0)
     if ((${#links[@]})); then
         [[ $leave_links == yes ]] || die "these lie elsewhere, and would stay in the clear:" "${links[@]}" \
             "HINT: move them into the cluster, or say --leave-links and give each a volume of its own"
@@ -110,7 +117,7 @@ check_clusters() {
 
 check_room() {
     local needed free
-    needed=$(du -sk -- "$place" | cut -f1)
+    needed=$(cd -- "$plain" && du -skc -- "${names[@]}" | tail -n 1 | cut -f1)
     free=$(df -k --output=avail -- "$backing" | tail -n 1)
     ((free > needed + needed / 20)) ||
         die "there is not enough room in $backing: $free KiB are free, $((needed + needed / 20)) are needed"
@@ -138,22 +145,22 @@ mount_at() {
     is_served "$1" || die "tdefs mount has succeeded, but $1 is not a mount of it"
 }
 
-mount_staging() {
-    if [[ $(mounted_type "$staging") == fuse.tdefs ]]; then "$tdefs" umount "$staging"; fi
-    mkdir -p -- "$staging"
-    is_empty "$staging" || die "$staging is not empty"
-    staging_made=yes
-    mount_at "$staging"
-    staging_mounted=yes
-    if [[ ! -e $staging/$marker ]]; then
-        is_empty "$staging" || die "the volume in $backing has files that this script has not put there" \
+mount_first() {
+    local above
+    for above in "$root" "$place"; do
+        [[ -d $above ]] || { install -d -m 755 -- "$above" && made+=("$above"); }
+    done
+    mount_at "$place"
+    mounted=yes
+    if [[ ! -e $place/$marker ]]; then
+        is_empty "$place" || die "the volume in $backing has files that this script has not put there" \
             "HINT: name another one with --backing and --keystore"
-        : >"$staging/$marker"
+        : >"$place/$marker"
     fi
     # what an earlier run has copied
-    find "$staging" -mindepth 1 -maxdepth 1 ! -name "$marker" -exec rm -rf -- {} +
-    chown --reference="$place" -- "$staging"
-    chmod --reference="$place" -- "$staging"
+    find "$place" -mindepth 1 -maxdepth 1 ! -name "$marker" -exec rm -rf -- {} +
+    chown --reference="$plain" -- "$place"
+    chmod --reference="$plain" -- "$place"
 }
 
 stop_clusters() {
@@ -163,39 +170,51 @@ stop_clusters() {
             running+=("$name")
             pg_ctlcluster "$version" "$name" stop -m fast || die "the cluster $version $name could not be stopped"
         fi
-        [[ ! -e $place/$name/postmaster.pid ]] || ! kill -0 "$(head -n 1 "$place/$name/postmaster.pid")" 2>/dev/null ||
-            die "a server still runs in $place/$name"
+        [[ ! -e $plain/$name/postmaster.pid ]] || ! kill -0 "$(head -n 1 "$plain/$name/postmaster.pid")" 2>/dev/null ||
+            die "a server still runs in $plain/$name"
     done
 }
 
 copy() {
-    is_served "$staging" || die "$staging is not mounted any more"
-    cp -a -- "$place/." "$staging/" || die "the clusters could not be copied"
-    sync -f -- "$staging"
-    "$tdefs" umount "$staging" || die "$staging could not be unmounted"
-    staging_mounted=
-    rmdir -- "$staging"
-    staging_made=
-    ok "copied $(du -sh -- "$place" | cut -f1) into the volume"
+    local name
+    is_served "$place" || die "$place is not mounted any more"
+    for name in "${names[@]}"; do
+        cp -a -- "$plain/$name" "$place/" || die "the clusters could not be copied"
+    done
+    sync -f -- "$place"
+    ok "copied $(cd -- "$plain" && du -shc -- "${names[@]}" | tail -n 1 | cut -f1) into the volume"
 }
 
-switch() {
-    mv -T -- "$place" "$clear"
-    moved=yes
-    install -d -m 755 -- "$place"
+# What is compared must come from the disk.
+mount_again() {
+    "$tdefs" umount "$place" || die "$place could not be unmounted"
+    mounted=
     mount_at "$place"
-    final_mounted=yes
+    mounted=yes
     ok "mounted the volume at $place"
 }
 
 # What the mount gives back, from the disk, is what the old directory has: content, owners, modes, links.
 compare() {
-    local list=(find . -mindepth 1 ! -name "$marker" \( -type d -printf '%p %y %m %U %G\n' -o -printf '%p %y %m %U %G %s %l\n' \))
-    diff <(cd -- "$clear" && "${list[@]}" | sort) <(cd -- "$place" && "${list[@]}" | sort) >&2 ||
-        die "the copy has other files than the original"
-    diff -rq --no-dereference --exclude="$marker" -- "$clear" "$place" >&2 ||
-        die "the copy is not the same as the original"
+    local name
+    local -a list=(find . \( -type d -printf '%p %y %m %U %G\n' -o -printf '%p %y %m %U %G %s %l\n' \))
+    for name in "${names[@]}"; do
+        diff <(cd -- "$plain/$name" && "${list[@]}" | sort) <(cd -- "$place/$name" && "${list[@]}" | sort) >&2 ||
+            die "the copy of $name has other files than the original"
+        diff -rq --no-dereference -- "$plain/$name" "$place/$name" >&2 ||
+            die "the copy of $name is not the same as the original"
+    done
     ok "compared the copy with the original: they are the same"
+}
+
+# From now on pg_ctlcluster and the others find the clusters on the mount.
+switch() {
+    local name
+    for name in "${names[@]}"; do
+        cp -a -- "$(settings "$name")" "$(settings "$name").$suffix"
+        pg_conftool "$version" "$name" set data_directory "$place/$name" || true
+        [[ $(data_directory "$name") == "$place/$name" ]] || die "data_directory of $version $name could not be set"
+    done
 }
 
 # From now on the volume has the clusters, and the old directory is a copy that becomes older.
@@ -222,19 +241,26 @@ start_clusters() {
 # Leaves the old clusters as they were found; says how, where that fails.
 put_back() {
     local name failed=
-    if [[ $final_mounted == yes ]]; then
+    for name in "${names[@]}"; do
+        # what the new place has of a server that was started there and failed
+        if [[ -e $(settings "$name").$suffix ]]; then
+            mv -f -- "$(settings "$name").$suffix" "$(settings "$name")" || failed=yes
+        fi
+    done
+    if [[ $mounted == yes ]]; then
         if [[ $kept == yes ]]; then : >"$place/$marker" || failed=yes; fi
-        if "$tdefs" umount "$place"; then final_mounted=; else failed=yes; fi
+        if "$tdefs" umount "$place"; then mounted=; else failed=yes; fi
     fi
-    if [[ $moved == yes && -z $failed ]]; then
-        if [[ -d $place ]]; then rmdir -- "$place" || failed=yes; fi
-        if [[ -z $failed ]] && mv -T -- "$clear" "$place"; then moved=; else failed=yes; fi
+    if [[ -z $mounted ]]; then
+        # the innermost first
+        for name in "$place" "$root"; do
+            if [[ " ${made[*]} " == *" $name "* ]]; then rmdir -- "$name" || failed=yes; fi
+        done
+        made=()
     fi
-    if [[ $staging_mounted == yes ]]; then "$tdefs" umount "$staging" && staging_mounted=; fi
-    if [[ $staging_made == yes && -z $staging_mounted ]]; then rmdir -- "$staging" && staging_made=; fi
     if [[ -n $failed ]]; then
-        printf '%s\n' "the old clusters are whole in $clear; to put them back:" \
-            "  stop the clusters; tdefs umount $place; rmdir $place; mv $clear $place" >&2
+        printf '%s\n' "the old clusters are whole in $plain; to go back to them, stop the clusters, set data_directory" \
+            "to it in /etc/postgresql/$version/NAME/postgresql.conf, and: tdefs umount $place" >&2
         return 1
     fi
     for name in "${running[@]}"; do
@@ -251,17 +277,19 @@ finish() {
     trap - EXIT
     if [[ $status != 0 && -n $served ]]; then
         printf 'the clusters are on the mount %s, and stay there; run the command again when that is mended\n' "$place" >&2
-    elif [[ $status != 0 && -n ${clear-} ]]; then
-        if [[ -n $staging_made$staging_mounted$moved || ${#running[@]} != 0 ]]; then
-            put_back && printf 'the clusters are as they were, in the clear, in %s\n' "$place" >&2
+    elif [[ $status != 0 && -n ${plain-} ]]; then
+        if [[ -n $mounted || ${#made[@]} != 0 || ${#running[@]} != 0 ]]; then
+            put_back && printf 'the clusters are as they were, in the clear, in %s\n' "$plain" >&2
         fi
     fi
     exit "$status"
 }
 
 version='' backing='' keystore='' policy='' leave_links=''
-names=() unlock=() running=()
-staging_made='' staging_mounted='' moved='' final_mounted='' kept='' served=''
+names=() unlock=() running=() made=()
+mounted='' kept='' served=''
+# of a copy of postgresql.conf, until the cluster runs on the mount
+suffix=before-tdefs
 while (($#)); do
     case $1 in
         -h | --help)
@@ -287,8 +315,7 @@ done
 [[ $version =~ ^[0-9]+(\.[0-9]+)?$ && ${#names[@]} != 0 ]] ||
     die "which cluster?" "HINT: scripts/encrypt-cluster.sh 15 main; pg_lsclusters lists them"
 place=$root/$version
-clear=$place.clear
-staging=$place.tdefs
+plain=$plain_root/$version
 backing=${backing:-/srv/tdefs/${names[0]}}
 keystore=${keystore:-/etc/tdefs/${names[0]}.keystore}
 
@@ -302,17 +329,21 @@ check_state
 check_clusters
 make_volume
 check_room
-mount_staging
+mount_first
 stop_clusters
 copy
-switch
+mount_again
 compare
+switch
 keep
 start_clusters
+for name in "${names[@]}"; do rm -f -- "$(settings "$name").$suffix"; done
 
 say ""
 say "Encrypted:   $backing, mounted at $place"
 say "Keystore:    $keystore (copy it elsewhere: without it the data is lost)"
 say "At boot:     docs/OPERATING.md has the units that mount it; until it is mounted, the clusters do not start"
-say "In clear:    $clear, the old files; when you need them no more, wipe them:"
-say "             find $clear -type f -exec shred -u {} + && rm -r $clear"
+say "In clear:    $plain, the old files; when you need them no more, wipe them:"
+for name in "${names[@]}"; do
+    say "             find $plain/$name -type f -exec shred -u {} + && rm -r $plain/$name"
+done

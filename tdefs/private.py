@@ -21,8 +21,8 @@ from errno import EEXIST, EINVAL, EISDIR, ELOOP
 from pathlib import Path
 
 from tdefs.durable import sync_directory, write_durably_in
-from tdefs.errors import Exit, TdefsError, naming
-from tdefs.way import Way, follow
+from tdefs.errors import Exit, TdefsError
+from tdefs.way import Way, follow, named
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _KINDS = {
@@ -63,7 +63,7 @@ class OwnDirectory:
         status = os.fstat(self.fd)
         self._owner = status
         if keeper is not None:
-            with naming(self.path / keeper):
+            with named(self.path / keeper):
                 self._owner = os.stat(keeper, dir_fd=self.fd, follow_symlinks=False)
         user = os.geteuid()
         self._readers = {0, user, self._owner.st_uid}
@@ -98,7 +98,7 @@ class OwnDirectory:
         :raises TdefsError: FILE_UNTRUSTED, or what *judge* raises; OSError, such as FileNotFoundError.
         """
         path = self.path / name
-        with naming(path):
+        with named(path):
             for _ in range(_TRIES):
                 found = self._find(name)
                 if found is None:
@@ -125,7 +125,7 @@ class OwnDirectory:
 
     def write_durably(self, name: str, data: bytes, mode: int = 0o600, *, replace: bool = True) -> None:
         """Write a file as :func:`tdefs.durable.write_durably_in` does. What had the name is not looked at."""
-        with naming(self.path / name):
+        with named(self.path / name):
             write_durably_in(self.fd, name, data, mode, replace=replace, owner=self._to_give())
 
     def exists(self, name: str) -> bool:
@@ -138,7 +138,7 @@ class OwnDirectory:
 
     def status(self, name: str) -> os.stat_result:
         """Return the attributes of what has the name. Raises OSError."""
-        with naming(self.path / name):
+        with named(self.path / name):
             return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
 
     def rename(self, name: str, new: str) -> None:
@@ -147,12 +147,12 @@ class OwnDirectory:
 
     def unlink(self, name: str) -> None:
         """Remove a name that is no directory."""
-        with naming(self.path / name):
+        with named(self.path / name):
             os.unlink(name, dir_fd=self.fd)
 
     def sync(self) -> None:
         """Make the entries durable."""
-        with naming(self.path):
+        with named(self.path):
             sync_directory(self.fd)
 
     def give(self, descriptor: int) -> None:
@@ -162,17 +162,22 @@ class OwnDirectory:
             os.fchown(descriptor, *owner)
 
     def bind(self, listener: socket.socket, name: str) -> None:
-        """Bind a socket to the name, with mode 0600, in place of a socket that is there.
+        """Bind a socket to the name, with mode 0600, in place of what is there.
 
-        :raises OSError: something else has the name.
+        :raises OSError: a directory has the name.
         """
         with suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode):
-                self.unlink(name)
+            self.unlink(name)
         # unix(7): the mode of the new name is that of the socket, without what the umask takes
         os.fchmod(listener.fileno(), 0o600)
         # through the descriptor, since a socket's address is limited to 107 bytes
         listener.bind(f"/proc/self/fd/{self.fd}/{name}")
+
+    def unbind(self, name: str) -> None:
+        """Remove a socket, as far as there is one and that can be done."""
+        with suppress(OSError):
+            if stat.S_ISSOCK(self.status(name).st_mode):
+                self.unlink(name)
 
     @contextmanager
     def socket_address(self, name: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shlex
@@ -28,6 +29,11 @@ DATA_DIRECTORY = "data"
 DEFAULT_KEYSTORE = "keystore"
 #: Of a volume's layout and description; that of its files stands in their headers.
 VOLUME_VERSION = 2
+
+#: Where the daemons of root log.
+ROOTS_LOGS = Path("/var/log/tdefs")
+_MOST_NAME = 200
+_PLAIN_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
 
 _DESCRIPTION = "volume.json"
 _PURPOSE = b"tdefs v1 volume description"
@@ -63,13 +69,34 @@ class Volume:
 
     @property
     def log_file(self) -> Path:
-        """Where the daemon logs unless told otherwise."""
-        return self.private / "log"
+        """Where the daemon logs unless told otherwise.
+
+        Not in the volume where it is root's: whoever is served writes there, too, by way of the mount.
+        """
+        try:
+            is_roots = self.private.lstat().st_uid == 0
+        except OSError:
+            is_roots = os.geteuid() == 0
+        return ROOTS_LOGS / log_name(self.backing) if is_roots else self.private / "log"
 
     @property
     def control_socket(self) -> Path:
         """Where the daemon answers."""
         return self.private / "control"
+
+
+def log_name(backing: Path) -> str:
+    """Return the name of a log among those of other volumes, which tells the volume's path.
+
+    As systemd.unit(5) escapes paths, so that no two have one name: ``/srv/tdefs/main`` is ``srv-tdefs-main.log``.
+    """
+    name = "".join(
+        "-" if byte == 0x2F else chr(byte) if chr(byte) in _PLAIN_CHARACTERS else f"\\x{byte:02x}"
+        for byte in os.fsencode(backing)[1:]
+    )
+    if len(name) > _MOST_NAME:
+        name = hashlib.sha256(os.fsencode(backing)).hexdigest()
+    return f"{name}.log"
 
 
 def create_volume(backing: Path, keystore: Path | None) -> Volume:

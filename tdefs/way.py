@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from errno import ELOOP, ENOTDIR
 from pathlib import Path
 
-from tdefs.errors import naming
-
 #: As many as the kernel follows (MAXSYMLINKS).
 _MOST_LINKS = 40
 _FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -58,16 +56,18 @@ def follow(path: Path, *, last_link: bool = True) -> Iterator[Way]:
     try:
         rest = list(path.absolute().parts[:0:-1])
         links = 0
+        is_mount = True
         while rest:
             name = rest.pop()
             place = way.path.parent if name == ".." else way.path / name
-            with naming(place):
+            with named(place):
                 inner = os.open(name, _FLAGS, dir_fd=way.fd)
             try:
                 if name != "..":
                     way.exchangeable += _exchangeable(way, inner, place)
                 target = _link_target(inner)
                 if target is None:
+                    is_mount = not rest and mount_number(inner) != mount_number(way.fd)
                     way.fd, inner = inner, way.fd
                     way.path = place
                     continue
@@ -77,15 +77,26 @@ def follow(path: Path, *, last_link: bool = True) -> Iterator[Way]:
             if links > _MOST_LINKS or not (rest or last_link):
                 raise OSError(ELOOP, os.strerror(ELOOP), str(place))
             rest += [part for part in target.parts[::-1] if part != "/"]
+            is_mount = False
             if target.is_absolute():
                 top = os.open("/", _FLAGS | os.O_DIRECTORY)
                 os.close(way.fd)
                 way.fd, way.path = top, Path("/")
-        if not _is_directory(way.fd):
+        if not is_mount and not stat.S_ISDIR(os.fstat(way.fd).st_mode):
             raise OSError(ENOTDIR, os.strerror(ENOTDIR), str(way.path))
         yield way
     finally:
         os.close(way.fd)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Have an OSError in the ``with`` block name *path*; calls relative to a directory name but the last part."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def mount_number(fd: int) -> int:
@@ -95,17 +106,6 @@ def mount_number(fd: int) -> int:
         if name == "mnt_id":
             return int(value)
     raise OSError(f"/proc/self/fdinfo/{fd} names no mount")
-
-
-def _is_directory(fd: int) -> bool:
-    """Tell whether *fd* is a directory, without asking its file system for attributes."""
-    try:
-        os.close(os.open(".", _FLAGS | os.O_DIRECTORY, dir_fd=fd))
-    except NotADirectoryError:
-        return False
-    except PermissionError:
-        pass  # only a directory has entries that may be forbidden
-    return True
 
 
 def _link_target(fd: int) -> Path | None:

@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from io import TextIOWrapper
-from logging.handlers import RotatingFileHandler, SysLogHandler
+from logging.handlers import SysLogHandler
 from pathlib import Path
 
 from tdefs.backing import claim
 from tdefs.cli.background import run_in_background
+from tdefs.cli.log_file import LogFile, default_log
 from tdefs.cli.policy_choice import (
     add_policy_arguments,
     check_accepted,
@@ -28,11 +28,11 @@ from tdefs.config import LONGEST_WATCHDOG, REFUSE, load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.limits import low_limits
+from tdefs.fs.mount_place import refuse_exchangeable
 from tdefs.fs.mount_users import places_of
 from tdefs.fs.mounts import DEAD, detach_dead, is_dead, mounts_of, provide_connections, tdefs_mounts
 from tdefs.fs.read_only import ReadOnlyCalls, is_read_only
 from tdefs.fs.recovery import empty_unfinished_files
-from tdefs.fs.reserve import with_own_rights
 from tdefs.fs.session import MountRequest, run_session
 from tdefs.host import (
     keep_freed_memory,
@@ -46,12 +46,11 @@ from tdefs.manifest.state import look
 from tdefs.session_record import UNPROVEN, Ending, LastSession, read_session
 from tdefs.text import printable
 from tdefs.volume import Volume, VolumeLock, is_running, read_volume
+from tdefs.way import follow
 
 log = logging.getLogger(__name__)
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_LOG_BYTES = 10 << 20
-_LOG_FILES = 3
 _SYSTEM_LOG = Path("/dev/log")
 _UNPROVEN_HINT = (
     "if this is a copy or was restored, unmount it, say so with 'tdefs volume moved', 'copied' or 'add', and "
@@ -98,7 +97,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--log-file",
         metavar="FILE",
         type=Path,
-        help="default: BACKING/.tdefs/log, or the system's log for a volume that is mounted read-only",
+        help="default: a file for each volume in /var/log/tdefs, as root; BACKING/.tdefs/log as another user; the "
+        "system's log for a volume that is mounted read-only",
     )
     parser.add_argument(
         "--watchdog",
@@ -136,7 +136,9 @@ def _run(args: argparse.Namespace) -> int:
         believed = replace(known.believed, had_header=lambda path: state.binds(os.fsencode(path)))
         log_file = None if args.foreground else _given(args.log_file, settings.log_file)
         if log_file is None and not args.foreground and not read_only:
-            log_file = volume.log_file
+            log_file = default_log(volume.log_file)
+            if log_file is None:
+                _tell_of_no_log(volume)
         watchdog = settings.watchdog if args.watchdog is None else args.watchdog
         if watchdog and (reason := provide_connections()):
             print(
@@ -272,17 +274,12 @@ def _prepare_mountpoint(mountpoint: Path | None, volume: Volume) -> Path:
             detail="neither the command line nor the configuration names one",
             hint=f"tdefs mount {volume.backing} MOUNTPOINT",
         )
-    if is_dead(mountpoint):
-        absolute = Path(os.path.realpath(mountpoint))
-        if all(mount.mountpoint != absolute for mount in tdefs_mounts()):
-            raise TdefsError(
-                Exit.MOUNTPOINT_INVALID,
-                f'"{mountpoint}" is a dead mount of another file system',
-                hint=f'take it away with "umount -l {mountpoint}"',
-            )
-        detach_dead(absolute)
     try:
-        resolved = mountpoint.resolve(strict=True)
+        with follow(mountpoint) as way:
+            refuse_exchangeable(way)
+            resolved = way.path
+    except NotADirectoryError:
+        raise TdefsError(Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" is not a directory') from None
     except FileNotFoundError:
         raise TdefsError(
             Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" does not exist', hint="create the directory"
@@ -295,8 +292,14 @@ def _prepare_mountpoint(mountpoint: Path | None, volume: Volume) -> Path:
             f'mount point "{mountpoint}" lies in a dead mount',
             hint="mount that one again first",
         ) from None
-    if not resolved.is_dir():
-        raise TdefsError(Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" is not a directory')
+    if is_dead(resolved):
+        if all(mount.mountpoint != resolved for mount in tdefs_mounts()):
+            raise TdefsError(
+                Exit.MOUNTPOINT_INVALID,
+                f'"{mountpoint}" is a dead mount of another file system',
+                hint=f'take it away with "umount -l {mountpoint}"',
+            )
+        detach_dead(resolved)
     for mount in tdefs_mounts():
         if mount.mountpoint == resolved and mount.backing != volume.backing:
             raise TdefsError(
@@ -324,26 +327,6 @@ def _options(given: list[str]) -> list[str]:
     ]
 
 
-class _LogFile(RotatingFileHandler):
-    """The daemon's log: readable by its owner alone, and never failing on a name."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1, encoding="utf-8", errors="backslashreplace"
-        )
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, also on a disk that is full for those who are served."""
-        with with_own_rights():
-            super().emit(record)
-
-    def _open(self) -> TextIOWrapper:
-        def private(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)  # type: ignore[return-value]
-
-
 class _SystemLog(SysLogHandler):
     """The system's log; where there is none, what is logged goes nowhere until there is one."""
 
@@ -356,7 +339,7 @@ def _log_handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:
     if foreground:
         return logging.StreamHandler(sys.stderr)
     if log_file is not None:
-        return _LogFile(log_file)
+        return LogFile(log_file)
     handler = _SystemLog(str(_SYSTEM_LOG), facility=SysLogHandler.LOG_DAEMON)
     handler.ident = "tdefs: "
     return handler
@@ -375,6 +358,15 @@ def _tell_of_read_only(volume: Volume, last: LastSession, log_file: Path | None)
     if log_file is None and not _SYSTEM_LOG.exists():
         lines.append("HINT:  there is no system log on this host: name a log with --log-file")
     print("\n".join(lines), file=sys.stderr)
+
+
+def _tell_of_no_log(volume: Volume) -> None:
+    print(
+        f'tdefs: warning: logging to the system\'s log, and not to "{volume.log_file}"\n'
+        f'DETAIL:  others could exchange "{volume.log_file.parent}"\n'
+        f"HINT:  name a file in a directory that root alone may change with --log-file",
+        file=sys.stderr,
+    )
 
 
 def _log_to(handler: logging.Handler, level: str) -> None:

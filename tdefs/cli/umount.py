@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.control import ask
+from tdefs.fs.mount_place import refuse_foreign_way
 from tdefs.fs.mount_users import who_keeps
 from tdefs.fs.mounts import detach_dead, find_mount, is_dead, unmount
 from tdefs.fs.read_only import is_read_only
@@ -38,6 +39,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _run(args: argparse.Namespace) -> int:
     mount = find_mount(args.mountpoint)
+    refuse_foreign_way(args.mountpoint, mount.device)
     if is_dead(mount.mountpoint):
         detach_dead(mount.mountpoint)
         return Exit.OK

@@ -6,7 +6,6 @@ The daemon's end is in control_server.py, so that who asks need not load what th
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.fs.read_only import control_places
+from tdefs.private import UntrustedError, own_place
 from tdefs.volume import Volume
 
 #: How long either end waits for the other.
@@ -49,13 +49,13 @@ def ask(
 
 def _ask_at(path: Path, request: dict[str, Any], only_of: Collection[int] | None) -> dict[str, Any] | None:
     try:
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        with (
+            own_place(path) as directory,
+            directory.socket_address(path.name) as address,
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client,
+        ):
             client.settimeout(TIMEOUT_SECONDS)
-            _connect(client, f"/proc/self/fd/{directory}/{path.name}")
+            _connect(client, address)
             if only_of is not None and (user := _listener(client)) not in only_of:
                 raise StrangerError(user)
             client.sendall(json.dumps(request).encode() + b"\n")
@@ -66,10 +66,8 @@ def _ask_at(path: Path, request: dict[str, Any], only_of: Collection[int] | None
                     break
                 reply += received
         found = json.loads(reply)
-    except (OSError, ValueError):
-        return None
-    finally:
-        os.close(directory)
+    except (OSError, ValueError, UntrustedError):
+        return None  # what lies in its place is nobody to be asked
     return found if isinstance(found, dict) else None
 
 

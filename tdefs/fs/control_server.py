@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import trio
 
 from tdefs.fs.control import TIMEOUT_SECONDS
 from tdefs.fs.reserve import with_own_rights
+from tdefs.private import UntrustedError, own_place
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +34,18 @@ Answers = dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
 
 async def serve_control(path: Path, answers: Answers) -> None:
     """Answer requests ``{"request": NAME}`` at *path* until cancelled, by calling the function of that name."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with ExitStack() as stack:
         try:
-            with suppress(FileNotFoundError):
-                path.unlink()
-            # through the descriptor, since a socket's address is limited to 107 bytes; trio's own bind would need
-            # a thread
+            # trio's own bind would need a thread
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            directory = stack.enter_context(own_place(path))
             with with_own_rights():
-                listener.bind(f"/proc/self/fd/{directory}/{path.name}")
-            path.chmod(0o600)
+                directory.bind(listener, path.name)
+            # what lies there may be something else by then, or the disk read-only: no reason to end the mount
+            stack.callback(directory.unbind, path.name)
             listener.listen(_BACKLOG)
             listener.setblocking(False)
-        except OSError as error:
+        except (OSError, UntrustedError) as error:
             # a full disk, or a directory in its place, is no reason not to serve the mount
             log.warning("no control socket, so 'tdefs status' will know less: %s", error)
             return
@@ -68,12 +66,6 @@ async def serve_control(path: Path, answers: Answers) -> None:
                             connections.remove(connection)
 
         await trio.serve_listeners(answer, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
-    finally:
-        listener.close()
-        os.close(directory)
-        # what lies there may be something else, or the disk read-only: no reason to end the mount
-        with suppress(OSError):
-            path.unlink()
 
 
 async def _answer(stream: trio.SocketStream, answers: Answers) -> None:

@@ -169,14 +169,14 @@ _new_bytes.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t]
 class Connection:
     """A mount's connection with the kernel, from the mount on."""
 
-    def __init__(self, operations: pyfuse3.Operations, mountpoint: Path, options: set[str]) -> None:
+    def __init__(self, operations: pyfuse3.Operations, mountpoint: str, options: set[str]) -> None:
         """Mount.
 
         :raises RuntimeError: libfuse could not; it has said more on standard error.
         """
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         before = _fuse_descriptors()
-        pyfuse3.init(operations, os.fspath(mountpoint), options)
+        pyfuse3.init(operations, mountpoint, options)
         # of which pyfuse3 does not tell
         (self._fd,) = _fuse_descriptors() - before
 

@@ -14,11 +14,13 @@ from errno import EBUSY, ECONNABORTED, EINVAL, ENOTCONN
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.mount_table import FUSE_TYPE, all_mounts, backing_of
+from tdefs.fs.mount_table import FUSE_TYPE, MountInfo, all_mounts, backing_of
 from tdefs.fs.mount_users import mounted_elsewhere, refuse_mounts_inside, refuse_users
+from tdefs.way import mount_number
 
 # linux/mount.h
 _MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
 _MS_NOSUID = 2
 _MS_NODEV = 4
 _MS_NOEXEC = 8
@@ -190,6 +192,9 @@ def detach_dead(mountpoint: Path) -> None:
     refuse_mounts_inside(mountpoint)
     fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        number = mount_number(fd)
+        if all(mount.number != number or mount.kind != FUSE_TYPE for mount in all_mounts()):
+            return  # the path leads elsewhere by now
         try:
             os.statvfs(fd)
         except OSError as error:
@@ -202,6 +207,16 @@ def detach_dead(mountpoint: Path) -> None:
             raise TdefsError(
                 Exit.MOUNT_FAILED, f'could not clean up the dead mount at "{mountpoint}"', detail=reason
             )
+    finally:
+        os.close(fd)
+
+
+def detach(mount: MountInfo) -> None:
+    """Take away a mount at once, whoever uses it, if it is where the kernel's list has said."""
+    fd = os.open(mount.mountpoint, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if mount_number(fd) == mount.number:
+            _detach(fd, mount.mountpoint)
     finally:
         os.close(fd)
 
@@ -223,7 +238,7 @@ def unmount(mountpoint: Path) -> None:
 
     :raises TdefsError: MOUNT_BUSY, saying who uses it, and where; MOUNT_FAILED.
     """
-    devices = devices_at(mountpoint)
+    numbers = _numbers_at(mountpoint)
     in_use = TdefsError(
         Exit.MOUNT_BUSY,
         f'"{mountpoint}" is in use',
@@ -236,9 +251,9 @@ def unmount(mountpoint: Path) -> None:
         elsewhere = mounted_elsewhere(mountpoint)
         if elsewhere is None:
             refuse_users(mountpoint)
-            reason, busy = _unmount_once(mountpoint)
-            now = devices_at(mountpoint)
-            if not reason or not now or now != devices:
+            reason, busy = _unmount_once(mountpoint, numbers)
+            now = _numbers_at(mountpoint)
+            if not reason or not now or now != numbers:
                 return
             if not busy:
                 # fusermount3 lets nobody but the one who mounted unmount, and says it in terms of /etc/mtab
@@ -256,18 +271,47 @@ def unmount(mountpoint: Path) -> None:
         time.sleep(_BUSY_PAUSE_SECONDS)
 
 
-def _unmount_once(mountpoint: Path) -> tuple[str, bool]:
-    """Try to unmount; return why it failed, or nothing, and whether that was since it is in use."""
+def _numbers_at(mountpoint: Path) -> list[int]:
+    """Return the numbers of all mounts at *mountpoint*, the topmost last."""
+    return [mount.number for mount in all_mounts() if mount.mountpoint == mountpoint]
+
+
+def _unmount_once(mountpoint: Path, numbers: list[int]) -> tuple[str, bool]:
+    """Try to unmount; return why it failed, or nothing, and whether that was since it is in use.
+
+    :param numbers: of the mounts at *mountpoint*, of which the last is meant
+    """
     if os.geteuid() == 0:
-        if _libc.umount2(os.fsencode(mountpoint), 0) == 0:
-            return "", False
-        error = ctypes.get_errno()
-        return os.strerror(error), error == EBUSY
+        return _unmount_itself(mountpoint, numbers)
     result = _fusermount("-u", "--", os.fspath(mountpoint))
     if result.returncode == 0:
         return "", False
     reason = result.stderr.strip() or f"fusermount3 ended with {result.returncode}"
     return reason, "busy" in reason
+
+
+def _unmount_itself(mountpoint: Path, numbers: list[int]) -> tuple[str, bool]:
+    """Do what :func:`_unmount_once` does, as root.
+
+    By way of the directory that it lies in, opened once: nobody can rename a mount point or put a link in its
+    place, but whoever owns a directory above could have led the path to another one.
+    """
+    above = os.open(mountpoint.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        place = os.open(mountpoint.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        try:
+            is_meant = mount_number(place) in numbers[-1:]
+        finally:
+            os.close(place)  # it would keep the mount in use
+        if not is_meant:
+            return f'another file system is at "{mountpoint}" than was meant', False
+        name = os.fsencode(f"/proc/self/fd/{above}/{mountpoint.name}")
+        if _libc.umount2(name, _UMOUNT_NOFOLLOW) == 0:
+            return "", False
+        error = ctypes.get_errno()
+        return os.strerror(error), error == EBUSY
+    finally:
+        os.close(above)
 
 
 def _fusermount(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tdefs.fs.ending import EndSignals
 from tdefs.fs.inodes import InodeTable
 from tdefs.fs.loop import Connection
 from tdefs.fs.mount_failure import why_not_mounted
+from tdefs.fs.mount_place import mount_place
 from tdefs.fs.mount_table import source_name
 from tdefs.fs.mounts import detach_dead, devices_at, is_listed, is_living, raise_kernel_limits, tdefs_mounts
 from tdefs.fs.opening import Opener
@@ -41,6 +43,7 @@ from tdefs.manifest.bound import Bound
 from tdefs.manifest.journal import JOURNAL_FILE
 from tdefs.manifest.state import State
 from tdefs.policy.model import Policy
+from tdefs.private import UntrustedError, own_place
 from tdefs.session_record import SESSION_FILE, Ending, SessionBook
 from tdefs.text import printable
 from tdefs.volume import Volume
@@ -137,11 +140,13 @@ def run_session(
         if not request.read_only:
             _begin(request, bound)
         try:
-            connection = Connection(operations, request.mountpoint, fuse_options(request))
-        except RuntimeError as error:
+            connection, device = _mounted(request, operations)
+        except (RuntimeError, TdefsError) as error:
             bound.close()
             if not request.read_only and ending is not Ending.UNCLEAN:
                 _tell(request.book.end())
+            if isinstance(error, TdefsError):
+                raise
             refusal = why_not_mounted(request.mountpoint, fuse_options(request))
             raise TdefsError(
                 Exit.MOUNT_FAILED,
@@ -149,9 +154,7 @@ def run_session(
                 detail=f"{error}: {refusal.reason}",
                 hint=refusal.hint,
             ) from None
-        device = ""
         try:
-            device = next(iter(devices_at(request.mountpoint)[::-1]), "")  # none if it was unmounted already
             log.info("mounted %s at %s", volume.backing, request.mountpoint)
             with without_reserve(root_fd) as spared:
                 workers.start()  # not before libfuse has had the process that it needs to mount
@@ -203,6 +206,22 @@ def run_session(
             hint="stop what used it, then mount the volume again: PostgreSQL recovers as after a crash",
         )
     log.info("unmounted %s", request.mountpoint)
+
+
+def _mounted(request: MountRequest, operations: FuseOperations) -> tuple[Connection, str]:
+    """Mount; return the connection, and the device, or nothing for a mount that was taken away already.
+
+    :raises RuntimeError: as :class:`Connection` does; TdefsError: MOUNTPOINT_INVALID or MOUNT_MISPLACED, with
+        nothing mounted.
+    """
+    with mount_place(request.mountpoint) as place:
+        connection = Connection(operations, place.target, fuse_options(request))
+        try:
+            return connection, place.device(request.volume.backing)
+        except BaseException:
+            connection.cut()
+            connection.close()
+            raise
 
 
 def _take_away(request: MountRequest) -> None:
@@ -380,9 +399,9 @@ def _control_socket(request: MountRequest) -> Path | None:
         return request.volume.control_socket
     try:
         path = control_places(request.volume.backing)[0]
-        with with_own_rights():
-            path.parent.mkdir(mode=0o755, exist_ok=True)
-    except OSError as error:
+        with with_own_rights(), own_place(path.parent) as above, suppress(FileExistsError):
+            os.mkdir(path.parent.name, 0o755, dir_fd=above.fd)
+    except (OSError, UntrustedError) as error:
         log.warning("no control socket, so 'tdefs status' will know less: %s", error)
         return None
     return path

@@ -11,10 +11,12 @@ import os
 import select
 import signal
 import socket
+import stat
 import sys
 import syslog
 import time
 from contextlib import suppress
+from errno import EINVAL
 from pathlib import Path
 
 _PINGS = 5
@@ -108,12 +110,21 @@ def report(log_file: str, message: str) -> None:
     stamp = f"{time.strftime('%Y-%m-%d %H:%M:%S')},{time.time() % 1 * 1000:03.0f}"
     line = f"{stamp} ERROR tdefs.fs.watchdog: {message}\n".encode(errors="backslashreplace")
     with suppress(OSError):
-        fd = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600) if log_file else 2
-        os.write(fd, line)
+        os.write(_opened(log_file) if log_file else 2, line)
     if not log_file and "JOURNAL_STREAM" in os.environ:
         return  # systemd.exec(5): standard error has gone there already
     syslog.openlog("tdefs", syslog.LOG_PID, syslog.LOG_DAEMON)
     syslog.syslog(syslog.LOG_ERR, message.encode(errors="backslashreplace").decode())
+
+
+def _opened(log_file: str) -> int:
+    """Open the log if it is still the daemon's: no link, no FIFO that nobody reads, nobody else's file."""
+    fd = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid in (0, os.geteuid()):
+        return fd
+    os.close(fd)
+    raise OSError(EINVAL, os.strerror(EINVAL), log_file)
 
 
 def main(arguments: list[str]) -> None:

@@ -44,9 +44,11 @@ def test_a_volume_is_mounted_once_whatever_descriptors_are_closed(volume: Volume
     assert code == Exit.VOLUME_IN_USE
     assert "Traceback" not in said
     assert volume.daemons == [daemon]
-    lock = (volume.backing / ".tdefs" / "lock").stat()
+    lock = (volume.backing / ".tdefs").stat()
     held = [Path(f"/proc/{daemon}/fd/{name}") for name in os.listdir(f"/proc/{daemon}/fd")]
-    (descriptor,) = [path.name for path in held if os.path.samestat(path.stat(), lock)]
+    held = [path for path in held if os.path.samestat(path.stat(), lock)]
+    locking = [path for path in held if "FLOCK" in (path.parent.with_name("fdinfo") / path.name).read_text()]
+    (descriptor,) = [path.name for path in locking]
     assert int(descriptor) > 2
     (volume.mountpoint / "file").write_bytes(b"1")
     assert run(closed, "umount", volume.mountpoint) == (Exit.OK, "")
@@ -111,13 +113,13 @@ def test_a_daemon_whose_lock_was_taken_away_does_not_begin(volume: Volume) -> No
     assert not is_in_use(place)
 
 
-def test_a_lock_whose_file_was_replaced_is_none(volume: Volume) -> None:
+def test_a_lock_whose_directory_was_replaced_is_none(volume: Volume) -> None:
     lock = VolumeLock(read_volume(volume.backing))
     lock.acquire()
     try:
-        path = volume.backing / ".tdefs" / "lock"
-        path.unlink()
-        path.touch()
+        path = volume.backing / ".tdefs"
+        path.rename(volume.backing / "elsewhere")
+        path.mkdir()
         with pytest.raises(TdefsError) as caught:
             lock.verify()
         assert caught.value.exit_code == Exit.VOLUME_IN_USE

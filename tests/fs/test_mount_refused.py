@@ -28,16 +28,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Host:
     """A mount namespace in which parts of the host are replaced, and a volume of the server's user."""
 
-    def __init__(self, space: Workspace) -> None:
+    def __init__(self, space: Workspace, *, root: bool = False) -> None:
+        """:param root: whether the volume is root's"""
         self.account: Account = space.account
         self.volume: Volume = space.volume("refused")
         self.spare = self.volume.root / "spare"
         self.spare.mkdir(mode=0o755)
         self._replaced: list[tuple[Path, str]] = []
         for path in (self.volume.root, *self.volume.root.iterdir()):
-            self.account.own(path)
+            if not root:
+                self.account.own(path)
         self.device(0o666)  # in a container of root's it may be root's alone
-        assert self.run("init", self.volume.backing, keyed=True)[0] == Exit.OK
+        assert self.run("init", self.volume.backing, keyed=True, root=root)[0] == Exit.OK
 
     def replace(self, path: str, by: Path) -> None:
         self._replaced.append((by, path))
@@ -81,8 +83,9 @@ class Host:
 
 
 @pytest.fixture
-def host(scratch: Workspace) -> Iterator[Host]:
-    host = Host(scratch)
+def host(scratch: Workspace, request: pytest.FixtureRequest) -> Iterator[Host]:
+    callspec = getattr(request.node, "callspec", None)
+    host = Host(scratch, root=callspec is not None and "root" in callspec.params.get("options", {}))
     yield host
     assert not host.volume.daemons
 

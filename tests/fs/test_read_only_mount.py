@@ -173,17 +173,13 @@ def test_what_recovery_would_empty_looks_empty_and_stays_as_it_is(crashed: Volum
 # --- one at a time
 
 
-@pytest.mark.parametrize("lock_file", ["there", "missing"])
-def test_a_volume_that_is_only_read_is_in_use_and_says_where(used: Volume, lock_file: str) -> None:
-    if lock_file == "missing":
-        (used.backing / ".tdefs" / "lock").unlink()
+def test_a_volume_that_is_only_read_is_in_use_and_says_where(used: Volume) -> None:
     mount(used, "-o", "ro")
     done = mount(used, "-o", "ro", check=False)
     assert done.returncode == Exit.VOLUME_IN_USE
     assert f'at "{used.mountpoint}"' in done.stderr
     assert used.status()["read_only"] is True
     used.umount()
-    assert (used.backing / ".tdefs" / "lock").exists() == (lock_file == "there")
 
 
 def test_a_volume_that_is_being_written_is_not_mounted_for_reading(used: Volume) -> None:

@@ -23,7 +23,9 @@ from tests.support.workspace import Workspace
 pytestmark = [pytest.mark.slow, needs_root]
 
 REPOSITORY = Path(__file__).parents[2]
-CLUSTERS = Path("/var/lib/postgresql/15")
+#: Where Debian has them, and where they are on the mount.
+PLAIN = Path("/var/lib/postgresql/15")
+CLUSTERS = Path("/srv/postgresql/15")
 CANARY = "nobody may find this on the disk"
 PASSPHRASE = "correct horse battery staple"
 #: A namespace's own directories; nothing of the machine's is seen or changed there.
@@ -123,7 +125,7 @@ class Debian:
 
     def fingerprint(self) -> dict[str, str]:
         """Every file of the stopped cluster, as it lies on the disk."""
-        directory = self.own(str(CLUSTERS))
+        directory = self.own(str(PLAIN))
         return {
             str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
             if path.is_file()
@@ -135,13 +137,13 @@ class Debian:
         """Takes away what a test has left beside the running cluster; and that, too, if it is encrypted."""
         if self.is_encrypted():
             self.stop()
-            self.run(f"rm -rf {CLUSTERS} {CLUSTERS}.* /etc/postgresql/15")
+            self.run(f"rm -rf {PLAIN} /etc/postgresql/15")
             self.make_cluster()
-        self.run("rm -rf /srv/tdefs /etc/tdefs")
+        self.run("rm -rf /srv/* /etc/tdefs")
 
     def stop(self) -> None:
         self.run("for name in main other; do pg_ctlcluster 15 $name stop -m immediate; done", check=False)
-        self.run(f"tdefs umount {CLUSTERS}; tdefs umount {CLUSTERS}.tdefs", check=False)
+        self.run(f"tdefs umount {CLUSTERS}", check=False)
 
     def close(self) -> None:
         self.stop()
@@ -176,9 +178,12 @@ def follow_readme(debian: Debian, *entries: str) -> tuple[int, str]:
 
 def check_untouched(debian: Debian, before: dict[str, str] | None = None) -> None:
     """Checks that nothing was copied in the clear, and that the old cluster is where it was, and runs."""
-    assert debian.in_the_clear() == [str(CLUSTERS).lstrip("/")]
+    assert debian.in_the_clear() == [str(PLAIN).lstrip("/")]
     assert not debian.is_encrypted()
-    assert debian.run(f"ls {CLUSTERS.parent}").stdout.split() == ["15"]
+    assert debian.run(f"ls {PLAIN.parent}").stdout.split() == ["15"]
+    assert debian.run("ls /srv").stdout.split() in ([], ["tdefs"])
+    assert debian.run("pg_conftool -s 15 main show data_directory").stdout.strip() == f"{PLAIN}/main"
+    assert debian.run("ls /etc/postgresql/15/main/*.before-tdefs", check=False).returncode != 0
     if before is None:
         debian.run("pg_ctlcluster 15 main status")
     else:
@@ -212,14 +217,14 @@ def test_a_mount_that_fails_leaves_the_cluster_as_it_was_and_the_command_can_be_
     assert "as they were, in the clear" in shown
     check_untouched(debian)
 
-    # killed at the worst moment: the old cluster is moved away, the new one not mounted
+    # killed when all is copied, and nothing is mounted
     with Terminal(debian.enter(f"exec {readme_commands()}")) as terminal:
         terminal.expect("Passphrase: ")
         terminal.press(f"{PASSPHRASE}\n")
         terminal.expect("copied")
         terminal.expect("Passphrase: ")
         os.killpg(terminal.job, signal.SIGKILL)
-    assert debian.run(f"ls {CLUSTERS.parent}").stdout.split() == ["15", "15.clear"]
+    assert debian.run("pg_ctlcluster 15 main status", check=False).returncode != 0
     code, shown = follow_readme(debian, *[PASSPHRASE] * 2)
     assert code == 0, shown
     assert debian.is_encrypted()
@@ -251,7 +256,9 @@ def test_the_readmes_commands_encrypt_debians_cluster_which_its_tools_then_renam
     assert debian.sql("SELECT count(*), min(text) FROM t") == f"500|{CANARY}"
     assert debian.sql("SHOW data_directory") == f"{CLUSTERS}/main"
     # what lies on the disk in the clear is the old cluster alone, which it says how to wipe
-    assert debian.in_the_clear() == [f"{str(CLUSTERS).lstrip('/')}.clear"]
+    assert debian.in_the_clear() == [str(PLAIN).lstrip("/")]
+    row = debian.run("pg_lsclusters -h").stdout.split()
+    assert row[:2] + row[3:6] == ["15", "main", "online", "postgres", f"{CLUSTERS}/main"]
     wipe = re.search(r"^ +(find [^\r\n]* shred [^\r\n]*)", shown, re.MULTILINE)
     assert wipe
     debian.run(wipe[1].replace("shred -u", "rm"))  # quicker
@@ -263,5 +270,5 @@ def test_the_readmes_commands_encrypt_debians_cluster_which_its_tools_then_renam
     assert debian.sql("SELECT count(*) FROM t") == "500"
     debian.run("pg_ctlcluster 15 other stop; pg_dropcluster 15 other")
     assert debian.run(f"ls -A {CLUSTERS}").stdout == ""
-    debian.run("pg_createcluster 15 main -o listen_addresses=''")
+    debian.run(f"pg_createcluster 15 main -d {CLUSTERS}/main -o listen_addresses=''")
     assert debian.is_encrypted()

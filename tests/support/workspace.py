@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tdefs.volume import ROOTS_LOGS, log_name
 from tests.support import postgres
 from tests.support.account import Account
 from tests.support.mounts import detach, mounts_below
@@ -69,9 +70,16 @@ class Workspace:
         del self.volumes[volumes:]
 
     def close(self) -> None:
-        """Ends everything and removes the directory, whatever state the tests have left it in."""
+        """Ends everything and removes the directory, whatever state the tests have left it in.
+
+        Also the logs of root's daemons, of volumes below it that were mounted without ``--log-file``.
+        """
         self.release(0, 0)
         end(processes_in(self.root))
         for point in mounts_below(self.root):
             detach(point)
         shutil.rmtree(self.root, ignore_errors=True)
+        name = log_name(self.root).removesuffix(".log")
+        for log in ROOTS_LOGS.glob("*"):
+            if log.name.startswith(f"{name}-"):
+                log.unlink(missing_ok=True)

@@ -35,6 +35,6 @@ tdefs mount "$BACKING" "$MOUNTPOINT" --watchdog 0
 chown postgres: "$MOUNTPOINT"
 # idle, it does not notice that its files are gone
 printf "autovacuum = off\nmax_logical_replication_workers = 0\nlisten_addresses = ''\n" >/etc/postgresql-common/createcluster.conf
-pg_createcluster 15 main -- --data-checksums --no-sync
+pg_createcluster -d "$MOUNTPOINT/main" 15 main -- --data-checksums --no-sync
 tdefs umount "$MOUNTPOINT"
-rm -f /srv/tdefs/main/.tdefs/log
+rm -rf /var/log/tdefs

@@ -61,7 +61,7 @@ def daemon_of(machine: Machine) -> str:
 def is_active_on_a_dead_mount(machine: Machine) -> bool:
     """What must not last: the server's unit is active, and its data directory cannot be read."""
     return machine.show(SERVER, "ActiveState") == "active" and "PG_VERSION" not in machine.run(
-        "ls", "/var/lib/postgresql/15/main", check=False
+        "ls", "/srv/postgresql/15/main", check=False
     )
 
 
@@ -73,7 +73,7 @@ def test_postgresql_runs_on_the_mount_after_boot(machine: Machine) -> None:
     assert rows(machine) == "1000"
     for unit in (TDEFS, SERVER):
         assert machine.show(unit, "ActiveState") == "active"
-    assert machine.run("findmnt", "-no", "FSTYPE", "--target", "/var/lib/postgresql/15/main") == "fuse.tdefs"
+    assert machine.run("findmnt", "-no", "FSTYPE", "--target", "/srv/postgresql/15/main") == "fuse.tdefs"
     assert machine.run("systemctl", "is-system-running") == "running"
 
 
@@ -154,7 +154,7 @@ def test_stopping_the_volume_stops_postgresql_first_and_ends_clean(machine: Mach
 
 def test_a_volume_that_another_process_has_for_a_moment_is_tried_again(machine: Machine) -> None:
     """PostgreSQL, which was asked for, waits for it and starts then."""
-    lock = "/srv/tdefs/main/.tdefs/lock"
+    lock = "/srv/tdefs/main/.tdefs"
     machine.run("systemd-run", "--quiet", "--unit=holder", "flock", lock, "sleep", "infinity")
     try:
         machine.run("systemctl", "start", SERVER, check=False)
@@ -177,8 +177,8 @@ def test_leaving_as_the_document_tells_gives_the_same_cluster_in_the_clear(machi
     assert machine.show(TDEFS, "ActiveState") == "inactive"
 
     machine.systemctl("stop", SERVER)
-    machine.run("mv", "/var/lib/postgresql/15", "/var/lib/postgresql/15.plain")
-    machine.run("mkdir", "/var/lib/postgresql/15")
+    machine.run("mv", "/srv/postgresql/15", "/srv/postgresql/15.plain")
+    machine.run("mkdir", "/srv/postgresql/15")
     machine.run("cp", "-a", "/root/kept/.", kept)
     machine.systemctl("daemon-reload")
     machine.systemctl("--quiet", "enable", "--now", TDEFS)

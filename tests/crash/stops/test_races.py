@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +42,15 @@ class Command:
         with self.process.stderr as errors:
             self.said = errors.read()
         return self.process.wait(60)
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def mount(volume: Volume, point: Path) -> Command:
@@ -96,7 +107,7 @@ def test_a_dead_mount_is_left_alone_by_who_does_not_get_the_volume(volume: Volum
     """Whoever holds the volume may have replaced the dead mount by a live one since it was looked at."""
     volume.mount()
     volume.kill()
-    with (volume.backing / ".tdefs" / "lock").open("r+") as lock:
+    with _opened(volume.backing / ".tdefs") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = mount(volume, volume.mountpoint)
         assert command.wait() == Exit.VOLUME_IN_USE
@@ -109,7 +120,7 @@ def test_umount_does_not_wait_for_the_daemon_of_the_next_mount(volume: Volume) -
     volume.umount()
     described = read_volume(volume.backing)
     mine = Session(os.getpid(), str(volume.mountpoint), clean=False)
-    with (volume.backing / ".tdefs" / "lock").open("r+") as lock:
+    with _opened(volume.backing / ".tdefs") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         write_session(described, mine)
         assert not umount._has_ended(described, mine)

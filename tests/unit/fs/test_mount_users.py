@@ -10,7 +10,7 @@ from tdefs.errors import Exit
 from tdefs.fs import mount_users
 from tdefs.fs.mount_table import FUSE_TYPE, OWN, MountInfo, Namespace
 
-POINT = Path("/var/lib/postgresql/15")
+POINT = Path("/srv/postgresql/15")
 
 
 def disk(number: int, *, peers: str = "", master: str = "", point: str = "/", root: str = "/") -> MountInfo:

@@ -12,7 +12,6 @@ from tdefs.cli import ls, verify
 from tdefs.cli.key_files import KeyFiles
 from tdefs.errors import Exit
 from tdefs.fs.link_targets import leads_out
-from tdefs.volume import Session, write_session
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
@@ -22,7 +21,7 @@ UNLOCK = ("--key-command", KEY_COMMAND)
 def linked(small: SmallVolume) -> SmallVolume:
     """A cluster, mounted at /mnt when it was last mounted, with links of every kind."""
     small.cluster()
-    write_session(small.volume, Session(4242, "/mnt", clean=True))
+    small.mounted_at("/mnt", clean=True)
     small.path("pg_tblspc").mkdir()
     small.link("pg_tblspc/16400", "/mnt/spaces/one")
     small.link("pg_tblspc/16401", "/srv/clear", key="dk_2")

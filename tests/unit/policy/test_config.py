@@ -24,7 +24,7 @@ def refusal(text: str) -> TdefsError:
 
 def test_the_sample_configuration_is_valid() -> None:
     volume = load_config(CONF / "tdefs.yaml").for_backing(Path("/srv/tdefs/main"))
-    assert volume.mountpoint == Path("/var/lib/postgresql/15")
+    assert volume.mountpoint == Path("/srv/postgresql/15")
     assert volume.passphrase_file == Path("/etc/tdefs/main.passphrase")
     assert volume.key_command is None
     assert volume.watchdog == 60
