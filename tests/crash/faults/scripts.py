@@ -368,6 +368,7 @@ _OF_ATTRIBUTES = (
     "getattr:open",
     "setattr:chmod",
     "setattr:chown",
+    "setattr:open",
     "setattr:stat",
     "setattr:times",
 )
