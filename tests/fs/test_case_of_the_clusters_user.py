@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from errno import EIO
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_whatever_is_done_to_the_mounts_root_the_backing_directory_stays_the_dae
     cluster: Volume, account: Account
 ) -> None:
     for mode in (0o777, 0o4777, 0o2777, 0o1777, 0o755, 0o000, 0o700):
-        as_user(account, lambda mode=mode: cluster.mountpoint.chmod(mode))
+        as_user(account, partial(cluster.mountpoint.chmod, mode))
         assert stat.S_IMODE(cluster.data.stat().st_mode) == mode
         assert wide_open(cluster) == []
     os.chown(cluster.mountpoint, NOBODY, NOBODY)
