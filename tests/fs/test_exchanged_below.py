@@ -80,6 +80,13 @@ ON_FILE: dict[str, Callable[[Path], object]] = {
     "stat": _statx,
     "link": lambda path: os.link(path, path.parent / "second"),
 }
+#: Of a symbolic link itself.
+ON_LINK: dict[str, Callable[[Path], object]] = {
+    "read the link": os.readlink,
+    "chown of the link": lambda path: os.chown(path, 65534, 65534, follow_symlinks=False),
+    "utimens of the link": lambda path: os.utime(path, ns=(5, 5), follow_symlinks=False),
+    "link of the link": lambda path: os.link(path, path.parent / "second", follow_symlinks=False),
+}
 #: Of a directory, and of what is in it.
 ON_DIRECTORY: dict[str, Callable[[Path], object]] = {
     "chmod": lambda path: path.chmod(0o777),
@@ -131,9 +138,17 @@ FOR_DIRECTORY: dict[str, Callable[[Site, Path], object]] = {
     "other directory": lambda site, place: site.victim_directory.rename(place),
     "file": _planted_file,
 }
+#: What is put in the place of a symbolic link.
+FOR_LINK: dict[str, Callable[[Site, Path], object]] = {
+    "other link": lambda site, place: place.symlink_to(site.victim),
+    "hard link of the victim": _hard_link,
+    "FIFO": lambda site, place: os.mkfifo(place),
+}
+FOR = {"file": FOR_FILE, "directory": FOR_DIRECTORY, "link": FOR_LINK}
 CASES = [
     *((kind, "file", operation) for kind in FOR_FILE for operation in (*ON_FILE, *ON_NAME)),
     *((kind, "directory", operation) for kind in FOR_DIRECTORY for operation in ON_DIRECTORY),
+    *((kind, "link", operation) for kind in FOR_LINK for operation in ON_LINK),
 ]
 
 
@@ -152,6 +167,7 @@ def served(workspace: Workspace) -> Iterator[Volume]:
         (place / "directory").mkdir(parents=True)
         for name in ("file", "other", "directory/inner"):
             (place / name).write_bytes(b"content")
+        (place / "link").symlink_to("file")
     volume.umount()
     volume.mount()
     yield volume
@@ -178,16 +194,15 @@ def test_nothing_is_done_to_what_was_put_in_the_place_of_what_the_kernel_knows(
 ) -> None:
     kind, name, operation = case
     for path in (site.mounted / name, site.mounted / "file", site.mounted / "other"):
-        path.stat()  # now the kernel knows
+        path.lstat()  # now the kernel knows
     stored = site.stored / name
     stored.rename(site.outside / "taken away")
-    exchange = (FOR_FILE if name == "file" else FOR_DIRECTORY)[kind]
-    exchange(site, stored)
+    FOR[name][kind](site, stored)
     put = stored.lstat()
     moved = site.outside / "directory" if kind != "other directory" else stored
     before = _look(site, moved)
     complaints = len(served.complaints())
-    action = {**ON_FILE, **ON_NAME, **ON_DIRECTORY}[operation]
+    action = {**ON_FILE, **ON_LINK, **ON_NAME, **ON_DIRECTORY}[operation]
     if operation in ON_NAME:
         with suppress(OSError):
             action(site.mounted / name)
