@@ -63,8 +63,8 @@ def cluster(shared: Volume) -> Iterator[Volume]:
         (shared.root / name).write_text(text)
         (shared.root / name).chmod(0o644)
     shared.backing.chmod(0o700)
-    for path in (shared.backing, shared.backing / ".tdefs"):
-        os.chown(path, os.geteuid(), -1)
+    for place in (shared.backing, shared.backing / ".tdefs"):
+        os.chown(place, os.geteuid(), -1)
     if not shared.keystore.exists():
         (shared.root / "lost").rename(shared.keystore)
     for path in ("pg_hba.conf", "base/5/pipe", "base/5/pg_wal", "inside", "absolute", "../.tdefs/secret"):
