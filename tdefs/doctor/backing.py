@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from tdefs.doctor.findings import Finding, advice, note, risk
 from tdefs.format.header import resembles_header
 from tdefs.fs.believed import Believed
 from tdefs.fs.mount_table import all_mounts
-from tdefs.fs.offline import DAMAGED, PLAIN, describe_content, doubts_of, first_bytes
+from tdefs.fs.offline import (
+    DAMAGED,
+    PLAIN,
+    describe_content,
+    doubts_of,
+    first_bytes,
+    open_directory,
+    open_without_links,
+)
 from tdefs.keys.document import Statements
 from tdefs.policy.model import Policy
 from tdefs.policy.paths import classify
@@ -95,7 +104,7 @@ class BackingDirectory:
         while pending:
             directory = pending.pop()
             try:
-                with os.scandir(self._volume.data / directory) as entries:
+                with _entries(self._volume, directory) as entries:
                     for entry in entries:
                         path = f"{directory}/{entry.name}" if directory else entry.name
                         if entry.is_dir(follow_symlinks=False):
@@ -172,18 +181,26 @@ class BackingDirectory:
     def _state(self, path: str) -> str:
         """Return the state of a file, empty where the header says that it is encrypted, or it is gone."""
         try:
-            fd = os.open(self._volume.data / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
+            with open_without_links(self._volume, path) as fd:
                 head = first_bytes(fd)
                 if resembles_header(head, self._volume.volume_id):
                     return ""
                 size = os.fstat(fd).st_size
                 doubts = doubts_of(path, fd, size, self._believed)
                 return describe_content(self._volume, path, head, size, doubts, self._believed).state
-            finally:
-                os.close(fd)
         except OSError:
             return ""
+
+
+@contextmanager
+def _entries(volume: Volume, directory: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """Look into a directory of the tree, which no symbolic link leads to, for the time of a ``with`` block."""
+    fd = open_directory(volume, [part for part in directory.split("/") if part], os.O_RDONLY)
+    try:
+        with os.scandir(fd) as entries:
+            yield entries
+    finally:
+        os.close(fd)
 
 
 def _server_of(mountpoint: Path) -> int | None:

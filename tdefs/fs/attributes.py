@@ -40,7 +40,9 @@ class Attributes:
         if inode.ghost is not None and inode not in self._inodes.held:
             return inode.ghost.status
         name, directory = self._inodes.place(inode)
-        return self._calls.stat("getattr", name, directory)
+        status = self._calls.stat("getattr", name, directory)
+        self._inodes.check(inode, status)
+        return status
 
     def change(self, inode: Inode, changes: Changes) -> os.stat_result:
         """Set attributes and return those that hold then.
@@ -60,17 +62,8 @@ class Attributes:
         file = inode.open_file
         if file is not None:
             return self._change_open(file, changes)
-        name, directory = self._inodes.place(inode)
-        if changes.uid is not None or changes.gid is not None:
-            uid, gid = _or_keep(changes.uid), _or_keep(changes.gid)
-            self._calls.chown("setattr:chown", name, uid, gid, directory)
-        if changes.mode is not None:
-            self._calls.chmod("setattr:chmod", name, stat.S_IMODE(changes.mode), directory)
-        if changes.atime_ns is not None or changes.mtime_ns is not None:
-            status = self._calls.stat("setattr:stat", name, directory)
-            atime_ns, mtime_ns = _times(changes, status)
-            self._calls.utimens("setattr:times", name, atime_ns, mtime_ns, directory)
-        return self._calls.stat("setattr:stat", name, directory)
+        with self._inodes.reached("setattr:open", inode) as fd:
+            return self._change_closed(fd, changes)
 
     def pass_on_mtime(self, file: OpenFile, mtime_ns: int) -> os.stat_result:
         """Set the modification time that the kernel kept while it cached writes; it ignores what else is returned.
@@ -95,6 +88,18 @@ class Attributes:
             self._calls.futimens("setattr:times", file.fd, atime_ns, mtime_ns)
         file.status = self._calls.fstat("setattr:stat", file.fd)
         return file.status
+
+    def _change_closed(self, fd: int, changes: Changes) -> os.stat_result:
+        """Set attributes of what an ``O_PATH`` descriptor leads to."""
+        if changes.uid is not None or changes.gid is not None:
+            uid, gid = _or_keep(changes.uid), _or_keep(changes.gid)
+            self._calls.chown("setattr:chown", b"", uid, gid, fd)
+        if changes.mode is not None:
+            self._calls.chmod("setattr:chmod", fd, stat.S_IMODE(changes.mode))
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            atime_ns, mtime_ns = _times(changes, self._calls.stat("setattr:stat", b"", fd))
+            self._calls.utimens("setattr:times", b"", atime_ns, mtime_ns, fd)
+        return self._calls.stat("setattr:stat", b"", fd)
 
     def _truncate(self, inode: Inode, size: int) -> None:
         file = self._opener.open(inode, writable=True)

@@ -3,6 +3,10 @@
 Each call carries a label that names its place in the code, so that a test can make exactly one of them fail, stop
 or lie. Errors are ``OSError``. Names are bytes, relative to a directory descriptor; offsets and sizes are bytes.
 Where a name may be empty, the call is about what the descriptor itself leads to, which may have no name any more.
+
+No call follows a symbolic link. What a name leads to may be exchanged at any time by whoever can write to the
+backing directory, so attributes are set, and hard links made, of what a descriptor leads to: tdefs.fs.inodes gives
+one, and has checked it.
 """
 
 from __future__ import annotations
@@ -180,12 +184,9 @@ class SystemCalls:
         """Set the mode of an open file."""
         os.fchmod(fd, mode)
 
-    def chmod(self, label: str, name: bytes, mode: int, directory: int) -> None:
-        """Set the mode of *name*, which is no symbolic link. The name may be empty."""
-        if name:
-            os.chmod(name, mode, dir_fd=directory)
-        else:
-            os.chmod(_itself(directory), mode)  # noqa: PTH101 - a link of /proc is no path
+    def chmod(self, label: str, fd: int, mode: int) -> None:
+        """Set the mode of what *fd* leads to; O_PATH is enough. By name, chmod(2) would follow symbolic links."""
+        os.chmod(_itself(fd), mode)  # noqa: PTH101 - a link of /proc is no path
 
     def fchown(self, label: str, fd: int, uid: int, gid: int) -> None:
         """Set the owner of an open file; -1 keeps one."""
@@ -232,12 +233,14 @@ class SystemCalls:
         """Return where the symbolic link *name* points. The name may be empty."""
         return os.readlink(name, dir_fd=directory)
 
-    def link(self, label: str, name: bytes, directory: int, new_name: bytes, new_directory: int) -> None:
-        """Make a hard link. The old name may be empty."""
-        if name:
-            os.link(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory, follow_symlinks=False)
-        else:
-            os.link(_itself(directory), new_name, dst_dir_fd=new_directory)
+    def link(self, label: str, fd: int, new_name: bytes, new_directory: int) -> None:
+        """Make a hard link of what *fd* leads to; O_PATH is enough."""
+        os.link(_itself(fd), new_name, dst_dir_fd=new_directory)
+
+    # No system call removes or renames what a descriptor leads to: the next three go by name, and what lies there
+    # may have been exchanged an instant before. What then goes, or moves, is what was put into the directory
+    # instead, by who could have removed or moved it just as well; nothing outside of the two directories, and
+    # nothing that a link leads to, is touched. What moved is checked like anything else when it is looked up.
 
     def unlink(self, label: str, name: bytes, directory: int) -> None:
         """Remove a name that is no directory."""

@@ -7,13 +7,15 @@ the kernel has not forgotten yet takes one from a range of its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from errno import ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE
+from errno import EIO, EISDIR, ELOOP, ENODEV, ENOENT, ENOTDIR, ENXIO, ESTALE
 from typing import TYPE_CHECKING
 
 from tdefs.errors import errno_of
@@ -27,9 +29,17 @@ if TYPE_CHECKING:
     from tdefs.fs.files import OpenFile
     from tdefs.fs.sealing import Form
 
+log = logging.getLogger(__name__)
+
 ROOT_NUMBER = 1
 _FIRST_PRIVATE_NUMBER = 1 << 62
 _DIRECTORY_FDS = 512
+# what opening what was once a file, or a directory, ends with when something of another type lies there
+_OF_ANOTHER_TYPE = frozenset({ELOOP, ENOTDIR, EISDIR, ENXIO, ENODEV})
+
+
+class Exchanged(OSError):
+    """Below the mount, something else was put in the place of what the kernel knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,7 @@ class Inode:
     __slots__ = (
         "bound",
         "bypassed",
+        "exchanged",
         "form",
         "generation",
         "ghost",
@@ -86,6 +97,8 @@ class Inode:
         self.loss: Loss | None = None
         #: Set when no name is known any more, while the kernel still refers to it.
         self.ghost: Ghost | None = None
+        #: Whether the log has said that something else lies in its place.
+        self.exchanged = False
 
     @property
     def is_file(self) -> bool:
@@ -135,6 +148,11 @@ class Inode:
 
 def _stale() -> OSError:
     return OSError(ESTALE, os.strerror(ESTALE))
+
+
+def _is_of(inode: Inode, status: os.stat_result) -> bool:
+    """Tell whether what has *status* in the backing directory is *inode*."""
+    return (status.st_dev, status.st_ino) == inode.key and stat.S_IFMT(status.st_mode) == inode.type
 
 
 def path_of(parent: Inode, name: bytes) -> str:
@@ -216,7 +234,7 @@ class InodeTable:
         """
         if inode.lookups > 0 and inode.open_file is None:
             above = self.directory_fd(parent)
-            self.held.keep(inode, self.descriptors.open_at("inodes:hold", name, os.O_PATH, 0, above))
+            self.held.keep(inode, self._open_in("inodes:hold", inode, name, os.O_PATH, above))
 
     def removed(self, inode: Inode, parent: Inode, name: bytes, *, last: bool) -> None:
         """Note that a name is gone. After the *last* one the backing inode number may be used again."""
@@ -380,31 +398,102 @@ class InodeTable:
                 directory = self.directory_fd(parent)
                 status = self._calls.stat("inodes:place", name, directory)
             except OSError as error:
-                if error.errno not in (ENOENT, ESTALE):
+                if error.errno not in (ENOENT, ESTALE) and not isinstance(error, Exchanged):
                     raise
                 continue
-            if (status.st_dev, status.st_ino) == inode.key:
+            if _is_of(inode, status):
                 return name, directory
         return None
+
+    # --- the one way from an inode to what it is in the backing directory
+
+    def open_inode(self, label: str, inode: Inode, flags: int) -> int:
+        """Open what *inode* is in the backing directory, and nothing that lies in its place by now.
+
+        :param flags: of open(2); none of them may change anything, since the check comes after.
+        :raises OSError: EIO when something else lies there; the log names it. Upon ESTALE the kernel would look
+            the name up again, and go on with what somebody has put there.
+        """
+        name, directory = self.place(inode)
+        return self._open_in(label, inode, name, flags, directory)
+
+    @contextmanager
+    def reached(self, label: str, inode: Inode) -> Iterator[int]:
+        """Give, for the time of a ``with`` block, an ``O_PATH`` descriptor of what *inode* is.
+
+        :raises OSError: as :meth:`open_inode`.
+        """
+        fd = self.open_inode(label, inode, os.O_PATH)
+        try:
+            yield fd
+        finally:
+            self.descriptors.let_go(label, fd)
+
+    @contextmanager
+    def reached_new(self, label: str, parent: Inode, name: bytes, status: os.stat_result) -> Iterator[int]:
+        """Give a descriptor as :meth:`reached`, of what was just made and has *status*.
+
+        :raises OSError: EIO when something else lies there by now, or it was a hard link of something else.
+        """
+        made = Inode(0, (status.st_dev, status.st_ino), stat.S_IFMT(status.st_mode), 0)
+        made.names.append((parent, name))
+        if not made.is_directory and status.st_nlink != 1:
+            raise self._exchanged(made)
+        with self.reached(label, made) as fd:
+            yield fd
+
+    def check(self, inode: Inode, status: os.stat_result) -> None:
+        """Check that what has *status* is *inode*: device, inode number and type.
+
+        :raises OSError: EIO when it is something else; the log names it.
+        """
+        if not _is_of(inode, status):
+            raise self._exchanged(inode)
+
+    def _open_in(self, label: str, inode: Inode, name: bytes, flags: int, directory: int) -> int:
+        """Open *name* in *directory* if it is *inode*; the name may be empty."""
+        try:
+            fd = self.descriptors.open_at(label, name, flags, 0, directory)
+        except OSError as error:
+            if error.errno in _OF_ANOTHER_TYPE:
+                raise self._exchanged(inode) from None
+            raise
+        try:
+            self.check(inode, self._calls.fstat("inodes:check", fd))
+        except BaseException:
+            with suppress(OSError):  # nothing was written through it
+                os.close(fd)
+            raise
+        return fd
+
+    def _exchanged(self, inode: Inode) -> Exchanged:
+        if not inode.exchanged:
+            inode.exchanged = True
+            log.error(
+                "%s: something else lies in its place in the backing directory since it was mounted; nothing is "
+                "changed there (HINT: see who can write there; put back what lay there, or mount the volume anew)",
+                inode.shown(),
+            )
+        return Exchanged(EIO, os.strerror(EIO))
 
     def paths(self, inode: Inode) -> list[str]:
         """Return the known paths of *inode*; of several, those that still lead to it, as in :meth:`place`.
 
         :raises OSError: where that cannot be told.
         """
-        paths = [path_of(parent, name) for parent, name in inode.names]
-        return paths if len(paths) == 1 else [path for path in dict.fromkeys(paths) if self._leads_to(path, inode)]
+        if len(inode.names) == 1:
+            return [path_of(*inode.names[0])]
+        found = {path_of(*place): None for place in list(inode.names) if self._leads_to(*place, inode)}
+        return list(found)
 
-    def _leads_to(self, path: str, inode: Inode) -> bool:
+    def _leads_to(self, parent: Inode, name: bytes, inode: Inode) -> bool:
         try:
-            status = self._calls.stat("inodes:path", os.fsencode(path), self._root_fd)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+            status = self._calls.stat("inodes:path", name, self.directory_fd(parent))
         except OSError as error:
-            if error.errno != ENAMETOOLONG:
+            if error.errno not in (ENOENT, ENOTDIR, ESTALE) and not isinstance(error, Exchanged):
                 raise
-            return True
-        return (status.st_dev, status.st_ino) == inode.key
+            return False
+        return _is_of(inode, status)
 
     def directory_fd(self, inode: Inode) -> int:
         """Return an ``O_PATH`` descriptor of a directory; it stays valid for hundreds of further calls.
@@ -429,7 +518,7 @@ class InodeTable:
         for node in reversed(chain):
             _, name = node.names[0]
             try:
-                fd = self.descriptors.open_at("inodes:directory", name, os.O_PATH | os.O_DIRECTORY, 0, above_fd)
+                fd = self._open_in("inodes:directory", node, name, os.O_PATH | os.O_DIRECTORY, above_fd)
             except FileNotFoundError:
                 raise _stale() from None
             finally:

@@ -9,7 +9,6 @@ stops, and whichever of these steps a crash takes back, each link can be read wh
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENAMETOOLONG, ENOENT, EROFS
 
@@ -77,8 +76,8 @@ class Links:
         :raises OSError: as :meth:`read`, and EEXIST.
         """
         target = self.read(inode)
-        old_name, old_directory = self._inodes.place(inode)
-        status = self._calls.stat("link:stat", old_name, old_directory)
+        with self._inodes.reached("link:open", inode) as fd:
+            status = self._calls.stat("link:stat", b"", fd)
         text = self._text(target, path_of(parent, name))
         self._put(text, status, name, self._inodes.directory_fd(parent), _RENAME_NOREPLACE)
 
@@ -111,11 +110,11 @@ class Links:
 
         :raises FormatError: it cannot be presented.
         """
-        name, directory = self._inodes.place(inode)
-        status = self._calls.stat("readlink:stat", name, directory)
-        if status.st_nlink > 1:
-            raise ForeignLink(SEVERAL_NAMES)
-        link = self._sealer.open(self._calls.readlink("readlink", name, directory))
+        with self._inodes.reached("readlink:open", inode) as fd:
+            status = self._calls.stat("readlink:stat", b"", fd)
+            if status.st_nlink > 1:
+                raise ForeignLink(SEVERAL_NAMES)
+            link = self._sealer.open(self._calls.readlink("readlink", b"", fd))
         for path in paths:
             link.check_lies_at(path)
         return link, status
@@ -142,12 +141,7 @@ class Links:
         temporary = staging.new_name()
         self._calls.symlink("relink:make", text, temporary, staging.fd, Owner(os.geteuid(), os.getegid()))
         try:
-            status = self._calls.stat("relink:made", temporary, staging.fd)
-            if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):
-                # a daemon that is not root's may not give away to every group; it means nothing for a link
-                with suppress(PermissionError):
-                    self._calls.chown("relink:chown", temporary, like.st_uid, like.st_gid, staging.fd)
-            self._calls.utimens("relink:times", temporary, like.st_atime_ns, like.st_mtime_ns, staging.fd)
+            status = staging.make_alike(temporary, like)
             self._calls.rename("relink:rename", temporary, staging.fd, name, directory, flags)
         except OSError:
             staging.discard(temporary)

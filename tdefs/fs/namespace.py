@@ -62,8 +62,7 @@ class Namespace:
 
     def names_in(self, directory: Inode) -> list[bytes]:
         """Return the names in a directory, without ``.`` and ``..``."""
-        name, above = self._inodes.place(directory)
-        fd = self._inodes.descriptors.open_at("readdir:open", name, os.O_RDONLY | os.O_DIRECTORY, 0, above)
+        fd = self._inodes.open_inode("readdir:open", directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             names = self._calls.listdir("readdir", fd)
         finally:
@@ -85,11 +84,12 @@ class Namespace:
             above = self._calls.stat("adopt:parent", b".", directory)
             wanted_gid = status.st_gid if above.st_mode & stat.S_ISGID else owner.gid
             if (owner.uid, wanted_gid) != (status.st_uid, status.st_gid):
-                self._calls.chown("adopt:chown", name, owner.uid, wanted_gid, directory)
-                if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(status.st_mode):
-                    # chown(2) takes these bits away
-                    self._calls.chmod("adopt:chmod", name, stat.S_IMODE(status.st_mode), directory)
-                status = self._calls.stat("adopt:stat", name, directory)
+                with self._inodes.reached_new("adopt:open", parent, name, status) as fd:
+                    self._calls.chown("adopt:chown", b"", owner.uid, wanted_gid, fd)
+                    if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(status.st_mode):
+                        # chown(2) takes these bits away
+                        self._calls.chmod("adopt:chmod", fd, stat.S_IMODE(status.st_mode))
+                    status = self._calls.stat("adopt:stat", b"", fd)
         except OSError:
             if stat.S_ISDIR(mode):
                 self._undo("mkdir", parent, name, lambda: self._calls.rmdir("adopt:undo", name, directory))
@@ -162,6 +162,7 @@ class Namespace:
         _refuse_private(parent, name)
         self._opener.refuse_planted(inode)
         if inode.is_link:
+            self._manifest.will_come(parent, name)
             self._links.copy(inode, parent, name)
             made = self.lookup(parent, name)
             self._inodes.name_added(parent)
@@ -174,10 +175,10 @@ class Namespace:
             self._opener.check_may_lie_at(inode, path_of(parent, name))
             self._manifest.will_change(inode)
             given_up = self._opener.give_up_identity(inode, identity_at(path_of(parent, name)))
-        old_name, old_directory = self._inodes.place(inode)
         self._manifest.will_come(parent, name)
         try:
-            self._calls.link("link", old_name, old_directory, name, directory)
+            with self._inodes.reached("link:open", inode) as fd:
+                self._calls.link("link", fd, name, directory)
         except OSError:
             if given_up:
                 self._undo("link", parent, name, lambda: self._opener.bind(inode, *given_up))

@@ -138,7 +138,7 @@ def walk_all(
 def _entries(volume: Volume, directory: str) -> list[tuple[str, os.stat_result]]:
     """Return names and attributes of what lies in a directory, sorted; what vanishes meanwhile is left out."""
     found = []
-    fd = _open_directory(volume, [part for part in directory.split("/") if part], os.O_RDONLY)
+    fd = open_directory(volume, [part for part in directory.split("/") if part], os.O_RDONLY)
     try:
         for name in sorted(os.listdir(fd)):
             with suppress(FileNotFoundError):
@@ -148,12 +148,13 @@ def _entries(volume: Volume, directory: str) -> list[tuple[str, os.stat_result]]
     return found
 
 
-def _open_directory(volume: Volume, parts: list[str], access: int) -> int:
+def open_directory(volume: Volume, parts: list[str], access: int) -> int:
     """Open the directory below the volume's data directory that *parts* lead to, one after the other.
 
     So no symbolic link leads out of the volume, and a path may be longer than PATH_MAX, as in a mount.
     """
-    fd = os.open(volume.data, (os.O_PATH if parts else access) | os.O_DIRECTORY | os.O_CLOEXEC)
+    parts = [volume.data.name, *parts]
+    fd = os.open(volume.backing, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     for number, part in enumerate(parts, 1):
         flags = (os.O_PATH if number < len(parts) else access) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -250,7 +251,7 @@ def link_text(volume: Volume, path: str) -> bytes:
     :raises OSError: there is no symbolic link, or it cannot be read.
     """
     *directories, name = path.split("/")
-    fd = _open_directory(volume, directories, os.O_PATH)
+    fd = open_directory(volume, directories, os.O_PATH)
     try:
         if os.stat(name, dir_fd=fd, follow_symlinks=False).st_nlink > 1:
             raise ForeignLink(SEVERAL_NAMES)
@@ -428,7 +429,7 @@ def open_without_links(volume: Volume, path: str, access: int = os.O_RDONLY) -> 
     parts = [*directories, name]
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise FileNotFoundError(ENOENT, os.strerror(ENOENT), path)
-    fd = _open_directory(volume, directories, os.O_PATH)
+    fd = open_directory(volume, directories, os.O_PATH)
     try:
         # nonblocking, so that a FIFO in its place is refused instead of waited on
         flags = access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -94,8 +94,7 @@ class Opener:
             if writable and not inode.open_file.writable:
                 self._make_writable(inode.open_file)
             return inode.open_file
-        name, directory = self._inodes.place(inode)
-        fd, can_write = self._open_backing(name, directory, writable=writable)
+        fd, can_write = self._open_backing(inode, writable=writable)
         try:
             form = self._read_form(inode, fd)
             self.manifest.check(inode)
@@ -277,8 +276,7 @@ class Opener:
     def form(self, inode: Inode) -> Form:
         """Return what the file says of itself."""
         if inode.form is None:
-            name, directory = self._inodes.place(inode)
-            fd = self._open_closed("form:open", name, os.O_RDONLY, directory)
+            fd = self._open_closed("form:open", inode, os.O_RDONLY)
             try:
                 self._read_form(inode, fd)
             finally:
@@ -315,8 +313,7 @@ class Opener:
         """Return a descriptor of *inode*'s backing file that can write: the open file's, or a new one."""
         if inode.open_file is not None and inode.open_file.writable:
             return inode.open_file.fd
-        name, directory = self._inodes.place(inode)
-        return self._open_closed("bind:open", name, os.O_RDWR, directory)
+        return self._open_closed("bind:open", inode, os.O_RDWR)
 
     def bound(self, inode: Inode) -> tuple[Identity, ...]:
         """Return what *inode* is bound to; nothing for a file that is not encrypted, or cannot be read."""
@@ -346,40 +343,41 @@ class Opener:
     def _decide(self, path: str) -> Decision:
         return self._policy.decide(classify(path), path)
 
-    def _open_backing(self, name: bytes, directory: int, *, writable: bool) -> tuple[int, bool]:
+    def _open_backing(self, inode: Inode, *, writable: bool) -> tuple[int, bool]:
         """Open for reading and writing: with write-back caching the kernel reads from files opened write-only."""
         try:
-            return self._inodes.descriptors.open_at("open:rw", name, os.O_RDWR, 0, directory), True
+            return self._inodes.open_inode("open:rw", inode, os.O_RDWR), True
         except OSError as error:
             if error.errno not in (EACCES, EPERM, EROFS) or (writable and error.errno != EACCES):
                 raise
         if writable:
-            return self._open_closed("open:rw", name, os.O_RDWR, directory), True
-        return self._open_closed("open:ro", name, os.O_RDONLY, directory), False
+            return self._open_closed("open:rw", inode, os.O_RDWR), True
+        return self._open_closed("open:ro", inode, os.O_RDONLY), False
 
-    def _open_closed(self, label: str, name: bytes, flags: int, directory: int) -> int:
+    def _open_closed(self, label: str, inode: Inode, flags: int) -> int:
         """Open a file also where its mode keeps its own owner out, who is the daemon's user.
 
         The kernel has checked who may do what; the daemon must read the header, and the rest of a page of which
         a part is written, whatever the mode.
         """
         try:
-            return self._inodes.descriptors.open_at(label, name, flags, 0, directory)
-        except PermissionError:
-            status = self._calls.stat("open:closed", name, directory)
+            return self._inodes.open_inode(label, inode, flags)
+        except PermissionError as error:
+            refusal = error
+        with self._inodes.reached("open:closed", inode) as fd:
+            status = self._calls.stat("open:closed", b"", fd)
             if status.st_uid != os.geteuid():
-                raise
-        mode = stat.S_IMODE(status.st_mode)
-        self._calls.chmod("open:unlock", name, mode | stat.S_IRUSR | stat.S_IWUSR, directory)
-        try:
-            return self._inodes.descriptors.open_at(label, name, flags, 0, directory)
-        finally:
-            self._calls.chmod("open:relock", name, mode, directory)
+                raise refusal
+            mode = stat.S_IMODE(status.st_mode)
+            self._calls.chmod("open:unlock", fd, mode | stat.S_IRUSR | stat.S_IWUSR)
+            try:
+                return self._inodes.descriptors.open_at(label, b"", flags, 0, fd)
+            finally:
+                self._calls.chmod("open:relock", fd, mode)
 
     def _make_writable(self, file: OpenFile) -> None:
         """Exchange a read-only descriptor for one that can write, under the same number, and settle the file."""
-        name, directory = self._inodes.place(file.inode)
-        fd = self._open_closed("open:rw", name, os.O_RDWR, directory)
+        fd = self._open_closed("open:rw", file.inode, os.O_RDWR)
         try:
             os.dup2(fd, file.fd, inheritable=False)
         finally:

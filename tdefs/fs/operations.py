@@ -295,8 +295,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Open a directory."""
         node = self._inodes[inode]
-        name, above = self._inodes.place(node)
-        fd = self._inodes.descriptors.open_at("opendir", name, os.O_RDONLY | os.O_DIRECTORY, 0, above)
+        fd = self._inodes.open_inode("opendir", node, os.O_RDONLY | os.O_DIRECTORY)
         handle = self._new_handle()
         self._directories[handle] = _Directory(node, fd)
         node.handles += 1

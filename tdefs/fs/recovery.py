@@ -30,16 +30,24 @@ def empty_unfinished_files(volume: Volume, believed: Believed) -> list[str]:
     emptied = []
     for path, status in walk(volume, on_error=lambda error: log.warning("not looked at: %s", error)):
         try:
-            if status.st_size > 0 and _lost_its_header(volume, path) and not believed.had_header(path):
-                with open_without_links(volume, path, os.O_RDWR) as fd:
-                    os.ftruncate(fd, 0)
-                    os.fsync(fd)
+            lost = status.st_size > 0 and _lost_its_header(volume, path) and not believed.had_header(path)
+            if lost and _emptied(volume, path, status):
                 emptied.append(path)
                 log.warning("%s: emptied: its header was lost in a crash", printable_path(os.fsencode(path)))
         except OSError as error:
             # what this user cannot read, or the disk does not give, is no reason not to serve the rest
             log.warning("%s: not looked at: %s", printable_path(os.fsencode(path)), error.strerror)
     return emptied
+
+
+def _emptied(volume: Volume, path: str, status: os.stat_result) -> bool:
+    """Empty the file that was seen with *status*; return whether it still lay there, without a header."""
+    with open_without_links(volume, path, os.O_RDWR) as fd:
+        if not os.path.samestat(status, os.fstat(fd)) or any(first_bytes(fd)):
+            return False
+        os.ftruncate(fd, 0)
+        os.fsync(fd)
+    return True
 
 
 def _lost_its_header(volume: Volume, path: str) -> bool:

@@ -46,6 +46,7 @@ def volume(scratch: Workspace) -> Volume:
     made = create_volume(volume.backing, volume.keystore)
     ring = create_keystore(made.keystore, made.volume_id, CommandProtector(volume.unlock[1]), place=place_of(made))
     save_volume(made, history_key_of(ring))
+    volume.data.chmod(0o755)
     return volume
 
 
@@ -71,7 +72,7 @@ def small(scratch: Workspace, tmp_path: Path) -> Iterator[Volume]:
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
     subprocess.run(["mount", "-o", "loop", image, volume.backing], check=True)
     try:
-        (volume.data / "lost+found").rmdir()
+        (volume.backing / "lost+found").rmdir()
         volume.init()
         volume.mount()
         yield volume

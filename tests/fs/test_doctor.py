@@ -63,6 +63,8 @@ def cluster(shared: Volume) -> Iterator[Volume]:
         (shared.root / name).write_text(text)
         (shared.root / name).chmod(0o644)
     shared.backing.chmod(0o700)
+    for place in (shared.backing, shared.backing / ".tdefs"):
+        os.chown(place, os.geteuid(), -1)
     if not shared.keystore.exists():
         (shared.root / "lost").rename(shared.keystore)
     for path in (
@@ -178,6 +180,14 @@ def _open_backing(cluster: Volume) -> None:
     cluster.backing.chmod(0o722)
 
 
+def _foreign_backing(cluster: Volume) -> None:
+    os.chown(cluster.backing, NOBODY, NOBODY)
+
+
+def _foreign_private(cluster: Volume) -> None:
+    os.chown(cluster.backing / ".tdefs", NOBODY, NOBODY)
+
+
 def _break_policy(cluster: Volume) -> None:
     (cluster.root / "policy.yaml").write_text("version: 1\nkinds: {wall: plain}\n")
 
@@ -229,6 +239,8 @@ def _other_policy(cluster: Volume) -> None:
         (_plant_link_with_a_servers_name, "risk", "main/base/5/pg_wal (Input/output error)"),
         (_plant_fifo, "risk", "main/base/5/pipe"),
         (_open_backing, "risk", "others than its owner can write to"),
+        pytest.param(_foreign_backing, "risk", "not to the daemon's", marks=needs_root),
+        pytest.param(_foreign_private, "risk", "not to the daemon's", marks=needs_root),
         (_break_policy, "risk", "the next mount fails, and with it the start of the server"),
         (_remove_policy, "risk", "the next mount fails, and with it the start of the server"),
         (_unknown_key, "risk", "uses the data key dk_9, which the keystore does not hold"),

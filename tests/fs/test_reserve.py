@@ -37,7 +37,6 @@ def reserved(request: pytest.FixtureRequest, scratch: Workspace) -> Iterator[Vol
         try:
             volume.init()
             volume.mount()
-            volume.mountpoint.chmod(0o711)
             (volume.mountpoint / "pgdata").mkdir()
             os.chown(volume.mountpoint / "pgdata", NOBODY, NOBODY)
             if request.param != "root":

@@ -82,6 +82,7 @@ class Volume:
             (self.root / "policy.yaml").write_text(policy)
             words += ["--policy", self.root / "policy.yaml"]
         self.tdefs(*words)
+        self.data.chmod(0o755)  # other users are served, too
 
     def mount(self, *arguments: str | Path, owner: Account | None = None) -> None:
         """Mounts it.

@@ -394,6 +394,7 @@ _OF_ATTRIBUTES = (
     "getattr:open",
     "setattr:chmod",
     "setattr:chown",
+    "setattr:open",
     "setattr:stat",
     "setattr:times",
 )
