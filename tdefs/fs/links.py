@@ -80,7 +80,8 @@ class Links:
         old_name, old_directory = self._inodes.place(inode)
         status = self._calls.stat("link:stat", old_name, old_directory)
         text = self._text(target, path_of(parent, name))
-        self._put(text, status, name, self._inodes.directory_fd(parent), _RENAME_NOREPLACE)
+        place = path_of(parent, name)
+        self._put(text, status, place, name, self._inodes.directory_fd(parent), _RENAME_NOREPLACE)
 
     def bind_both(self, inode: Inode, old_path: str, new_path: str) -> MovingLink | None:
         """Before a rename: let a link lie at both places.
@@ -115,7 +116,7 @@ class Links:
         status = self._calls.stat("readlink:stat", name, directory)
         if status.st_nlink > 1:
             raise ForeignLink(SEVERAL_NAMES)
-        link = self._sealer.open(self._calls.readlink("readlink", name, directory))
+        link = self._sealer.unseal(self._calls.readlink("readlink", name, directory))
         for path in paths:
             link.check_lies_at(path)
         return link, status
@@ -132,10 +133,12 @@ class Links:
         name, directory = self._inodes.place(inode)
         key_name = self._opener.key_name_at(os.fsdecode(paths[-1]))
         text = self._sealer.seal(link.target, paths, key_name, link)
-        self._inodes.rekey(inode, self._put(text, like, name, directory, 0))
+        self._inodes.rekey(inode, self._put(text, like, os.fsdecode(paths[0]), name, directory, 0))
 
-    def _put(self, text: bytes, like: os.stat_result, name: bytes, directory: int, flags: int) -> os.stat_result:
-        """Make a link with *text* and the owner and times of *like*, and then rename it to *name*."""
+    def _put(
+        self, text: bytes, like: os.stat_result, path: str, name: bytes, directory: int, flags: int
+    ) -> os.stat_result:
+        """Make a link with *text* and the owner and times of *like*, and then rename it to *name*, at *path*."""
         staging = self._staging
         if staging is None:
             raise OSError(EROFS, os.strerror(EROFS))
@@ -150,6 +153,6 @@ class Links:
             self._calls.utimens("relink:times", temporary, like.st_atime_ns, like.st_mtime_ns, staging.fd)
             self._calls.rename("relink:rename", temporary, staging.fd, name, directory, flags)
         except OSError:
-            staging.discard(temporary)
+            self._opener.undo("link", path, lambda: self._calls.unlink("relink:undo", temporary, staging.fd))
             raise
         return status

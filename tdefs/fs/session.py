@@ -109,7 +109,7 @@ def run_session(
     sealer = Sealer(ring, Expectations(volume.volume_id, volume.plain_files, lost_headers=lost_headers))
     inodes = InodeTable(calls, root_fd)
     opener = Opener(calls, inodes, sealer, policy)
-    staging = None if request.read_only else Staging(calls, volume.private / STAGING_DIRECTORY)
+    staging = None if request.read_only else Staging(volume.private / STAGING_DIRECTORY)
     operations = FuseOperations(calls, inodes, opener, root_fd, staging)
     if not left_clean:
         # what is found now must be what a crash from now on would leave, names above all

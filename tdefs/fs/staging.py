@@ -7,7 +7,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from tdefs.fs.calls import SystemCalls
 from tdefs.text import printable_path
 
 log = logging.getLogger(__name__)
@@ -18,9 +17,8 @@ DIRECTORY = "staging"
 class Staging:
     """A directory of tdefs's own, on the file system of the tree that is served. Errors are OSError."""
 
-    def __init__(self, calls: SystemCalls, place: Path) -> None:
+    def __init__(self, place: Path) -> None:
         """Make the directory, if need be, and remove what a crash has left in it; the caller holds the lock."""
-        self._calls = calls
         with suppress(FileExistsError):
             place.mkdir(mode=0o700)
         self.fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -35,11 +33,6 @@ class Staging:
         """Return a name that nothing in the directory has."""
         self._last += 1
         return b"%d.%s" % (self._last, os.urandom(4).hex().encode())
-
-    def discard(self, name: bytes) -> None:
-        """Remove what was not moved to where it belongs; what cannot be removed is removed by the next mount."""
-        with suppress(OSError):
-            self._calls.unlink("staging:discard", name, self.fd)
 
     def close(self) -> None:
         """Close the directory."""
