@@ -32,7 +32,7 @@ class LinkSealer:
         places = tuple(dict.fromkeys(map(place_of_link, paths)))
         return encode_link(Link(head, places, target), self._ring().volume_id, derive_link_key(key, head.link_id))
 
-    def open(self, text: bytes) -> Link:
+    def unseal(self, text: bytes) -> Link:
         """Return what the stored *text* of a link says; where it may lie is for the caller to check.
 
         :raises FormatError: it cannot be presented.
@@ -48,12 +48,12 @@ class LinkSealer:
             raise WrongKey(f"the symbolic link was made with another key called {head.key_name!r}")
         return open_link(sealed, self._ring().volume_id, derive_link_key(key, head.link_id))
 
-    def open_at(self, text: bytes, path: bytes) -> Link:
+    def unseal_at(self, text: bytes, path: bytes) -> Link:
         """Return what the stored *text* of the link at *path*, relative to the mount's root, says.
 
         :raises FormatError: it cannot be presented, or belongs elsewhere.
         """
-        link = self.open(text)
+        link = self.unseal(text)
         link.check_lies_at(path)
         return link
 

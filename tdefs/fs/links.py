@@ -9,6 +9,7 @@ stops, and whichever of these steps a crash takes back, each link can be read wh
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENAMETOOLONG, ENOENT, EROFS
 
@@ -79,7 +80,8 @@ class Links:
         with self._inodes.reached("link:open", inode) as fd:
             status = self._calls.stat("link:stat", b"", fd)
         text = self._text(target, path_of(parent, name))
-        self._put(text, status, name, self._inodes.directory_fd(parent), _RENAME_NOREPLACE)
+        place = path_of(parent, name)
+        self._put(text, status, place, name, self._inodes.directory_fd(parent), _RENAME_NOREPLACE)
 
     def bind_both(self, inode: Inode, old_path: str, new_path: str) -> MovingLink | None:
         """Before a rename: let a link lie at both places.
@@ -114,7 +116,7 @@ class Links:
             status = self._calls.stat("readlink:stat", b"", fd)
             if status.st_nlink > 1:
                 raise ForeignLink(SEVERAL_NAMES)
-            link = self._sealer.open(self._calls.readlink("readlink", b"", fd))
+            link = self._sealer.unseal(self._calls.readlink("readlink", b"", fd))
         for path in paths:
             link.check_lies_at(path)
         return link, status
@@ -131,19 +133,34 @@ class Links:
         name, directory = self._inodes.place(inode)
         key_name = self._opener.key_name_at(os.fsdecode(paths[-1]))
         text = self._sealer.seal(link.target, paths, key_name, link)
-        self._inodes.rekey(inode, self._put(text, like, name, directory, 0))
+        self._inodes.rekey(inode, self._put(text, like, os.fsdecode(paths[0]), name, directory, 0))
 
-    def _put(self, text: bytes, like: os.stat_result, name: bytes, directory: int, flags: int) -> os.stat_result:
-        """Make a link with *text* and the owner and times of *like*, and then rename it to *name*."""
+    def _put(
+        self, text: bytes, like: os.stat_result, path: str, name: bytes, directory: int, flags: int
+    ) -> os.stat_result:
+        """Make a link with *text* and the owner and times of *like*, and then rename it to *name*, at *path*."""
         staging = self._staging
         if staging is None:
             raise OSError(EROFS, os.strerror(EROFS))
         temporary = staging.new_name()
         self._calls.symlink("relink:make", text, temporary, staging.fd, Owner(os.geteuid(), os.getegid()))
         try:
-            status = staging.make_alike(temporary, like)
+            status = self._make_alike(staging.open(temporary), like)
             self._calls.rename("relink:rename", temporary, staging.fd, name, directory, flags)
         except OSError:
-            staging.discard(temporary)
+            self._opener.undo("link", path, lambda: self._calls.unlink("relink:undo", temporary, staging.fd))
             raise
+        return status
+
+    def _make_alike(self, fd: int, like: os.stat_result) -> os.stat_result:
+        """Give the link that *fd* leads to the owner and times of *like*; close *fd*, and return its attributes."""
+        try:
+            status = self._calls.fstat("relink:made", fd)
+            if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):
+                # a daemon that is not root's may not give away to every group; it means nothing for a link
+                with suppress(PermissionError):
+                    self._calls.chown("relink:chown", b"", like.st_uid, like.st_gid, fd)
+            self._calls.utimens("relink:times", b"", like.st_atime_ns, like.st_mtime_ns, fd)
+        finally:
+            self._inodes.descriptors.let_go("relink:close", fd)
         return status

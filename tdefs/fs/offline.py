@@ -227,7 +227,7 @@ def describe_link(volume: Volume, path: str, ring: KeyRing | None) -> Descriptio
     try:
         head = decode_link(text).head
         if ring is not None:
-            target = LinkSealer(lambda: ring).open_at(text, os.fsencode(path)).target
+            target = LinkSealer(lambda: ring).unseal_at(text, os.fsencode(path)).target
     except FormatError as error:
         state, reason = UNREADABLE if isinstance(error, DestroyedKey) else DAMAGED, str(error)
     return Description(
@@ -377,7 +377,7 @@ class OfflineReader:
         :raises OSError: there is no symbolic link, or it cannot be read.
         """
         text = link_text(self._volume, path)
-        return LinkSealer(lambda: self._sealer.ring).open_at(text, os.fsencode(path)).target
+        return LinkSealer(lambda: self._sealer.ring).unseal_at(text, os.fsencode(path)).target
 
 
 class _ReadOnlyStore:

@@ -126,7 +126,7 @@ def run_session(
     expected = replace(expected, lost_headers=expected.lost_headers and request.read_only)
     sealer = Sealer(ring, expected)
     inodes = InodeTable(calls, root_fd)
-    staging = None if request.read_only else Staging(calls, volume.private / STAGING_DIRECTORY)
+    staging = None if request.read_only else Staging(volume.private / STAGING_DIRECTORY)
     bound = Bound(calls, request.state, refuses=request.refuses_tampering)
     bound.log()
     opener = Opener(calls, inodes, sealer, policy, bound)

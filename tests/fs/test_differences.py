@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.format.links import MAX_TARGET_BYTES
 from tests.fs.children import in_child, needs_root
 from tests.fs.libc import file_handle, open_by_handle, renameat2
 from tests.fs.twins import Failure, Twins, outcome
@@ -64,6 +65,11 @@ def _impatient(directory: Path) -> object:
     return os.preadv(_open(directory), [bytearray(10)], 0, os.RWF_NOWAIT)
 
 
+def _long_link(directory: Path) -> object:
+    (directory / "link").symlink_to("t" * (MAX_TARGET_BYTES + 1))
+    return None
+
+
 @pytest.mark.parametrize(
     ("action", "error"),
     [
@@ -72,6 +78,7 @@ def _impatient(directory: Path) -> object:
         (_nameless, "ENOTSUP"),
         (_whiteout, "EINVAL"),
         (_impatient, "ENOTSUP"),
+        (_long_link, "ENAMETOOLONG"),
     ],
 )
 def test_what_is_missing_fails_with_the_documented_error(

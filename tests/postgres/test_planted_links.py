@@ -178,6 +178,7 @@ def test_recycled_wal_that_was_replaced_by_links_takes_no_secret_in_the_clear(si
         *("pg_ctl", "start", "-w", "-t", "30", "-D", site.server.pgdata, "-l", site.server.log), check=False
     )
     if done.returncode == 0:
+        site.server.run("psql", "-X", "-c", "SELECT pg_switch_wal()", "postgres", check=False)
         words = f"INSERT INTO t SELECT '{SECRET}' FROM generate_series(1, 180000)"
         site.server.run("psql", "-X", "-c", words, "postgres", check=False)
     assert not site.wrote(SECRET)

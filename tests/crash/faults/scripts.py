@@ -8,6 +8,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import EACCES, EIO, EMFILE
 from pathlib import Path
@@ -338,6 +339,28 @@ def _nodes(place: Place) -> None:
     (place.path / "d").rmdir()
 
 
+def _an_owned_link(place: Place, faults: Faults) -> None:
+    """Of another user than the daemon's, so that it has to be given away when it is made anew."""
+    (place.path / "s").symlink_to("somewhere")
+    os.chown(place.path / "s", 1234, 4321, follow_symlinks=False)
+
+
+def _move_link(place: Place) -> None:
+    """Wherever it is afterwards, it can be read."""
+    try:
+        (place.path / "s").rename(place.path / "moved")
+    finally:
+        (there,) = [name for name in os.listdir(place.path) if name in ("s", "moved")]
+        link = place.path / there
+        with suppress(OSError):  # not while reading fails
+            assert link.readlink() == Path("somewhere")
+        assert (link.lstat().st_uid, link.lstat().st_gid) == (1234, 4321)
+
+
+def _make_fifo(place: Place) -> None:
+    os.mkfifo(place.path / "fifo")
+
+
 def _directory(place: Place) -> None:
     assert set(os.listdir(place.path)) == {"16385", "16386", "note"}
     fd = os.open(place.path, os.O_RDONLY)
@@ -429,6 +452,15 @@ SCRIPTS = (
     Script("replace what is not open", _replace_unopened, _copies_below, labels=("inodes:hold", "held:close")),
     Script("close what has no known name", _close_removed, _linked_unseen, labels=("close:hold",)),
     Script("other nodes", _nodes),
+    Script("move a link", _move_link, _an_owned_link),
+    Script(
+        "undo a link that is made anew",
+        _move_link,
+        _an_owned_link,
+        (Order(labels=("relink:rename",)),),
+        ("relink:undo",),
+    ),
+    Script("undo a FIFO", _make_fifo, enabling=(Order(labels=("special:sync",)),), labels=("special:undo",)),
     Script("directory", _directory, _some_files),
     Script("list unknown files", _list_unknown, _copies_below),
     Script("attributes", _attributes, _copies_below, labels=_OF_ATTRIBUTES),

@@ -132,6 +132,7 @@ def _bench(workspace: Workspace, name: str, policy: str | None) -> Iterator[Benc
     volume.init(policy=policy)
     faults = Faults(volume, workspace.directory("faults"))
     volume.mount()
+    volume.mountpoint.chmod(0o755)
     bench = Bench(volume, faults, [], itertools.count(1000))
     yield bench
     faults.order()

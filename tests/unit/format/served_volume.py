@@ -115,7 +115,7 @@ class ServedVolume:
         if self._staging is not None:
             self._staging.close()
         # as a daemon does at its start, so it is no call that a test counts
-        self._staging = Staging(self.calls, self.data.with_name(f"{self.data.name}.staging"))
+        self._staging = Staging(self.data.with_name(f"{self.data.name}.staging"))
         self.namespace = Namespace(self.calls, self.inodes, self.opener, self._staging)
 
     def close(self) -> None:

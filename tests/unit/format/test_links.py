@@ -59,7 +59,7 @@ def test_every_length_of_a_target_is_told_by_the_stored_size(length: int) -> Non
     text = SEALER.seal(b"t" * length, (PLACE,), None)
     assert len(text) <= MAX_STORED_BYTES
     assert target_length(len(text)) == length
-    assert SEALER.open_at(text, PLACE).target == b"t" * length
+    assert SEALER.unseal_at(text, PLACE).target == b"t" * length
     # a rename under way needs no more room than a link at rest
     assert len(SEALER.seal(b"t" * length, (PLACE, b"other"), None)) == len(text)
 
@@ -79,13 +79,13 @@ def test_the_text_shows_nothing_of_the_target_and_is_another_each_time() -> None
 def test_a_link_is_of_its_places_alone() -> None:
     text = SEALER.seal(b"/srv/one", (PLACE, b"pg_tblspc/16386"), None)
     for path in (PLACE, b"pg_tblspc/16386"):
-        assert SEALER.open_at(text, path).target == b"/srv/one"
+        assert SEALER.unseal_at(text, path).target == b"/srv/one"
     for path in (b"pg_tblspc/16387", b"pg_wal", b"", b"pg_tblspc/16385/"):
         with pytest.raises(MisplacedLink):
-            SEALER.open_at(text, path)
+            SEALER.unseal_at(text, path)
     # an unused slot is no place
     with pytest.raises(MisplacedLink):
-        replace(SEALER.open(SEALER.seal(b"t", (PLACE,), None)), places=()).check_lies_at(PLACE)
+        replace(SEALER.unseal(SEALER.seal(b"t", (PLACE,), None)), places=()).check_lies_at(PLACE)
 
 
 def test_every_flipped_bit_and_every_cut_is_refused() -> None:
@@ -94,11 +94,11 @@ def test_every_flipped_bit_and_every_cut_is_refused() -> None:
         for bit in range(8):
             changed = text[:at] + bytes([text[at] ^ 1 << bit]) + text[at + 1 :]
             with pytest.raises(FormatError):
-                SEALER.open_at(changed, PLACE)
+                SEALER.unseal_at(changed, PLACE)
         with pytest.raises(FormatError):
-            SEALER.open_at(text[:at], PLACE)
+            SEALER.unseal_at(text[:at], PLACE)
     with pytest.raises(FormatError):
-        SEALER.open_at(text + b"A", PLACE)
+        SEALER.unseal_at(text + b"A", PLACE)
 
 
 @pytest.mark.parametrize("text", [b"/etc/passwd", b"", b"..", b"tdefs:1:AAAA", b"\xff\xfe"])
@@ -113,13 +113,13 @@ def test_a_link_of_another_volume_or_key_is_refused() -> None:
     text = SEALER.seal(b"/srv/one", (PLACE,), None)
     elsewhere = LinkSealer(lambda: KeyRing(bytes(16), "dk_1", [DK_1]))
     with pytest.raises(ForeignLink, match="made for another volume"):
-        elsewhere.open(text)
+        elsewhere.unseal(text)
     namesake = DataKey("dk_1", 1, AES_256_XTS, bytes(32))
     with pytest.raises(WrongKey):
-        LinkSealer(lambda: KeyRing(VOLUME_ID, "dk_1", [namesake])).open(text)
+        LinkSealer(lambda: KeyRing(VOLUME_ID, "dk_1", [namesake])).unseal(text)
     second = DataKey("dk_1", 2, AES_256_XTS, bytes(32))
     with pytest.raises(UnknownDataKey):
-        LinkSealer(lambda: KeyRing(VOLUME_ID, "dk_1", [second])).open(text)
+        LinkSealer(lambda: KeyRing(VOLUME_ID, "dk_1", [second])).unseal(text)
     destroyed = KeyRing(VOLUME_ID, "dk_1", [second], destroyed={("dk_1", 1): None})
     with pytest.raises(DestroyedKey):
-        LinkSealer(lambda: destroyed).open(text)
+        LinkSealer(lambda: destroyed).unseal(text)

@@ -45,7 +45,7 @@ def text(served: ServedVolume, path: str) -> bytes:
 
 def places_of(served: ServedVolume, path: str) -> int:
     """How many places the stored link may lie at."""
-    return len(LinkSealer(lambda: served.opener.sealer.ring).open(text(served, path)).places)
+    return len(LinkSealer(lambda: served.opener.sealer.ring).unseal(text(served, path)).places)
 
 
 @pytest.fixture

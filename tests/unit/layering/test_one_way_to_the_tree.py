@@ -13,7 +13,7 @@ ROOT = Path(tdefs.fs.__file__).parent
 #: What serves a mount, and so acts on what the kernel knows for whoever asks.
 SERVING = (
     *("attributes", "durability", "files", "held", "inodes", "namespace", "opening", "operations", "reading"),
-    *("links", "file_ids"),
+    "links",
     *("descriptors", "zeros"),
 )
 #: Functions of ``os`` that take no path and no name in a directory.
@@ -89,7 +89,7 @@ def test_every_module_that_is_given_the_system_calls_is_looked_at() -> None:
         "calls": "it makes them",
         "offline": "it gives them to zeros, with a descriptor",
         "read_only": "it refuses them",
-        "staging": "of tdefs's own directory, in which nothing is found, only made",
+        "file_ids": "it only reads",
         "session": "of the whole file system, by the descriptor of the root",
     }
     users = {path.stem for path in ROOT.glob("*.py") if "SystemCalls" in path.read_text()}
