@@ -130,7 +130,7 @@ def test_a_person_is_asked_whether_files_in_the_clear_are_meant(volume: Volume, 
 
 
 def test_a_crash_before_plain_files_were_allowed_is_recovered_from_by_the_rules_of_then(volume: Volume) -> None:
-    """Where plain files may lie, headers are durable at once; a header that the session before lost is no damage."""
+    """Where plain files may lie, headers are durable at once; one that the session before lost is no damage."""
     volume.mount()
     (volume.mountpoint / "base").mkdir()
     (volume.mountpoint / "base/16384").write_bytes(SECRET * 1000)
@@ -152,8 +152,8 @@ def test_the_sessions_of_a_volume_stand_in_the_history(volume: Volume) -> None:
     volume.kill()
     volume.mount()
     volume.umount()
-    words = ("key", "history", "--volume", volume.backing, "--json", *volume.unlock)
-    found = json.loads(volume.tdefs(*words).stdout)
+    listed = volume.tdefs("key", "history", "--volume", volume.backing, "--json", *volume.unlock)
+    found = json.loads(listed.stdout)
     assert found["findings"] == []
     sessions = [
         (record["event"], record["what"]["session"])

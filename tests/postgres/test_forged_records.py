@@ -71,16 +71,16 @@ def test_a_forged_end_of_a_session_empties_no_settings(
         fields = json.loads(record.read_bytes())
         middle = json.dumps(fields | {"clean": False}).encode().ljust(8192)
     record.write_bytes(middle)
-    settings = volume.data / "main" / "postgresql.auto.conf"
+    settings = volume.data / "main" / "postgresql.conf"
     stored = bytes(8192) + settings.read_bytes()[8192:]
     settings.write_bytes(stored)
     done = volume.tdefs(
-        *("mount", volume.backing, volume.mountpoint, *volume.unlock, "--log-file", volume.log), check=False
+        "mount", volume.backing, volume.mountpoint, *volume.unlock, "--log-file", volume.log, check=False
     )
     assert done.returncode == 0
     assert "the record of the last session is not believed" in done.stderr
     assert "the record of the last session is not believed" in volume.log_tail()
-    with pytest.raises(AssertionError, match=r"postgresql\.auto\.conf"):
+    with pytest.raises(AssertionError, match=r"postgresql\.conf"):
         server.start(seconds=20)
     assert settings.read_bytes() == stored
     volume.umount()
