@@ -153,7 +153,7 @@ class Links:
         return status
 
     def _make_alike(self, fd: int, like: os.stat_result) -> os.stat_result:
-        """Give the link that *fd* leads to the owner and times of *like*; close *fd*, and return its attributes."""
+        """Give the link that *fd* leads to the owner and times of *like*; return its attributes. Closes *fd*."""
         try:
             status = self._calls.fstat("relink:made", fd)
             if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):

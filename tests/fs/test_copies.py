@@ -466,7 +466,7 @@ def test_a_volume_that_was_made_to_use_anothers_keystore_is_not_known_to_it(
     description = standby.backing / ".tdefs/volume.json"
     fields = json.loads(description.read_text())
     description.write_text(json.dumps({**fields, "keystore": str(volume.keystore)}))
-    change(standby, "key", "rotate", "dk_1", code=Exit.VOLUME_NOT_REGISTERED)
+    change(standby, "key", "rotate", "dk_1", code=Exit.KEYSTORE_FOREIGN)
     # said, and so remembered, it is one of two
     description.write_text(json.dumps(fields))
     assert "could not be told" not in say(standby, "add", "--keystore", volume.keystore)
@@ -477,8 +477,8 @@ def test_a_volume_that_was_made_to_use_anothers_keystore_is_not_known_to_it(
 def test_the_policy_of_every_volume_keeps_the_keys_that_it_names(volume: Volume, copy: Volume) -> None:
     shared(volume, copy)
     change(volume, "key", "create", "dk_2")
-    (copy.root / "policy.yaml").write_text("version: 1\ndefault: dk_1\nkinds:\n  wal: dk_2\n")
-    copy.mount("--policy", copy.root / "policy.yaml")
+    copy.accept(policy="version: 1\ndefault: dk_1\nkinds:\n  wal: dk_2\n")
+    copy.mount()
     said = change(volume, "key", "revoke", "dk_2", code=Exit.DATA_KEY_NEEDED)
     assert str(copy.backing) in said
 

@@ -286,12 +286,12 @@ def test_links_within_mounts_are_listed_and_in_order(own: Volume) -> None:
 
 
 def test_plain_files_under_a_policy_that_encrypts_them_are_told(own: Volume) -> None:
-    _plain_wal(own)
+    own.accept(policy="version: 1\nkinds: {wal: plain}\n")
     own.umount()
     own.mount()
     (own.mountpoint / "main/pg_wal/000000010000000000000001").write_bytes(b"rows" * 5000)
     (own.mountpoint / "main/pg_wal/000000010000000000000002").write_bytes(bytes(20_000))
-    (own.root / "policy.yaml").write_text(POLICY)
+    own.accept(policy=POLICY)
     own.umount()
     own.mount()
     (own.data / "main/pg_hba.conf").write_text("host all all all trust\n")
@@ -306,7 +306,7 @@ def test_plain_files_under_a_policy_that_encrypts_them_are_told(own: Volume) -> 
 
 
 def test_a_large_cluster_does_not_take_long(own: Volume) -> None:
-    _plain_wal(own)
+    own.accept(policy="version: 1\nkinds: {wal: plain}\n")
     own.umount()
     own.mount()
     directory = own.data / "main/base/6"

@@ -34,7 +34,7 @@ def _remount(volume: Volume, policy: str, *, crash: bool = False) -> None:
         volume.kill()
     else:
         volume.umount()
-    (volume.root / "policy.yaml").write_text(policy)
+    volume.accept(policy=policy)
     volume.mount()
 
 

@@ -194,8 +194,8 @@ def test_a_policy_change_makes_no_file_unreadable(volume: Volume) -> None:
         "version: 1\n",
         "version: 1\ndefault: plain\nkinds: {wal: dk_1}\n",
     ):
-        (volume.root / "policy.yaml").write_text(text)
-        volume.mount("--policy", volume.root / "policy.yaml")
+        volume.accept(policy=text)
+        volume.mount()
         assert content(volume.mountpoint) == expected
         with (volume.mountpoint / "other" / "16390").open("ab") as file:
             file.write(text.encode())

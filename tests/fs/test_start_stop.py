@@ -391,7 +391,7 @@ def test_a_bad_policy_is_told_and_changes_nothing(used: Volume) -> None:
     policy = used.root / "bad.yaml"
     for text, code in (
         ("version: 9\n", Exit.POLICY_INVALID),
-        ("version: 1\ndefault: dk_9\n", Exit.DATA_KEY_UNKNOWN),
+        ("version: 1\ndefault: dk_9\n", Exit.POLICY_NOT_ACCEPTED),
     ):
         policy.write_text(text)
         with nothing_happens(used):

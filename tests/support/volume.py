@@ -84,6 +84,17 @@ class Volume:
         self.tdefs(*words)
         self.data.chmod(0o755)  # other users are served, too
 
+    def accept(self, *arguments: str | Path, policy: str | None = None) -> None:
+        """Accepts a policy.
+
+        :param policy: the text of a policy file
+        """
+        words = ["policy", "accept", "--volume", self.backing, "--yes", *self.unlock, *arguments]
+        if policy is not None:
+            (self.root / "policy.yaml").write_text(policy)
+            words += ["--policy", self.root / "policy.yaml"]
+        self.tdefs(*words)
+
     def mount(self, *arguments: str | Path, owner: Account | None = None) -> None:
         """Mounts it.
 

@@ -15,6 +15,7 @@ from tdefs.format.header import Header
 from tdefs.format.layout import BLOCK_SIZE, PAGE_SIZE, floor_to, stored_size
 from tdefs.format.stored import StoredFile
 from tdefs.fs import sealing
+from tdefs.fs.believed import Believed
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.durability import Durability
 from tdefs.fs.files import OpenFile
@@ -76,7 +77,7 @@ def durable_writes_are_not_synced() -> None:
 def unfinished_files_stay() -> None:
     """After a crash nobody empties files whose header never reached the disk."""
 
-    def leave(volume: Volume) -> list[str]:
+    def leave(volume: Volume, believed: Believed) -> list[str]:
         return []
 
     _replace(mount, empty_unfinished_files=leave)
