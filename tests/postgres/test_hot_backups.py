@@ -145,7 +145,7 @@ def test_a_hot_copy_of_the_backing_directory_is_recovered_with_all_commits(scrat
     original = scratch.volume("original")
     server = cluster(scratch, original)
     copy = scratch.directory("copy") / "main"
-    text = script(BACKUP, BACKING=original.backing, COPY=copy, WAL="main/pg_wal")
+    text = script(BACKUP, BACKING=original.backing, COPY=copy, WAL="data/main/pg_wal")
     if tool == "tar":
         text = re.sub(r"^copy\(\).*$", lambda _: TAR.splitlines()[-1], text, flags=re.MULTILINE)
     assert text.count(tool) >= 1
