@@ -84,7 +84,7 @@ DAMAGES: dict[str, Damage] = {
     "header truncated to 200 bytes": lambda path, _: cut(path, 200),
     "header truncated to one byte less than whole": lambda path, _: cut(path, HEADER - 1),
     "header wiped": lambda path, _: patch(path, 0, bytes(HEADER)),
-    "record wiped": lambda path, _: patch(path, 0, bytes(256)),
+    "record wiped": lambda path, _: patch(path, 0, bytes(512)),
     "all wiped": lambda path, _: path.write_bytes(bytes(path.stat().st_size)),
     "data cut inside the first block": lambda path, _: cut(path, HEADER + 7),
     "a file of another volume": lambda path, space: of_another_volume(path, space),
