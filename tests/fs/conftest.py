@@ -70,7 +70,7 @@ def small(scratch: Workspace, tmp_path: Path) -> Iterator[Volume]:
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
     subprocess.run(["mount", "-o", "loop", image, volume.backing], check=True)
     try:
-        (volume.data / "lost+found").rmdir()
+        (volume.backing / "lost+found").rmdir()
         volume.init()
         volume.mount()
         yield volume
