@@ -402,7 +402,7 @@ def test_after_a_kill_the_log_says_which_files_lost_the_binding_and_the_others_k
     os.truncate(left.data / "pg_hba.conf", 0)
     left.mount()
     assert tampering(left) == {"pg_hba.conf": EMPTIED}
-    assert "not bound by the manifest any more: any_other_file, base/5/16385, renamed" in left.log.read_text()
+    assert "not bound by the manifest any more: any_other_file, base/5/16385\n" in left.log.read_text()
     assert (left.mountpoint / "renamed").read_bytes() == CONTENT
     left.umount()
 
