@@ -461,6 +461,7 @@ def test_a_full_disk_at_the_end_leaves_the_old_manifest_and_its_journal(small: V
         while True:
             file.write(bytes(range(256)) * 256)
             file.flush()
+            os.fsync(file.fileno())
     (small.mountpoint / "c").unlink()
     small.umount()
     after = (small.backing / ".tdefs/manifest").read_bytes()
