@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from errno import EIO
+from errno import EIO, EROFS
 from typing import TYPE_CHECKING, Any
 
 from tdefs.format.header import RECORD_SIZE
@@ -143,6 +143,8 @@ class Bound:
         """
         if self._state is None:
             return 0
+        if self._journal is None and self._manifest is not None:
+            raise OSError(EROFS, os.strerror(EROFS))
         accepted = list(paths)
         self._unbind(accepted)
         for path in accepted:
@@ -279,12 +281,12 @@ class Bound:
 
     def _unbind(self, paths: Iterable[bytes]) -> None:
         """Note durably which of *paths* are not bound any more, if they were. Raises OSError."""
-        if self._manifest is None or self._state is None:
-            return
+        if self._manifest is None or self._state is None or self._journal is None:
+            return  # where nothing is to be written, nothing can be changed
         wanted = [path for path in dict.fromkeys(paths) if self._is_noted_when_it_changes(path)]
         if not wanted:
             return
-        if self._journal is not None and not self._journal.append(wanted):
+        if not self._journal.append(wanted):
             if not self._state.changed.everything:
                 log.error("there is no room in the journal of changed files: no file is bound any more")
             self._state.changed.everything = True

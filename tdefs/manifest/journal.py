@@ -35,8 +35,8 @@ from tdefs.fs.reserve import with_own_rights
 from tdefs.volume import Volume
 
 JOURNAL_FILE = "changed"
-#: What is there from the beginning: room for some 10,000 paths.
-PREPARED_BYTES = 1 << 20
+#: What is there from the beginning: room for some thousands of paths.
+PREPARED_BYTES = 1 << 18
 
 _MAGIC = b"tdefsch1"
 _BEGIN_PURPOSE = b"tdefs v1 changed files"

@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from errno import EIO
 from pathlib import Path
 
 import pytest
 
 from tdefs.errors import Exit
+from tdefs.fs.control import ask
+from tdefs.volume import read_volume
 from tests.support.volume import Volume
 
 CONTENT = b"as it was left\n" * 1000
@@ -306,3 +309,164 @@ def test_each_clean_unmount_has_its_counter_in_the_history(left: Volume) -> None
     records = [json.loads(line) for line in Path(f"{left.keystore}.history").read_text().splitlines()]
     counters = [one["what"]["counter"] for one in records if one["event"] == "manifest"]
     assert counters == [1, 2]
+
+
+def accept(volume: Volume, *words: str) -> str:
+    return volume.tdefs("accept", "--volume", volume.backing, *volume.unlock, *words).stdout
+
+
+def differ(volume: Volume) -> None:
+    """One file of each kind of difference."""
+    (volume.data / "standby.signal").unlink()
+    os.truncate(volume.data / "pg_hba.conf", 0)
+    (volume.data / "planted.conf").touch()
+    shutil.copy(volume.data / "backup_label", volume.data / "any_other_file")
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_what_is_accepted_is_served_as_it_is(left: Volume, *, mounted: bool) -> None:
+    differ(left)
+    if mounted:
+        left.mount()
+        assert errno_of((left.mountpoint / "any_other_file").read_bytes) == EIO
+        assert len(tampering(left)) == 4
+    accept(left, "standby.signal", str(left.data / "pg_hba.conf"))
+    if mounted:
+        assert tampering(left) == {"planted.conf": ADDED, "any_other_file": "exchanged"}
+        assert not (left.mountpoint / "standby.signal").exists()
+        assert (left.mountpoint / "pg_hba.conf").read_bytes() == b""
+        left.umount()
+    found = left.tdefs("accept", "--list", "--json", "--volume", left.backing, *left.unlock, check=False)
+    assert found.returncode == Exit.TAMPERING_FOUND
+    paths = [one["path"] for one in json.loads(found.stdout)["differences"]]
+    assert paths == ["any_other_file", "planted.conf"]
+    accept(left, "--all")
+    left.tdefs("accept", "--list", "--volume", left.backing, *left.unlock)
+    left.mount()
+    assert tampering(left) == {}
+    assert (left.mountpoint / "planted.conf").read_bytes() == b""
+    left.umount()
+
+
+def test_accepting_needs_a_secret_and_a_difference(left: Volume) -> None:
+    differ(left)
+    wrong = left.tdefs(
+        "accept", "--volume", left.backing, "--all", "--key-command", "echo " + "ab" * 32, check=False
+    )
+    assert wrong.returncode == Exit.WRONG_SECRET
+    same = left.tdefs("accept", "--volume", left.backing, *left.unlock, "PG_VERSION", check=False)
+    assert same.returncode == Exit.FILE_NOT_FOUND
+    nothing = left.tdefs("accept", "--volume", left.backing, *left.unlock, check=False)
+    assert nothing.returncode == Exit.USAGE
+    left.mount()
+    assert len(tampering(left)) == 3, "the exchanged file was not opened yet"
+    left.umount()
+
+
+def test_who_has_no_keys_accepts_nothing_through_the_control_socket(left: Volume) -> None:
+    differ(left)
+    left.mount()
+    volume = read_volume(left.backing)
+    for asked in ({}, {"paths": ["standby.signal"], "older_copy": False, "mac": "00" * 32}, {"paths": 7}):
+        assert "refused" in (ask(volume, "accept", **asked) or {})
+    assert "standby.signal" in tampering(left)
+    left.umount()
+
+
+def test_a_difference_is_accepted_after_a_crash_without_binding_what_the_crash_left(left: Volume) -> None:
+    left.mount()
+    (left.mountpoint / "base/5/16385").write_bytes(CONTENT * 2)
+    (left.mountpoint / "base/5/17000").write_bytes(CONTENT)
+    (left.mountpoint / "recovery.signal").touch()
+    left.kill()
+    os.truncate(left.data / "pg_hba.conf", 0)
+    (left.data / "promote").touch()
+    accept(left, "pg_hba.conf")
+    os.truncate(left.data / "base/5/16385", 0)  # it was written to, so nobody can tell
+    (left.data / "base/5/17000").unlink()
+    left.mount()
+    assert tampering(left) == {"promote": ADDED}, "its name is noted whenever it comes, also after a crash"
+    assert (left.mountpoint / "recovery.signal").exists()
+    assert (left.mountpoint / "pg_hba.conf").read_bytes() == b""
+    left.umount()
+
+
+def test_after_a_kill_the_log_says_which_files_lost_the_binding_and_the_others_keep_it(left: Volume) -> None:
+    left.mount()
+    with (left.mountpoint / "base/5/16385").open("ab") as file:
+        file.write(CONTENT)
+    with (left.mountpoint / "pg_hba.conf").open("r+b") as file:
+        file.write(b"in place")
+    (left.mountpoint / "any_other_file").rename(left.mountpoint / "renamed")
+    left.kill()
+    os.truncate(left.data / "pg_hba.conf", 0)
+    left.mount()
+    assert tampering(left) == {"pg_hba.conf": EMPTIED}
+    assert "not bound by the manifest any more: any_other_file, base/5/16385\n" in left.log.read_text()
+    assert (left.mountpoint / "renamed").read_bytes() == CONTENT
+    left.umount()
+
+
+def test_verify_and_doctor_name_what_differs(left: Volume) -> None:
+    differ(left)
+    found = json.loads(left.tdefs("verify", left.backing, *left.unlock, "--json", check=False).stdout)
+    errors = {one["path"]: one["error"] for one in found["findings"] if "last unmount" in one["error"]}
+    assert set(errors) == {"standby.signal", "pg_hba.conf", "planted.conf", "any_other_file"}
+    left.mount()
+    said = left.tdefs("doctor", left.mountpoint, check=False)
+    assert said.returncode == Exit.DOCTOR_FOUND_RISKS
+    assert "pg_hba.conf: emptied" in said.stdout
+    left.umount()
+
+
+def test_verify_of_tampering_alone_has_its_own_exit_code(volume: Volume) -> None:
+    volume.mount()
+    for name in ("pg_hba.conf", "standby.signal"):
+        (volume.mountpoint / name).write_bytes(CONTENT)
+    volume.umount()
+    volume.tdefs("verify", volume.backing, *volume.unlock)
+    (volume.data / "standby.signal").unlink()
+    assert volume.tdefs("verify", volume.backing, *volume.unlock, check=False).returncode == Exit.TAMPERING_FOUND
+
+
+def test_verify_of_a_mounted_volume_that_is_written_to_finds_nothing(left: Volume) -> None:
+    left.mount()
+    (left.mountpoint / "base/5/16385").write_bytes(CONTENT * 3)
+    (left.mountpoint / "standby.signal").unlink()
+    (left.mountpoint / "postgresql.conf").write_bytes(CONTENT)
+    found = json.loads(left.tdefs("verify", left.backing, *left.unlock, "--json", check=False).stdout)
+    assert not [one for one in found["findings"] if "last unmount" in one["error"]]
+    left.umount()
+
+
+def test_a_copy_that_the_keystore_does_not_know_never_counts(left: Volume, tmp_path: Path) -> None:
+    shutil.copytree(left.backing, tmp_path / "copy", symlinks=True)
+    history = Path(f"{left.keystore}.history")
+    before = history.read_text().count('"event":"manifest"')
+    place = tmp_path / "mnt"
+    place.mkdir()
+    left.tdefs("mount", tmp_path / "copy", place, *left.unlock)
+    left.tdefs("umount", place)
+    assert history.read_text().count('"event":"manifest"') == before
+
+
+def test_a_full_disk_at_the_end_leaves_the_old_manifest_and_its_journal(small: Volume) -> None:
+    for name in ("a", "b", "c"):
+        (small.mountpoint / name).write_bytes(CONTENT)
+    small.umount()
+    small.mount()
+    before = (small.backing / ".tdefs/manifest").read_bytes()
+    (small.mountpoint / "b").unlink()
+    with suppress(OSError), (small.mountpoint / "big").open("wb") as file:
+        while True:
+            file.write(bytes(range(256)) * 256)
+            file.flush()
+            os.fsync(file.fileno())
+    (small.mountpoint / "c").unlink()
+    small.umount()
+    after = (small.backing / ".tdefs/manifest").read_bytes()
+    small.mount()
+    assert tampering(small) == {}
+    if before == after:
+        assert "the manifest could not be written" in small.log.read_text()
+    (small.mountpoint / "big").unlink()

@@ -28,6 +28,7 @@ def test_the_sample_configuration_is_valid() -> None:
     assert volume.passphrase_file == Path("/etc/tdefs/main.passphrase")
     assert volume.key_command is None
     assert volume.watchdog == 60
+    assert volume.tampering == "refuse"
 
 
 def test_no_configuration_file_is_an_empty_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -87,6 +88,7 @@ def test_a_volume_is_found_through_a_symbolic_link(tmp_path: Path) -> None:
         ),
         ("version: 1\nvolumes:\n  /a:\n    watchdog: 86401", "t.yaml:4: watchdog must be a whole number"),
         ("version: 1\nvolumes:\n  /a:\n    watchdog:", "t.yaml:4: watchdog must be a single value"),
+        ("version: 1\nvolumes:\n  /a:\n    tampering: ignore", "t.yaml:4: tampering must be refuse or report"),
         (
             "version: 1\nvolumes:\n  /a:\n    passphrase_credential: c\n    key_source: s",
             't.yaml:5: the volume "/a" has both passphrase_credential and key_source',
