@@ -38,7 +38,9 @@ class BuildLaunchers(build_scripts):
                     macros=[("MODULE", f'"{module}"')],
                     extra_preargs=["-O2", "-Wall", "-Wextra"],
                 )
-                compiler.link_executable(objects, command, output_dir=self.build_dir, extra_preargs=["-static"])
+                compiler.link_executable(
+                    objects, command, output_dir=self.build_dir, extra_preargs=["-static", "-s"]
+                )
 
 
 setup(

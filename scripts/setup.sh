@@ -147,7 +147,7 @@ ensure_fuse() {
 # What the environment was last made from. An environment with the extras serves without them too.
 wanted_stamp() {
     local made_from
-    made_from=$(cat -- "$repo/pyproject.toml" "$repo/setup.py" "$repo/tdefs/format/_compiled.c" | sha256sum)
+    made_from=$(cd -- "$repo" && cat -- pyproject.toml setup.py tdefs/format/_compiled.c tdefs/cli/launcher.c | sha256sum)
     printf '%s%s\n' "${made_from%% *}" "$1"
 }
 

@@ -187,8 +187,8 @@ def _environment(node: Node, problems: Problems) -> dict[str, str]:
                 f"{name} holds a secret, which must not stand in the configuration",
                 hint="Name a file that has it, such as by AWS_SHARED_CREDENTIALS_FILE.",
             )
-        elif "\0" in (text := _text(value, name, problems)):
-            problems.add(value.line, f"{name} must not contain a null character")
+        elif not _is_writable(text := _text(value, name, problems)):
+            problems.add(value.line, f"{name} has characters that no variable can hold")
         else:
             found[name] = text
     return found
@@ -317,7 +317,11 @@ def _path(node: Node, what: str, problems: Problems) -> Path | None:
 
 def _is_absolute_path(text: str) -> bool:
     """Tell whether a system call would take it: YAML's escapes can write what no path can hold."""
-    return text.startswith("/") and "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+    return text.startswith("/") and _is_writable(text)
+
+
+def _is_writable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _text(node: Node, what: str, problems: Problems) -> str:

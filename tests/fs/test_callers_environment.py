@@ -81,6 +81,7 @@ def test_a_daemon_of_root_has_nothing_of_the_callers_environment(
         words: list[str | Path] = [*volume.unlock, "--log-file", volume.log]
         run(surroundings, TDEFS, "mount", volume.backing, volume.mountpoint, *words)
     (daemon,) = volume.daemons
+    assert Path(f"/proc/{daemon}/comm").read_text() == "tdefs\n", "which is what ps and the kernel's log show"
     (volume.mountpoint / "file").write_bytes(b"content" * 5000)
     environment = dict(
         variable.decode(errors="replace").split("=", 1)

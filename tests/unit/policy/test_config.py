@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,41 @@ def test_a_file_that_everyone_may_write_is_refused(tmp_path: Path) -> None:
     path.chmod(0o666)
     with pytest.raises(TdefsError, match="others could change"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("A-B: c", "the name of a variable is of letters"),
+        ("'': c", "the name of a variable is of letters"),
+        ("AWS_SECRET_ACCESS_KEY: hunter2", "AWS_SECRET_ACCESS_KEY holds a secret"),
+        ("AWS_SESSION_TOKEN: hunter2", "AWS_SESSION_TOKEN holds a secret"),
+        ("DB_PASSWORD: hunter2", "DB_PASSWORD holds a secret"),
+        ("token_pin: hunter2", "token_pin holds a secret"),
+        ('A: "hunter2\\0"', "characters that no variable can hold"),
+        ('A: "hunter2\\ud800"', "characters that no variable can hold"),
+        ("A: [b]", "must be a single value"),
+    ],
+)
+def test_a_wrong_variable_is_refused_and_its_value_not_shown(variable: str, said: str) -> None:
+    error = refusal(f"version: 1\nenvironment:\n  {variable}\n")
+    assert said in error.message
+    assert "hunter2" not in error.render()
+
+
+def test_variables_reach_libraries_and_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "tdefs.yaml"
+    names = {
+        "AWS_SHARED_CREDENTIALS_FILE": "/a",
+        "TDEFS_PIV_PIN_FILE": "/b",
+        "PINENTRY": "c",
+        "AWS_PROFILE": "d=e f",
+    }
+    path.write_text("version: 1\nenvironment:\n" + "".join(f"  {name}: {names[name]}\n" for name in names))
+    for name in names:
+        monkeypatch.setenv(name, "the caller's")
+    load_config(path)
+    assert names.items() <= os.environ.items()
 
 
 def test_a_volume_is_found_through_a_symbolic_link(tmp_path: Path) -> None:
