@@ -18,6 +18,7 @@ from tdefs.keys.limits import check_costs
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.removing import remove_unsaved
 from tdefs.keys.seal import new_document, open_keys, open_master_key
+from tdefs.yamlfile import let_read
 
 FIRST_DATA_KEY = "dk_1"
 
@@ -219,5 +220,8 @@ def _exists(path: Path) -> TdefsError:
 
 def _os_error(action: str, path: Path, error: OSError) -> TdefsError:
     return TdefsError(
-        Exit.OS_ERROR, f'could not {action} the keystore "{path}"', detail=error.strerror or str(error)
+        Exit.OS_ERROR,
+        f'could not {action} the keystore "{path}"',
+        detail=error.strerror or str(error),
+        hint=let_read(path, error) if action == "read" else "",
     )
