@@ -100,12 +100,17 @@ def read_limited(path: Path, exit_code: Exit, what: str) -> bytes:
     try:
         return read_regular(path, MAX_BYTES + 1)
     except OSError as error:
-        hint = ""
-        if isinstance(error, PermissionError):
-            hint = f'let this user read "{unreadable_part(path)}", or run the command as one who may'
-        elif isinstance(error, FileNotFoundError | NotADirectoryError):
+        hint = let_read(path, error)
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
             hint = "check the path"
         raise TdefsError(exit_code, f'could not read {what} "{path}": {error.strerror}', hint=hint) from error
+
+
+def let_read(path: Path, error: OSError) -> str:
+    """Return what to do about a file that this user may not read; nothing for other errors."""
+    if not isinstance(error, PermissionError):
+        return ""
+    return f'let this user read "{unreadable_part(path)}", or run the command as one who may'
 
 
 def unreadable_part(path: Path) -> Path:

@@ -31,7 +31,7 @@ printf '\n' >&"$terminal"
 
 if [ ! -e "$salt_file" ]; then
     # A passphrase that protects nothing yet can be refused; later, a short one is just wrong.
-    [ "${#passphrase}" -ge 8 ] || die 'the passphrase is shorter than 8 characters'
+    [ "${#passphrase}" -ge 12 ] || die 'the passphrase is shorter than 12 characters'
     umask 077
     new=$(mktemp "$directory/new.XXXXXX")
     od -An -N 16 -v -t x1 /dev/urandom | tr -d ' \n' >"$new"

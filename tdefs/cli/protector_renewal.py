@@ -66,11 +66,8 @@ class Renewal:
 
     def print(self) -> None:
         """Say what became of each protector, and how the others get a new key."""
-        for old, _, protector in self.renewed:
+        for old, _, _ in self.renewed:
             print_line(f"protector {_described(old)} has a new key, by the same secret")
-            made = None if isinstance(protector, ThisHostProtector) else protector.made(old)
-            if made is not None and not made.kept:
-                print_line(f"    {made.what}, which it had before, is not needed any more: {made.removal}")
         for entry, reason in self.left:
             print_line(f"protector {_described(entry)} keeps its old key: {printable(reason)}")
             print_line(f"    to renew it: tdefs protector change {entry.id} (or remove it, and add it again)")

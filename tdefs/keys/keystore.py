@@ -17,6 +17,7 @@ from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.removing import remove_unsaved
 from tdefs.keys.seal import new_document, open_keys, open_master_key
 from tdefs.private import own_place
+from tdefs.yamlfile import let_read
 
 FIRST_DATA_KEY = "dk_1"
 
@@ -214,5 +215,8 @@ def _exists(path: Path) -> TdefsError:
 
 def _os_error(action: str, path: Path, error: OSError) -> TdefsError:
     return TdefsError(
-        Exit.OS_ERROR, f'could not {action} the keystore "{path}"', detail=error.strerror or str(error)
+        Exit.OS_ERROR,
+        f'could not {action} the keystore "{path}"',
+        detail=error.strerror or str(error),
+        hint=let_read(path, error) if action == "read" else "",
     )

@@ -21,6 +21,7 @@ from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector
 from tdefs.keys.scrypt_option import chosen_cost
 from tdefs.trust import check_trusted
+from tdefs.yamlfile import let_read
 
 _MAX_PASSPHRASE_BYTES = 65536
 _OTHER_OPTIONS = "use --passphrase-file, --passphrase-fd, --key-command or --key-source"
@@ -161,7 +162,8 @@ def _read_file(path: Path, what: str, *, private: bool) -> bytes:
             return _read_to_end(file.fileno())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
-        raise TdefsError(Exit.NO_SECRET, f"could not read the {what}", detail=reason or "") from None
+        hint = let_read(path, error) if isinstance(error, OSError) else ""
+        raise TdefsError(Exit.NO_SECRET, f"could not read the {what}", detail=reason or "", hint=hint) from None
 
 
 def read_passphrase_descriptor(descriptor: int, name: str = "passphrase") -> bytes:

@@ -116,6 +116,69 @@ def test_unreadable_configuration_that_was_asked_for_is_an_error_that_names_what
         assert f'HINT:  let this user read "{bar}"' in said
 
 
+def test_nothing_that_a_user_can_do_alone_needs_the_configuration_of_roots(host: Host) -> None:
+    """Every command, beside a directory that this user may not even look into."""
+    host.directory.chmod(0o700)
+    volume = host.volume
+    unlock = tuple(volume.unlock)
+    place = ("--volume", volume.backing)
+    policy = volume.root / "policy.yaml"
+    policy.write_text("version: 1\n")
+    host.account.own(policy)
+    commands: list[tuple[str | Path, ...]] = [
+        ("--help",),
+        ("--version",),
+        ("init", "--help"),
+        ("init", volume.backing, *unlock, "--policy", policy),
+        ("mount", volume.backing, volume.mountpoint, *unlock),
+        ("status", volume.mountpoint),
+        ("doctor",),
+        ("key", "list"),
+        ("key", "list", *place),
+        ("key", "show", "dk_1", *place),
+        ("key", "verify", *place, *unlock),
+        ("key", "history", *place, *unlock),
+        ("key", "history", "--unchecked", *place),
+        ("key", "rotate-master", *place, *unlock),
+        ("key", "create", "dk_2", *place, *unlock),
+        ("protector", "add", "--new-key-command", "printf %%064d 9", *place, *unlock),
+        ("protector", "test", *place, *unlock),
+        ("auto-open", "status", *place),
+        ("volume", "list", *place),
+        ("policy", "check", policy),
+        ("policy", "explain", "--backing", volume.backing, "base/5/16384"),
+        ("umount", volume.mountpoint),
+        ("ls", volume.backing),
+        ("verify", volume.backing, *unlock),
+        ("key", "repair", *place),
+    ]
+    for words, (code, said) in zip(commands, host.run(*commands), strict=True):
+        assert code == Exit.OK, (words, said)
+        assert "Permission denied" not in said
+
+
+def test_a_file_of_a_volume_in_an_unreadable_directory_is_an_error_that_says_what_to_do(host: Host) -> None:
+    host.directory.chmod(0o700)
+    volume, unlock = host.volume, host.volume.unlock
+    place = ("--volume", volume.backing)
+    away = host.directory / "main"
+    away.write_text("x")
+    there = CONFIGURATION.with_name("main")
+    answers = host.run(
+        ("init", volume.backing, *unlock),
+        ("key", "list", *place, "--keystore", there),
+        ("key", "verify", *place, "--passphrase-file", there),
+        ("protector", "add", *place, *unlock, "--new-passphrase-file", there, "--scrypt-cost", "14"),
+        ("mount", volume.backing, volume.mountpoint, *unlock, "--policy", there),
+        ("policy", "check", there),
+    )
+    codes = [code for code, _ in answers]
+    assert codes == [0, Exit.OS_ERROR, Exit.NO_SECRET, Exit.NO_SECRET, Exit.POLICY_INVALID, Exit.POLICY_INVALID]
+    for number in (1, 3, 4, 5):
+        assert f'"{there}"' in answers[number][1]
+        assert 'HINT:  let this user read "/etc/tdefs", or run the command as one who may' in answers[number][1]
+
+
 def test_configuration_that_is_missing_and_was_asked_for_is_an_error(host: Host) -> None:
     ((code, said),) = host.run(("key-source", "list", "--config", "/etc/tdefs/none.yaml"))
     assert code == Exit.CONFIG_INVALID

@@ -194,7 +194,7 @@ def test_a_revoked_and_a_destroyed_key_are_named_at_unlock(volume: KmipVolume) -
 
 def test_protectors_come_and_go_with_their_keys(volume: KmipVolume, scene: KmipScene) -> None:
     [first] = volume.keys()
-    volume.at("key", "rotate-master")
+    assert "protector pr_1 (kmip) has a new key" in volume.at("key", "rotate-master").stdout
     volume.at("key", "verify")
     assert volume.keys() == {first: "active"}
     volume.at("protector", "add", "--new-key-source", "kms1")

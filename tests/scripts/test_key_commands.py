@@ -136,7 +136,7 @@ def test_passphrase_makes_the_key_with_a_salt_of_the_volumes_own(place: Place) -
 
 def test_short_passphrase_is_refused_and_leaves_nothing(place: Place) -> None:
     command = place.command("passphrase.sh", '"%d" %R "%p"')
-    assert place.ask("init", command, "1234567")[0] == Exit.KEY_COMMAND_FAILED
+    assert place.ask("init", command, "12345678901")[0] == Exit.KEY_COMMAND_FAILED
     assert not place.directory.exists()
     assert not (place.backing / ".tdefs").exists()
 

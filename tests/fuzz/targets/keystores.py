@@ -84,7 +84,7 @@ def _open_protector(text: bytes, document: Document, entry: ProtectorEntry) -> N
             _refusal(text, error, Exit.NO_SECRET)
             if error.exit_code == Exit.NO_SECRET:
                 n, r, p = (int(entry.params[name]) for name in ("n", "r", "p"))
-                expect(128 * r * (n + p) <= 4 << 30 and n * r * p <= 1 << 26, "scrypt would take the host down")
+                expect(128 * r * (n + p) <= 4 << 30 and n * r * p <= 1 << 25, "scrypt would take the host down")
 
 
 def _text_seeds() -> list[bytes]:

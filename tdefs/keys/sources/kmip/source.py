@@ -13,7 +13,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.protectors.base import Made, NotMineError, WrappedProtectorKey, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.removing import remove_made
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.kmip.client import Client
@@ -94,6 +94,10 @@ class KmipSource(KeySource, WrappingKeys):
                 f"the key {shortened(uid)} of the key server does not unlock protector {entry.id}",
                 detail="the server has another key under this identifier than when the protector was made",
             ) from None
+
+    def like(self, entry: ProtectorEntry) -> Protector:
+        """See Protector. It wraps with the key on the server that ``entry`` has: none is made."""
+        return _SameKey(self._settings, entry)
 
     def made(self, entry: ProtectorEntry) -> Made | None:
         """See Protector."""
@@ -225,6 +229,26 @@ def _destroy_inactive(uid: str, client: Client) -> None:
             hint="revoke it first, and see that every protector that needs it is changed or removed",
         )
     client.destroy(uid)
+
+
+class _SameKey(KmipSource):
+    """The key source, wrapping with the key that an entry of it was wrapped with."""
+
+    def __init__(self, settings: KmipSettings, entry: ProtectorEntry) -> None:
+        super().__init__(settings)
+        self._uid = _read_params(entry)[0]
+        self._params = dict(entry.params)
+
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
+        """See KeySource."""
+        key = self._servers.ask(lambda client: client.get(self._readable(client.describe(self._uid)).uid))
+        return WrappedProtectorKey(self._params, wrap_secret(_derived(key, context), protector_key, context))
+
+    def made(self, entry: ProtectorEntry) -> None:
+        """See Protector. The key was there before, and the old entry needs it until the new one is saved."""
+
+    def forget(self, entry: ProtectorEntry) -> None:
+        """See Protector."""
 
 
 def _derived(key: bytes, context: WrapContext) -> bytes:
