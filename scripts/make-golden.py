@@ -154,7 +154,7 @@ def tidy(root: Path, name: str) -> None:
     private = root / "backing/.tdefs"
     for path in private.iterdir():
         if path.name not in ("volume.json", "keystore"):
-            path.unlink()
+            path.rmdir() if path.is_dir() else path.unlink()
     description = private / "volume.json"
     fields = json.loads(description.read_text())
     for field, value in fields.items():
