@@ -85,8 +85,9 @@ NAMES = [
     *(".tdefs/volume.json", ".tdefs/session.json", ".tdefs/control", ".tdefs/keystore", ".tdefs/keystore.history"),
     *(".tdefs/keystore.history.head", ".tdefs/keystore.lock", ".tdefs/keystore.new", "log"),
 ]
-#: Left as they are: a lock's content is nobody's, and what lies in the control socket's place is removed.
-TOLERANT = {(".tdefs/control", plant) for plant in PLANTS}
+#: What lies in the control socket's place is removed; a keystore, which has a MAC, may be the user's whose daemon
+#: it is for.
+TOLERANT = {*((".tdefs/control", plant) for plant in PLANTS), (".tdefs/keystore", foreign_owner)}
 
 
 @pytest.fixture
