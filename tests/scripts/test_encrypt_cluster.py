@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.volume import ROOTS_LOGS, log_name
 from tests.fs.children import needs_root
 from tests.support.mounts import LET_GO_OF_OTHERS
 from tests.support.processes import wait_until
@@ -149,6 +150,8 @@ class Debian:
         self.stop()
         self._holder.kill()
         self._holder.wait()
+        # of a path that is the machine's own only in there
+        (ROOTS_LOGS / log_name(Path("/srv/tdefs/main"))).unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
