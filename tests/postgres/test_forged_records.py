@@ -6,6 +6,7 @@ Who does that has no key. Covers the description of a volume and the record of i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,7 @@ def stopped(scratch: Workspace, version: str) -> Iterator[tuple[Volume, Server]]
     volume.mount(owner=scratch.account)
     server = scratch.server(version, volume.mountpoint / "main")
     server.initdb("--wal-segsize=1")
+    server.configure({"wal_recycle": "off"})  # new segments are new files
     server.start()
     server.psql("ALTER SYSTEM SET work_mem = '7MB'")
     server.stop()
@@ -47,14 +49,15 @@ def test_a_forged_description_brings_no_wal_into_the_clear(
     volume.mount(owner=scratch.account)
     server.start()
     for _ in range(3):
-        server.psql(f"SELECT pg_logical_emit_message(true, 'tdefs', '{SECRET}') FROM generate_series(1, 20000)")
+        server.psql(f"SELECT pg_logical_emit_message(true, 'tdefs', '{SECRET}') FROM generate_series(1, 200000)")
         server.psql("SELECT pg_switch_wal()")
     assert server.psql("SHOW work_mem") == "7MB"
-    server.stop()
+    os.sync()
     seen = files_with(server.pgdata, [SECRET])[SECRET]
     assert any(path.startswith("pg_wal/") for path in seen), "the search would not have found it"
-    volume.umount()
     assert files_with(volume.backing, [SECRET]) == {SECRET: set()}
+    server.stop()
+    volume.umount()
 
 
 @pytest.mark.parametrize("session", ["invented", "from the middle of the last session"])
