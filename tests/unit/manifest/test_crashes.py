@@ -176,7 +176,7 @@ def change(volume: BoundVolume, name: str) -> None:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[[], BoundVolume]]:
-    """Makes a volume that rests, with a manifest; in the end all descriptors go that the crashes have left open."""
+    """Makes a volume that rests, with a manifest; in the end what the crashes left open is closed."""
     count = 0
 
     def made() -> BoundVolume:
