@@ -22,7 +22,7 @@ from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import KEY_NAME
 from tdefs.keys.history import append, check_history, read_history
 from tdefs.keys.state_mac import fits_state_mac, state_mac
-from tdefs.private import own_directory
+from tdefs.private import UntrustedError, own_directory
 
 if TYPE_CHECKING:  # a volume's lock tells who holds it, which it reads here
     from tdefs.volume import Volume
@@ -179,6 +179,8 @@ def known_sessions(keystore: Path, document: Document, history_key: bytes) -> Kn
         found = check_history(read_history(keystore), history_key, document.history, document.revision)
     except OSError as error:
         return KnownSessions(fault=f"the keystore's history cannot be read: {error.strerror}")
+    except UntrustedError as error:
+        return KnownSessions(fault=f"the keystore's history cannot be read: {error.message}")
     if found.findings:
         return KnownSessions(fault=f"the keystore's history is not as it was written: {found.findings[0]}")
     newest: dict[str, tuple[int, str, bool]] = {}
@@ -206,6 +208,8 @@ def last_session(volume: Volume, entry: str | None, known: KnownSessions, histor
         return _unproven("it is not there") if number else LastSession(Ending.CLEAN)
     except OSError as error:
         return _unproven(f"it cannot be read: {error.strerror}")
+    except UntrustedError as error:
+        return _unproven(error.message)
     session = parse_session(data)
     if session is None or not session.is_sealed(history_key):
         return _unproven("it is not as tdefs wrote it, or was made without the keys of this volume")

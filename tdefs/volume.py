@@ -249,6 +249,8 @@ def parse_description(data: bytes, path: Path, backing: Path) -> Volume:
     if not isinstance(found, dict):
         raise _damaged(path, "it is not a JSON object")
     version = found.get("format_version")
+    if version == 1:
+        raise _of_other_version(path, "it was made by an older tdefs")
     if version != VOLUME_VERSION:
         known = version if isinstance(version, int) and abs(version) < 1 << 32 else "unknown"
         raise _of_other_version(path, f"its format version is {known}; this tdefs knows {VOLUME_VERSION}")

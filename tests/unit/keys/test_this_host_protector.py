@@ -271,7 +271,7 @@ def test_pcrs_are_those_a_tpm_has() -> None:
 def test_the_tools_get_the_secret_by_a_pipe_and_nothing_of_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for tool in ("createprimary", "readpublic", "flushcontext", "create"):
+    for tool in ("createprimary", "readpublic", "startauthsession", "sessionconfig", "flushcontext", "create"):
         record = f'{{ env; echo "$@"; }} >>{tmp_path}/seen; cat >>{tmp_path}/read'
         (tmp_path / f"tpm2_{tool}").write_text(f"#!/bin/sh\n{record}\n")
         (tmp_path / f"tpm2_{tool}").chmod(0o755)

@@ -24,6 +24,8 @@ from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.sealing import Expectations, Sealer
+from tdefs.fs.staging import DIRECTORY as STAGING_DIRECTORY
+from tdefs.fs.staging import Staging
 from tdefs.manifest.bound import Bound
 from tdefs.manifest.checking import examine
 from tdefs.manifest.journal import JOURNAL_FILE
@@ -86,7 +88,10 @@ class BoundVolume(ServedVolume):
         self.inodes = InodeTable(self.calls, self._root_fd)
         sealer = Sealer(RING, Expectations(VOLUME_ID, plain_files=False, lost_headers=False))
         self.opener = Opener(self.calls, self.inodes, sealer, Policy.everything(), self.manifest)
-        self.namespace = Namespace(self.calls, self.inodes, self.opener)
+        if self._staging is not None:
+            self._staging.close()
+        self._staging = Staging(self.volume.private / STAGING_DIRECTORY)
+        self.namespace = Namespace(self.calls, self.inodes, self.opener, self._staging)
         self.operations = FuseOperations(self.calls, self.inodes, self.opener, self._root_fd)
 
     def rest(self) -> None:

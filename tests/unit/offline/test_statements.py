@@ -99,7 +99,7 @@ def test_a_description_of_an_older_tdefs_is_named(small: SmallVolume, command: C
     forge(small, format_version=1)
     error = refusal(command, cat, small.volume.backing, "file")
     assert error.exit_code == Exit.VOLUME_DAMAGED
-    assert error.message.endswith("was made by an older tdefs")
+    assert error.message.endswith("it was made by an older tdefs")
 
 
 OTHER_PLACES = ("keystore.older", ".tdefs/keystore")

@@ -43,6 +43,7 @@ def answer(small: SmallVolume) -> dict[str, Any]:
         "open_handles": 3,
         "requests": {"open": 10, "read": 20},
         "failures": {"open": 2},
+        "tampering": None,
     }
 
 
@@ -91,6 +92,7 @@ def test_json_has_stable_keys(mounted: SmallVolume, command: Command) -> None:
         "files": {"encrypted": 2, "plain": 0, "empty": 1, "damaged": 1, "unreadable": 0},
         "requests": {"open": 10, "read": 20},
         "failures": {"open": 2},
+        "tampering": None,
     }
 
 

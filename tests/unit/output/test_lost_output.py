@@ -15,7 +15,7 @@ import pytest
 from tdefs.cli import protector
 from tdefs.cli.main import build_parser, main
 from tdefs.cli.streams import steady_streams
-from tdefs.errors import Exit
+from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.volume import VolumeLock
@@ -65,6 +65,7 @@ class Scene:
         new = str(self.root / "new")
         rest: dict[str, list[str]] = {
             "init": [f"{new}/backing", "--keystore", f"{new}.keystore", *keyed],
+            "accept": ["--all", *place],
             "mount": [backing, f"{new}/missing", *keyed],
             "umount": [new],
             "status": [new],
@@ -287,7 +288,7 @@ def test_recovery_code_is_shown_only_once_it_counts(
     """What cannot be saved is not shown."""
     keystore = small.volume.keystore
     keystore.with_name("keystore.history").mkdir()
-    with pytest.raises(OSError, match="Is a directory"):
+    with pytest.raises(TdefsError, match="it is a directory"):
         command.run(
             protector, "add", "--volume", small.volume.backing, "--key-command", KEY_COMMAND, "--recovery-code"
         )
