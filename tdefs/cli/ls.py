@@ -1,22 +1,25 @@
 """``tdefs ls``: which files are encrypted, and with which key; asks the files themselves.
 
-Only where symbolic links lead to takes a secret to tell, and nobody is asked for one.
+Only where symbolic links lead to takes a secret to tell, or a daemon that has it. Nobody is asked for one.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.link_places import link_judge
+from tdefs.cli.link_places import link_judge, trusted_mounts
 from tdefs.cli.output import print_json, print_table
 from tdefs.cli.unlock import add_keystore_arguments, read_keystore, unlock
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.believed import shown
+from tdefs.fs.control import ask
 from tdefs.fs.offline import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all, volume_at
 from tdefs.keys.document import Document
 from tdefs.keys.secrets import is_secret_given
@@ -35,7 +38,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Lists the files of a volume as they are on the disk; needs no key. What a file says of "
         "itself is checked only so far as that goes without one: 'tdefs verify' checks the rest. The keystore is "
         "asked which data keys were destroyed: files of these are unreadable. Where symbolic links lead to is "
-        "encrypted: it is shown if the command line says what unlocks the keystore, and is (sealed) otherwise.",
+        "encrypted: it is shown while the volume is mounted, or if the command line says what unlocks the keystore, "
+        "and is (sealed) otherwise.",
     )
     parser.add_argument("place", metavar="BACKING|MOUNTPOINT", type=Path)
     add_keystore_arguments(parser)
@@ -51,6 +55,8 @@ def _run(args: argparse.Namespace) -> int:
     ring, believed = (None, shown(volume, document)) if known is None else (known.unlocked.ring, known.believed)
     leads_out = link_judge(args, volume)
     found = list(describe_all(volume, destroyed, believed, ring))
+    if ring is None:
+        found = list(map(_told_by_daemon(volume), found))
     if args.json:
         print_json([_as_object(one, leads_out) for one in found])
         return Exit.OK
@@ -70,6 +76,22 @@ def _run(args: argparse.Namespace) -> int:
     ]
     print_table((*_HEADERS, ""), rows, numbers=("round", "size"))
     return Exit.OK
+
+
+def _told_by_daemon(volume: Volume) -> Callable[[Description], Description]:
+    """Return what adds to the description of a link where it leads to, if a daemon serves the volume and says so."""
+    mounts = [mount.mountpoint for mount in trusted_mounts(volume) if mount.backing == volume.backing]
+    # one that does not answer would have whoever reads the link wait for ever
+    if not mounts or ask(volume, "status") is None:
+        return lambda one: one
+
+    def told(one: Description) -> Description:
+        if one.kind == LINK and one.error is None:
+            with suppress(OSError):
+                return replace(one, target=os.fspath((mounts[0] / one.path).readlink()))
+        return one
+
+    return told
 
 
 def _document(args: argparse.Namespace, volume: Volume) -> Document | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -146,3 +147,15 @@ def test_what_a_crash_left_in_staging_is_removed_by_the_next_mount_alone(volume:
     volume.mount()
     assert list(staging.iterdir()) == []
     assert readlink(volume.mountpoint / "link") == "target"
+
+
+def test_the_listing_of_a_mounted_volume_tells_where_links_lead_to_without_a_secret(volume: Volume) -> None:
+    """The daemon has the keys, and this user may ask it: only the listing of a volume that rests needs a secret."""
+    volume.mount()
+    (volume.mountpoint / "link").symlink_to("/srv/space")
+    mounted = {one["path"]: one for one in json.loads(volume.tdefs("ls", volume.backing, "--json").stdout)}
+    assert mounted["link"]["target"] == "/srv/space"
+    assert mounted["link"]["leads_out"]
+    volume.umount()
+    (at_rest,) = json.loads(volume.tdefs("ls", volume.backing, "--json").stdout)
+    assert at_rest["target"] is None
