@@ -38,8 +38,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Lists the files of a volume as they are on the disk; needs no key. What a file says of "
         "itself is checked only so far as that goes without one: 'tdefs verify' checks the rest. The keystore is "
         "asked which data keys were destroyed: files of these are unreadable. Where symbolic links lead to is "
-        "encrypted: it is shown while the volume is mounted, or if the command line says what unlocks the keystore, "
-        "and is (sealed) otherwise.",
+        "encrypted: it is shown while the volume is mounted, or if the command line says what unlocks the "
+        "keystore, and is (sealed) otherwise.",
     )
     parser.add_argument("place", metavar="BACKING|MOUNTPOINT", type=Path)
     add_keystore_arguments(parser)
@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _told_by_daemon(volume: Volume) -> Callable[[Description], Description]:
-    """Return what adds to the description of a link where it leads to, if a daemon serves the volume and says so."""
+    """Return what adds to the description of a link where it leads to, if a daemon serves the volume."""
     mounts = [mount.mountpoint for mount in trusted_mounts(volume) if mount.backing == volume.backing]
     # one that does not answer would have whoever reads the link wait for ever
     if not mounts or ask(volume, "status") is None:

@@ -150,7 +150,7 @@ def test_what_a_crash_left_in_staging_is_removed_by_the_next_mount_alone(volume:
 
 
 def test_the_listing_of_a_mounted_volume_tells_where_links_lead_to_without_a_secret(volume: Volume) -> None:
-    """The daemon has the keys, and this user may ask it: only the listing of a volume that rests needs a secret."""
+    """The daemon has the keys, and this user may ask it; of a volume that rests they stay sealed."""
     volume.mount()
     (volume.mountpoint / "link").symlink_to("/srv/space")
     mounted = {one["path"]: one for one in json.loads(volume.tdefs("ls", volume.backing, "--json").stdout)}
