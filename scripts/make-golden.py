@@ -48,7 +48,7 @@ def pattern(name: str, size: int) -> bytes:
 
 def fill(root: Path) -> None:
     """Write the files through the mount at *root*."""
-    for directory in ("base/16384", "pg_wal", "pg_xact", "pg_stat", "log", "lengths"):
+    for directory in ("base/16384", "pg_wal", "pg_xact", "pg_stat", "pg_tblspc", "log", "lengths"):
         (root / directory).mkdir(parents=True)
     (root / "PG_VERSION").write_text("15\n")
     (root / "postgresql.conf").write_text("shared_buffers = 128MB  # canary in a comment\n" * 3)
@@ -91,15 +91,22 @@ def fill(root: Path) -> None:
         os.fsync(holey.fileno())
         holey.truncate(20001)
 
+    # links: one as it was made, and one that was made anew by a rename
+    (root / "pg_tblspc/16500").symlink_to("/srv/spaces/fast")
+    (root / "pg_tblspc/16501").symlink_to("/srv/spaces/slow")
+    (root / "pg_tblspc/16501").rename(root / "pg_tblspc/16502")
+
     for length in LENGTHS:
         (root / "lengths" / str(length)).write_bytes(pattern(str(length), length))
 
 
 def listing(root: Path) -> dict[str, dict[str, int | str]]:
-    """Return length and SHA-256 of the content of every file below *root*."""
+    """Return length and SHA-256 of the content of every file below *root*, and the target of every link."""
     found = {}
     for path in sorted(root.rglob("*")):
-        if path.is_file():
+        if path.is_symlink():
+            found[str(path.relative_to(root))] = {"target": str(path.readlink())}
+        elif path.is_file():
             data = path.read_bytes()
             found[str(path.relative_to(root))] = {"length": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return found
@@ -140,7 +147,7 @@ def make(root: Path) -> bool:
         found = []
         # the second time what is compared has been on the disk
         for work in (fill, listing):
-            tdefs("mount", backing, mountpoint, *unlock)
+            tdefs("mount", backing, mountpoint, "--log-file", root / "log", *unlock)
             try:
                 found.append(work(Path(mountpoint)))
             finally:
@@ -151,6 +158,7 @@ def make(root: Path) -> bool:
 
 def tidy(root: Path, name: str) -> None:
     """Take away what is of the machine where it was made; who uses the directory puts in places of its own."""
+    (root / "log").unlink()
     private = root / "backing/.tdefs"
     for path in private.iterdir():
         if path.name not in ("volume.json", "keystore"):

@@ -5,6 +5,7 @@ python by_the_book.py BACKING KEYSTORE HEXADECIMAL-KEY RELPATH > PLAINTEXT
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -89,6 +90,19 @@ def decrypt_file(stored: bytes, volume_id: bytes, keys: DataKeys) -> bytes:
     blocks = data[: -(-length // BLOCK) * BLOCK]
     pages = (decrypt_page(file_key, at // PAGE, blocks[at : at + PAGE]) for at in range(0, len(blocks), PAGE))
     return b"".join(pages)[:length]
+
+
+def link_target(text: bytes, path: str, volume_id: bytes, keys: DataKeys) -> bytes:
+    """Where a symbolic link leads to, by its stored text; fails where it is not this place's."""
+    assert text[:8] == b"tdefs:2:"
+    packed = base64.urlsafe_b64decode(text[8:] + b"=" * (-len(text[8:]) % 4))
+    name, number, fingerprint, link_id = struct.unpack("<32sI8s16s", packed[:60])
+    data_key = keys[name.rstrip(b"\0").decode("ascii"), number]
+    assert fingerprint == hkdf(data_key, b"tdefs v1 key fingerprint", 8)
+    link_key = hkdf(data_key, b"tdefs v1 symbolic link aes-256-gcm" + link_id, 32)
+    plaintext = AESGCM(link_key).decrypt(bytes(12), packed[60:], b"tdefs:2:" + volume_id + packed[:60])
+    assert hashlib.sha256(path.encode()).digest()[:16] in (plaintext[:16], plaintext[16:32])
+    return plaintext[32:]
 
 
 def decrypt_page(file_key: bytes, page: int, ciphertext: bytes) -> bytes:

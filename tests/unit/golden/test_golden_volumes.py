@@ -35,7 +35,10 @@ class Golden:
     """A copy of a golden directory, as a volume that was moved here."""
 
     root: Path
+    #: Of files.
     expected: dict[str, Any]
+    #: Of symbolic links.
+    targets: dict[str, str]
 
     @property
     def data(self) -> Path:
@@ -58,8 +61,10 @@ class Golden:
 def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
     source = Path(__file__).parents[2] / "golden" / request.param
     root = tmp_path / "golden"
-    shutil.copytree(source, root)
-    copy = Golden(root, json.loads((root / "expected.json").read_text()))
+    shutil.copytree(source, root, symlinks=True)
+    expected = json.loads((root / "expected.json").read_text())
+    targets = {path: expected.pop(path)["target"] for path in list(expected) if "target" in expected[path]}
+    copy = Golden(root, expected, targets)
     # git keeps neither modes nor hard links
     copy.keystore.chmod(0o600)
     (copy.data / "base/16384/16392").unlink()
@@ -100,6 +105,9 @@ class Reader:
         self._opener.close_if_unused(file)
         return content
 
+    def target(self, relpath: str) -> str:
+        return os.fsdecode(self._namespace.readlink(self._inode(relpath)))
+
     def form(self, relpath: str) -> Form:
         return self._opener.form(self._inode(relpath))
 
@@ -120,8 +128,22 @@ def test_tdefs_reads_every_file_of_every_version(golden: Golden) -> None:
 
 
 def test_the_listing_has_every_file(golden: Golden) -> None:
-    files = (path.relative_to(golden.data) for path in golden.data.rglob("*") if path.is_file())
-    assert {str(path) for path in files if path.parts[0] != ".tdefs"} == set(golden.expected)
+    files = {str(path.relative_to(golden.data)) for path in golden.data.rglob("*") if not path.is_dir()}
+    assert files == {*golden.expected, *golden.targets}
+
+
+def test_links_lead_where_they_did(golden: Golden) -> None:
+    reader = Reader(golden)
+    assert {path: reader.target(path) for path in golden.targets} == golden.targets
+    reader.close()
+    volume_id = bytes.fromhex(json.loads((golden.backing / ".tdefs/volume.json").read_text())["volume_id"])
+    keys = by_the_book.data_keys(golden.keystore.read_bytes(), bytes.fromhex(golden.key))
+    by_book = {
+        path: by_the_book.link_target(os.fsencode((golden.data / path).readlink()), path, volume_id, keys)
+        for path in golden.targets
+    }
+    assert by_book == {path: target.encode() for path, target in golden.targets.items()}
+    assert by_book
 
 
 def test_a_decryptor_written_from_the_book_reads_every_file(golden: Golden) -> None:
