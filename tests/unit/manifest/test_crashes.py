@@ -176,6 +176,13 @@ CHANGES: dict[str, list[Step]] = {
 }
 
 
+def make_and(make: Callable[[], BoundVolume], name: str) -> BoundVolume:
+    """A volume with the changes of *name*, which ended badly."""
+    volume = make()
+    change(volume, name)
+    return volume
+
+
 def change(volume: BoundVolume, name: str) -> None:
     for step in CHANGES[name]:
         step(volume)
@@ -241,6 +248,29 @@ def test_after_a_crash_what_was_not_changed_is_bound_still(make: Callable[[], Bo
     os.truncate(volume.data / "pg_replslot/s/state" if "directory removed" not in name else volume.data / WAL, 0)
     assert len(volume.found().differences) == 1
     volume.close()
+
+
+def test_a_link_that_is_settled_when_it_is_read_is_no_tampering(make: Callable[[], BoundVolume]) -> None:
+    """A rename that a crash stopped leaves a link that may lie at two places, which the next manifest binds so."""
+    steps = len(make_and(make, "a link renamed").calls.made)
+    settled = 0
+    for at in range(steps):
+        volume = make()
+        volume.calls.crash_before = at
+        with suppress(Crash):
+            change(volume, "a link renamed")
+        volume.crash()
+        volume.remount()
+        volume.rest()
+        volume.remount()
+        for name in ("pg_tblspc/1", "pg_tblspc/3"):
+            with suppress(FileNotFoundError):
+                assert volume.namespace.readlink(volume.inode(name)) == b"/srv/1"
+        settled += "relink:rename" in volume.calls.made
+        volume.crash()
+        assert volume.found().differences == {}, f"before call {at}"
+        volume.close()
+    assert settled
 
 
 def test_writes_in_place_need_no_note(make: Callable[[], BoundVolume]) -> None:
