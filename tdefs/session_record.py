@@ -22,7 +22,7 @@ from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import KEY_NAME
 from tdefs.keys.history import append, check_history, read_history
 from tdefs.keys.state_mac import fits_state_mac, state_mac
-from tdefs.private import own_directory
+from tdefs.private import UntrustedError, own_directory
 
 if TYPE_CHECKING:  # a volume's lock tells who holds it, which it reads here
     from tdefs.volume import Volume
@@ -319,4 +319,9 @@ class SessionBook:
             append(self._keystore, event, what, self._key)
         except OSError as error:
             return f"the keystore's history cannot be written: {error.strerror}"
+        except UntrustedError as error:
+            if event == _BEGIN:
+                raise
+            # what was exchanged meanwhile must not keep a session from ending
+            return f"the keystore's history cannot be written: {error.message}"
         return ""
