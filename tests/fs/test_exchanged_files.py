@@ -1,5 +1,7 @@
 """Who writes to the backing directory, without a key and while the volume is unmounted, makes no file another's.
 
+What the manifest notices is served all the same here: this is what each file holds by itself.
+
 Covers the identities of tdefs/fs/sealing.py, tdefs/fs/file_ids.py and the duplicates of tdefs/fs/verifying.py.
 """
 
@@ -140,7 +142,7 @@ def test_no_file_is_taken_for_another_one_and_verify_names_it(
     for pair in pairs:
         act(filled.data / pair.directory, pair)
     _check_report(filled, pairs, act)
-    filled.mount()
+    filled.mount(*filled.reporting)
     found, expected = {}, {}
     for pair in pairs:
         root = filled.mountpoint / pair.directory
@@ -205,7 +207,7 @@ def test_a_copied_header_lets_nobody_splice_blocks_of_one_file_into_another(
     volume.umount()
 
     (volume.data / channel).write_bytes((volume.data / victim).read_bytes()[:HEADER])
-    volume.mount()
+    volume.mount(*volume.reporting)
     try:
         with (volume.mountpoint / channel).open("ab") as file:
             file.write(LINE * 4)
@@ -218,7 +220,7 @@ def test_a_copied_header_lets_nobody_splice_blocks_of_one_file_into_another(
         file.seek(HEADER)
         file.write(written)
     (volume.data / channel).unlink()
-    volume.mount()
+    volume.mount(*volume.reporting)
     try:
         found = (volume.mountpoint / victim).read_bytes()
     except OSError:
@@ -239,7 +241,7 @@ def test_an_emptied_file_does_not_give_its_old_blocks_to_its_new_content(volume:
     with (volume.data / "pg_hba.conf").open("r+b") as file:
         file.seek(HEADER)
         file.write(kept)
-    volume.mount()
+    volume.mount(*volume.reporting)
     assert PAYLOAD not in place.read_bytes()
 
 
@@ -249,7 +251,7 @@ def test_the_log_says_both_paths_of_a_copy(volume: Volume) -> None:
         (volume.mountpoint / path).write_bytes(content(path))
     volume.umount()
     shutil.copyfile(volume.data / "one.txt", volume.data / "two.txt")
-    volume.mount()
+    volume.mount(*volume.reporting)
     for path in ("one.txt", "two.txt"):
         with suppress(OSError):
             (volume.mountpoint / path).read_bytes()
