@@ -6,7 +6,7 @@
 
 Who may write to BACKING can put other directories in the place of both, and who may write to ``.tdefs`` other
 files in the place of the keystore, the log and the session. So a volume is refused whose directories others may
-write to.
+write to, and one that others could exchange as a whole, as who may write to a directory above it can.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.way import Exchangeable, follow
 
 if TYPE_CHECKING:
     from tdefs.volume import Volume
 
 _MODE = 0o700
+_MOVE = "move the volume to a directory that is root's"
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -49,22 +51,33 @@ def claim(volume: Volume, *, read_only: bool) -> list[str]:
 
     :param read_only: whether the rights must stay as they are.
     :returns: what is to be told: whose rights were too wide.
-    :raises TdefsError: FILE_UNTRUSTED where a directory belongs to another user, or others may write to it.
+    :raises TdefsError: FILE_UNTRUSTED where a directory belongs to another user, or others may write to it or
+        exchange it.
     """
     told = []
-    with _opened(volume.backing) as backing:
-        for place, above in ((volume.backing, None), (volume.private, backing)):
-            with _opened(place, above) as fd:
-                status = os.fstat(fd)
-                refuse_others(place, status)
-                mode = stat.S_IMODE(status.st_mode)
-                if mode == _MODE:
-                    continue
-                done = "left so, since nothing may be changed"
-                if not read_only:
-                    os.fchmod(fd, _MODE)
-                    done = f"set to {_MODE:04o}"
-                told.append(f'the mode of "{place}" was {mode:04o}: {done}')
+    with (
+        follow(volume.backing, last_link=False) as way,
+        _opened(Path("."), way.fd) as backing,
+        _opened(volume.private, backing) as private,
+    ):
+        for one in way.exchangeable:
+            raise TdefsError(
+                Exit.FILE_UNTRUSTED,
+                _who_exchanges(one),
+                detail="who can exchange it can put another volume in the place of this one",
+                hint=one.remedy or _MOVE,
+            )
+        for place, fd in ((volume.backing, backing), (volume.private, private)):
+            status = os.fstat(fd)
+            refuse_others(place, status)
+            mode = stat.S_IMODE(status.st_mode)
+            if mode == _MODE:
+                continue
+            done = "left so, since nothing may be changed"
+            if not read_only:
+                os.fchmod(fd, _MODE)
+                done = f"set to {_MODE:04o}"
+            told.append(f'the mode of "{place}" was {mode:04o}: {done}')
     return told
 
 
@@ -84,6 +97,10 @@ def weaknesses(volume: Volume, owner: int | None) -> Iterator[tuple[str, str]]:
         found = _what_is_wrong(place, status, owner)
         if found is not None:
             yield found
+    with suppress(OSError), follow(volume.backing) as way:
+        for one in way.exchangeable:
+            if one.user is None or one.user != owner:
+                yield _who_exchanges(one), one.remedy or _MOVE
 
 
 def refuse_others(place: Path, status: os.stat_result) -> None:
@@ -99,6 +116,10 @@ def refuse_others(place: Path, status: os.stat_result) -> None:
             detail="who can write there can replace the volume's files by others",
             hint=f"see that nothing was planted there, then: {found[1]}",
         )
+
+
+def _who_exchanges(one: Exchangeable) -> str:
+    return f'others could exchange "{one.place}", on the way to the backing directory: {one.reason}'
 
 
 def _what_is_wrong(place: Path, status: os.stat_result, owner: int | None) -> tuple[str, str] | None:
@@ -122,7 +143,7 @@ def _what_is_wrong(place: Path, status: os.stat_result, owner: int | None) -> tu
 @contextmanager
 def _opened(place: Path, above: int | None = None) -> Iterator[int]:
     """Open a directory for the time of a ``with`` block; with *above*, its name in that directory."""
-    fd = os.open(place if above is None else place.name, os.O_RDONLY | _FLAGS, dir_fd=above)
+    fd = os.open(place if above is None else place.name or ".", os.O_RDONLY | _FLAGS, dir_fd=above)
     try:
         yield fd
     finally:

@@ -323,4 +323,9 @@ class SessionBook:
             append(self._keystore, event, what, self._key)
         except OSError as error:
             return f"the keystore's history cannot be written: {error.strerror}"
+        except UntrustedError as error:
+            if event == _BEGIN:
+                raise
+            # what was exchanged meanwhile must not keep a session from ending
+            return f"the keystore's history cannot be written: {error.message}"
         return ""

@@ -9,6 +9,7 @@ group's bits of the mode are its mask, and without write permission there it let
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,19 +120,18 @@ def _link_target(fd: int) -> Path | None:
 def _exchangeable(way: Way, inner: int, place: Path) -> Iterator[Exchangeable]:
     """Yield who could exchange *inner*, the entry at *place* of the directory that *way* has come to."""
     above = way.path
+    quoted = shlex.quote(os.fspath(above))
     status = os.fstat(way.fd)
     trusted = (0, os.geteuid())
     if status.st_uid not in trusted:
-        yield Exchangeable(
-            place, status.st_uid, f'"{above}" belongs to user {status.st_uid}', f'chown root "{above}"'
-        )
+        reason = f'"{above}" belongs to user {status.st_uid}'
+        yield Exchangeable(place, status.st_uid, reason, f"chown root {quoted}")
     if not status.st_mode & _OTHERS_WRITE:
         return
     if not status.st_mode & stat.S_ISVTX:
         mode = stat.S_IMODE(status.st_mode)
-        yield Exchangeable(
-            place, None, f'group or others may write to "{above}" (mode {mode:04o})', f'chmod go-w "{above}"'
-        )
+        reason = f'group or others may write to "{above}" (mode {mode:04o})'
+        yield Exchangeable(place, None, reason, f"chmod go-w {quoted}")
     elif mount_number(inner) == mount_number(way.fd):  # else nobody can rename it
         owner = os.fstat(inner).st_uid
         if owner not in trusted:

@@ -9,6 +9,11 @@ from errno import EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS, errorcode
 
 log = logging.getLogger(__name__)
 
+
+class Told(OSError):
+    """A refusal of tdefs's own, not a failure of the disk; the log has said why, and what to do about it."""
+
+
 # A full disk fails every write: the status counts them, the log names each file once in so many seconds, and no
 # more than so many files.
 _COMPLAINT_SECONDS = 10
@@ -34,8 +39,13 @@ class Complaints:
         self._recent: dict[tuple[str, str, int | None], float] = {}
 
     def failed(self, operation: str, subject: str, error: OSError) -> None:
-        """Count a failure of the disk; log it once in a while for each file, operation and kind of failure."""
+        """Count a failure of the disk; log it once in a while for each file, operation and kind of failure.
+
+        What the log has told of already is only counted.
+        """
         self.counts[operation] += 1
+        if isinstance(error, Told):
+            return
         now = time.monotonic()
         recent = {what: when for what, when in self._recent.items() if now - when < _COMPLAINT_SECONDS}
         self._recent = recent

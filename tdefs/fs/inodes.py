@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from tdefs.errors import errno_of
 from tdefs.fs.calls import SystemCalls
+from tdefs.fs.complaints import Told
 from tdefs.fs.descriptors import Descriptors
 from tdefs.fs.held import Held
 from tdefs.fs.losses import Loss
@@ -38,7 +39,7 @@ _DIRECTORY_FDS = 512
 _OF_ANOTHER_TYPE = frozenset({ELOOP, ENOTDIR, EISDIR, ENXIO, ENODEV})
 
 
-class Exchanged(OSError):
+class Exchanged(Told):
     """Below the mount, something else was put in the place of what the kernel knows."""
 
 

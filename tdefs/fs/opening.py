@@ -18,7 +18,7 @@ from tdefs.format.pages import PageCipher
 from tdefs.format.special import PLANTED_NODE, Special, special_of
 from tdefs.format.stored import StoredFile
 from tdefs.fs.calls import Owner, SystemCalls
-from tdefs.fs.complaints import Complaints
+from tdefs.fs.complaints import Complaints, Told
 from tdefs.fs.file_ids import Twins
 from tdefs.fs.files import BackingStore, Content, OpenFile, PlainContent
 from tdefs.fs.inodes import Ghost, Inode, InodeTable, path_of
@@ -602,8 +602,8 @@ class Opener:
         """Tell whether a file belongs where it lies, under all names that are known."""
         return all(header.accepts(identity_at(path_of(parent, name))) for parent, name in inode.names)
 
-    def presented_as(self, inode: Inode, error: FormatError) -> OSError:
+    def presented_as(self, inode: Inode, error: FormatError) -> Told:
         """Log why *inode* cannot be presented; return the error for who opens it."""
         names = ", ".join(printable_path(os.fsencode(path)) for path in self._inodes.paths(inode))
         log.error("%s: %s (HINT: %s)", names or inode.shown(), error, error.hint)
-        return OSError(error.errno, os.strerror(error.errno))
+        return Told(error.errno, os.strerror(error.errno))

@@ -15,8 +15,7 @@ from pyfuse3 import FUSEError
 
 from tdefs.errors import errno_of
 from tdefs.format.errors import FormatError
-from tdefs.fs.complaints import Complaints
-from tdefs.fs.inodes import Exchanged
+from tdefs.fs.complaints import Complaints, Told
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +76,7 @@ class Replies(ABC):
         if isinstance(error, MemoryError):
             error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         if isinstance(error, OSError):
-            if isinstance(error, Exchanged) or isinstance(error.__cause__, FormatError):
-                # of that the log has said more
-                self.complaints.counts[operation] += 1
-            elif error.errno not in _ORDINARY_ERRORS:
+            if isinstance(error, Told) or error.errno not in _ORDINARY_ERRORS:
                 self.complaints.failed(operation, self.subject(operation, arguments), error)
             return errno_of(error)
         self.complaints.counts[operation] += 1

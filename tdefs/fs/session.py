@@ -137,15 +137,15 @@ def run_session(
     course = _Course()
     failure: Exception | None = None
     with EndSignals() as signals:
-        if not request.read_only:
-            _begin(request, bound)
         try:
+            if not request.read_only:
+                _begin(request, bound)
             connection, device = _mounted(request, operations)
-        except (RuntimeError, TdefsError) as error:
+        except Exception as error:
             bound.close()
             if not request.read_only and ending is not Ending.UNCLEAN:
-                _tell(request.book.end())
-            if isinstance(error, TdefsError):
+                _end(request)
+            if not isinstance(error, RuntimeError):
                 raise
             refusal = why_not_mounted(request.mountpoint, fuse_options(request))
             raise TdefsError(
@@ -188,8 +188,8 @@ def run_session(
                 opener.complaints.failed("the last sync", str(request.mountpoint), error)
                 opener.left_something = True
             if course.ended and not opener.left_something and not request.read_only:
-                bound.finish()
-                _tell(request.book.end())
+                _bind(bound)
+                _end(request)
             else:
                 bound.close()
             os.close(root_fd)
@@ -282,6 +282,22 @@ def _begin(request: MountRequest, bound: Bound) -> None:
             f'could not write "{request.volume.private / JOURNAL_FILE}": {error.strerror}',
             hint="the volume's own directory must be writable, and what is in it files",
         ) from None
+
+
+def _bind(bound: Bound) -> None:
+    """Write the manifest. What goes wrong with it, whatever it is, leaves the end of the session a clean one."""
+    try:
+        bound.finish()
+    except Exception:
+        log.exception("the manifest could not be written: the one before, with the journal, holds still")
+
+
+def _end(request: MountRequest) -> None:
+    """Write down that the session has ended; what goes wrong keeps nothing else from being ended."""
+    try:
+        _tell(request.book.end())
+    except Exception:
+        log.exception("the end of the session could not be written: the next mount recovers as after a crash")
 
 
 def _tell(fault: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdefs.format.header import RECORD_SIZE
 from tdefs.fs.calls import SystemCalls
+from tdefs.fs.complaints import Told
 from tdefs.manifest.comparing import DISPENSABLE_KINDS, Change, Difference
 from tdefs.manifest.counter import note_counter
 from tdefs.manifest.journal import Journal, prepare_journal
@@ -19,6 +20,7 @@ from tdefs.manifest.state import NAMED, State, counted, mark, mark_unbound, writ
 from tdefs.manifest.taking import take
 from tdefs.manifest.tree import join
 from tdefs.policy.paths import Kind, classify
+from tdefs.private import UntrustedError
 from tdefs.text import printable_path
 
 if TYPE_CHECKING:
@@ -106,10 +108,9 @@ class Bound:
             return
         try:
             note_counter(binding.keystore, binding.history_key, binding.entry, manifest.counter)
-        except OSError as error:
-            log.warning(
-                "the manifest's counter could not be written to the keystore's history: %s", error.strerror
-            )
+        except (OSError, UntrustedError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.message
+            log.warning("the manifest's counter could not be written to the keystore's history: %s", reason)
 
     def close(self) -> None:
         """End without a manifest: the journal says what changed."""
@@ -231,7 +232,7 @@ class Bound:
             )
             self._told.add(path)
         if self._refuses:
-            raise OSError(EIO, os.strerror(EIO))
+            raise Told(EIO, os.strerror(EIO))
 
     # --- what is about to change
 

@@ -1,17 +1,20 @@
 """tdefs with faults that no test can bring about from outside: errors of the program itself, with keys at hand.
 
 Run as ``tdefs`` is. The key of a file named ``broken-key`` cannot be derived; to look up ``broken-mount`` ends the
-mount.
+mount. TDEFS_BREAK_AT names what else fails: "manifest", its taking at the end, or the label of a system call.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, NoReturn
 
 from tdefs.cli.main import run
 from tdefs.fs import sealing
+from tdefs.fs.calls import SystemCalls
 from tdefs.fs.operations import FuseOperations
 from tdefs.keys.hierarchy import DataKey, derive_file_key
+from tdefs.manifest import bound
 
 _lookup = FuseOperations.lookup
 _asked = b""
@@ -31,7 +34,26 @@ async def _looked_up(self: FuseOperations, parent: Any, name: Any, context: Any)
     return await _lookup(self, parent, name, context)
 
 
+def _break(*_: object, **__: object) -> NoReturn:
+    raise RuntimeError("cannot, since the test says so")
+
+
+def _break_call(name: str, at: str) -> None:
+    call = getattr(SystemCalls, name)
+
+    def called(self: SystemCalls, label: str, *arguments: Any) -> Any:
+        return _break() if label == at else call(self, label, *arguments)
+
+    setattr(SystemCalls, name, called)
+
+
 if __name__ == "__main__":
+    at = os.environ.get("TDEFS_BREAK_AT", "")
+    if at == "manifest":
+        bound.take = _break  # type: ignore[attr-defined]
+    elif at:
+        _break_call("pwrite", at)
+        _break_call("fdatasync", at)
     sealing.derive_file_key = _derived  # type: ignore[attr-defined]
     FuseOperations.lookup = _looked_up  # type: ignore[method-assign,assignment]
     run()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from errno import EIO
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tdefs.errors import Exit
+from tdefs.backing import claim, weaknesses
+from tdefs.errors import Exit, TdefsError
+from tdefs.volume import read_volume
 from tests.fs.children import NOBODY, in_child, needs_root
 from tests.support.account import Account
 from tests.support.volume import Volume
@@ -139,12 +142,41 @@ def test_a_volume_that_another_user_could_change_is_not_mounted(
     done = volume.tdefs("mount", volume.backing, volume.mountpoint, *volume.unlock, check=False)
     assert done.returncode == Exit.FILE_UNTRUSTED
     assert "HINT:" in done.stderr
-    assert "chown root" in done.stderr if to == "owner" else "chmod 0700" in done.stderr, done.stderr
+    assert "chown root" in done.stderr if to == "owner" else "chmod go-w" in done.stderr, done.stderr
     assert not volume.is_mounted
     assert sorted((path, path.lstat().st_mtime_ns) for path in volume.backing.rglob("*")) == before
     os.chown(place, 0, 0)
     place.chmod(0o700)
     volume.mount()
+
+
+@pytest.mark.parametrize("to", ["owner", "mode", "link"])
+def test_a_volume_that_another_user_could_exchange_as_a_whole_is_not_mounted(
+    volume: Volume, account: Account, to: str
+) -> None:
+    """Also where this comes about between what read the volume's description and the mount itself."""
+    found = read_volume(volume.backing)
+    assert (claim(found, read_only=False), list(weaknesses(found, 0))) == ([], [])
+    if to == "owner":
+        account.own(volume.root)
+    elif to == "mode":
+        volume.root.chmod(0o775)
+    else:
+        # a directory above it is a link of another user's
+        users = volume.root / "users"
+        users.mkdir()
+        (users / "link").symlink_to(volume.root)
+        account.own(users)
+        found = replace(found, backing=users / "link" / volume.backing.name)
+    with pytest.raises(TdefsError, match="could exchange") as caught:
+        claim(found, read_only=False)
+    assert caught.value.exit_code == Exit.FILE_UNTRUSTED
+    assert caught.value.hint.startswith(("chown root ", "chmod go-w "))
+    assert "could exchange" in next(weaknesses(found, 0))[0]
+    if to != "link":
+        done = volume.tdefs("mount", volume.backing, volume.mountpoint, *volume.unlock, check=False)
+        assert done.returncode == Exit.FILE_UNTRUSTED, done.stderr
+    assert not volume.is_mounted
 
 
 def test_rights_to_read_are_taken_away_at_the_next_mount(volume: Volume) -> None:

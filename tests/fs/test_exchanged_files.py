@@ -1,5 +1,7 @@
 """Who writes to the backing directory, without a key and while the volume is unmounted, makes no file another's.
 
+What the manifest notices is served all the same here: this is what each file holds by itself.
+
 Covers the identities of tdefs/fs/sealing.py, tdefs/fs/file_ids.py and the duplicates of tdefs/fs/verifying.py.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EIO
@@ -18,6 +20,7 @@ import pytest
 
 from tdefs.errors import Exit
 from tests.support.volume import Volume
+from tests.support.workspace import Workspace
 
 HEADER = 8192
 SECTOR = 512
@@ -96,14 +99,16 @@ class Pair:
         return self.one in CLASS_OF and CLASS_OF[self.one] == CLASS_OF.get(self.two)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
     return [Pair(f"{number:04}", one, two) for number, (one, two) in enumerate(PAIRS)]
 
 
-@pytest.fixture
-def filled(volume: Volume, pairs: list[Pair]) -> Volume:
-    """An unmounted volume with a directory for each pair."""
+@pytest.fixture(scope="module")
+def original(workspace: Workspace, pairs: list[Pair]) -> Iterator[tuple[Volume, Path]]:
+    """An unmounted volume with a directory for each pair, and a copy of all of it."""
+    volume = workspace.volume("pairs")
+    volume.init()
     volume.mount()
     for pair in pairs:
         for path in (pair.one, pair.two):
@@ -111,7 +116,20 @@ def filled(volume: Volume, pairs: list[Pair]) -> Volume:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content(path))
     volume.umount()
-    return volume
+    kept = workspace.directory("kept") / "copy"
+    shutil.copytree(volume.root, kept)
+    yield volume, kept
+    workspace.volumes.remove(volume)
+
+
+@pytest.fixture
+def filled(original: tuple[Volume, Path]) -> Iterator[Volume]:
+    """That volume as it was."""
+    volume, kept = original
+    shutil.rmtree(volume.root)
+    shutil.copytree(kept, volume.root)
+    yield volume
+    volume.discard()
 
 
 def copied(data: Path, pair: Pair) -> None:
@@ -140,7 +158,7 @@ def test_no_file_is_taken_for_another_one_and_verify_names_it(
     for pair in pairs:
         act(filled.data / pair.directory, pair)
     _check_report(filled, pairs, act)
-    filled.mount()
+    filled.mount(*filled.reporting)
     found, expected = {}, {}
     for pair in pairs:
         root = filled.mountpoint / pair.directory
@@ -191,39 +209,44 @@ CHANNELS = ("log/next.log", "notes.txt", "pg_stat/pg_stat_statements.stat", "bas
 VICTIMS = ("pg_hba.conf", "postgresql.auto.conf", "server.key", "log/old.log", "pg_xact/0000", "base/5/16390")
 
 
-@pytest.mark.parametrize("channel", CHANNELS)
-@pytest.mark.parametrize("victim", VICTIMS)
-def test_a_copied_header_lets_nobody_splice_blocks_of_one_file_into_another(
-    volume: Volume, channel: str, victim: str
-) -> None:
-    """The header of *victim* is copied to the name of a file that will be made, such as next Friday's log."""
-    volume.mount()
-    for path in (channel, victim):
-        (volume.mountpoint / path).parent.mkdir(parents=True, exist_ok=True)
+def test_a_copied_header_lets_nobody_splice_blocks_of_one_file_into_another(volume: Volume) -> None:
+    """The header of a victim is copied to the name of a file that will be made, such as next Friday's log."""
+    cases = [
+        (f"{number:02}/{channel}", f"{number:02}/{victim}")
+        for number, (channel, victim) in enumerate(itertools.product(CHANNELS, VICTIMS))
+    ]
     lines = b"host all all 127.0.0.1/32 scram-sha-256\n" * 100
-    (volume.mountpoint / victim).write_bytes(lines)
+    volume.mount()
+    for case in cases:
+        for path in case:
+            (volume.mountpoint / path).parent.mkdir(parents=True, exist_ok=True)
+        (volume.mountpoint / case[1]).write_bytes(lines)
     volume.umount()
 
-    (volume.data / channel).write_bytes((volume.data / victim).read_bytes()[:HEADER])
-    volume.mount()
-    try:
-        with (volume.mountpoint / channel).open("ab") as file:
-            file.write(LINE * 4)
-    except OSError as error:
-        assert error.errno == EIO
+    for channel, victim in cases:
+        (volume.data / channel).write_bytes((volume.data / victim).read_bytes()[:HEADER])
+    volume.mount(*volume.reporting)
+    for channel, _ in cases:
+        try:
+            with (volume.mountpoint / channel).open("ab") as file:
+                file.write(LINE * 4)
+        except OSError as error:
+            assert error.errno == EIO
     volume.umount()
 
-    written = (volume.data / channel).read_bytes()[HEADER : HEADER + 4 * SECTOR]
-    with (volume.data / victim).open("r+b") as file:
-        file.seek(HEADER)
-        file.write(written)
-    (volume.data / channel).unlink()
-    volume.mount()
-    try:
-        found = (volume.mountpoint / victim).read_bytes()
-    except OSError:
-        found = b""
-    assert PAYLOAD not in found
+    for channel, victim in cases:
+        written = (volume.data / channel).read_bytes()[HEADER : HEADER + 4 * SECTOR]
+        with (volume.data / victim).open("r+b") as file:
+            file.seek(HEADER)
+            file.write(written)
+        (volume.data / channel).unlink()
+    volume.mount(*volume.reporting)
+    for _, victim in cases:
+        try:
+            found = (volume.mountpoint / victim).read_bytes()
+        except OSError:
+            found = b""
+        assert PAYLOAD not in found, victim
 
 
 def test_an_emptied_file_does_not_give_its_old_blocks_to_its_new_content(volume: Volume) -> None:
@@ -239,7 +262,7 @@ def test_an_emptied_file_does_not_give_its_old_blocks_to_its_new_content(volume:
     with (volume.data / "pg_hba.conf").open("r+b") as file:
         file.seek(HEADER)
         file.write(kept)
-    volume.mount()
+    volume.mount(*volume.reporting)
     assert PAYLOAD not in place.read_bytes()
 
 
@@ -249,7 +272,7 @@ def test_the_log_says_both_paths_of_a_copy(volume: Volume) -> None:
         (volume.mountpoint / path).write_bytes(content(path))
     volume.umount()
     shutil.copyfile(volume.data / "one.txt", volume.data / "two.txt")
-    volume.mount()
+    volume.mount(*volume.reporting)
     for path in ("one.txt", "two.txt"):
         with suppress(OSError):
             (volume.mountpoint / path).read_bytes()

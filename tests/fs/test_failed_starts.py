@@ -89,10 +89,9 @@ def test_a_daemon_whose_parent_was_killed_while_it_began_does_not_stay(volume: V
 
 
 def test_a_control_socket_that_fails_does_not_keep_the_mount_from_serving(volume: Volume) -> None:
-    with start(volume, "control socket, inside") as command:
+    with start(volume, "control socket, inside", "--log-file", str(volume.log)) as command:
         _, said = command.communicate(timeout=SECONDS)
     assert command.returncode == Exit.OK, said
     (volume.mountpoint / "file").write_bytes(b"content")
-    log = volume.backing / ".tdefs" / "log"
-    assert wait_until(lambda: "unexpected error at the control socket" in log.read_text(), 10)
+    assert wait_until(lambda: "unexpected error at the control socket" in volume.log.read_text(), 10)
     volume.umount()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import EIO
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tdefs.errors import Exit
 from tests.fs.children import needs_root
 from tests.support.mounts import detach, is_mounted
 from tests.support.processes import is_alive, send, wait_until
-from tests.support.volume import Volume
+from tests.support.volume import TDEFS, Volume
 
 BREAKING = Path(__file__).with_name("breaking_tdefs.py")
 CONTENT = os.urandom(300_000)
@@ -186,3 +187,91 @@ def test_a_loop_that_fails_ends_the_mount_and_is_told(volume: Volume) -> None:
         assert daemon.wait(30) == Exit.MOUNT_LOST
     assert not left_clean(volume)
     assert "the mount ended unexpectedly" in volume.log.read_text()
+
+
+# --- issue 11, A5: what goes wrong with the manifest keeps no session from ending right
+
+
+def break_at(volume: Volume, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Has one thing fail with an error that the program does not expect, once a manifest is there."""
+    volume.mount()
+    (volume.mountpoint / "file").write_bytes(CONTENT)
+    volume.umount()
+    volume.program = [sys.executable, str(BREAKING)]
+    monkeypatch.setenv("TDEFS_BREAK_AT", what)
+
+
+def still_holds(volume: Volume) -> None:
+    """The next mount finds all as it was, and nothing that it must tell of."""
+    volume.program = [str(TDEFS)]
+    said = len(volume.complaints())
+    volume.mount()
+    assert (volume.mountpoint / "file").read_bytes() == CONTENT
+    volume.umount()
+    assert left_clean(volume)
+    assert volume.complaints()[said:] == []
+
+
+def test_a_manifest_that_cannot_be_taken_is_told_and_the_end_is_clean(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(volume, monkeypatch, "manifest")
+    with foreground(volume) as daemon:
+        volume.tdefs("umount", volume.mountpoint)
+        assert daemon.wait(30) == Exit.OK
+    assert left_clean(volume)
+    assert "the manifest could not be written" in volume.log.read_text()
+    still_holds(volume)
+
+
+@pytest.mark.parametrize("label", ["journal:write", "journal:sync"])
+def test_a_journal_that_cannot_be_written_keeps_what_is_bound_as_it_is_and_the_end_is_clean(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, label: str
+) -> None:
+    break_at(volume, monkeypatch, label)
+    volume.mount()
+    for change in (
+        lambda path: os.truncate(path, 5),
+        Path.unlink,
+        lambda path: path.rename(path.with_name("new")),
+    ):
+        with pytest.raises(OSError) as caught:
+            change(volume.mountpoint / "file")
+        assert caught.value.errno == EIO
+    volume.umount()
+    assert left_clean(volume)
+    assert "unexpected error in setattr" in volume.log.read_text()
+    still_holds(volume)
+
+
+def test_a_journal_that_cannot_be_begun_leaves_nothing_mounted_and_a_clean_end(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(volume, monkeypatch, "journal:begin")
+    done = volume.tdefs(
+        "mount", volume.backing, volume.mountpoint, *volume.unlock, "--log-file", volume.log, check=False
+    )
+    assert done.returncode not in (Exit.OK, Exit.USAGE)
+    assert not volume.is_mounted
+    assert left_clean(volume)
+    assert "cannot, since the test says so" in volume.log.read_text()
+    still_holds(volume)
+
+
+def test_a_history_that_was_exchanged_is_told_and_the_end_is_clean(volume: Volume) -> None:
+    history = volume.keystore.with_name(f"{volume.keystore.name}.history")
+    elsewhere = volume.root / "elsewhere"
+    volume.mount()
+    (volume.mountpoint / "file").write_bytes(CONTENT)
+    history.rename(elsewhere)
+    history.symlink_to(elsewhere)
+    before = elsewhere.read_bytes()
+    volume.umount()
+    assert left_clean(volume)
+    assert elsewhere.read_bytes() == before
+    told = "\n".join(volume.complaints())
+    assert "the manifest's counter could not be written" in told
+    assert "it is a symbolic link" in told
+    assert "Traceback" not in told
+    elsewhere.replace(history)
+    still_holds(volume)
