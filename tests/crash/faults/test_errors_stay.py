@@ -369,11 +369,13 @@ def test_a_file_that_cannot_be_looked_at_is_listed_with_the_others_and_has_its_l
     volume = served[0]
     directory = volume.mountpoint / "listed"
     directory.mkdir()
-    (directory / "known").write_bytes(b"x" * 1001)
+    for name in ("known", "model"):
+        (directory / name).write_bytes(b"x" * 1001)
     os.sync()
-    # one that the daemon has not seen yet
-    unknown = volume.data / "listed" / "unknown"
-    unknown.write_bytes((volume.data / "listed" / "known").read_bytes())
+    # one that the daemon has not seen yet, with a file id that no other file has
+    content = (volume.data / "listed" / "model").read_bytes()
+    (directory / "model").unlink()
+    (volume.data / "listed" / "unknown").write_bytes(content)
     with faults.armed(Order(labels=("form:read",))):
         assert sorted(os.listdir(directory)) == ["known", "unknown"]
         assert failure((directory / "unknown").stat) == errno.EIO

@@ -74,7 +74,8 @@ def test_idle_descriptors_are_given_up_before_a_client_is_refused(scratch: Works
 def test_too_many_files_that_are_open_are_an_error_for_who_opens_one_more(scratch: Workspace) -> None:
     volume = limited(scratch, 100, 100)
     directory = volume.mountpoint / "base" / "5"
-    with opened(directory, range(16384, 16384 + 70)) as descriptors:
+    # what the daemon itself has open (the backing directory, its own files, sockets) leaves room for some more
+    with opened(directory, range(16384, 16384 + 60)) as descriptors:
         with pytest.raises(OSError, match="Too many open files"), opened(directory, range(17000, 17100)):
             pass
         for number, fd in enumerate(descriptors, 16384):
@@ -84,7 +85,7 @@ def test_too_many_files_that_are_open_are_an_error_for_who_opens_one_more(scratc
         # what the failed opening had made and closed again can go
         for number in range(17000, 17010):
             assert (directory / f"{number}").read_bytes() == b"%d" % number
-    for number in range(16384, 16384 + 70):
+    for number in range(16384, 16384 + 60):
         assert (directory / f"{number}").read_bytes() == b"%dstill" % number
     said = [
         line for line in volume.log.read_text().splitlines() if "EMFILE; HINT: raise the daemon's limit" in line

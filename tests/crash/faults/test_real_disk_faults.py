@@ -138,7 +138,7 @@ def test_an_unreadable_block_is_an_error_for_who_reads_it_and_for_nobody_else(vo
         path = begin(volume, directory / "volume")
         os.sync()
         volume.umount()
-        stored = (directory / "volume" / "base" / "5" / "16384_fsm").read_bytes()
+        stored = (volume.data / "base" / "5" / "16384_fsm").read_bytes()
     disk.damage(stored[8192 + 16384 : 8192 + 20480])
     with disk.mounted():
         volume.mount()

@@ -119,14 +119,14 @@ def test_umount_does_not_wait_for_the_daemon_of_the_next_mount(volume: Volume) -
     volume.mount()
     volume.umount()
     described = read_volume(volume.backing)
-    mine = Session(os.getpid(), str(volume.mountpoint), clean=False)
+    mine = Session(os.getpid(), str(volume.mountpoint), clean=False).sealed(bytes(32))
     with _opened(volume.backing / ".tdefs") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         write_session(described, mine)
         assert not umount._has_ended(described, mine)
         assert umount._has_ended(described, replace(mine, pid=1))
         # about to mount, not yet written down
-        write_session(described, Session(1 << 22, str(volume.mountpoint), clean=True))
+        write_session(described, replace(mine, pid=1 << 22, clean=True))
         assert umount._has_ended(described, replace(mine, pid=1 << 22))
     assert umount._has_ended(described, mine)
 
