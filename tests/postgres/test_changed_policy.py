@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.server import Server
-from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
 PLAIN_WAL = "version: 1\nkinds: {wal: plain, slru: plain}\n"
@@ -30,10 +29,6 @@ def _make_zero_segment(server: Server) -> list[str]:
         if zeros:
             return zeros
     pytest.fail("the server has made no WAL segment beforehand")
-
-
-def _policy(volume: Volume, text: str) -> None:
-    (volume.root / "policy.yaml").write_text(text)
 
 
 @pytest.mark.slow
@@ -60,7 +55,7 @@ def test_a_server_starts_writes_and_restarts_under_a_changed_policy(
     else:
         server.stop()
         volume.umount()
-    _policy(volume, after)
+    volume.accept(policy=after)
     volume.mount()
     if crash:
         server.pgdata.joinpath("postmaster.pid").unlink(missing_ok=True)
@@ -80,7 +75,7 @@ def test_a_server_starts_writes_and_restarts_under_a_changed_policy(
         written = [path for path in _segments(volume.data) if b"x" * 500 in path.read_bytes()]
         assert not {path.name for path in written} & set(zeros), "what was zero is written in clear"
         assert any(path.read_bytes().startswith(MAGIC) for path in _segments(volume.data))
-    _policy(volume, before)
+    volume.accept(policy=before)
     volume.mount()
     server.start()
     assert server.psql("SELECT count(*) FROM t") == "5000"

@@ -1,6 +1,7 @@
 """Whoever can write to the backing directory leads no server elsewhere: not by links, nor by FIFOs or devices.
 
-Each attack is made while the volume is not mounted, and without any key.
+Each attack is made while the volume is not mounted, and without any key. The mounts that serve what was planted
+only report what the manifest has noticed, so what is refused is refused as planted.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,15 +28,20 @@ from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
 SECRET = "card number 4111-1111"
-SEGMENT = 16 << 20
+#: Small ones, as most of the time would go into copying them.
+SEGMENT = 1 << 20
+#: More than the recycled segments hold.
+MANY = f"INSERT INTO t SELECT '{SECRET}' FROM generate_series(1, 180000)"
+#: For each attack those that it takes, and one that is left alone.
+SPACES = 7
 
 
 @dataclass
 class Site:
-    """A cluster with two tablespaces, each on a volume of its own; nothing is mounted when a test begins."""
+    """A cluster with tablespaces on a volume of their own; nothing is mounted when a test begins."""
 
     data: Volume
-    spaces: list[Volume]
+    spaces: Volume
     server: Server
     #: For what the attacker has; everybody may write there.
     loot: Path
@@ -42,30 +49,38 @@ class Site:
 
     @property
     def volumes(self) -> list[Volume]:
-        return [self.data, *self.spaces]
+        return [self.data, self.spaces]
+
+    def space(self, number: int) -> Path:
+        return self.spaces.mountpoint / f"s{number}"
 
     def mount(self) -> None:
         for volume in self.volumes:
             if not volume.is_mounted:
-                volume.mount()
+                self.mount_one(volume)
+
+    def mount_one(self, volume: Volume) -> None:
+        config = volume.root / "tdefs.yaml"
+        config.write_text(f"version: 1\nvolumes:\n  {volume.backing}:\n    tampering: report\n")
+        volume.mount("--config", config)
 
     def start(self) -> None:
         self.mount()
         self.server.start()
 
-    def refuses_to_start(self) -> str:
-        """Starts the server, which must not start, nor take long over it; returns the end of its log."""
-        self.mount()
+    def starts(self) -> bool:
+        """Tries to start the server, which must not take long over it."""
         begun = time.monotonic()
-        done = self.server.run(
-            *("pg_ctl", "start", "-w", "-t", "30", "-D", self.server.pgdata, "-l", self.server.log), check=False
-        )
-        assert done.returncode != 0
+        words = "pg_ctl", "start", "-w", "-t", "30", "-D", self.server.pgdata, "-l", self.server.log
+        done = self.server.run(*words, check=False)
         assert time.monotonic() - begun < 25, "something waited"
-        return self.server.log_tail()
+        return done.returncode == 0
+
+    def tries(self, sql: str) -> subprocess.CompletedProcess[str]:
+        return self.server.run("psql", "-X", "-c", sql, "postgres", check=False)
 
     def end(self) -> None:
-        if any(volume.is_mounted for volume in self.volumes) and self.server.is_running:
+        if self.data.is_mounted and self.server.is_running:
             self.server.stop("immediate")
         for volume in self.volumes:
             if volume.is_mounted:
@@ -80,7 +95,8 @@ class Site:
         """What was planted is a finding of verify, by its name, and of ls."""
         code, found = self.verified()
         assert code == Exit.VERIFY_FOUND_DAMAGE
-        assert set(paths) <= {one["path"] for one in found["findings"]}
+        planted = [one for one in found["findings"] if "not as the last unmount left it" not in json.dumps(one)]
+        assert set(paths) <= {one["path"] for one in planted}
         listed = json.loads(self.data.tdefs("ls", self.data.backing, *self.data.unlock, "--json").stdout)
         assert set(paths) <= {one["path"] for one in listed if one["state"] == "damaged"}
 
@@ -105,60 +121,83 @@ class Site:
         for path in paths:
             (self.server.pgdata / path).unlink()
 
+    def put_back(self, path: str, content: bytes) -> None:
+        """In the place of what was planted, as a DBA does it: through the mount."""
+        self.remove(path)
+        place = self.server.pgdata / path
+        place.write_bytes(content)
+        place.chmod(0o600)
+        self.server.account.own(place)
+
+
+def _put(source: Path, to: Path) -> None:
+    """Makes a directory, or a file and its neighbours of the same name, as another is."""
+    subprocess.run(["rsync", "-aH", "--checksum", "--delete", f"{source}/", f"{to}/"], check=True)
+
+
+#: What the cluster's volumes hold for what a test damages, and puts back through the mount.
+WHOLE = ("pg_hba.conf", "postgresql.conf", "global/pg_control", "pg_xact/0000")
+
 
 @pytest.fixture(scope="module")
-def made(workspace: Workspace) -> Iterator[Site]:
+def made(workspace: Workspace) -> Iterator[tuple[Site, dict[str, bytes]]]:
     volumes, servers = len(workspace.volumes), len(workspace.servers)
     try:
-        data, *spaces = (workspace.volume(name) for name in ("data", "one", "two"))
-        for volume in (data, *spaces):
+        data, spaces = (workspace.volume(name) for name in ("data", "spaces"))
+        for volume in (data, spaces):
             volume.init()
             volume.mount(owner=workspace.account)
         server = workspace.server("15", data.mountpoint)
         loot = workspace.directory("loot")
         loot.chmod(0o777)
         site = Site(data, spaces, server, loot)
-        server.initdb("--no-sync")
-        server.configure({"min_wal_size": "80MB", "restart_after_crash": "off"})
+        server.initdb("--no-sync", "--wal-segsize=1")
+        server.configure({"min_wal_size": "8MB", "max_wal_size": "64MB", "restart_after_crash": "off"})
         server.start()
-        server.psql("CREATE TABLE t (v text); INSERT INTO t VALUES ('row')")
-        for number, space in enumerate(spaces):
-            server.psql(f"CREATE TABLESPACE s{number} LOCATION '{space.mountpoint}'")
-            server.psql(f"CREATE TABLE t{number} TABLESPACE s{number} AS SELECT 'in {number}' AS v")
-        site.oids = server.psql("SELECT oid FROM pg_tablespace WHERE spcname ~ '^s[01]' ORDER BY 1").split()
-        for _ in range(8):  # so that there are segments to recycle
-            server.psql("INSERT INTO t VALUES ('more'); SELECT pg_switch_wal(); CHECKPOINT")
+        sql = ["CREATE TABLE t (v text); INSERT INTO t VALUES ('row')"]
+        for number in range(SPACES):
+            site.space(number).mkdir(mode=0o700)
+            server.account.own(site.space(number))
+            sql.append(f"CREATE TABLESPACE s{number} LOCATION '{site.space(number)}'")
+            sql.append(f"CREATE TABLE t{number} TABLESPACE s{number} AS SELECT 'in {number}' AS v")
+        sql += [
+            "INSERT INTO t VALUES ('more'); SELECT pg_switch_wal(); CHECKPOINT"
+        ] * 8  # so that there are some to recycle
+        server.psql(";\n".join(sql))
+        site.oids = server.psql("SELECT oid FROM pg_tablespace WHERE spcname ~ '^s[0-9]' ORDER BY spcname").split()
         server.stop()
+        whole = {path: (server.pgdata / path).read_bytes() for path in WHOLE}
         site.end()
         for volume in site.volumes:
-            shutil.copytree(volume.data, volume.root / "pristine", symlinks=True, copy_function=_copy)
-            _take_owners(volume.data, volume.root / "pristine")
-        yield site
+            kept = volume.root / "pristine"
+            kept.mkdir()
+            _put(volume.backing, kept / "backing")
+            for path in volume.root.glob("keystore*"):
+                shutil.copy2(path, kept)
+        yield site, whole
     finally:
         workspace.release(volumes, servers)
 
 
-def _copy(source: str, to: str, *, follow_symlinks: bool = True) -> None:
-    shutil.copy2(source, to, follow_symlinks=follow_symlinks)
-
-
-def _take_owners(source: Path, to: Path) -> None:
-    for path in [source, *source.rglob("*")]:
-        status = path.lstat()
-        os.chown(to / path.relative_to(source), status.st_uid, status.st_gid, follow_symlinks=False)
+@pytest.fixture
+def site(made: tuple[Site, dict[str, bytes]]) -> Iterator[Site]:
+    """The cluster as it was made; nothing is mounted."""
+    site, _ = made
+    yield site
+    site.end()
+    for volume in site.volumes:
+        kept = volume.root / "pristine"
+        _put(kept / "backing", volume.backing)
+        for path in kept.glob("keystore*"):
+            shutil.copy2(path, volume.root)
+    for path in site.loot.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @pytest.fixture
-def site(made: Site) -> Iterator[Site]:
-    """The cluster as it was made; nothing is mounted."""
-    yield made
-    made.end()
-    for volume in made.volumes:
-        shutil.rmtree(volume.data)
-        shutil.copytree(volume.root / "pristine", volume.data, symlinks=True)
-        _take_owners(volume.root / "pristine", volume.data)
-    for path in made.loot.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+def whole(made: tuple[Site, dict[str, bytes]]) -> dict[str, bytes]:
+    """What the mount shows of :data:`WHOLE` before an attack."""
+    return made[1]
 
 
 # --- what was planted
@@ -174,13 +213,9 @@ def test_recycled_wal_that_was_replaced_by_links_takes_no_secret_in_the_clear(si
         site.replace_by_link(path, site.plain(Path(path).name, bytes(SEGMENT)))
     site.assert_found(*recycled)
     site.mount()
-    done = site.server.run(
-        *("pg_ctl", "start", "-w", "-t", "30", "-D", site.server.pgdata, "-l", site.server.log), check=False
-    )
-    if done.returncode == 0:
-        site.server.run("psql", "-X", "-c", "SELECT pg_switch_wal()", "postgres", check=False)
-        words = f"INSERT INTO t SELECT '{SECRET}' FROM generate_series(1, 180000)"
-        site.server.run("psql", "-X", "-c", words, "postgres", check=False)
+    if site.starts():
+        site.tries("SELECT pg_switch_wal()")
+        site.tries(MANY)
     assert not site.wrote(SECRET)
     assert site.data.log.read_text().count("the symbolic link was not made by tdefs") >= 1
     # whoever has read the findings removes them, and all is well
@@ -189,32 +224,36 @@ def test_recycled_wal_that_was_replaced_by_links_takes_no_secret_in_the_clear(si
     site.remove(*recycled)
     assert (site.server.pgdata / "pg_wal" / used).exists()
     site.server.start()
-    site.server.psql(f"INSERT INTO t SELECT '{SECRET}' FROM generate_series(1, 180000)")
+    site.server.psql(MANY)
     site.server.stop()
     assert not site.wrote(SECRET)
 
 
-def test_pg_hba_conf_that_was_replaced_by_a_link_lets_nobody_in(site: Site) -> None:
-    site.replace_by_link("pg_hba.conf", site.plain("hba", b"local all all trust\nhost all all all trust\n"))
-    site.assert_found("pg_hba.conf")
-    assert "could not load" in site.refuses_to_start()
-    assert "pg_hba.conf: the symbolic link was not made by tdefs" in site.data.log.read_text()
-
-
-@pytest.mark.parametrize("name", ["postgresql.auto.conf", "postgresql.conf"])
-def test_settings_that_were_replaced_by_a_link_run_nothing(site: Site, name: str) -> None:
+def test_settings_that_were_replaced_by_links_let_nobody_in_and_run_nothing(
+    site: Site, whole: dict[str, bytes]
+) -> None:
     touched = site.loot / "executed"
     evil = f"archive_mode = on\narchive_command = 'touch {touched}'\nport = {site.server.port}\n"
     evil += f"unix_socket_directories = '{site.server.socket_directory}'\nlisten_addresses = ''\n"
-    site.replace_by_link(name, site.plain("conf", evil.encode()))
-    site.assert_found(name)
+    planted = {"postgresql.conf": evil, "postgresql.auto.conf": evil}
+    planted["pg_hba.conf"] = "local all all trust\nhost all all all trust\n"
+    for name, text in planted.items():
+        site.replace_by_link(name, site.plain(name, text.encode()))
+    site.assert_found(*planted)
     site.mount()
-    words = ("pg_ctl", "start", "-w", "-t", "30", "-D", site.server.pgdata, "-l", site.server.log)
-    if site.server.run(*words, check=False).returncode == 0:
+    assert not site.starts()
+    assert "postgresql.conf: the symbolic link was not made by tdefs" in site.data.log.read_text()
+    site.put_back("postgresql.conf", whole["postgresql.conf"])
+    assert not site.starts()
+    assert "could not load" in site.server.log_tail()
+    assert "pg_hba.conf: the symbolic link was not made by tdefs" in site.data.log.read_text()
+    site.put_back("pg_hba.conf", whole["pg_hba.conf"])
+    if site.starts():
         # PostgreSQL goes on without postgresql.auto.conf
         assert site.server.psql("SHOW archive_mode") == "off"
         site.server.psql("SELECT pg_switch_wal()")
         time.sleep(1)
+    assert "postgresql.auto.conf: the symbolic link was not made by tdefs" in site.data.log.read_text()
     assert not touched.exists()
 
 
@@ -224,83 +263,78 @@ def test_a_directory_that_was_replaced_by_a_link_takes_no_rows_in_the_clear(site
     (site.data.data / "base").symlink_to(outside)
     site.assert_found("base")
     site.mount()
-    words = ("pg_ctl", "start", "-w", "-t", "30", "-D", site.server.pgdata, "-l", site.server.log)
-    site.server.run(*words, check=False)
-    assert site.server.run("psql", "-X", "-c", "SELECT v FROM t", "postgres", check=False).returncode != 0
+    site.starts()
+    assert site.tries("SELECT v FROM t").returncode != 0
+    assert "base: the symbolic link was not made by tdefs" in site.data.log.read_text()
 
 
-def _plant(site: Site) -> list[str]:
-    path = f"pg_tblspc/{site.oids[0]}"
+def _plant(site: Site, link: Path) -> None:
     outside = site.loot / "space"
-    shutil.copytree(site.spaces[0].data, outside)
-    _take_owners(site.spaces[0].data, outside)
-    site.replace_by_link(path, outside)
-    return [path]
+    shutil.copytree(site.spaces.data / "s0", outside)
+    subprocess.run(["chown", "-R", "--reference", site.spaces.data / "s0", outside], check=True)
+    _set_text(link, outside)
 
 
-def _swap(site: Site) -> list[str]:
-    one, two = (site.data.data / "pg_tblspc" / oid for oid in site.oids)
-    texts = one.readlink(), two.readlink()
-    for path, text in ((one, texts[1]), (two, texts[0])):
-        path.unlink()
-        path.symlink_to(text)
-    return [f"pg_tblspc/{oid}" for oid in site.oids]
+def _set_text(link: Path, text: Path) -> None:
+    link.unlink()
+    link.symlink_to(text)
 
 
-def _copy_over(site: Site) -> list[str]:
-    one, two = (site.data.data / "pg_tblspc" / oid for oid in site.oids)
-    text = two.readlink()
-    one.unlink()
-    one.symlink_to(text)
-    return [f"pg_tblspc/{site.oids[0]}"]
-
-
-def _hard_link_over(site: Site) -> list[str]:
-    one, two = (site.data.data / "pg_tblspc" / oid for oid in site.oids)
-    one.unlink()
-    os.link(two, one, follow_symlinks=False)
-    return [f"pg_tblspc/{oid}" for oid in site.oids]
-
-
-@pytest.mark.parametrize("attack", [_plant, _swap, _copy_over, _hard_link_over])
-def test_a_tablespace_whose_link_was_planted_or_moved_is_refused(
-    site: Site, attack: Callable[[Site], list[str]]
-) -> None:
-    paths = attack(site)
-    site.assert_found(*paths)
+def test_a_tablespace_whose_link_was_planted_or_moved_is_refused(site: Site) -> None:
+    links = [site.data.data / "pg_tblspc" / oid for oid in site.oids]
+    _plant(site, links[0])
+    one, two = links[1].readlink(), links[2].readlink()
+    _set_text(links[1], two)
+    _set_text(links[2], one)
+    _set_text(links[3], links[6].readlink())
+    links[4].unlink()
+    os.link(links[5], links[4], follow_symlinks=False)
+    # of two names of one link, none is believed
+    refused = range(6)
+    site.assert_found(*(f"pg_tblspc/{site.oids[number]}" for number in refused))
     site.mount()
-    words = ("pg_ctl", "start", "-w", "-t", "30", "-D", site.server.pgdata, "-l", site.server.log)
-    if site.server.run(*words, check=False).returncode == 0:
-        for path in paths:
-            number = site.oids.index(path.rpartition("/")[2])
-            answer = site.server.run("psql", "-X", "-c", f"SELECT v FROM t{number}", "postgres", check=False)
+    if site.starts():
+        for number in refused:
+            answer = site.tries(f"SELECT v FROM t{number}")
             assert answer.returncode != 0
             assert "Input/output error" in answer.stderr
-        site.server.run(
-            "psql", "-X", "-c", f"CREATE TABLE n TABLESPACE s0 AS SELECT '{SECRET}' v", "postgres", check=False
-        )
-        site.server.run("psql", "-X", "-c", "CHECKPOINT", "postgres", check=False)
+            site.tries(f"CREATE TABLE n{number} TABLESPACE s{number} AS SELECT '{SECRET}' v")
+        site.tries("CHECKPOINT")
+        assert site.server.psql("SELECT v FROM t6") == "in 6", "whose link was copied elsewhere"
     assert not site.wrote(SECRET)
+    named = [
+        number
+        for number in refused
+        if f"pg_tblspc/{site.oids[number]}: the symbolic link" in site.data.log.read_text()
+    ]
+    assert named[:4] == [0, 1, 2, 3]
+    assert named[4:], "of one link with two names"
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_a_node_in_the_place_of_a_file_is_refused_and_holds_nobody(
+    site: Site, whole: dict[str, bytes], turn: int
+) -> None:
+    """Each kind of node in the place of each file, in three turns."""
+    paths = ["global/pg_control", "pg_hba.conf", "pg_xact/0000"]  # in the order in which a server reads them
+    for number, path in enumerate(paths):
+        place = site.data.data / path
+        status = place.stat()
+        place.unlink()
+        kind = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR)[(number + turn) % 3]
+        os.mknod(place, kind | 0o600, os.makedev(1, 5))
+        os.chown(place, status.st_uid, status.st_gid)
+    site.assert_found(*paths)
+    site.mount()
     for path in paths:
-        assert f"{path}: the symbolic link" in site.data.log.read_text()
-
-
-@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
-@pytest.mark.parametrize("path", ["pg_hba.conf", "global/pg_control", "pg_xact/0000"])
-def test_a_node_in_the_place_of_a_file_is_refused_and_holds_nobody(site: Site, kind: str, path: str) -> None:
-    place = site.data.data / path
-    status = place.stat()
-    place.unlink()
-    modes = {"fifo": stat.S_IFIFO, "socket": stat.S_IFSOCK, "device": stat.S_IFCHR}
-    os.mknod(place, modes[kind] | 0o600, os.makedev(1, 5))
-    os.chown(place, status.st_uid, status.st_gid)
-    site.assert_found(path)
-    site.refuses_to_start()
-    assert f"{path}: a FIFO, socket or device lies in the backing directory" in site.data.log.read_text()
-    assert json.loads(site.data.tdefs("status", site.data.mountpoint, "--json").stdout)["daemon_answers"]
-    assert Path(path).name in os.listdir((site.server.pgdata / path).parent)
-    site.remove(path)
-    assert not place.exists()
+        assert not site.starts()
+        assert f"{path}: a FIFO, socket or device lies in the backing directory" in site.data.log.read_text()
+        assert json.loads(site.data.tdefs("status", site.data.mountpoint, "--json").stdout)["daemon_answers"]
+        assert Path(path).name in os.listdir((site.server.pgdata / path).parent)
+        site.put_back(path, whole[path])
+        assert stat.S_ISREG((site.data.data / path).lstat().st_mode)
+    site.server.start()
+    assert site.server.psql("SELECT v FROM t5") == "in 5"
 
 
 # --- what is a server's own
@@ -340,8 +374,7 @@ def _is_gone(pid: int) -> bool:
 
 def _shared_memory_is_free(site: Site) -> bool:
     """Whether the killed server's children have ended, which hold its memory."""
-    words = ("pg_ctl", "start", "-w", "-t", "30", "-D", site.server.pgdata, "-l", site.server.log)
-    if site.server.run(*words, check=False).returncode != 0:
+    if not site.starts():
         return False
     site.server.stop()
     return True
@@ -351,13 +384,13 @@ def test_tablespaces_survive_moves_backups_and_renames(site: Site, workspace: Wo
     """What a DBA does with links: all of it works on sealed ones, and what lists them tells where they lead to."""
     site.start()
     links = {oid: (site.server.pgdata / "pg_tblspc" / oid).readlink() for oid in site.oids}
-    assert list(links.values()) == [space.mountpoint for space in site.spaces]
+    assert list(links.values()) == [site.space(number) for number in range(SPACES)]
     # a backup through the mount, with its tablespaces elsewhere
     target = workspace.data_directory("backup")
     maps: list[str] = []
-    for number, space in enumerate(site.spaces):
+    for number in range(SPACES):
         to = workspace.data_directory(f"space{number}")
-        maps += ["-T", f"{space.mountpoint}={to}"]
+        maps += ["-T", f"{site.space(number)}={to}"]
     site.server.run("pg_basebackup", "-D", target, "-X", "fetch", "--no-sync", "-c", "fast", *maps)
     assert sorted(path.name for path in (target / "pg_tblspc").iterdir()) == sorted(site.oids)
     site.server.psql("ALTER TABLESPACE s0 RENAME TO moved")
@@ -389,7 +422,7 @@ def test_a_separate_wal_directory_is_a_sealed_link_that_is_told_of(scratch: Work
         volume.init()
         volume.mount(owner=scratch.account)
     server = scratch.server("15", data.mountpoint)
-    server.initdb("--no-sync", "-X", str(wal.mountpoint))
+    server.initdb("--no-sync", "--wal-segsize=1", "-X", str(wal.mountpoint))
     assert (data.data / "pg_wal").readlink().name.startswith("tdefs:2:")
     server.start()
     server.psql("CREATE TABLE t AS SELECT 1 AS v; SELECT pg_switch_wal(); CHECKPOINT")
