@@ -19,6 +19,7 @@ from tdefs.manifest.state import NAMED, State, counted, mark, mark_unbound, writ
 from tdefs.manifest.taking import take
 from tdefs.manifest.tree import join
 from tdefs.policy.paths import Kind, classify
+from tdefs.private import UntrustedError
 from tdefs.text import printable_path
 
 if TYPE_CHECKING:
@@ -95,20 +96,21 @@ class Bound:
             manifest = take(self._state)
             prepare_journal(binding.volume)
             write_manifest(binding.volume, manifest, key)
-        except OSError as error:
+        except (OSError, UntrustedError) as error:
             log.error(
                 "the manifest could not be written: %s; the one before, with the journal of what changed since, "
                 "holds still (HINT: see that there is room on the disk)",
-                error.strerror,
+                error.message if isinstance(error, UntrustedError) else error.strerror,
             )
             return
         if binding.entry is None or binding.history_key is None:
             return
         try:
             note_counter(binding.keystore, binding.history_key, binding.entry, manifest.counter)
-        except OSError as error:
+        except (OSError, UntrustedError) as error:
             log.warning(
-                "the manifest's counter could not be written to the keystore's history: %s", error.strerror
+                "the manifest's counter could not be written to the keystore's history: %s",
+                error.message if isinstance(error, UntrustedError) else error.strerror,
             )
 
     def close(self) -> None:
