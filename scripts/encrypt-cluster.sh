@@ -46,6 +46,15 @@ is_empty() { [[ -z $(find "$1" -mindepth 1 -print -quit) ]]; }
 
 runs() { pg_ctlcluster "$version" "$1" status &>/dev/null; }
 
+# Settings and old files lie in directories of the cluster's own user, who could put symbolic links there that lead
+# elsewhere. So who owns the directory does what is done in it.
+as_owner_of() {
+    local owner
+    owner=$(stat -c %U -- "$1")
+    shift
+    runuser -u "$owner" -- "$@"
+}
+
 # --- what is there ---------------------------------------------------------------------------------------------
 
 check_host() {
@@ -62,6 +71,10 @@ check_host() {
 data_directory() { pg_conftool -s "$version" "$1" show data_directory; }
 
 settings() { printf '/etc/postgresql/%s/%s/postgresql.conf' "$version" "$1"; }
+
+in_settings() { as_owner_of "/etc/postgresql/$version/$1" "${@:2}"; }
+
+remove_copy_of_settings() { in_settings "$1" rm -f -- "$(settings "$1").$suffix"; }
 
 # Ends here if there is nothing to do; puts back what a run has left that was killed.
 check_state() {
@@ -81,7 +94,7 @@ check_state() {
             [[ $(data_directory "$name") == "$place/$name" ]] ||
                 die "a volume is mounted at $place already, and the cluster $version $name is not in it" \
                     "HINT: stop it, copy its directory into $place, and set data_directory"
-            rm -f -- "$(settings "$name").$suffix"
+            remove_copy_of_settings "$name"
         done
         ok "the clusters are on the encrypted mount $place already"
         start_clusters
@@ -152,6 +165,8 @@ mount_first() {
     done
     mount_at "$place"
     mounted=yes
+    # until all is copied: who may exchange a directory in there could lead what root copies anywhere
+    take_mount
     if [[ ! -e $place/$marker ]]; then
         is_empty "$place" || die "the volume in $backing has files that this script has not put there" \
             "HINT: name another one with --backing and --keystore"
@@ -159,9 +174,10 @@ mount_first() {
     fi
     # what an earlier run has copied
     find "$place" -mindepth 1 -maxdepth 1 ! -name "$marker" -exec rm -rf -- {} +
-    chown --reference="$plain" -- "$place"
-    chmod --reference="$plain" -- "$place"
 }
+
+# The root of what is mounted, for root alone.
+take_mount() { chown root: -- "$place" && chmod 700 -- "$place"; }
 
 stop_clusters() {
     local name
@@ -211,15 +227,18 @@ compare() {
 switch() {
     local name
     for name in "${names[@]}"; do
-        cp -a -- "$(settings "$name")" "$(settings "$name").$suffix"
-        pg_conftool "$version" "$name" set data_directory "$place/$name" || true
+        # a copy under the name of something that is there would be written into that
+        in_settings "$name" cp -a --remove-destination -- "$(settings "$name")" "$(settings "$name").$suffix"
+        in_settings "$name" pg_conftool "$version" "$name" set data_directory "$place/$name" || true
         [[ $(data_directory "$name") == "$place/$name" ]] || die "data_directory of $version $name could not be set"
     done
 }
 
 # From now on the volume has the clusters, and the old directory is a copy that becomes older.
 keep() {
-    rm -- "$place/$marker"
+    chown --reference="$plain" -- "$place"
+    chmod --reference="$plain" -- "$place"
+    rm -f -- "$place/$marker"
     sync -f -- "$place"
     kept=yes
 }
@@ -244,11 +263,14 @@ put_back() {
     for name in "${names[@]}"; do
         # what the new place has of a server that was started there and failed
         if [[ -e $(settings "$name").$suffix ]]; then
-            mv -f -- "$(settings "$name").$suffix" "$(settings "$name")" || failed=yes
+            in_settings "$name" mv -f -- "$(settings "$name").$suffix" "$(settings "$name")" || failed=yes
         fi
     done
     if [[ $mounted == yes ]]; then
-        if [[ $kept == yes ]]; then : >"$place/$marker" || failed=yes; fi
+        if [[ $kept == yes ]]; then
+            # whatever has its name by now
+            take_mount && rm -rf -- "${place:?}/$marker" && : >"$place/$marker" || failed=yes
+        fi
         if "$tdefs" umount "$place"; then mounted=; else failed=yes; fi
     fi
     if [[ -z $mounted ]]; then
@@ -337,7 +359,7 @@ compare
 switch
 keep
 start_clusters
-for name in "${names[@]}"; do rm -f -- "$(settings "$name").$suffix"; done
+for name in "${names[@]}"; do remove_copy_of_settings "$name"; done
 
 say ""
 say "Encrypted:   $backing, mounted at $place"
@@ -345,5 +367,7 @@ say "Keystore:    $keystore (copy it elsewhere: without it the data is lost)"
 say "At boot:     docs/OPERATING.md has the units that mount it; until it is mounted, the clusters do not start"
 say "In clear:    $plain, the old files; when you need them no more, wipe them:"
 for name in "${names[@]}"; do
-    say "             find $plain/$name -type f -exec shred -u {} + && rm -r $plain/$name"
+    # not as root, who would follow links that the cluster's user puts there meanwhile
+    say "             runuser -u $(stat -c %U -- "$plain/$name") -- sh -c" \
+        "'find $plain/$name -type f -exec shred -u {} + && rm -r $plain/$name'"
 done

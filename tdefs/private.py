@@ -17,7 +17,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EEXIST, EINVAL, EISDIR, ELOOP
+from errno import EEXIST, EFBIG, EINVAL, EISDIR, ELOOP
 from pathlib import Path
 
 from tdefs.durable import sync_directory, write_durably_in
@@ -122,6 +122,14 @@ class OwnDirectory:
         """Return a file's content, at most *most* bytes. Raises as :meth:`open`."""
         with os.fdopen(self.open(name, os.O_RDONLY, judge=judge), "rb") as file:
             return file.read(most)
+
+    def read_whole(self, name: str, most: int) -> bytes:
+        """Return all of a file, of which nobody knows how long it is. Raises as :meth:`open`; EFBIG."""
+        with named(self.path / name), os.fdopen(self.open(name, os.O_RDONLY), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise OSError(EFBIG, os.strerror(EFBIG))
+            return file.read(size)
 
     def write_durably(self, name: str, data: bytes, mode: int = 0o600, *, replace: bool = True) -> None:
         """Write a file as :func:`tdefs.durable.write_durably_in` does. What had the name is not looked at."""

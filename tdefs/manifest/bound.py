@@ -97,11 +97,11 @@ class Bound:
             manifest = take(self._state)
             prepare_journal(binding.volume)
             write_manifest(binding.volume, manifest, key)
-        except OSError as error:
+        except (OSError, UntrustedError) as error:
             log.error(
                 "the manifest could not be written: %s; the one before, with the journal of what changed since, "
                 "holds still (HINT: see that there is room on the disk)",
-                error.strerror,
+                error.message if isinstance(error, UntrustedError) else error.strerror,
             )
             return
         if binding.entry is None or binding.history_key is None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from tdefs.manifest.comparing import Change, Difference
 from tdefs.manifest.record import NO_TAG, Listing, NodeKind
 from tdefs.manifest.state import Binding, State, look
-from tdefs.manifest.tree import join, open_directory, tag_in
+from tdefs.manifest.tree import join, open_directory, open_root, tag_in
 
 
 def examine(binding: Binding) -> State:
@@ -37,7 +37,7 @@ def examine(binding: Binding) -> State:
 
 def _compare_headers(state: State) -> None:
     assert state.manifest is not None  # noqa: S101 - the caller has seen to it
-    root = os.open(state.binding.volume.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = open_root(state.binding.volume)
     try:
         for path, listing in state.manifest.directories.items():
             with suppress(OSError):  # what is not there, or cannot be read, was told by its name

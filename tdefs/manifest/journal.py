@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,9 +28,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from tdefs.durable import fsync_directory
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.reserve import with_own_rights
+from tdefs.private import own_directory
 from tdefs.volume import Volume
 
 JOURNAL_FILE = "changed"
@@ -47,7 +46,8 @@ _MAC_BYTES = 32
 _ALL_AT = 2048
 _RECORDS_AT = 4096
 _SIZE = struct.Struct("<I")
-_MAX_PATHS_BYTES = 1 << 26
+#: A path is noted once, and a manifest has no more of them.
+_MOST_BYTES = 1 << 30
 
 
 @dataclass(slots=True)
@@ -62,16 +62,16 @@ class Changed:
 
 
 def read_journal(volume: Volume, key: bytes, counter: int) -> Changed:
-    """Return what the journal of the manifest with *counter* says; nothing if there is none. Raises OSError."""
+    """Return what the journal of the manifest with *counter* says; nothing if there is none.
+
+    Raises OSError, UntrustedError.
+    """
     try:
-        fd = _open(volume, os.O_RDONLY)
+        with own_directory(volume.private, last_link=False) as directory:
+            data = directory.read_whole(JOURNAL_FILE, _MOST_BYTES)
     except FileNotFoundError:
         return Changed()
-    try:
-        with os.fdopen(fd, "rb", closefd=False) as file:
-            return parse_journal(file.read(), volume.volume_id, key, counter)
-    finally:
-        os.close(fd)
+    return parse_journal(data, volume.volume_id, key, counter)
 
 
 def parse_journal(data: bytes, volume_id: bytes, key: bytes, counter: int) -> Changed:
@@ -96,17 +96,19 @@ def parse_journal(data: bytes, volume_id: bytes, key: bytes, counter: int) -> Ch
 
 
 def prepare_journal(volume: Volume) -> None:
-    """See that the file is there, with room for what comes, before a manifest relies on it. Raises OSError."""
-    path = volume.private / JOURNAL_FILE
-    with with_own_rights():
-        fd = _open(volume, os.O_WRONLY | os.O_CREAT)
+    """See that the file is there, with room for what comes, before a manifest relies on it.
+
+    Raises OSError, UntrustedError.
+    """
+    with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
+        fd = directory.open(JOURNAL_FILE, os.O_WRONLY | os.O_CREAT)
         try:
             size = os.fstat(fd).st_size
             if size < PREPARED_BYTES:
                 # written, not only allocated: then a sync of a record need not change the file's own description
                 os.pwrite(fd, bytes(PREPARED_BYTES - size), size)
                 os.fsync(fd)
-                fsync_directory(path.parent)
+                directory.sync()
         finally:
             os.close(fd)
 
@@ -117,12 +119,13 @@ class Journal:
     def __init__(self, calls: SystemCalls, volume: Volume, key: bytes, counter: int) -> None:
         """Go on with what is there, or begin: from then on files may come that no manifest knows.
 
-        Raises OSError.
+        Raises OSError, UntrustedError.
         """
         self._calls = calls
         self._key = key
         prepare_journal(volume)
-        self._fd = _open(volume, os.O_RDWR)
+        with own_directory(volume.private, last_link=False) as directory:
+            self._fd = directory.open(JOURNAL_FILE, os.O_RDWR)
         try:
             size = os.fstat(self._fd).st_size
             self._found = parse_journal(os.pread(self._fd, size, 0), volume.volume_id, key, counter)
@@ -172,15 +175,6 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
-
-
-def _open(volume: Volume, flags: int) -> int:
-    """Open the file, which must be a regular one. Raises OSError."""
-    fd = os.open(volume.private / JOURNAL_FILE, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "it is no regular file", str(volume.private / JOURNAL_FILE))
-    return fd
 
 
 def _fits(key: bytes, mac: bytes, *pieces: bytes) -> bool:

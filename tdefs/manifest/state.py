@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tdefs.durable import write_durably
 from tdefs.fs.reserve import with_own_rights
 from tdefs.keys.hierarchy import KeyRing, derive_state_key
 from tdefs.manifest.comparing import SPEAKING_KINDS, Difference, compare
 from tdefs.manifest.counter import newest_counter
 from tdefs.manifest.journal import Changed, read_journal
 from tdefs.manifest.record import BadManifestError, Flag, Manifest, decode, encode
-from tdefs.manifest.tree import Tree, look_through
+from tdefs.manifest.tree import Tree, look_through, open_root
 from tdefs.policy.paths import classify
+from tdefs.private import UntrustedError, own_directory
 from tdefs.text import printable_path
 from tdefs.volume import Volume
 
@@ -25,6 +23,8 @@ MANIFEST_FILE = "manifest"
 OLDER_HINT = (
     "if a backup was restored: 'tdefs accept --older-copy'; else see who can write to the backing directory"
 )
+#: Of tens of millions of files.
+_MOST_BYTES = 1 << 30
 #: So many files are named where there are more.
 NAMED = 10
 
@@ -162,8 +162,9 @@ def look(binding: Binding, *, compares: bool = True) -> State:
             state.lost = f"is missing, and the keystore knows number {state.newest}"
     except BadManifestError as error:
         state.lost = f"is no good: {error}"
-    except OSError as error:
-        state.lost = f"cannot be read: {error.strerror}"
+    except (OSError, UntrustedError) as error:
+        why = error.message if isinstance(error, UntrustedError) else error.strerror
+        state.lost = f"cannot be read: {why}"
         state.manifest = None
     if state.manifest is None:
         return state
@@ -182,7 +183,7 @@ def look(binding: Binding, *, compares: bool = True) -> State:
 def compare_again(state: State) -> None:
     """Compare the manifest with what is there now. Raises OSError."""
     assert state.manifest is not None  # noqa: S101 - the callers have seen to it
-    root = os.open(state.binding.volume.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = open_root(state.binding.volume)
     try:
         state.tree = look_through(root)
     finally:
@@ -224,15 +225,15 @@ def counted(files: int) -> str:
 
 
 def _read(volume: Volume) -> bytes:
-    """Return the manifest's bytes. Raises OSError."""
-    fd = os.open(volume.private / MANIFEST_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        return file.read()
+    """Return the manifest's bytes. Raises OSError, UntrustedError."""
+    with own_directory(volume.private, last_link=False) as directory:
+        return directory.read_whole(MANIFEST_FILE, _MOST_BYTES)
 
 
 def write_manifest(volume: Volume, manifest: Manifest, key: bytes) -> None:
-    """Write a manifest down durably; until this returns the one before it is there. Raises OSError."""
-    with with_own_rights():
-        write_durably(volume.private / MANIFEST_FILE, encode(manifest, key))
+    """Write a manifest down durably; until this returns the one before it is there.
+
+    Raises OSError, UntrustedError.
+    """
+    with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
+        directory.write_durably(MANIFEST_FILE, encode(manifest, key))

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from tdefs.manifest.comparing import Change, Difference, are_alike, difference
 from tdefs.manifest.record import NO_TAG, TAG_BYTES, Entry, Flag, Listing, Manifest, NodeKind
 from tdefs.manifest.state import State
-from tdefs.manifest.tree import Tag, join, look_through, tag_in
+from tdefs.manifest.tree import Tag, join, look_through, open_root, tag_in
 
 
 def take(state: State, *, accepted: Collection[bytes] = (), unclean: bool = False) -> Manifest:
@@ -39,7 +39,7 @@ def take(state: State, *, accepted: Collection[bytes] = (), unclean: bool = Fals
 
         return tag
 
-    root = os.open(volume.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = open_root(volume)
     try:
         tree = look_through(root, tags)
     finally:

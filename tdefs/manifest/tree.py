@@ -7,10 +7,13 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from errno import ELOOP
 
 from tdefs.format.header import RECORD_SIZE, resembles_header
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.manifest.record import NO_TAG, Listing, NodeKind, digest
+from tdefs.volume import Volume
+from tdefs.way import follow
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -119,6 +122,17 @@ def tag_of(head: bytes, length: int, volume_id: bytes) -> bytes:
     if length <= HEADER_SIZE or not resembles_header(head, volume_id):
         return NO_TAG
     return digest(head[:RECORD_SIZE])
+
+
+def open_root(volume: Volume) -> int:
+    """Open the data directory of a volume, and nothing that a link in its place leads to, or in that of BACKING.
+
+    Raises OSError.
+    """
+    with follow(volume.backing, last_link=False) as way:
+        if way.path != volume.backing:  # which had no links when it was read
+            raise OSError(ELOOP, os.strerror(ELOOP), str(volume.backing))
+        return os.open(volume.data.name, _DIRECTORY_FLAGS, dir_fd=way.fd)
 
 
 def open_directory(root: int, path: bytes) -> int:

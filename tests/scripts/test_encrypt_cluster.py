@@ -262,7 +262,7 @@ def test_the_readmes_commands_encrypt_debians_cluster_which_its_tools_then_renam
     assert debian.in_the_clear() == [str(PLAIN).lstrip("/")]
     row = debian.run("pg_lsclusters -h").stdout.split()
     assert row[:2] + row[3:6] == ["15", "main", "online", "postgres", f"{CLUSTERS}/main"]
-    wipe = re.search(r"^ +(find [^\r\n]* shred [^\r\n]*)", shown, re.MULTILINE)
+    wipe = re.search(r"^ +(runuser [^\r\n]* shred [^\r\n]*)", shown, re.MULTILINE)
     assert wipe
     debian.run(wipe[1].replace("shred -u", "rm"))  # quicker
     assert debian.in_the_clear() == []
@@ -275,3 +275,39 @@ def test_the_readmes_commands_encrypt_debians_cluster_which_its_tools_then_renam
     assert debian.run(f"ls -A {CLUSTERS}").stdout == ""
     debian.run(f"pg_createcluster 15 main -d {CLUSTERS}/main -o listen_addresses=''")
     assert debian.is_encrypted()
+
+
+def test_the_clusters_user_leads_nothing_of_what_root_does_elsewhere(debian: Debian) -> None:
+    """Who owns the old files, the settings and then the mount may put links there while root is at work."""
+    victim = debian.root / "victim"
+    victim.write_text("root's own\n")
+    victim.chmod(0o600)
+    debian.run("touch /srv/got-in && chown postgres: /srv/got-in")
+    as_postgres = "/usr/sbin/runuser -u postgres --"
+    for command in ("cp", "rm"):
+        # what the user tries whenever root is about to copy or to remove something
+        wrapper = debian.root / "bin" / command
+        wrapper.write_text(
+            f"#!/bin/sh\n{as_postgres} sh -c 'test -d {CLUSTERS}/main && mkdir {CLUSTERS}/exchanged"
+            f" && echo {command} >>/srv/got-in' 2>/dev/null\n"
+            f'exec /bin/{command} "$@"\n'
+        )
+        wrapper.chmod(0o755)
+    copy = "/etc/postgresql/15/main/postgresql.conf.before-tdefs"
+    debian.run(f"{as_postgres} ln -s {victim} {copy}")
+    debian.run(f"mkdir -p /etc/tdefs && (umask 77 && echo {'17' * 32} >/etc/tdefs/key)")
+    try:
+        said = debian.run("scripts/encrypt-cluster.sh 15 main -- --key-command 'cat /etc/tdefs/key'").stdout
+    finally:
+        for command in ("cp", "rm"):
+            (debian.root / "bin" / command).unlink()
+    assert debian.is_encrypted(), said
+    status = victim.stat()
+    assert (victim.read_text(), status.st_uid, status.st_mode & 0o7777) == ("root's own\n", 0, 0o600)
+    # when it is the user's, everything has been copied and compared
+    assert "cp" not in debian.run("cat /srv/got-in").stdout
+    assert debian.run(f"stat -c %U {CLUSTERS}").stdout.strip() == "postgres"
+    # the old files are wiped by who owns them: what leads out of them is not followed with root's rights
+    wipe = re.search(r"^ +(runuser [^\r\n]* shred [^\r\n]*)", said, re.MULTILINE)
+    assert wipe
+    assert "-u postgres " in wipe[1]
