@@ -177,7 +177,7 @@ def test_each_kind_of_damage_is_told_apart(scratch: Workspace, volume: Volume) -
         said = len(volume.log.read_text())
         with pytest.raises(OSError, match="Input/output"):
             (volume.mountpoint / victim(name)).open("rb")
-        messages[name] = volume.log.read_text()[said:].partition(victim(name))[2].splitlines()[0]
+        messages[name] = volume.log.read_text()[said:].rpartition(victim(name))[2].splitlines()[0]
     assert len(set(messages.values())) == len(messages), messages
 
 
