@@ -28,6 +28,7 @@ from tdefs.fs.mounts import find_mount, mounts_of
 from tdefs.keys.document import Statements
 from tdefs.keys.key_source import make_key_source
 from tdefs.keys.keystore import load_keystore
+from tdefs.private import UntrustedError
 from tdefs.registry import statements_of
 from tdefs.text import printable
 from tdefs.volume import Volume
@@ -65,10 +66,14 @@ def _run(args: argparse.Namespace) -> int:
     return Exit.DOCTOR_FOUND_RISKS if any(one.level is Level.RISK for one in findings) else Exit.OK
 
 
-def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[Path]]:
-    """Return what is wrong with a mount, and the clusters that were found on it."""
+def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[Path] | None]:
+    """Return what is wrong with a mount, and the clusters that were found on it; ``None`` where it was no use."""
     mount = find_mount(mountpoint)
-    volume = living_volume(mount)
+    try:
+        volume = living_volume(mount)
+    except UntrustedError as error:
+        # what others may have put there is not read, so this is all that can be said
+        return [risk(f"{error.message}; nothing else of this mount was examined", error.hint)], None
     daemon = ask(volume, "status")
     findings = [*examine_host(volume, mount.mountpoint, daemon), *examine_registration(volume, daemon)]
     findings += examine_tampering(daemon)

@@ -35,7 +35,9 @@ class Life:
         for directory in (self.held, self.temporary, self.printed):
             directory.mkdir(mode=0o700)
         self.config = volume.root / "tdefs.yaml"
-        self.config.write_text(f"version: 1\nlog_level: debug\nvolumes:\n  {volume.backing}: {{}}\n")
+        self.config.write_text(
+            f"version: 1\nlog_level: debug\nvolumes:\n  {volume.backing}: {{log_file: {volume.log}}}\n"
+        )
         self.passphrase = self.new_secret("passphrase")
         self._environment = {**os.environ, "TMPDIR": str(self.temporary), "SUDO_UID": "0"}
 

@@ -24,7 +24,6 @@ from tests.fs.children import in_child, needs_root
 from tests.fs.life import LIMIT, Life
 from tests.support.mounts import detach
 from tests.support.processes import is_alive, wait_until
-from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
 _CODE = re.compile(r"(?:[0-9A-Z]{6}-){6}[0-9A-Z]{6}")
@@ -75,17 +74,13 @@ def live(life: Life) -> list[Path]:
     with pytest.raises(OSError, match="Input/output"):
         (volume.mountpoint / "broken-key").write_bytes(b"x")
     life.look_at(life.daemon)
-    assert "ValueError: a file id has 16 bytes, not 15" in volume_log(volume)
+    assert "ValueError: a file id has 16 bytes, not 15" in volume.log.read_text()
     with pytest.raises(OSError, match=r"not connected|connection abort"):
         (volume.mountpoint / "broken-mount").stat()
     assert wait_until(lambda: not is_alive(life.daemon), LIMIT)
-    assert "RuntimeError: KeyRing(" in volume_log(volume)
+    assert "RuntimeError: KeyRing(" in volume.log.read_text()
     assert len(life.processes) - started > 12
     return [printed]
-
-
-def volume_log(volume: Volume) -> str:
-    return (volume.backing / ".tdefs" / "log").read_text()
 
 
 def fail_to_unlock(life: Life, code: str) -> None:
