@@ -65,6 +65,7 @@ class Links:
             raise self._opener.presented_as(inode, error) from error
         if len(link.places) > 1 and inode.names and self._staging is not None:
             try:
+                self._opener.manifest.will_change(inode)
                 self._replace(inode, link, status, (os.fsencode(inode.path()),))
             except OSError as error:
                 # it can be read as it is

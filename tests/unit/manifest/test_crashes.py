@@ -24,6 +24,8 @@ from tdefs.fs.opening import Opener
 from tdefs.fs.operations import FuseOperations
 from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.sealing import Expectations, Sealer
+from tdefs.fs.staging import DIRECTORY as STAGING_DIRECTORY
+from tdefs.fs.staging import Staging
 from tdefs.manifest.bound import Bound
 from tdefs.manifest.checking import examine
 from tdefs.manifest.journal import JOURNAL_FILE
@@ -86,7 +88,10 @@ class BoundVolume(ServedVolume):
         self.inodes = InodeTable(self.calls, self._root_fd)
         sealer = Sealer(RING, Expectations(VOLUME_ID, plain_files=False, lost_headers=False))
         self.opener = Opener(self.calls, self.inodes, sealer, Policy.everything(), self.manifest)
-        self.namespace = Namespace(self.calls, self.inodes, self.opener)
+        if self._staging is not None:
+            self._staging.close()
+        self._staging = Staging(self.volume.private / STAGING_DIRECTORY)
+        self.namespace = Namespace(self.calls, self.inodes, self.opener, self._staging)
         self.operations = FuseOperations(self.calls, self.inodes, self.opener, self._root_fd)
 
     def rest(self) -> None:
@@ -236,6 +241,31 @@ def test_after_a_crash_what_was_not_changed_is_bound_still(make: Callable[[], Bo
     os.truncate(volume.data / "pg_replslot/s/state" if "directory removed" not in name else volume.data / WAL, 0)
     assert len(volume.found().differences) == 1
     volume.close()
+
+
+def test_a_link_that_is_made_anew_when_it_is_read_is_not_taken_for_another_one(
+    make: Callable[[], BoundVolume],
+) -> None:
+    """A rename that a crash left half done ends when the link is next read, perhaps after a clean unmount."""
+    whole = make()
+    change(whole, "a link renamed")
+    steps = [at for at, label in enumerate(whole.calls.made) if label == "relink:make"]
+    assert len(steps) == 2
+    whole.crash()
+    volume = make()
+    volume.calls.crash_before = steps[1]
+    with suppress(Crash):
+        change(volume, "a link renamed")
+    volume.crash()
+    volume.remount()
+    volume.rest()
+    for end in (volume.crash, volume.rest):
+        volume.remount()
+        before = (volume.data / "pg_tblspc/3").readlink()
+        assert volume.namespace.readlink(volume.inode("pg_tblspc/3")) == b"/srv/1"
+        assert ((volume.data / "pg_tblspc/3").readlink() != before) == (end == volume.crash)
+        end()
+        assert volume.found().is_sound
 
 
 def test_writes_in_place_need_no_note(make: Callable[[], BoundVolume]) -> None:
