@@ -19,7 +19,8 @@ class Told(OSError):
 _COMPLAINT_SECONDS = 10
 _MOST_COMPLAINTS = 20
 
-_HINTS = {
+#: What to do about a failure, by its errno.
+HINTS = {
     ENOSPC: "make room on the file system of the backing directory",
     EDQUOT: "raise the quota of the backing directory's owner",
     EROFS: "the file system of the backing directory is read-only; the kernel's log (dmesg) says why",
@@ -54,7 +55,7 @@ class Complaints:
             return
         recent[complaint] = now
         code = errorcode.get(error.errno or 0, "no errno")
-        hint = _HINTS.get(error.errno or 0, "see the kernel's log (dmesg)")
+        hint = HINTS.get(error.errno or 0, "see the kernel's log (dmesg)")
         log.error("%s of %s failed: %s (%s; HINT: %s)", operation, subject, error.strerror, code, hint)
         if len(recent) == _MOST_COMPLAINTS:
             log.error("more failures are counted in tdefs status, and not logged for %d s", _COMPLAINT_SECONDS)

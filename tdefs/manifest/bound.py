@@ -288,8 +288,6 @@ class Bound:
         if not wanted:
             return
         if not self._journal.append(wanted):
-            if not self._state.changed.everything:
-                log.error("there is no room in the journal of changed files: no file is bound any more")
             self._state.changed.everything = True
             mark_unbound(self._manifest, self._state.changed)
         self._state.unbound.add(wanted)

@@ -19,6 +19,7 @@ binds more, not less. A path that ends in "/" stands for a directory with all th
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import struct
 from collections.abc import Sequence
@@ -29,9 +30,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from tdefs.fs.calls import SystemCalls
+from tdefs.fs.complaints import HINTS
 from tdefs.fs.reserve import with_own_rights
 from tdefs.private import own_directory
 from tdefs.volume import Volume
+
+log = logging.getLogger(__name__)
 
 JOURNAL_FILE = "changed"
 #: What is there from the beginning: room for some thousands of paths.
@@ -130,16 +134,19 @@ class Journal:
             size = os.fstat(self._fd).st_size
             self._found = parse_journal(os.pread(self._fd, size, 0), volume.volume_id, key, counter)
             if not self._found.begun:
-                self._begin(volume.volume_id, counter)
+                self._begin(volume, counter)
             self._head = os.pread(self._fd, _HEAD.size, 0)
         except BaseException:
             os.close(self._fd)
             raise
 
-    def _begin(self, volume_id: bytes, counter: int) -> None:
-        head = _HEAD.pack(_MAGIC, volume_id, counter, os.urandom(16))
+    def _begin(self, volume: Volume, counter: int) -> None:
+        head = _HEAD.pack(_MAGIC, volume.volume_id, counter, os.urandom(16))
         mac = _mac(self._key, _BEGIN_PURPOSE, head).finalize()
         with with_own_rights():
+            # what is written over is the journal of the manifest before, which a power cut would bring back if the
+            # sync of its successor's name has failed
+            fsync_directory(volume.private)
             self._calls.pwrite("journal:begin", self._fd, (head + mac).ljust(_RECORDS_AT, b"\0"), 0)
             self._calls.fdatasync("journal:begin", self._fd)
         self._found = Changed(begun=True, mac=mac)
@@ -165,8 +172,15 @@ class Journal:
                     raise
                 everything = _mac(self._key, _ALL_PURPOSE, self._head).finalize()
                 self._calls.pwrite("journal:all", self._fd, everything, _ALL_AT)
-                self._calls.fdatasync("journal:sync", self._fd)
+                self._calls.fdatasync("journal:all", self._fd)
                 self._found.everything = True
+                log.error(
+                    "the journal of changed files cannot be written, so no file is bound any more until the next "
+                    "clean unmount: %s (%s; HINT: %s)",
+                    error.strerror,
+                    errno.errorcode[error.errno],
+                    HINTS.get(error.errno, "raise the limit of the size of files"),
+                )
                 return False
         self._found.end += len(record) + _MAC_BYTES
         self._found.mac = mac

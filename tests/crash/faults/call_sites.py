@@ -1,4 +1,4 @@
-"""Every call site of tdefs's file core: which labelled system calls its source makes."""
+"""Every call site of tdefs's file core and manifest: which labelled system calls their source makes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import tdefs.fs
+import tdefs.manifest
 from tdefs.fs.calls import SystemCalls
 from tests.crash.faults.orders import Call
 
@@ -28,7 +29,8 @@ def call_sites() -> set[Call]:
     """
     functions = [
         node
-        for path in Path(tdefs.fs.__file__).parent.glob("*.py")
+        for package in (tdefs.fs, tdefs.manifest)
+        for path in Path(str(package.__file__)).parent.glob("*.py")
         if path.stem != "calls"
         for node in ast.walk(ast.parse(path.read_text(), str(path)))
         if isinstance(node, _Function)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from errno import EACCES, EIO, EMFILE
+from errno import EACCES, EIO, EMFILE, ENOSPC
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,8 @@ class Script:
     directory: str = "base"
     #: Where nothing but relations is encrypted.
     plain: bool = False
+    #: Where the manifest binds what was prepared.
+    bound: bool = False
 
 
 def _statx(path: Path) -> None:
@@ -361,6 +363,19 @@ def _make_fifo(place: Place) -> None:
     os.mkfifo(place.path / "fifo")
 
 
+def _bound_nodes(place: Place, faults: Faults) -> None:
+    _some_files(place, faults)
+    _an_owned_link(place, faults)
+
+
+def _change_bound(place: Place) -> None:
+    """Each of these is noted in the journal of changed files before it is done."""
+    place.truncate("16385", 100)
+    place.rename("16386", "16399")
+    (place.path / "s").unlink()
+    place.unlink("note")
+
+
 def _directory(place: Place) -> None:
     assert set(os.listdir(place.path)) == {"16385", "16386", "note"}
     fd = os.open(place.path, os.O_RDONLY)
@@ -461,6 +476,21 @@ SCRIPTS = (
         ("relink:undo",),
     ),
     Script("undo a FIFO", _make_fifo, enabling=(Order(labels=("special:sync",)),), labels=("special:undo",)),
+    Script(
+        "change what is bound",
+        _change_bound,
+        _bound_nodes,
+        labels=("journal:write", "journal:sync"),
+        bound=True,
+    ),
+    Script(
+        "change what is bound on a full disk",
+        _change_bound,
+        _bound_nodes,
+        (Order(labels=("journal:write",), errno=ENOSPC),),
+        ("journal:all",),
+        bound=True,
+    ),
     Script("directory", _directory, _some_files),
     Script("list unknown files", _list_unknown, _copies_below),
     Script("attributes", _attributes, _copies_below, labels=_OF_ATTRIBUTES),
