@@ -201,6 +201,7 @@ def test_a_hot_copy_of_the_backing_directory_is_recovered_with_all_commits(scrat
     bash(unlocked, server)
     assert volume.status()["tampering"]["differences"] == []
     assert volume.status()["tampering"]["older_than"] is None
+    volume.tdefs("accept", "--list", "--volume", volume.backing, "--keystore", volume.keystore, *volume.unlock)
     check(scratch, volume, load, position(match[1]), slowly=True)
 
 
