@@ -11,7 +11,7 @@ from tdefs.cli.place import add_place, volume_of
 from tdefs.cli.tampering import binding_of
 from tdefs.cli.unlock import add_keystore_arguments, keystore_path, unlock
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.control import ask
+from tdefs.fs.control import StrangerError, ask
 from tdefs.fs.mounts import tdefs_mounts
 from tdefs.manifest.accepting import REQUEST, accept, request
 from tdefs.manifest.checking import examine
@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     known = unlock(args, volume)
     binding = binding_of(volume, known.unlocked.ring, keystore)
     if args.list:
-        return _list(examine(binding), as_json=args.json)
+        return _list(_as_served(examine(binding)), as_json=args.json)
     if is_in_use(volume):
         return _accept_mounted(args, binding)
     with exclusive(volume):
@@ -88,6 +88,18 @@ def _accept_mounted(args: argparse.Namespace, binding: Binding) -> int:
         )
     args.changed = True
     return _say(len(paths))
+
+
+def _as_served(state: State) -> State:
+    """Return it with what the daemon, if there is one, was told of the volume as a whole since it was mounted."""
+    volume = state.binding.volume
+    try:
+        answer = ask(volume, "status", only_of={0, os.geteuid(), volume.private.stat().st_uid})
+    except StrangerError:
+        return state
+    if told := (answer or {}).get("tampering"):
+        state.lost, state.older_than = told["lost"] or "", told["older_than"] or 0
+    return state
 
 
 def _chosen(args: argparse.Namespace, state: State) -> set[bytes]:
