@@ -291,12 +291,17 @@ def read_regular(path: Path, most: int) -> bytes:
 
     :raises OSError: as open(2); EINVAL for what is no regular file, which is not waited for.
     """
-    # O_NONBLOCK so that a FIFO is refused instead of waited on; O_NOCTTY so that no terminal becomes ours
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
+    # looked at before it is opened: to open a device may be all that it waits for
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        status = os.fstat(found)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))
         if not stat.S_ISREG(status.st_mode):
             raise OSError(EINVAL, f"it is {kind_of(status)}, and not a regular file", str(path))
-        return file.read(most)
+        with named(path):
+            descriptor = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(min(most, status.st_size))

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.fs.mount_table import strangers_mount
 
 _MAX_LINKS = 40
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
@@ -59,10 +60,15 @@ class Walk:
             place = place / name
             if _DESCRIPTOR.fullmatch(os.fspath(place)):
                 return
+            above = status
+            self._check_mount(place, strangers_mount(self._users, place=place))  # it need not even answer
             try:
                 status = place.lstat()
             except (OSError, ValueError):
                 return
+            if status.st_dev != above.st_dev:
+                device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+                self._check_mount(place, strangers_mount(self._users, device=device))
             if shared or not stat.S_ISLNK(status.st_mode):
                 self._check_owner(place, status)
             if stat.S_ISLNK(status.st_mode):
@@ -91,6 +97,11 @@ class Walk:
                 raise self._exposed(place, _mode(status), f"chmod go-w {_quoted(place)}")
         elif stat.S_ISDIR(status.st_mode) and status.st_mode & _WRITABLE:
             raise self._exposed(place, _mode(status), f"chmod go-w {_quoted(place)}")
+
+    def _check_mount(self, place: Path, stranger: int | None) -> None:
+        if stranger is not None:
+            detail = f"{_user(stranger)} has mounted what is there, and says what it is and whose"
+            raise self._exposed(place, detail, f"umount {_quoted(place)}, or put the file elsewhere")
 
     def _check_owner(self, place: Path, status: os.stat_result) -> None:
         if status.st_uid in self._users or stat.S_ISCHR(status.st_mode):

@@ -3,7 +3,8 @@
 A path that root follows is safe only if nobody but root can lead it elsewhere: no directory on it is another
 user's or can be written to by others, and so for the directories of each symbolic link. Entries of a sticky
 directory such as /tmp are their owner's alone to rename. An access control list needs no look of its own: the
-group's bits of the mode are its mask, and without write permission there it lets nobody write.
+group's bits of the mode are its mask, and without write permission there it lets nobody write. What another user
+has mounted (FUSE) shows what owners and modes this user likes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import ELOOP, ENOTDIR
 from pathlib import Path
+
+from tdefs.fs.mount_table import strangers_mount
 
 #: As many as the kernel follows (MAXSYMLINKS).
 _MOST_LINKS = 40
@@ -121,8 +124,13 @@ def _exchangeable(way: Way, inner: int, place: Path) -> Iterator[Exchangeable]:
     """Yield who could exchange *inner*, the entry at *place* of the directory that *way* has come to."""
     above = way.path
     quoted = shlex.quote(os.fspath(above))
-    status = os.fstat(way.fd)
     trusted = (0, os.geteuid())
+    mount = mount_number(inner)
+    stranger = strangers_mount(trusted, number=mount) if mount != mount_number(way.fd) else None
+    if stranger is not None:
+        what = f'user {stranger} has mounted what is at "{place}", and says what lies there'
+        yield Exchangeable(place, stranger, what, f"umount {shlex.quote(os.fspath(place))}")
+    status = os.fstat(way.fd)
     if status.st_uid not in trusted:
         reason = f'"{above}" belongs to user {status.st_uid}'
         yield Exchangeable(place, status.st_uid, reason, f"chown root {quoted}")
@@ -132,7 +140,7 @@ def _exchangeable(way: Way, inner: int, place: Path) -> Iterator[Exchangeable]:
         mode = stat.S_IMODE(status.st_mode)
         reason = f'group or others may write to "{above}" (mode {mode:04o})'
         yield Exchangeable(place, None, reason, f"chmod go-w {quoted}")
-    elif mount_number(inner) == mount_number(way.fd):  # else nobody can rename it
+    elif mount == mount_number(way.fd):  # else nobody can rename it
         owner = os.fstat(inner).st_uid
         if owner not in trusted:
             yield Exchangeable(

@@ -20,9 +20,16 @@ from tdefs.fs.believed import Opened
 from tdefs.fs.control import ask
 from tdefs.fs.offline import OfflineReader
 from tdefs.keys.secrets import is_secret_given
-from tdefs.pg.control import CONTROL_FILE, BadControlFile, UnknownControlVersion, parse_control_file
+from tdefs.pg.control import (
+    CONTROL_FILE,
+    MOST_CONTROL_BYTES,
+    BadControlFile,
+    UnknownControlVersion,
+    parse_control_file,
+)
 from tdefs.pg.home import HomeCluster
 from tdefs.pg.structure import WAL_FROM_ELSEWHERE
+from tdefs.private import read_regular
 from tdefs.text import printable
 from tdefs.volume import DATA_DIRECTORY, PRIVATE_DIRECTORY, Volume, read_volume
 
@@ -223,7 +230,7 @@ def _volume_of(pgdata: Path) -> Volume | None:
 def _content(home: _Candidate, known_of: Callable[[Volume], Opened]) -> bytes:
     """Return the pg_control of the cluster, decrypted if it is read in a backing directory."""
     if home.volume is None or home.pgdata != home.stored:
-        return (home.pgdata / CONTROL_FILE).read_bytes()
+        return read_regular(home.pgdata / CONTROL_FILE, MOST_CONTROL_BYTES)
     path = os.fspath((home.stored / CONTROL_FILE).relative_to(home.volume.data))
     with _reader(home.volume, known_of).open(path) as file:
         return bytes(next(file.chunks(), b""))

@@ -40,7 +40,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _run(args: argparse.Namespace) -> int:
     mount = find_mount(args.mountpoint)
     refuse_foreign_way(args.mountpoint, mount.device)
-    if is_dead(mount.mountpoint):
+    if mount.may_be_asked and is_dead(mount.mountpoint):
         detach_dead(mount.mountpoint)
         return Exit.OK
     volume: Volume | None = None

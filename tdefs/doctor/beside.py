@@ -12,7 +12,14 @@ from pathlib import Path
 
 from tdefs.doctor.findings import Finding, advice, risk
 from tdefs.fs.mount_table import all_mounts
-from tdefs.pg.control import CONTROL_FILE, BadControlFile, UnknownControlVersion, system_identifier
+from tdefs.pg.control import (
+    CONTROL_FILE,
+    MOST_CONTROL_BYTES,
+    BadControlFile,
+    UnknownControlVersion,
+    system_identifier,
+)
+from tdefs.private import read_regular
 from tdefs.volume import PRIVATE_DIRECTORY
 
 #: Where distributions keep clusters.
@@ -53,7 +60,7 @@ def _identifier(pgdata: Path) -> int | None:
     # pg_upgrade leaves the second name
     for name in (CONTROL_FILE, f"{CONTROL_FILE}.old"):
         with suppress(OSError, BadControlFile, UnknownControlVersion):
-            return system_identifier((pgdata / name).read_bytes())
+            return system_identifier(read_regular(pgdata / name, MOST_CONTROL_BYTES))
     return None
 
 

@@ -8,11 +8,13 @@ from datetime import datetime, timedelta
 from tdefs.doctor.findings import Finding, advice, risk
 from tdefs.keys.key_source import Certificate, KeySource
 from tdefs.keys.pem import read_certificates
+from tdefs.private import read_regular
 
 #: For how long before it expires there is advice.
 SOON = timedelta(days=30)
 #: A file with more certificates than that is all that a system trusts: some of them have always expired.
 MOST_CERTIFICATES = 20
+_MOST_BYTES = 1 << 20
 
 
 def examine_certificates(name: str, source: KeySource, now: datetime) -> Iterator[Finding]:
@@ -20,7 +22,7 @@ def examine_certificates(name: str, source: KeySource, now: datetime) -> Iterato
     for certificate in source.certificates():
         what = f'key source "{name}": {certificate.role} {certificate.path}'
         try:
-            found = read_certificates(certificate.path.read_bytes())
+            found = read_certificates(read_regular(certificate.path, _MOST_BYTES))
         except OSError as error:
             yield _unreadable(what, error.strerror or str(error))
         except ValueError:

@@ -9,8 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdefs.doctor.findings import Finding, advice, risk
-from tdefs.pg.control import CONTROL_FILE, BadControlFile, UnknownControlVersion, parse_control_file
+from tdefs.pg.control import (
+    CONTROL_FILE,
+    MOST_CONTROL_BYTES,
+    BadControlFile,
+    UnknownControlVersion,
+    parse_control_file,
+)
 from tdefs.pg.settings import Setting, read_settings
+from tdefs.private import read_regular
 
 _ENOUGH_WAL_BUFFERS_KB = 16 << 10
 _KB = {"b": 1 / 1024, "": 8, "kb": 1, "mb": 1 << 10, "gb": 1 << 20}
@@ -92,7 +99,7 @@ def _durability(settings: Mapping[str, Setting]) -> Iterator[Finding]:
 
 def _checksums(pgdata: Path) -> Iterator[Finding]:
     try:
-        if not parse_control_file((pgdata / CONTROL_FILE).read_bytes()).checksums:
+        if not parse_control_file(read_regular(pgdata / CONTROL_FILE, MOST_CONTROL_BYTES)).checksums:
             yield risk(
                 "the cluster has no data checksums: damage to the ciphertext is not noticed",
                 f'stop the server, then run "pg_checksums --enable -D {pgdata}"',

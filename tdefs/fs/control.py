@@ -6,10 +6,12 @@ The daemon's end is in control_server.py, so that who asks need not load what th
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import time
 from collections.abc import Collection
+from errno import ETIMEDOUT
 from pathlib import Path
 from typing import Any
 
@@ -54,26 +56,37 @@ def _ask_at(path: Path, request: dict[str, Any], only_of: Collection[int] | None
             directory.socket_address(path.name) as address,
             socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client,
         ):
-            client.settimeout(TIMEOUT_SECONDS)
-            _connect(client, address)
+            deadline = time.monotonic() + TIMEOUT_SECONDS
+            _wait_until(client, deadline)
+            _connect(client, address, deadline)
             if only_of is not None and (user := _listener(client)) not in only_of:
                 raise StrangerError(user)
+            # which takes the time of all that it sends together
             client.sendall(json.dumps(request).encode() + b"\n")
             reply = b""
             while not reply.endswith(b"\n") and len(reply) < _MAX_ANSWER:
+                # who sends a byte now and then must not keep anybody for ever
+                _wait_until(client, deadline)
                 received = client.recv(65536)
                 if not received:
                     break
                 reply += received
         found = json.loads(reply)
-    except (OSError, ValueError, UntrustedError):
+    except (OSError, ValueError, RecursionError, UntrustedError):
         return None  # what lies in its place is nobody to be asked
     return found if isinstance(found, dict) else None
 
 
-def _connect(client: socket.socket, address: str) -> None:
+def _wait_until(client: socket.socket, deadline: float) -> None:
+    """Have what is done next with *client* take no longer. Raises TimeoutError when there is no time left."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
+    client.settimeout(left)
+
+
+def _connect(client: socket.socket, address: str, deadline: float) -> None:
     """Connect; where a Unix socket refuses because too many wait already, a client with a time-out must retry."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
             client.connect(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,22 @@ def all_mounts(process: Path = OWN) -> Iterator[MountInfo]:
             peers=passed_on.get("shared", ""),
             master=passed_on.get("master", ""),
         )
+
+
+def strangers_mount(
+    trusted: Collection[int], *, number: int = 0, device: str = "", place: Path | None = None
+) -> int | None:
+    """Return who serves a FUSE mount, unless that is one of the *trusted*; ``None`` for what is no such mount.
+
+    What lies there, whose it is and whether an answer ever comes, is what that user says.
+
+    :param number: the mount's, or its *device*, or the *place* where it is mounted
+    """
+    found = None
+    for mount in all_mounts():
+        if mount.number == number or mount.device == device or mount.mountpoint == place:
+            found = mount.user if mount.user not in trusted else None
+    return found
 
 
 def source_name(backing: Path) -> str:

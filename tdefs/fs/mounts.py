@@ -57,6 +57,11 @@ class Mount:
     user: int | None = None
     """Who mounted it, as the kernel says; everything else of a mount is what that user chose to say."""
 
+    @property
+    def may_be_asked(self) -> bool:
+        """Tell whether this process may wait for an answer: another user may serve it in order to give none."""
+        return self.user in (None, 0, os.geteuid())
+
 
 def tdefs_mounts() -> list[Mount]:
     """Return all tdefs mounts that this process can see, the topmost last."""
@@ -110,10 +115,15 @@ def find_mount(mountpoint: Path) -> Mount:
 
     :raises TdefsError: NOT_MOUNTED.
     """
+    mounts = {mount.mountpoint: mount for mount in tdefs_mounts()}  # the topmost of each place
+    above = mountpoint.absolute()
+    # the kernel's list comes first: whoever serves a mount need not answer
+    for path in (above, Path(os.path.realpath(above.parent)) / above.name):
+        if path in mounts:
+            return mounts[path]
     path = Path(os.path.realpath(mountpoint))
-    for mount in reversed(tdefs_mounts()):
-        if mount.mountpoint == path:
-            return mount
+    if path in mounts:
+        return mounts[path]
     raise TdefsError(
         Exit.NOT_MOUNTED,
         f'no tdefs file system is mounted at "{mountpoint}"',
@@ -175,7 +185,7 @@ def provide_connections() -> str:
 
 
 def is_dead(mountpoint: Path) -> bool:
-    """Tell whether *mountpoint* is a mount whose daemon is gone."""
+    """Tell whether *mountpoint* is a mount whose daemon is gone. A daemon that is not is waited for."""
     try:
         # unlike the answer to stat(2), the kernel never keeps this one
         os.statvfs(mountpoint)

@@ -308,13 +308,35 @@ class Namespace:
 
         :raises OSError: EXDEV where a plain file would come to lie in a place of encrypted ones.
         """
-        if inode.is_directory:
-            for name in self.names_in(inode):
-                child, status = self.lookup(inode, name)
-                tail = "/" + os.fsdecode(name)
-                self._bind_both(child, status.st_nlink, old_path + tail, new_path + tail, rebound, links)
-                self._inodes.drop_if_unused(child)
-        elif inode.is_link:
+        pending = [(inode, names, old_path, new_path)]
+        directories: list[Inode] = []
+        # no recursion: a tree may be deeper than any stack
+        while pending:
+            node, names, old_path, new_path = pending.pop()
+            if node.is_directory:
+                directories.append(node)
+                for name in self.names_in(node):
+                    child, status = self.lookup(node, name)
+                    tail = "/" + os.fsdecode(name)
+                    pending.append((child, status.st_nlink, old_path + tail, new_path + tail))
+                continue
+            self._bind_one_to_both(node, names, old_path, new_path, rebound, links)
+            if node is not inode:
+                self._inodes.drop_if_unused(node)
+        for node in reversed(directories[1:]):
+            self._inodes.drop_if_unused(node)
+
+    def _bind_one_to_both(
+        self,
+        inode: Inode,
+        names: int,
+        old_path: str,
+        new_path: str,
+        rebound: list[_Rebound],
+        links: list[MovingLink],
+    ) -> None:
+        """Do what :meth:`_bind_both` does for what is no directory."""
+        if inode.is_link:
             moving = self._links.bind_both(inode, old_path, new_path)
             if moving is not None:
                 links.append(moving)

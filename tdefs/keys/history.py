@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -41,6 +42,10 @@ _LINE = re.compile(rb'(\{.*),"mac":(?:null|"([0-9a-f]{64})")\}', re.ASCII)
 # of one length, so that it is written in one piece, in its place
 _HEAD = re.compile(rb"([0-9]{20}) ([0-9a-f]{64}) ([0-9a-f]{64})\n", re.ASCII)
 _MAX_HEAD_BYTES = 1024
+#: Of some hundred thousands of records.
+_MOST_BYTES = 1 << 28
+_LOCK_SECONDS = 5
+_LOCK_PAUSE_SECONDS = 0.01
 
 
 def history_path(keystore: Path) -> Path:
@@ -73,9 +78,10 @@ def append(
         directory = stack.enter_context(own_place(path, keeper=keystore.name))
         descriptor = directory.open(path.name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         stack.callback(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, path)
         directory.give(descriptor)
-        data = _read(descriptor)
+        with naming(path):
+            data = _read(descriptor)
         # the end of a line that a crash tore
         mend = b"" if data.endswith(b"\n") or not data else b"\n"
         lines = BytesIO(data + mend).readlines()
@@ -106,6 +112,24 @@ def append(
     return len(lines) + 1, last
 
 
+def _lock(descriptor: int, path: Path) -> None:
+    """Lock the file, which takes an instant, unless somebody who may read it holds it: nobody waits for that.
+
+    Raises OSError(EAGAIN).
+    """
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                what = f"another process has held its lock for {_LOCK_SECONDS} s"
+                raise OSError(errno.EAGAIN, what, str(path)) from None
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        else:
+            return
+
+
 def _write_head(directory: OwnDirectory, path: Path, key: bytes, count: int, last: bytes) -> None:
     body = b"%020d %s" % (count, last.hex().encode("ascii"))
     line = body + b" " + _head_mac(key, body).finalize().hex().encode("ascii") + b"\n"
@@ -126,10 +150,15 @@ def _read_head(keystore: Path) -> bytes:
     return _read_beside(keystore, head_path(keystore), _MAX_HEAD_BYTES)
 
 
-def _read_beside(keystore: Path, path: Path, most: int) -> bytes:
-    """Return the content of a file beside a keystore; nothing if there is none. Raises OSError, TdefsError."""
+def _read_beside(keystore: Path, path: Path, most: int | None) -> bytes:
+    """Return the content of a file beside a keystore, at *most* so much; nothing if there is none.
+
+    Raises OSError, TdefsError.
+    """
     try:
         with own_place(path, keeper=keystore.name) as directory:
+            if most is None:
+                return directory.read_whole(path.name, _MOST_BYTES)
             return directory.read(path.name, most)
     except FileNotFoundError:
         return b""
@@ -177,7 +206,7 @@ class HistoryFiles:
 
 def read_history(keystore: Path) -> HistoryFiles:
     """Return the files as they are. Raises OSError; TdefsError(FILE_UNTRUSTED)."""
-    return HistoryFiles(_read_beside(keystore, history_path(keystore), -1), _read_head(keystore))
+    return HistoryFiles(_read_beside(keystore, history_path(keystore), None), _read_head(keystore))
 
 
 def check_history(files: HistoryFiles, key: bytes | None, anchor: HistoryAnchor | None, revision: int) -> History:
@@ -299,6 +328,8 @@ def _fits(mac: HMAC, noted: bytes) -> bool:
 
 def _read(descriptor: int) -> bytes:
     size = os.fstat(descriptor).st_size
+    if size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     data = b""
     while len(data) < size:
         block = os.pread(descriptor, size - len(data), len(data))

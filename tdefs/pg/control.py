@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 #: Where it lies in a data directory.
 CONTROL_FILE = "global/pg_control"
+#: More than any has.
+MOST_CONTROL_BYTES = 1 << 16
 #: What pg_upgrade calls it in the old cluster that --link or --swap makes unusable (disable_old_cluster()).
 RETIRED_CONTROL_FILE = "global/pg_control.old"
 

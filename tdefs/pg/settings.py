@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tdefs.private import read_regular
+
 _LINE = re.compile(
     r"""\s* (?P<name> [A-Za-z_][A-Za-z0-9_$.]*) (?: \s* = \s* | \s+ )
         (?: ' (?P<quoted> (?: [^'\\] | '' | \\. )* ) ' | (?P<bare> [^\s'\#]+ ) )
@@ -20,6 +22,9 @@ _LINE = re.compile(
     re.VERBOSE,
 )
 _DEEPEST_INCLUDE = 10
+_MOST_FILES = 1000
+_MOST_BYTES = 16 << 20
+_MOST_OPTIONS = 1 << 16
 
 # parse_bool() of PostgreSQL takes any beginning of the words that no other begins with, too.
 _TRUE = frozenset({"on", "true", "tru", "tr", "t", "yes", "ye", "y", "1"})
@@ -51,33 +56,47 @@ def read_settings(pgdata: Path) -> dict[str, Setting]:
     """Return all settings that are set anywhere for the cluster in *pgdata*."""
     command_line = dict(_command_line(pgdata))
     main = Path(command_line.get("config_file", pgdata / "postgresql.conf"))
-    found: dict[str, Setting] = {}
+    reader = _Reader()
     for path in (main, pgdata / "postgresql.auto.conf"):
-        _read_file(path, found, depth=0)
+        reader.read(path)
+    found = reader.found
     for name, value in command_line.items():
         found[name] = Setting(value, "the command line of the last start")
     return found
 
 
-def _read_file(path: Path, found: dict[str, Setting], depth: int) -> None:
-    if depth > _DEEPEST_INCLUDE:
-        return
-    with suppress(OSError):
-        for name, value in parse_settings(path.read_text(encoding="utf-8", errors="replace")):
-            if name in ("include", "include_if_exists"):
-                _read_file(path.parent / value, found, depth + 1)
-            elif name == "include_dir":
-                for included in sorted((path.parent / value).glob("*.conf")):
-                    _read_file(included, found, depth + 1)
-            else:
-                found[name] = Setting(value, str(path))
+class _Reader:
+    """Reads the files of one cluster, whose user may have written what never ends: so much and no more."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Setting] = {}
+        self._files = _MOST_FILES
+        self._bytes = _MOST_BYTES
+
+    def read(self, path: Path, depth: int = 0) -> None:
+        """Read a file with what it includes; what is there no more, or is no file, is passed over."""
+        if depth > _DEEPEST_INCLUDE or self._files <= 0:
+            return
+        self._files -= 1
+        with suppress(OSError):
+            content = read_regular(path, self._bytes)
+            self._bytes -= len(content)
+            for name, value in parse_settings(content.decode("utf-8", "replace")):
+                if name in ("include", "include_if_exists"):
+                    self.read(path.parent / value, depth + 1)
+                elif name == "include_dir":
+                    for included in sorted((path.parent / value).glob("*.conf")):
+                        self.read(included, depth + 1)
+                else:
+                    self.found[name] = Setting(value, str(path))
 
 
 def _command_line(pgdata: Path) -> Iterator[tuple[str, str]]:
     """Yield the settings that postmaster.opts holds: ``-c name=value``, ``--name=value`` and ``-F``."""
     words: list[str] = []
     with suppress(OSError, ValueError):
-        words = shlex.split((pgdata / "postmaster.opts").read_text(encoding="utf-8", errors="replace"))
+        options = read_regular(pgdata / "postmaster.opts", _MOST_OPTIONS)
+        words = shlex.split(options.decode("utf-8", "replace"))
     for before, word in zip(["", *words], words, strict=False):
         if before == "-c":
             assignment = word

@@ -126,6 +126,29 @@ def test_a_mount_that_does_not_answer_holds_no_command_of_another_user(host: Hos
         assert code == Exit.OK, said
 
 
+def test_where_another_user_has_mounted_something_root_mounts_and_reads_nothing(host: Host) -> None:
+    """A FUSE mount says that all in it is root's, and need not answer."""
+    at = host.lure.mountpoint
+    commands: tuple[tuple[tuple[str | Path, ...], Exit], ...] = (
+        (("mount", host.volume.backing, at, *host.volume.unlock), Exit.MOUNTPOINT_INVALID),
+        (("key", "list", "--volume", host.volume.backing, "--config", at / "tdefs.yaml"), Exit.CONFIG_EXPOSED),
+    )
+    answers = host.run(*(words for words, _ in commands), mounts=((host.lure, MALLORY),))
+    for (_, wanted), (code, _, said) in zip(commands, answers, strict=True):
+        assert code == wanted, said
+        assert str(at) in said
+
+
+def test_a_mount_that_does_not_answer_is_told_of_and_taken_away(host: Host) -> None:
+    words: tuple[tuple[str | Path, ...], ...] = (
+        ("status", host.lure.mountpoint),
+        ("umount", host.lure.mountpoint),
+    )
+    (status, _, _), (umount, _, said) = host.run(*words, mounts=((host.lure, MALLORY),))
+    assert status == Exit.NOT_MOUNTED
+    assert umount == Exit.OK, said
+
+
 def test_daemons_of_other_users_than_the_keystore_s_are_not_told_of_its_keys(host: Host) -> None:
     """A copy of the volume that another user has mounted is seen by no change of root's keystore."""
     copy = host.lure.root / "copy"

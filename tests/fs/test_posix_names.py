@@ -311,6 +311,28 @@ def test_trees_deeper_than_any_path_work_step_by_step(twins: Twins) -> None:
     twins.same(walk)
 
 
+def test_a_tree_deeper_than_any_stack_is_renamed_as_a_whole(twins: Twins) -> None:
+    depth = 1000
+
+    def rename(directory: Path) -> object:
+        fd = top = os.open(directory, os.O_RDONLY)
+        for _ in range(depth):
+            os.mkdir("d", dir_fd=fd)
+            below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+            if fd != top:
+                os.close(fd)
+            fd = below
+        try:
+            os.close(os.open("file", os.O_CREAT | os.O_RDWR, 0o600, dir_fd=fd))
+            os.rename("d", "renamed", src_dir_fd=top, dst_dir_fd=top)
+            return sorted(os.listdir(top)), os.listdir(fd)
+        finally:
+            os.close(fd)
+            os.close(top)
+
+    twins.same(rename)
+
+
 def test_a_directory_that_was_renamed_takes_its_open_files_along(twins: Twins) -> None:
     def rename(directory: Path) -> object:
         old = directory / "base" / "5"
