@@ -146,7 +146,8 @@ class Journal:
         with with_own_rights():
             # what is written over is the journal of the manifest before, which a power cut would bring back if the
             # sync of its successor's name has failed
-            fsync_directory(volume.private)
+            with own_directory(volume.private, last_link=False) as directory:
+                directory.sync()
             self._calls.pwrite("journal:begin", self._fd, (head + mac).ljust(_RECORDS_AT, b"\0"), 0)
             self._calls.fdatasync("journal:begin", self._fd)
         self._found = Changed(begun=True, mac=mac)
