@@ -22,7 +22,7 @@ from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import KEY_NAME
 from tdefs.keys.history import append, check_history, read_history
 from tdefs.keys.state_mac import fits_state_mac, state_mac
-from tdefs.private import own_directory
+from tdefs.private import UntrustedError, own_directory
 
 if TYPE_CHECKING:  # a volume's lock tells who holds it, which it reads here
     from tdefs.volume import Volume
@@ -177,6 +177,8 @@ def known_sessions(keystore: Path, document: Document, history_key: bytes) -> Kn
     """Return what the history of *keystore*, which has the *document*, knows of sessions."""
     try:
         found = check_history(read_history(keystore), history_key, document.history, document.revision)
+    except UntrustedError as error:
+        return KnownSessions(fault=f"the keystore's history cannot be read: {error.message}")
     except OSError as error:
         return KnownSessions(fault=f"the keystore's history cannot be read: {error.strerror}")
     if found.findings:
@@ -317,6 +319,8 @@ class SessionBook:
         }
         try:
             append(self._keystore, event, what, self._key)
+        except UntrustedError as error:
+            return f"the keystore's history cannot be written: {error.message}"
         except OSError as error:
             return f"the keystore's history cannot be written: {error.strerror}"
         return ""

@@ -41,6 +41,8 @@ _LINE = re.compile(rb'(\{.*),"mac":(?:null|"([0-9a-f]{64})")\}', re.ASCII)
 # of one length, so that it is written in one piece, in its place
 _HEAD = re.compile(rb"([0-9]{20}) ([0-9a-f]{64}) ([0-9a-f]{64})\n", re.ASCII)
 _MAX_HEAD_BYTES = 1024
+# some hundred thousand records; what is longer, tdefs has not written, and must not fill the memory
+_MAX_BYTES = 1 << 25
 
 
 def history_path(keystore: Path) -> Path:
@@ -177,7 +179,7 @@ class HistoryFiles:
 
 def read_history(keystore: Path) -> HistoryFiles:
     """Return the files as they are. Raises OSError; TdefsError(FILE_UNTRUSTED)."""
-    return HistoryFiles(_read_beside(keystore, history_path(keystore), -1), _read_head(keystore))
+    return HistoryFiles(_read_beside(keystore, history_path(keystore), _MAX_BYTES), _read_head(keystore))
 
 
 def check_history(files: HistoryFiles, key: bytes | None, anchor: HistoryAnchor | None, revision: int) -> History:
@@ -299,6 +301,8 @@ def _fits(mac: HMAC, noted: bytes) -> bool:
 
 def _read(descriptor: int) -> bytes:
     size = os.fstat(descriptor).st_size
+    if size > _MAX_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     data = b""
     while len(data) < size:
         block = os.pread(descriptor, size - len(data), len(data))

@@ -5,13 +5,14 @@ from removing a file. ::
 
     0     8  magic "tdefsch1"
     8    16  volume id
-    24    8  counter of the manifest that it belongs to, little-endian
-    32   16  random
-    48   32  MAC over the purpose string and these 48 bytes
+    24   32  the keystore's name for the volume, as in the manifest that it belongs to
+    56    8  counter of that manifest, little-endian
+    64   16  random
+    80   32  MAC over the purpose string and these 80 bytes
     2048 32  the same MAC over another purpose string, if nothing is bound any more; else zero
     4096  …  records: number of bytes of paths (4 bytes), the paths with a zero byte between two, MAC
 
-A record's MAC is over a purpose string, the MAC before it (the first time that at 48), and the record. So a record
+A record's MAC is over a purpose string, the MAC before it (the first time that at 80), and the record. So a record
 cannot be forged, exchanged or left out, nor come from the journal of another manifest; what is cut off at the end
 binds more, not less. A path that ends in "/" stands for a directory with all that is in it.
 """
@@ -23,15 +24,17 @@ import os
 import stat
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from tdefs.durable import fsync_directory
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.reserve import with_own_rights
+from tdefs.manifest.record import Manifest
+from tdefs.private import UntrustedError, own_directory
 from tdefs.volume import Volume
 
 JOURNAL_FILE = "changed"
@@ -42,12 +45,14 @@ _MAGIC = b"tdefsch1"
 _BEGIN_PURPOSE = b"tdefs v1 changed files"
 _ALL_PURPOSE = b"tdefs v1 changed files: all"
 _RECORD_PURPOSE = b"tdefs v1 changed files: record"
-_HEAD = struct.Struct("<8s16sQ16s")
+_HEAD = struct.Struct("<8s16s32sQ16s")
+_RANDOM_BYTES = 16
 _MAC_BYTES = 32
 _ALL_AT = 2048
 _RECORDS_AT = 4096
 _SIZE = struct.Struct("<I")
-_MAX_PATHS_BYTES = 1 << 26
+#: More is not read, and not written either: then nothing is bound any more.
+_MAX_BYTES = 1 << 26
 
 
 @dataclass(slots=True)
@@ -61,26 +66,21 @@ class Changed:
     mac: bytes = b""
 
 
-def read_journal(volume: Volume, key: bytes, counter: int) -> Changed:
-    """Return what the journal of the manifest with *counter* says; nothing if there is none. Raises OSError."""
+def read_journal(volume: Volume, key: bytes, manifest: Manifest) -> Changed:
+    """Return what the journal of *manifest* says; nothing if there is none. Raises OSError."""
     try:
-        fd = _open(volume, os.O_RDONLY)
-    except FileNotFoundError:
+        with own_directory(volume.private, last_link=False) as directory:
+            return parse_journal(directory.read(JOURNAL_FILE, _MAX_BYTES), key, manifest)
+    except (FileNotFoundError, UntrustedError):
         return Changed()
-    try:
-        with os.fdopen(fd, "rb", closefd=False) as file:
-            return parse_journal(file.read(), volume.volume_id, key, counter)
-    finally:
-        os.close(fd)
 
 
-def parse_journal(data: bytes, volume_id: bytes, key: bytes, counter: int) -> Changed:
-    """Return what the bytes of a journal say; nothing if they are not of the manifest with *counter*."""
+def parse_journal(data: bytes, key: bytes, manifest: Manifest) -> Changed:
+    """Return what the bytes of a journal say; nothing if they are not of *manifest*."""
     head, mac = data[: _HEAD.size], data[_HEAD.size : _HEAD.size + _MAC_BYTES]
     if len(head) < _HEAD.size or not _fits(key, mac, _BEGIN_PURPOSE, head):
         return Changed()
-    magic, volume, belongs_to, _ = _HEAD.unpack(head)
-    if (magic, volume, belongs_to) != (_MAGIC, volume_id, counter):
+    if head[:-_RANDOM_BYTES] != _head_of(manifest)[:-_RANDOM_BYTES]:
         return Changed()
     found = Changed(begun=True, mac=mac)
     found.everything = _fits(key, data[_ALL_AT : _ALL_AT + _MAC_BYTES], _ALL_PURPOSE, head)
@@ -95,26 +95,54 @@ def parse_journal(data: bytes, volume_id: bytes, key: bytes, counter: int) -> Ch
     return found
 
 
+def _head_of(manifest: Manifest) -> bytes:
+    random = os.urandom(_RANDOM_BYTES)
+    return _HEAD.pack(_MAGIC, manifest.volume_id, manifest.entry.encode("ascii"), manifest.counter, random)
+
+
 def prepare_journal(volume: Volume) -> None:
-    """See that the file is there, with room for what comes, before a manifest relies on it. Raises OSError."""
-    path = volume.private / JOURNAL_FILE
-    with with_own_rights():
-        fd = _open(volume, os.O_WRONLY | os.O_CREAT)
+    """See that the file is there, with room for what comes, before a manifest relies on it.
+
+    What tdefs never makes there, such as a link or a FIFO, is taken away. Raises OSError, TdefsError.
+    """
+    with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
+        with suppress(FileNotFoundError):
+            status = directory.status(JOURNAL_FILE)
+            if stat.S_ISDIR(status.st_mode):
+                directory.rename(JOURNAL_FILE, f"{JOURNAL_FILE}.planted-{os.urandom(4).hex()}")
+            elif not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                directory.unlink(JOURNAL_FILE)
+        fd = directory.open(JOURNAL_FILE, os.O_WRONLY | os.O_CREAT)
         try:
             size = os.fstat(fd).st_size
+            if size > _MAX_BYTES:
+                # nobody reads so far, so nothing of it says anything
+                os.ftruncate(fd, _MAX_BYTES)
             if size < PREPARED_BYTES:
                 # written, not only allocated: then a sync of a record need not change the file's own description
                 os.pwrite(fd, bytes(PREPARED_BYTES - size), size)
                 os.fsync(fd)
-                fsync_directory(path.parent)
+                directory.sync()
         finally:
             os.close(fd)
+
+
+def write_journal(volume: Volume, key: bytes, manifest: Manifest, changed: Changed) -> None:
+    """Write down what has *changed* since *manifest*, in place of what is there. Raises OSError, TdefsError."""
+    journal = Journal(SystemCalls(), volume, key, manifest)
+    try:
+        if changed.everything:
+            journal.end()
+        elif changed.paths:
+            journal.append(changed.paths)
+    finally:
+        journal.close()
 
 
 class Journal:
     """The journal of the manifest that binds now, open for writing."""
 
-    def __init__(self, calls: SystemCalls, volume: Volume, key: bytes, counter: int) -> None:
+    def __init__(self, calls: SystemCalls, volume: Volume, key: bytes, manifest: Manifest) -> None:
         """Go on with what is there, or begin: from then on files may come that no manifest knows.
 
         Raises OSError.
@@ -122,19 +150,19 @@ class Journal:
         self._calls = calls
         self._key = key
         prepare_journal(volume)
-        self._fd = _open(volume, os.O_RDWR)
+        with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
+            self._fd = directory.open(JOURNAL_FILE, os.O_RDWR)
         try:
-            size = os.fstat(self._fd).st_size
-            self._found = parse_journal(os.pread(self._fd, size, 0), volume.volume_id, key, counter)
+            self._found = parse_journal(_read(self._fd), key, manifest)
             if not self._found.begun:
-                self._begin(volume.volume_id, counter)
+                self._begin(manifest)
             self._head = os.pread(self._fd, _HEAD.size, 0)
         except BaseException:
             os.close(self._fd)
             raise
 
-    def _begin(self, volume_id: bytes, counter: int) -> None:
-        head = _HEAD.pack(_MAGIC, volume_id, counter, os.urandom(16))
+    def _begin(self, manifest: Manifest) -> None:
+        head = _head_of(manifest)
         mac = _mac(self._key, _BEGIN_PURPOSE, head).finalize()
         with with_own_rights():
             self._calls.pwrite("journal:begin", self._fd, (head + mac).ljust(_RECORDS_AT, b"\0"), 0)
@@ -154,33 +182,37 @@ class Journal:
         record = _SIZE.pack(len(text)) + text
         mac = _mac(self._key, _RECORD_PURPOSE, self._found.mac, record).finalize()
         with with_own_rights():
+            if self._found.end + len(record) + _MAC_BYTES > _MAX_BYTES:
+                self.end()
+                return False
             try:
                 self._calls.pwrite("journal:write", self._fd, record + mac, self._found.end)
                 self._calls.fdatasync("journal:sync", self._fd)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
-                everything = _mac(self._key, _ALL_PURPOSE, self._head).finalize()
-                self._calls.pwrite("journal:all", self._fd, everything, _ALL_AT)
-                self._calls.fdatasync("journal:sync", self._fd)
-                self._found.everything = True
+                self.end()
                 return False
         self._found.end += len(record) + _MAC_BYTES
         self._found.mac = mac
         return True
+
+    def end(self) -> None:
+        """Note durably that nothing is bound any more. Raises OSError."""
+        with with_own_rights():
+            everything = _mac(self._key, _ALL_PURPOSE, self._head).finalize()
+            self._calls.pwrite("journal:all", self._fd, everything, _ALL_AT)
+            self._calls.fdatasync("journal:sync", self._fd)
+        self._found.everything = True
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
 
 
-def _open(volume: Volume, flags: int) -> int:
-    """Open the file, which must be a regular one. Raises OSError."""
-    fd = os.open(volume.private / JOURNAL_FILE, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "it is no regular file", str(volume.private / JOURNAL_FILE))
-    return fd
+def _read(fd: int) -> bytes:
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        return file.read(_MAX_BYTES)
 
 
 def _fits(key: bytes, mac: bytes, *pieces: bytes) -> bool:
