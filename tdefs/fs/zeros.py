@@ -7,7 +7,6 @@ the file through renames and links.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from errno import EACCES, ENODATA, ENOTSUP, EPERM
 
@@ -79,14 +78,6 @@ class StoredDoubts:
             if error.errno in (ENODATA, *_NO_MARKS):
                 return b""
             raise
-
-
-def is_marked_plain(fd: int) -> bool:
-    """Tell whether the open file was made as a plain one."""
-    try:
-        return os.getxattr(fd, MARK) == _PLAIN
-    except OSError:
-        return False
 
 
 def mark_plain(calls: SystemCalls, label: str, fd: int) -> None:

@@ -193,7 +193,7 @@ class Bound:
         """
         above = directory.path() + b"/"
         for path, found in sorted(self.differences.items()):
-            if path.startswith(above) and found.change is not Change.REMOVED:
+            if path.startswith(above) and not (found.change is Change.REMOVED and self._is_dispensable(path)):
                 self._refuse(path, found)
 
     def is_refused(self, inode: Inode) -> bool:

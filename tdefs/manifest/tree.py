@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from tdefs.format.header import RECORD_SIZE, resembles_header
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.fs.zeros import is_marked_plain
+from tdefs.fs.calls import SystemCalls
+from tdefs.fs.zeros import StoredDoubts
 from tdefs.manifest.record import NO_TAG, PLAIN_TAG, Listing, NodeKind, digest
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -117,10 +118,14 @@ def tag_in(fd: int, name: bytes, length: int, volume_id: bytes) -> bytes:
             head = os.pread(file, RECORD_SIZE, 0)
             if resembles_header(head, volume_id):
                 return digest(head) if length > HEADER_SIZE else NO_TAG
-            return PLAIN_TAG if any(head) or is_marked_plain(file) else NO_TAG
+            return PLAIN_TAG if any(head) or _is_marked(file, length) else NO_TAG
         finally:
             os.close(file)
     return NO_TAG
+
+
+def _is_marked(file: int, length: int) -> bool:
+    return StoredDoubts(SystemCalls(), file, length, lambda: False).is_marked_plain()
 
 
 def fits(tag: bytes, head: bytes, volume_id: bytes) -> bool:
