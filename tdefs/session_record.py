@@ -115,7 +115,7 @@ def read_session(volume: Volume) -> Session | None:
     """Return what the record says, true or not; ``None`` if there is none or it cannot be read."""
     try:
         return parse_session(_read(volume))
-    except OSError:
+    except (OSError, UntrustedError):
         return None
 
 
@@ -206,6 +206,8 @@ def last_session(volume: Volume, entry: str | None, known: KnownSessions, histor
     except FileNotFoundError:
         number = 0 if entry is None else known.number(entry)
         return _unproven("it is not there") if number else LastSession(Ending.CLEAN)
+    except UntrustedError as error:
+        return _unproven(f"it cannot be read: {error.message}")
     except OSError as error:
         return _unproven(f"it cannot be read: {error.strerror}")
     session = parse_session(data)

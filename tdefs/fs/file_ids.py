@@ -16,7 +16,7 @@ _RECORD = struct.Struct("<16sQQ")
 # file ids are random, so each holds the same share
 _BUCKETS = 1024
 # a search must end, however deeply somebody has nested directories
-_MOST_LEVELS = 256
+_MOST_LEVELS = 1000
 # a directory that has gone meanwhile, or that the daemon's user may not read
 _NOT_THERE = (ENOENT, ENOTDIR, EACCES, EPERM)
 

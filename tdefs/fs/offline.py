@@ -56,7 +56,7 @@ EMPTY = "empty"
 DAMAGED = "damaged"
 UNREADABLE = "unreadable"
 #: Directories below so many others are not looked at: each costs as many steps as there are above it.
-MOST_LEVELS = 256
+MOST_LEVELS = 1000
 #: The kind of a symbolic link, and how it is encrypted.
 LINK = "link"
 LINK_ALGORITHM = "aes-256-gcm"

@@ -21,10 +21,8 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
@@ -106,12 +104,7 @@ def prepare_journal(volume: Volume) -> None:
     What tdefs never makes there, such as a link or a FIFO, is taken away. Raises OSError, TdefsError.
     """
     with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
-        with suppress(FileNotFoundError):
-            status = directory.status(JOURNAL_FILE)
-            if stat.S_ISDIR(status.st_mode):
-                directory.rename(JOURNAL_FILE, f"{JOURNAL_FILE}.planted-{os.urandom(4).hex()}")
-            elif not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                directory.unlink(JOURNAL_FILE)
+        directory.take_away_planted(JOURNAL_FILE)
         fd = directory.open(JOURNAL_FILE, os.O_WRONLY | os.O_CREAT)
         try:
             size = os.fstat(fd).st_size

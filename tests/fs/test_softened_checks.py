@@ -214,7 +214,13 @@ def test_what_is_found_by_reading_a_directory_is_listed_when_it_was_removed(left
     left.umount()
 
 
-RECORDS = (".tdefs/manifest", ".tdefs/changed", "../keystore.history", "../keystore.history.head")
+RECORDS = (
+    ".tdefs/manifest",
+    ".tdefs/changed",
+    ".tdefs/session.json",
+    "../keystore.history",
+    "../keystore.history.head",
+)
 
 
 @pytest.mark.parametrize("how", ["huge", "fifo", "directory", "link", "hard link"])
