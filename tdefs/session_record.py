@@ -115,7 +115,7 @@ def read_session(volume: Volume) -> Session | None:
     """Return what the record says, true or not; ``None`` if there is none or it cannot be read."""
     try:
         return parse_session(_read(volume))
-    except OSError:
+    except (OSError, UntrustedError):
         return None
 
 
@@ -177,10 +177,10 @@ def known_sessions(keystore: Path, document: Document, history_key: bytes) -> Kn
     """Return what the history of *keystore*, which has the *document*, knows of sessions."""
     try:
         found = check_history(read_history(keystore), history_key, document.history, document.revision)
-    except OSError as error:
-        return KnownSessions(fault=f"the keystore's history cannot be read: {error.strerror}")
     except UntrustedError as error:
         return KnownSessions(fault=f"the keystore's history cannot be read: {error.message}")
+    except OSError as error:
+        return KnownSessions(fault=f"the keystore's history cannot be read: {error.strerror}")
     if found.findings:
         return KnownSessions(fault=f"the keystore's history is not as it was written: {found.findings[0]}")
     newest: dict[str, tuple[int, str, bool]] = {}
@@ -206,10 +206,10 @@ def last_session(volume: Volume, entry: str | None, known: KnownSessions, histor
     except FileNotFoundError:
         number = 0 if entry is None else known.number(entry)
         return _unproven("it is not there") if number else LastSession(Ending.CLEAN)
+    except UntrustedError as error:
+        return _unproven(f"it cannot be read: {error.message}")
     except OSError as error:
         return _unproven(f"it cannot be read: {error.strerror}")
-    except UntrustedError as error:
-        return _unproven(error.message)
     session = parse_session(data)
     if session is None or not session.is_sealed(history_key):
         return _unproven("it is not as tdefs wrote it, or was made without the keys of this volume")
@@ -321,11 +321,8 @@ class SessionBook:
         }
         try:
             append(self._keystore, event, what, self._key)
+        except UntrustedError as error:
+            return f"the keystore's history cannot be written: {error.message}"
         except OSError as error:
             return f"the keystore's history cannot be written: {error.strerror}"
-        except UntrustedError as error:
-            if event == _BEGIN:
-                raise
-            # what was exchanged meanwhile must not keep a session from ending
-            return f"the keystore's history cannot be written: {error.message}"
         return ""

@@ -6,23 +6,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tdefs.errors import TdefsError
 from tdefs.fs.report import Finding
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore import load_keystore
-from tdefs.manifest.state import MANIFEST_FILE, OLDER_HINT, Binding, State
+from tdefs.manifest.state import MANIFEST_FILE, OLDER_HINT, Binding, State, entry_of
 from tdefs.policy.paths import classify
-from tdefs.registry import recognised
 from tdefs.volume import PRIVATE_DIRECTORY, Volume
 
 
 def binding_of(volume: Volume, ring: KeyRing, keystore: Path) -> Binding:
     """Return what the manifest of *volume* is checked with, given its keys and the keystore that they are from."""
-    try:
-        entry = recognised(load_keystore(keystore).document, volume)
-    except (TdefsError, OSError):
-        entry = None
-    return Binding.of(volume, ring, keystore, entry.id if entry is not None else None)
+    return Binding.of(volume, ring, keystore, entry_of(volume, keystore))
 
 
 def tampering_findings(state: State) -> Iterator[Finding]:

@@ -38,8 +38,9 @@ from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.seal import FIRST_VOLUME
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
 from tdefs.keys.volume_changes import add_volume, find_volume, forget_volume, move_volume
+from tdefs.manifest.state import Binding, adopt
 from tdefs.registry import Unseen, look, place_of, recognised, statements_of
-from tdefs.session_record import read_session
+from tdefs.session_record import Session, read_session
 from tdefs.text import printable
 from tdefs.volume import Volume, exclusive, remembers_truly, save_volume
 
@@ -266,18 +267,23 @@ def _keystore_remembered(
 
 
 def _take_over(volume: Volume, unlocked: Unlocked, id: str, keystore: Path, *, is_locked: bool) -> None:
-    """Have the record of the last session, if that did not end, count as the newest one of the volume.
+    """Have what a copy has with it, its manifest and the record of its last session, be the volume's own.
 
     A copy in the middle of a session, or one that was restored, is older than what the history knows: that it is
     meant is said by who gives the secret. One that is mounted has its own session.
 
     :param is_locked: whether the caller holds the volume's lock.
     """
-    last = read_session(volume)
-    if last is None or last.clean or not last.is_sealed(history_key_of(unlocked.ring)):
-        return
+    binding = Binding.of(volume, unlocked.ring, keystore, id)
+    last: Session | None = None
     try:
         with nullcontext() if is_locked else exclusive(volume):
+            adopt(binding, binding)
+            last = read_session(volume)
+            if last is None or not last.is_sealed(history_key_of(unlocked.ring)):
+                return
+            if last.clean and last.volume == id:
+                return
             fault = book_of(volume, id, unlocked, keystore).take_over(last)
     except TdefsError as error:
         if error.exit_code is not Exit.VOLUME_IN_USE:
@@ -285,6 +291,8 @@ def _take_over(volume: Volume, unlocked: Unlocked, id: str, keystore: Path, *, i
         return
     except OSError as error:
         fault = f"the record of its session cannot be written: {error.strerror}"
+    if last is not None and last.clean and not fault:
+        return
     print(
         f"tdefs: warning: {fault}, and what its last session left half made will count as damaged"
         if fault
@@ -349,8 +357,12 @@ def _copied(args: argparse.Namespace) -> int:
 
 def _copy_session(volume: Volume, old: Unlocked, new: Unlocked, keystore: Path) -> None:
     """As :func:`_take_over`, where the keystore's copy has another history, and another key for that."""
+    adopt(
+        Binding.of(volume, old.ring, keystore, None),
+        Binding.of(volume, new.ring, keystore, FIRST_VOLUME),
+    )
     last = read_session(volume)
-    if last is not None and not last.clean and last.is_sealed(history_key_of(old.ring)):
+    if last is not None and last.is_sealed(history_key_of(old.ring)):
         resealed = replace(last, volume="").sealed(history_key_of(new.ring))
         book_of(volume, FIRST_VOLUME, new, keystore).take_over(resealed)
 

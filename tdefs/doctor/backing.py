@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from errno import ELOOP
 from pathlib import Path
 
 from tdefs.backing import weaknesses
@@ -16,6 +17,7 @@ from tdefs.fs.believed import Believed
 from tdefs.fs.mount_table import all_mounts
 from tdefs.fs.offline import (
     DAMAGED,
+    MOST_LEVELS,
     PLAIN,
     describe_content,
     doubts_of,
@@ -195,6 +197,8 @@ class BackingDirectory:
 @contextmanager
 def _entries(volume: Volume, directory: str) -> Iterator[Iterator[os.DirEntry[str]]]:
     """Look into a directory of the tree, which no symbolic link leads to, for the time of a ``with`` block."""
+    if directory.count("/") >= MOST_LEVELS:
+        raise OSError(ELOOP, "it is nested too deeply")
     fd = open_directory(volume, [part for part in directory.split("/") if part], os.O_RDONLY)
     try:
         with os.scandir(fd) as entries:

@@ -39,6 +39,9 @@ def appearance(opener: Opener, inode: Inode, status: os.stat_result) -> Appearan
         return Appearance(stat.S_IFREG | rights, 0, 0)
     size = opener.length(inode, status)
     special = special_of(inode.form.header.identities) if isinstance(inode.form, Sealed) else None
+    if special is not None and (opener.manifest.is_refused(inode) or not opener.may_be_special(inode)):
+        # the kernel would serve it without a question
+        return Appearance(stat.S_IFREG | rights, 0, 0)
     if special is not None:
         return Appearance(special.type | rights, os.makedev(special.major, special.minor), 0)
     return Appearance(status.st_mode, 0, size)

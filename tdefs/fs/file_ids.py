@@ -15,6 +15,8 @@ from tdefs.fs.inodes import Inode, InodeTable, path_of
 _RECORD = struct.Struct("<16sQQ")
 # file ids are random, so each holds the same share
 _BUCKETS = 1024
+# a search must end, however deeply somebody has nested directories
+_MOST_LEVELS = 1000
 # a directory that has gone meanwhile, or that the daemon's user may not read
 _NOT_THERE = (ENOENT, ENOTDIR, EACCES, EPERM)
 
@@ -112,6 +114,8 @@ class Twins:
         pending = [b""]
         while pending:
             directory = pending.pop()
+            if directory.count(b"/") >= _MOST_LEVELS:
+                continue
             try:
                 fd = self._open_directory(directory)
             except OSError as error:

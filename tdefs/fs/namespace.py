@@ -161,6 +161,7 @@ class Namespace:
         """
         _refuse_private(parent, name)
         self._opener.refuse_planted(inode)
+        self._manifest.check(inode)  # under another name nobody could tell that it differs
         if inode.is_link:
             self._manifest.will_come(parent, name)
             self._links.copy(inode, parent, name)
@@ -213,6 +214,9 @@ class Namespace:
         old_path, new_path = path_of(parent, name), path_of(new_parent, new_name)
         rebound: list[_Rebound] = []
         links: list[MovingLink] = []
+        for moving in (inode, target if flags & RENAME_EXCHANGE else None):
+            if moving is not None:
+                self._check_left(moving)
         if target is not inode:
             exchange = bool(flags & RENAME_EXCHANGE)
             self._manifest.will_move(
@@ -250,6 +254,18 @@ class Namespace:
         if rebound:
             self._forget_old_places(parent, new_parent, rebound)
         self._settle(new_parent, links)
+
+    def _check_left(self, inode: Inode) -> None:
+        """Refuse to move what is not as the last unmount left it: at another place nobody could tell.
+
+        :raises OSError: EIO.
+        """
+        if inode.is_directory:
+            self._manifest.check_below(inode)
+        elif inode.is_file and not inode.is_planted and inode.bound:
+            with suppress(OSError):  # what cannot be read can be moved, and is refused there, too
+                self._opener.form(inode)
+        self._manifest.check(inode)
 
     def _length(self, inode: Inode, status: os.stat_result) -> int:
         """Return the length to remember of what is about to be removed; a file that cannot be read can go, too."""

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from errno import EBADF, EISDIR, ENOENT
+from errno import EBADF, EISDIR, ELOOP, ENOENT
 from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
@@ -55,6 +55,8 @@ PLAIN = "plain"
 EMPTY = "empty"
 DAMAGED = "damaged"
 UNREADABLE = "unreadable"
+#: Directories below so many others are not looked at: each costs as many steps as there are above it.
+MOST_LEVELS = 1000
 #: The kind of a symbolic link, and how it is encrypted.
 LINK = "link"
 LINK_ALGORITHM = "aes-256-gcm"
@@ -137,6 +139,8 @@ def walk_all(
 
 def _entries(volume: Volume, directory: str) -> list[tuple[str, os.stat_result]]:
     """Return names and attributes of what lies in a directory, sorted; what vanishes meanwhile is left out."""
+    if directory.count("/") >= MOST_LEVELS:
+        raise OSError(ELOOP, "it is nested too deeply")
     found = []
     fd = open_directory(volume, [part for part in directory.split("/") if part], os.O_RDONLY)
     try:
@@ -176,7 +180,14 @@ def describe_all(
     :param destroyed: the rounds whose files nobody can read any more; only who has a keystore knows of these.
     :param ring: the keys, for who wants to know where symbolic links lead to.
     """
-    for path, status in walk_all(volume):
+    too_deep: list[str] = []
+
+    def note(error: OSError) -> None:
+        if error.errno != ELOOP:
+            raise error
+        too_deep.append(os.path.relpath(error.filename, volume.data))
+
+    for path, status in walk_all(volume, note):
         if stat.S_ISREG(status.st_mode):
             found = describe(volume, path, believed)
         elif stat.S_ISLNK(status.st_mode):
@@ -185,6 +196,8 @@ def describe_all(
             found = Description(path, name_of_node(status.st_mode), DAMAGED, stored_size=0, error=PLANTED_NODE)
         if found is not None:
             yield _without_key(found, destroyed or {})
+    for path in too_deep:
+        yield Description(path, "directory", UNREADABLE, stored_size=0, error="it is nested too deeply")
 
 
 def _without_key(found: Description, destroyed: DestroyedRounds) -> Description:

@@ -33,6 +33,13 @@ from tdefs.text import printable_path
 
 log = logging.getLogger(__name__)
 
+#: A FIFO in the place of such a file would be waited for; each can be told by its name from what may be one.
+_NEVER_SPECIAL = frozenset(
+    {
+        *(Kind.RELATION, Kind.CATALOG, Kind.RELATION_MAP, Kind.CONTROL, Kind.VERSION, Kind.CONFIGURATION),
+        *(Kind.WAL, Kind.SLRU, Kind.TWO_PHASE, Kind.SIGNAL, Kind.BACKUP, Kind.REPLICATION, Kind.STATISTICS),
+    }
+)
 _IDLE_FILES = 512
 # so many at once when there are too many open files
 _IDLE_FILES_GIVEN_UP = 32
@@ -79,6 +86,10 @@ class Opener:
         if inode.is_planted:
             error = PlantedNode(PLANTED_NODE)
             raise self.presented_as(inode, error) from error
+
+    def may_be_special(self, inode: Inode) -> bool:
+        """Tell whether a FIFO, socket or device may lie where *inode* does: not where PostgreSQL opens a file."""
+        return not any(classify(path).kind in _NEVER_SPECIAL for path in self._inodes.paths(inode))
 
     def open(self, inode: Inode, *, writable: bool) -> OpenFile:
         """Return the open file of *inode*, opened now if it is not.
@@ -151,6 +162,8 @@ class Opener:
         :raises OSError: nothing is left of the file then.
         """
         path = path_of(parent, name)
+        if classify(path).kind in _NEVER_SPECIAL:
+            raise OSError(EPERM, os.strerror(EPERM))
         directory = self._inodes.directory_fd(parent)
         fd = self._inodes.descriptors.create_at("special:open", name, os.O_RDWR, mode, directory, owner)
         try:
@@ -401,8 +414,16 @@ class Opener:
                 page = self._calls.pread("form:read", fd, HEADER_SIZE, 0)
             self.manifest.check_header(inode, page, size)
             path = os.fsdecode(inode.path())
-            doubts = StoredDoubts(self._calls, fd, size, lambda: self._decide(path).encrypted)
+            doubts = StoredDoubts(
+                self._calls,
+                fd,
+                size,
+                lambda: self._decide(path).encrypted,
+                lambda: self.manifest.had_header(inode),
+            )
             inode.form = self._sealer.recognise(page, size, doubts)
+            if isinstance(inode.form, Plain) and self._decide(path).encrypted:
+                self.manifest.check_plain(inode)
             self._note_file_id(inode)
         return inode.form
 
@@ -526,13 +547,14 @@ class Opener:
         """Refuse both of two files with one file id, since they have one key.
 
         What is open already goes on: it is not known which of them is the copy, and no new content is mixed with
-        old as long as nobody can open the other.
+        old as long as nobody can open the other. So it is with a copy that the manifest refuses.
 
         :raises OSError: EIO.
         """
         if not isinstance(inode.form, Sealed):
             return
         others = self._twins.of(inode, inode.form.header.file_id)
+        others = [path for path in others if not self.manifest.is_refused_at(path)]
         if others:
             names = ", ".join(f'"{printable_path(path)}"' for path in others)
             raise self.presented_as(inode, SharedFileId(f"its file id is also that of {names}"))

@@ -310,7 +310,8 @@ class FuseOperations(Replies, pyfuse3.Operations):
         """
         directory = self._directories[fh]
         if start_id == 0:
-            directory.names = [b".", b"..", *self._namespace.names_in(directory.inode)]
+            missing = self._opener.manifest.missing_in(directory.inode)
+            directory.names = [b".", b"..", *self._namespace.names_in(directory.inode), *missing]
         for position in range(start_id, len(directory.names)):
             name = directory.names[position]
             if name in (b".", b".."):

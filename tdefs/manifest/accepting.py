@@ -14,8 +14,9 @@ from tdefs.manifest.bound import Bound
 from tdefs.manifest.counter import note_counter
 from tdefs.manifest.journal import prepare_journal
 from tdefs.manifest.record import Flag, Manifest
-from tdefs.manifest.state import State, write_manifest
+from tdefs.manifest.state import State, reason_of, write_manifest
 from tdefs.manifest.taking import take
+from tdefs.private import UntrustedError
 
 REQUEST = "accept"
 _PURPOSE = b"tdefs v1 accept differences"
@@ -35,7 +36,9 @@ def accept(state: State, paths: Collection[bytes], *, older_copy: bool, left_cle
         state.older_than, state.lost = 0, ""
     if state.manifest is None and not left_clean:
         # what a crash left half done must not be bound
-        manifest = Manifest(binding.volume.volume_id, state.newest + 1, {}, state.older_than, Flag.INCOMPLETE)
+        counter = state.newest + 1
+        id, older, flags = binding.volume.volume_id, state.older_than, Flag.INCOMPLETE
+        manifest = Manifest(id, counter, {}, older, flags, binding.entry or "")
         if state.lost:
             manifest.flags |= Flag.FOLLOWS_LOST
     else:
@@ -72,8 +75,8 @@ def answer(bound: Bound, state: State | None, asked: Mapping[str, Any]) -> dict[
         return {"refused": "whoever asks has not the volume's keys"}
     try:
         accepted = bound.accept(paths, older_copy=older_copy)
-    except OSError as error:
-        return {"refused": f"it could not be written down: {error.strerror}"}
+    except (OSError, UntrustedError) as error:
+        return {"refused": f"it could not be written down: {reason_of(error)}"}
     return {"accepted": accepted}
 
 

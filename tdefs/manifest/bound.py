@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from errno import EIO, EROFS
 from typing import TYPE_CHECKING, Any
 
-from tdefs.format.header import RECORD_SIZE
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.complaints import Told
-from tdefs.manifest.comparing import DISPENSABLE_KINDS, Change, Difference
+from tdefs.manifest.comparing import DISPENSABLE_KINDS, LISTED_KINDS, SPEAKING_KINDS, Change, Difference
 from tdefs.manifest.counter import note_counter
 from tdefs.manifest.journal import Journal, prepare_journal
-from tdefs.manifest.record import NO_TAG, Listing, NodeKind, digest
-from tdefs.manifest.state import NAMED, State, counted, mark, mark_unbound, write_manifest
+from tdefs.manifest.record import PLAIN_TAG, Listing, NodeKind
+from tdefs.manifest.state import NAMED, State, counted, mark, mark_unbound, reason_of, write_manifest
 from tdefs.manifest.taking import take
-from tdefs.manifest.tree import join
+from tdefs.manifest.tree import fits, join
 from tdefs.policy.paths import Kind, classify
 from tdefs.private import UntrustedError
 from tdefs.text import printable_path
@@ -34,6 +33,8 @@ _REMOVAL_SECONDS = 1.0
 _MOST_AT_ONCE = 1024
 # so many differences are told by name to who asks for the status
 _MOST_TOLD = 100
+# and so many in the log: who can plant a million files must not fill the disk with it at each mount
+_MOST_LOGGED = 10_000
 
 
 class Bound:
@@ -50,6 +51,7 @@ class Bound:
         self._refuses = refuses
         self._journal: Journal | None = None
         self._told: set[bytes] = set()
+        self._accepted: set[bytes] = set()
         # in which directory names go, how many went, and when the last one did
         self._going: tuple[bytes, int, float] = (b"", 0, 0.0)
 
@@ -60,7 +62,7 @@ class Bound:
         if self._state is None or self._manifest is None or self._state.binding.key is None:
             return
         binding = self._state.binding
-        self._journal = Journal(self._calls, binding.volume, self._state.binding.key, self._manifest.counter)
+        self._journal = Journal(self._calls, binding.volume, self._state.binding.key, self._manifest)
 
     def log(self) -> None:
         """Say in the log what differs, and what the last sessions left unbound."""
@@ -69,8 +71,14 @@ class Bound:
         state = self._state
         for line in state.describe_volume():
             log.warning("%s", line)
-        for path, found in sorted(state.differences.items()):
-            log.error("%s: not as the last unmount left it: %s", printable_path(path), found)
+        found = sorted(state.differences.items())
+        for path, difference in found[:_MOST_LOGGED]:
+            log.error("%s: not as the last unmount left it: %s", printable_path(path), difference)
+        if len(found) > _MOST_LOGGED:
+            log.error(
+                "and %s not as the last unmount left things (HINT: 'tdefs accept --list' names them)",
+                counted(len(found) - _MOST_LOGGED),
+            )
         if state.changed.everything:
             log.warning(
                 "the last session did not end cleanly, and its journal was full: no file is bound any more"
@@ -92,6 +100,7 @@ class Bound:
             self._journal = None
         if self._state is None or self._state.binding.key is None:
             return
+        self._state.know_entry()
         binding, key = self._state.binding, self._state.binding.key
         try:
             manifest = take(self._state)
@@ -101,7 +110,7 @@ class Bound:
             log.error(
                 "the manifest could not be written: %s; the one before, with the journal of what changed since, "
                 "holds still (HINT: see that there is room on the disk)",
-                error.message if isinstance(error, UntrustedError) else error.strerror,
+                reason_of(error),
             )
             return
         if binding.entry is None or binding.history_key is None:
@@ -109,8 +118,9 @@ class Bound:
         try:
             note_counter(binding.keystore, binding.history_key, binding.entry, manifest.counter)
         except (OSError, UntrustedError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error.message
-            log.warning("the manifest's counter could not be written to the keystore's history: %s", reason)
+            log.warning(
+                "the manifest's counter could not be written to the keystore's history: %s", reason_of(error)
+            )
 
     def close(self) -> None:
         """End without a manifest: the journal says what changed."""
@@ -148,6 +158,9 @@ class Bound:
             raise OSError(EROFS, os.strerror(EROFS))
         accepted = list(paths)
         self._unbind(accepted)
+        self._accepted.update(accepted)
+        for path in accepted:
+            self.differences.pop(path, None)
         for path in accepted:
             log.warning("%s: accepted as found", printable_path(path))
         if older_copy:
@@ -174,6 +187,43 @@ class Bound:
             if found is not None and found.change is not Change.REMOVED:
                 self._refuse(path, found)
 
+    def check_below(self, directory: Inode) -> None:
+        """Refuse to move a directory in which something differs: at another place nobody could tell.
+
+        :raises OSError: EIO.
+        """
+        above = directory.path() + b"/"
+        for path, found in sorted(self.differences.items()):
+            if path.startswith(above) and not (found.change is Change.REMOVED and self._is_dispensable(path)):
+                self._refuse(path, found)
+
+    def is_refused(self, inode: Inode) -> bool:
+        """Tell whether :meth:`check` would refuse *inode*."""
+        return any(map(self.is_refused_at, _paths(inode)))
+
+    def is_refused_at(self, path: bytes) -> bool:
+        """Tell whether what is at *path* is refused because it differs."""
+        found = self.differences.get(path) if self._refuses else None
+        return found is not None and found.change is not Change.REMOVED
+
+    def missing_in(self, directory: Inode) -> list[bytes]:
+        """Return the names that were removed from *directory* and are to be listed, since a server acts on these.
+
+        Each of them is an error when it is looked at, see :meth:`check_missing`.
+        """
+        if not self._refuses or not self.differences:
+            return []
+        above = directory.path()
+        return [
+            path.rpartition(b"/")[2]
+            for path, found in self.differences.items()
+            if found.change is Change.REMOVED and path.rpartition(b"/")[0] == above and self._is_listed(path)
+        ]
+
+    def had_header(self, inode: Inode) -> bool:
+        """Tell whether a header of *inode* is known to have been on the disk, so that no crash has lost it."""
+        return self._state is not None and any(map(self._state.binds, _paths(inode)))
+
     def check_header(self, inode: Inode, head: bytes, size: int) -> None:
         """Note whether a file of *size* stored bytes that starts with *head* is the one that was left here."""
         if self._manifest is None or not inode.bound:
@@ -186,9 +236,25 @@ class Bound:
             found: Difference | None = None
             if entry.kind is NodeKind.FILE and entry.length != size:
                 found = Difference(Change.LENGTH, f"{entry.length} stored bytes before, {size} now")
-            elif entry.tag != NO_TAG and entry.tag != digest(head[:RECORD_SIZE]):
+            elif not fits(entry.tag, head, self._manifest.volume_id):
                 found = Difference(Change.HEADER, "its header is another one")
             if found is not None:
+                self.differences[path] = found
+                log.error("%s: not as the last unmount left it: %s", printable_path(path), found)
+
+    def check_plain(self, inode: Inode) -> None:
+        """Note that *inode* is in the clear where the policy encrypts, unless it was so at the last unmount.
+
+        A file says of itself whether it is encrypted, and through a mount none gets to such a place in the clear.
+        So it is from before the policy, which the manifest knows, or somebody has put it there.
+        """
+        if self._state is None or self._state.binding.key is None:
+            return
+        for path in _paths(inode):
+            place = self._manifest.find(path) if self._manifest is not None else None
+            was_plain = place is not None and place[0].entry(place[1]).tag == PLAIN_TAG
+            if not was_plain and path not in self._accepted and path not in self.differences:
+                found = Difference(Change.ADDED, "it is in the clear where the policy encrypts")
                 self.differences[path] = found
                 log.error("%s: not as the last unmount left it: %s", printable_path(path), found)
 
@@ -215,6 +281,12 @@ class Bound:
         found = self.differences.get(path)
         if found is not None and found.change is not Change.REMOVED and _kind(path) is Kind.SIGNAL:
             self._refuse(path, found)
+
+    def _is_listed(self, path: bytes) -> bool:
+        """Tell whether a server finds what lies at *path* by reading the directory, and not by its name."""
+        place = self._manifest.find(path) if self._manifest is not None else None
+        is_link = place is not None and place[0].entry(place[1]).kind is NodeKind.LINK
+        return is_link or _kind(path) in LISTED_KINDS
 
     def _is_dispensable(self, path: bytes) -> bool:
         place = self._manifest.find(path) if self._manifest is not None else None
@@ -270,7 +342,8 @@ class Bound:
                 paths += self._all_paths(other)
             if inode.is_directory or (other is not None and other.is_directory):
                 paths += [old + b"/", new + b"/"]
-            self._unbind(paths)
+            # what lies in a directory may say something by the names that it gets now
+            self._unbind(paths, certain=[new + b"/"] if inode.is_directory and _may_hold_speaking(new) else ())
         inode.bound = False
         if other is not None and exchange:
             other.bound = False
@@ -280,11 +353,14 @@ class Bound:
         several = self._state.tree.several.get(inode.key, ()) if self._state is not None else ()
         return list(dict.fromkeys([*_paths(inode), *several]))
 
-    def _unbind(self, paths: Iterable[bytes]) -> None:
-        """Note durably which of *paths* are not bound any more, if they were. Raises OSError."""
+    def _unbind(self, paths: Iterable[bytes], certain: Sequence[bytes] = ()) -> None:
+        """Note durably which of *paths* are not bound any more, if they were, and all that is *certain*.
+
+        Raises OSError.
+        """
         if self._manifest is None or self._state is None or self._journal is None:
             return  # where nothing is to be written, nothing can be changed
-        wanted = [path for path in dict.fromkeys(paths) if self._is_noted_when_it_changes(path)]
+        wanted = [path for path in dict.fromkeys(paths) if path in certain or self._is_noted_when_it_changes(path)]
         if not wanted:
             return
         if not self._journal.append(wanted):
@@ -353,6 +429,12 @@ def _rest_of_relation(listing: Listing, at: int, path: bytes) -> list[bytes]:
         if name[len(number) : len(number) + 1] in (b"", b".", b"_"):
             found.append(name)
     return found
+
+
+def _may_hold_speaking(directory: bytes) -> bool:
+    """Tell whether what lies in *directory* may say something by its name alone."""
+    kind = _kind(directory + b"/-")
+    return kind in SPEAKING_KINDS or kind in (Kind.OTHER, Kind.STRAY)
 
 
 def _kind(path: bytes) -> Kind:

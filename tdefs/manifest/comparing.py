@@ -11,8 +11,21 @@ from tdefs.manifest.record import Entry, Listing, Manifest, NodeKind
 from tdefs.manifest.tree import Tree, join
 from tdefs.policy.paths import Kind
 
-#: Their mere name says something: they are noted in the journal whenever they come.
-SPEAKING_KINDS = frozenset({Kind.SIGNAL})
+#: What comes under such a name is found by it, and acted on: it is noted in the journal whenever it comes.
+SPEAKING_KINDS = frozenset(
+    {
+        Kind.SIGNAL,
+        Kind.BACKUP,
+        Kind.CONFIGURATION,
+        Kind.CONTROL,
+        Kind.RELATION_MAP,
+        Kind.SLRU,
+        Kind.TWO_PHASE,
+        Kind.VERSION,
+    }
+)
+#: Found by reading the directory that they lie in: one that is gone must not pass for one that never was.
+LISTED_KINDS = frozenset({Kind.TWO_PHASE, Kind.REPLICATION})
 #: What a server makes anew, or does without: its absence says nothing to anybody.
 DISPENSABLE_KINDS = frozenset({Kind.LOG, Kind.STATISTICS, Kind.TEMP, Kind.RELCACHE, Kind.LOCK})
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from tdefs.keys.history import append, read_history, records_under
+from tdefs.private import UntrustedError
 from tdefs.text import printable
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ def newest_counter(keystore: Path, key: bytes, entry: str) -> int:
     """
     try:
         files = read_history(keystore)
-    except OSError as error:
+    except (OSError, UntrustedError) as error:
         log.warning("the keystore's history cannot be read: %s", printable(str(error)))
         return 0
     counters = [
@@ -32,5 +33,5 @@ def newest_counter(keystore: Path, key: bytes, entry: str) -> int:
 
 
 def note_counter(keystore: Path, key: bytes, entry: str, counter: int) -> None:
-    """Write the counter down. Raises OSError."""
+    """Write the counter down. Raises OSError, UntrustedError."""
     append(keystore, EVENT, {"volume": entry, "counter": counter}, key)

@@ -5,13 +5,14 @@ from removing a file. ::
 
     0     8  magic "tdefsch1"
     8    16  volume id
-    24    8  counter of the manifest that it belongs to, little-endian
-    32   16  random
-    48   32  MAC over the purpose string and these 48 bytes
+    24   32  the keystore's name for the volume, as in the manifest that it belongs to
+    56    8  counter of that manifest, little-endian
+    64   16  random
+    80   32  MAC over the purpose string and these 80 bytes
     2048 32  the same MAC over another purpose string, if nothing is bound any more; else zero
     4096  …  records: number of bytes of paths (4 bytes), the paths with a zero byte between two, MAC
 
-A record's MAC is over a purpose string, the MAC before it (the first time that at 48), and the record. So a record
+A record's MAC is over a purpose string, the MAC before it (the first time that at 80), and the record. So a record
 cannot be forged, exchanged or left out, nor come from the journal of another manifest; what is cut off at the end
 binds more, not less. A path that ends in "/" stands for a directory with all that is in it.
 """
@@ -32,7 +33,8 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from tdefs.fs.calls import SystemCalls
 from tdefs.fs.complaints import HINTS
 from tdefs.fs.reserve import with_own_rights
-from tdefs.private import own_directory
+from tdefs.manifest.record import Manifest
+from tdefs.private import UntrustedError, own_directory
 from tdefs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -45,13 +47,14 @@ _MAGIC = b"tdefsch1"
 _BEGIN_PURPOSE = b"tdefs v1 changed files"
 _ALL_PURPOSE = b"tdefs v1 changed files: all"
 _RECORD_PURPOSE = b"tdefs v1 changed files: record"
-_HEAD = struct.Struct("<8s16sQ16s")
+_HEAD = struct.Struct("<8s16s32sQ16s")
+_RANDOM_BYTES = 16
 _MAC_BYTES = 32
 _ALL_AT = 2048
 _RECORDS_AT = 4096
 _SIZE = struct.Struct("<I")
-#: A path is noted once, and a manifest has no more of them.
-_MOST_BYTES = 1 << 30
+#: More is not read, and not written either: then nothing is bound any more.
+_MAX_BYTES = 1 << 26
 
 
 @dataclass(slots=True)
@@ -65,26 +68,25 @@ class Changed:
     mac: bytes = b""
 
 
-def read_journal(volume: Volume, key: bytes, counter: int) -> Changed:
-    """Return what the journal of the manifest with *counter* says; nothing if there is none.
+def read_journal(volume: Volume, key: bytes, manifest: Manifest) -> Changed:
+    """Return what the journal of *manifest* says; nothing if there is none that tdefs has made.
 
-    Raises OSError, UntrustedError.
+    Raises OSError; UntrustedError where the directory is none of tdefs's own.
     """
-    try:
-        with own_directory(volume.private, last_link=False) as directory:
-            data = directory.read_whole(JOURNAL_FILE, _MOST_BYTES)
-    except FileNotFoundError:
-        return Changed()
-    return parse_journal(data, volume.volume_id, key, counter)
+    with own_directory(volume.private, last_link=False) as directory:
+        try:
+            data = directory.read(JOURNAL_FILE, _MAX_BYTES)
+        except (FileNotFoundError, UntrustedError):
+            return Changed()
+    return parse_journal(data, key, manifest)
 
 
-def parse_journal(data: bytes, volume_id: bytes, key: bytes, counter: int) -> Changed:
-    """Return what the bytes of a journal say; nothing if they are not of the manifest with *counter*."""
+def parse_journal(data: bytes, key: bytes, manifest: Manifest) -> Changed:
+    """Return what the bytes of a journal say; nothing if they are not of *manifest*."""
     head, mac = data[: _HEAD.size], data[_HEAD.size : _HEAD.size + _MAC_BYTES]
     if len(head) < _HEAD.size or not _fits(key, mac, _BEGIN_PURPOSE, head):
         return Changed()
-    magic, volume, belongs_to, _ = _HEAD.unpack(head)
-    if (magic, volume, belongs_to) != (_MAGIC, volume_id, counter):
+    if head[:-_RANDOM_BYTES] != _head_of(manifest)[:-_RANDOM_BYTES]:
         return Changed()
     found = Changed(begun=True, mac=mac)
     found.everything = _fits(key, data[_ALL_AT : _ALL_AT + _MAC_BYTES], _ALL_PURPOSE, head)
@@ -99,15 +101,24 @@ def parse_journal(data: bytes, volume_id: bytes, key: bytes, counter: int) -> Ch
     return found
 
 
+def _head_of(manifest: Manifest) -> bytes:
+    random = os.urandom(_RANDOM_BYTES)
+    return _HEAD.pack(_MAGIC, manifest.volume_id, manifest.entry.encode("ascii"), manifest.counter, random)
+
+
 def prepare_journal(volume: Volume) -> None:
     """See that the file is there, with room for what comes, before a manifest relies on it.
 
-    Raises OSError, UntrustedError.
+    What tdefs never makes there, such as a link or a FIFO, is taken away. Raises OSError, TdefsError.
     """
     with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
+        directory.take_away_planted(JOURNAL_FILE)
         fd = directory.open(JOURNAL_FILE, os.O_WRONLY | os.O_CREAT)
         try:
             size = os.fstat(fd).st_size
+            if size > _MAX_BYTES:
+                # nobody reads so far, so nothing of it says anything
+                os.ftruncate(fd, _MAX_BYTES)
             if size < PREPARED_BYTES:
                 # written, not only allocated: then a sync of a record need not change the file's own description
                 os.pwrite(fd, bytes(PREPARED_BYTES - size), size)
@@ -117,10 +128,22 @@ def prepare_journal(volume: Volume) -> None:
             os.close(fd)
 
 
+def write_journal(volume: Volume, key: bytes, manifest: Manifest, changed: Changed) -> None:
+    """Write down what has *changed* since *manifest*, in place of what is there. Raises OSError, TdefsError."""
+    journal = Journal(SystemCalls(), volume, key, manifest)
+    try:
+        if changed.everything:
+            journal.end()
+        elif changed.paths:
+            journal.append(changed.paths)
+    finally:
+        journal.close()
+
+
 class Journal:
     """The journal of the manifest that binds now, open for writing."""
 
-    def __init__(self, calls: SystemCalls, volume: Volume, key: bytes, counter: int) -> None:
+    def __init__(self, calls: SystemCalls, volume: Volume, key: bytes, manifest: Manifest) -> None:
         """Go on with what is there, or begin: from then on files may come that no manifest knows.
 
         Raises OSError, UntrustedError.
@@ -128,20 +151,19 @@ class Journal:
         self._calls = calls
         self._key = key
         prepare_journal(volume)
-        with own_directory(volume.private, last_link=False) as directory:
+        with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
             self._fd = directory.open(JOURNAL_FILE, os.O_RDWR)
         try:
-            size = os.fstat(self._fd).st_size
-            self._found = parse_journal(os.pread(self._fd, size, 0), volume.volume_id, key, counter)
+            self._found = parse_journal(_read(self._fd), key, manifest)
             if not self._found.begun:
-                self._begin(volume, counter)
+                self._begin(volume, manifest)
             self._head = os.pread(self._fd, _HEAD.size, 0)
         except BaseException:
             os.close(self._fd)
             raise
 
-    def _begin(self, volume: Volume, counter: int) -> None:
-        head = _HEAD.pack(_MAGIC, volume.volume_id, counter, os.urandom(16))
+    def _begin(self, volume: Volume, manifest: Manifest) -> None:
+        head = _head_of(manifest)
         mac = _mac(self._key, _BEGIN_PURPOSE, head).finalize()
         with with_own_rights():
             # what is written over is the journal of the manifest before, which a power cut would bring back if the
@@ -165,16 +187,16 @@ class Journal:
         record = _SIZE.pack(len(text)) + text
         mac = _mac(self._key, _RECORD_PURPOSE, self._found.mac, record).finalize()
         with with_own_rights():
+            if self._found.end + len(record) + _MAC_BYTES > _MAX_BYTES:
+                self.end()
+                return False
             try:
                 self._calls.pwrite("journal:write", self._fd, record + mac, self._found.end)
                 self._calls.fdatasync("journal:sync", self._fd)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
-                everything = _mac(self._key, _ALL_PURPOSE, self._head).finalize()
-                self._calls.pwrite("journal:all", self._fd, everything, _ALL_AT)
-                self._calls.fdatasync("journal:all", self._fd)
-                self._found.everything = True
+                self.end()
                 log.error(
                     "the journal of changed files cannot be written, so no file is bound any more until the next "
                     "clean unmount: %s (%s; HINT: %s)",
@@ -187,9 +209,22 @@ class Journal:
         self._found.mac = mac
         return True
 
+    def end(self) -> None:
+        """Note durably that nothing is bound any more. Raises OSError."""
+        with with_own_rights():
+            everything = _mac(self._key, _ALL_PURPOSE, self._head).finalize()
+            self._calls.pwrite("journal:all", self._fd, everything, _ALL_AT)
+            self._calls.fdatasync("journal:all", self._fd)
+        self._found.everything = True
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
+
+
+def _read(fd: int) -> bytes:
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        return file.read(_MAX_BYTES)
 
 
 def _fits(key: bytes, mac: bytes, *pieces: bytes) -> bool:

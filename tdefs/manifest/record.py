@@ -4,11 +4,12 @@
 
     0    8  magic "tdefsmf1"
     8   16  volume id
-    24   8  counter: one more with each manifest of the volume
-    32   8  older than this counter, which was known when it was noticed; 0 if it never was
-    40   4  flags
-    44   4  number of directories
-    48   …  the directories
+    24  32  the keystore's name for the volume (ASCII, zero padded); zero for a copy that it did not know there
+    56   8  counter: one more with each manifest of the volume
+    64   8  older than this counter, which was known when it was noticed; 0 if it never was
+    72   4  flags
+    76   4  number of directories
+    80   …  the directories
     end 32  HMAC-SHA256 under the state key, over the purpose string and everything before
 
 Each directory: number of bytes of its path, of entries, and of bytes of names (4 bytes each); the path; the names
@@ -16,12 +17,13 @@ in order, a zero byte between two; then of all entries the kind (1 byte each), t
 tag (16 bytes each). Numbers are little-endian. The columns are what makes it fast to read.
 
 A tag is the start of a SHA-256: of the header record of an encrypted file that has content (the record holds the
-file id and the header's MAC), of the stored text of a link; zero for all else. A length is the stored one, of a
-device its number.
+file id and the header's MAC), of the stored text of a link; 16 bytes 01 for a file in the clear; zero for
+all else. A length is the stored one, of a device its number.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from array import array
@@ -38,10 +40,14 @@ from cryptography.hazmat.primitives.hmac import HMAC
 MAGIC = b"tdefsmf1"
 TAG_BYTES = 16
 NO_TAG = bytes(TAG_BYTES)
+PLAIN_TAG = b"\1" * TAG_BYTES
 MAC_BYTES = 32
+#: Of some ten million files: what is longer is none.
+MAX_BYTES = 1 << 30
+_PIECE = 1 << 20
 
 _PURPOSE = b"tdefs v1 manifest"
-_HEAD = struct.Struct("<8s16sQQII")
+_HEAD = struct.Struct("<8s16s32sQQII")
 _DIRECTORY = struct.Struct("<III")
 
 
@@ -113,13 +119,17 @@ class Listing:
 
 @dataclass(slots=True)
 class Manifest:
-    """Every directory of a volume by its path, the root's being empty."""
+    """Every directory of a volume by its path, the root's being empty.
+
+    ``entry`` is the keystore's name for the volume, since several volumes may share a keystore, and its keys.
+    """
 
     volume_id: bytes
     counter: int
     directories: dict[bytes, Listing]
     older_than: int = 0
     flags: Flag = NO_FLAGS
+    entry: str = ""
 
     def find(self, path: bytes) -> tuple[Listing, int] | None:
         """Return where the entry of *path* is; ``None`` if there is none."""
@@ -135,6 +145,7 @@ def encode(manifest: Manifest, key: bytes) -> bytes:
         _HEAD.pack(
             MAGIC,
             manifest.volume_id,
+            manifest.entry.encode("ascii"),
             manifest.counter,
             manifest.older_than,
             manifest.flags,
@@ -149,6 +160,29 @@ def encode(manifest: Manifest, key: bytes) -> bytes:
         ]
     body = b"".join(pieces)
     return body + _mac(key, body).finalize()
+
+
+def is_genuine(fd: int, key: bytes) -> bool:
+    """Tell whether the open file is a manifest under the state *key*, with little memory: it may be anything.
+
+    Raises OSError.
+    """
+    size = os.fstat(fd).st_size - MAC_BYTES
+    if not 0 < size <= MAX_BYTES:
+        return False
+    mac = _mac(key, b"")
+    offset = 0
+    while offset < size:
+        piece = os.pread(fd, min(_PIECE, size - offset), offset)
+        if not piece:
+            return False
+        mac.update(piece)
+        offset += len(piece)
+    try:
+        mac.verify(os.pread(fd, MAC_BYTES, size))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def decode(data: bytes, volume_id: bytes, key: bytes) -> Manifest:
@@ -169,7 +203,7 @@ def decode(data: bytes, volume_id: bytes, key: bytes) -> Manifest:
 
 
 def _parse(body: bytes, volume_id: bytes) -> Manifest:
-    magic, volume, counter, older_than, flags, count = _HEAD.unpack_from(body)
+    magic, volume, entry, counter, older_than, flags, count = _HEAD.unpack_from(body)
     if magic != MAGIC:
         raise BadManifestError("its form is unknown")
     if volume != volume_id:
@@ -190,7 +224,8 @@ def _parse(body: bytes, volume_id: bytes) -> Manifest:
         if not len(listing.names) == len(kinds) == len(found) or len(tags) != entries * TAG_BYTES:
             raise ValueError("columns of different length")
         directories[path] = listing
-    return Manifest(volume, counter, directories, older_than, Flag(flags))
+    name = entry.rstrip(b"\0").decode("ascii")
+    return Manifest(volume, counter, directories, older_than, Flag(flags), name)
 
 
 def digest(data: bytes) -> bytes:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tdefs.errors import TdefsError
 from tdefs.fs.reserve import with_own_rights
 from tdefs.keys.hierarchy import KeyRing, derive_state_key
+from tdefs.keys.keystore import load_keystore
 from tdefs.manifest.comparing import SPEAKING_KINDS, Difference, compare
 from tdefs.manifest.counter import newest_counter
-from tdefs.manifest.journal import Changed, read_journal
-from tdefs.manifest.record import BadManifestError, Flag, Manifest, decode, encode
+from tdefs.manifest.journal import Changed, read_journal, write_journal
+from tdefs.manifest.record import MAX_BYTES, BadManifestError, Flag, Manifest, decode, encode, is_genuine
 from tdefs.manifest.tree import Tree, look_through, open_root
 from tdefs.policy.paths import classify
 from tdefs.private import UntrustedError, own_directory
+from tdefs.registry import recognised
 from tdefs.text import printable_path
 from tdefs.volume import Volume
 
@@ -23,8 +26,6 @@ MANIFEST_FILE = "manifest"
 OLDER_HINT = (
     "if a backup was restored: 'tdefs accept --older-copy'; else see who can write to the backing directory"
 )
-#: Of tens of millions of files.
-_MOST_BYTES = 1 << 30
 #: So many files are named where there are more.
 NAMED = 10
 
@@ -68,6 +69,16 @@ class State:
     newest: int = 0
     lost: str = ""
     older_than: int = 0
+
+    def know_entry(self) -> None:
+        """Find out whether the keystore has come to know the volume at its place since, by ``tdefs volume``."""
+        binding = self.binding
+        if binding.entry is not None or binding.history_key is None:
+            return
+        entry = entry_of(binding.volume, binding.keystore)
+        if entry is not None:
+            self.binding = replace(binding, entry=entry)
+            self.newest = newest_counter(binding.keystore, binding.history_key, entry)
 
     @property
     def is_sound(self) -> bool:
@@ -155,19 +166,25 @@ def look(binding: Binding, *, compares: bool = True) -> State:
     if binding.entry is not None and binding.history_key is not None:
         state.newest = newest_counter(binding.keystore, binding.history_key, binding.entry)
     try:
-        state.manifest = decode(_read(binding.volume), binding.volume.volume_id, binding.key)
-        state.changed = read_journal(binding.volume, binding.key, state.manifest.counter)
+        state.manifest = decode(_read(binding.volume, binding.key), binding.volume.volume_id, binding.key)
+        state.lost = _why_of_another(state.manifest, binding)
+        if state.lost:
+            state.manifest = None
+            return state
+        state.changed = read_journal(binding.volume, binding.key, state.manifest)
     except FileNotFoundError:
         if state.newest:
             state.lost = f"is missing, and the keystore knows number {state.newest}"
-    except BadManifestError as error:
+    except (BadManifestError, UntrustedError) as error:
         state.lost = f"is no good: {error}"
-    except (OSError, UntrustedError) as error:
-        why = error.message if isinstance(error, UntrustedError) else error.strerror
-        state.lost = f"cannot be read: {why}"
+    except OSError as error:
+        state.lost = f"cannot be read: {error.strerror}"
         state.manifest = None
     if state.manifest is None:
         return state
+    if binding.entry is None and binding.history_key is not None and state.manifest.entry:
+        # a copy: of a moment that may be long ago
+        state.newest = newest_counter(binding.keystore, binding.history_key, state.manifest.entry)
     if Flag.FOLLOWS_LOST in state.manifest.flags:
         state.lost = "before the last one was missing or altered"
     state.older_than = state.manifest.older_than
@@ -219,21 +236,65 @@ def mark(manifest: Manifest, path: bytes) -> bool:
     return was_bound
 
 
+def entry_of(volume: Volume, keystore: Path) -> str | None:
+    """Return the name that the keystore has for *volume*; ``None`` if it does not know it at its place."""
+    try:
+        entry = recognised(load_keystore(keystore).document, volume)
+    except (TdefsError, OSError):
+        return None
+    return entry.id if entry is not None else None
+
+
+def reason_of(error: OSError | UntrustedError) -> str:
+    """Return what to tell of an error."""
+    return error.message if isinstance(error, UntrustedError) else str(error.strerror)
+
+
 def counted(files: int) -> str:
     """Return "1 file is" or "5 files are"."""
     return "1 file is" if files == 1 else f"{files} files are"
 
 
-def _read(volume: Volume) -> bytes:
-    """Return the manifest's bytes. Raises OSError, UntrustedError."""
-    with own_directory(volume.private, last_link=False) as directory:
-        return directory.read_whole(MANIFEST_FILE, _MOST_BYTES)
+def _why_of_another(manifest: Manifest, binding: Binding) -> str:
+    """Return why the manifest of another volume with the same keys is none of this one, or nothing."""
+    if binding.entry in (None, manifest.entry):
+        return ""
+    if manifest.entry:
+        return f"is that of volume {manifest.entry}, and this is {binding.entry}"
+    return "was written while the keystore did not know the volume at its place"
+
+
+def _read(volume: Volume, key: bytes) -> bytes:
+    """Return the manifest's bytes. Raises OSError, BadManifestError; UntrustedError for no file of tdefs's."""
+    with (
+        own_directory(volume.private, last_link=False) as directory,
+        os.fdopen(directory.open(MANIFEST_FILE, os.O_RDONLY), "rb") as file,
+    ):
+        if not is_genuine(file.fileno(), key):
+            raise BadManifestError("it is not as it was written")
+        return file.read(MAX_BYTES)
 
 
 def write_manifest(volume: Volume, manifest: Manifest, key: bytes) -> None:
-    """Write a manifest down durably; until this returns the one before it is there.
-
-    Raises OSError, UntrustedError.
-    """
+    """Write a manifest down durably; until this returns the one before it is there. Raises OSError."""
     with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
         directory.write_durably(MANIFEST_FILE, encode(manifest, key))
+
+
+def adopt(old: Binding, new: Binding) -> None:
+    """Have the manifest of the volume, made with the *old* binding, be that of the *new* one, with its journal.
+
+    To be called where a person with a secret has said that the volume is now another one in its keystore, or has
+    another keystore. What differs from the manifest still does.
+
+    :raises OSError: it could not be written.
+    """
+    state = look(replace(old, entry=None), compares=False)
+    if state.manifest is None or new.key is None:
+        return
+    if (state.manifest.entry, old.key) == (new.entry or "", new.key):
+        return
+    state.manifest.entry = new.entry or ""
+    write_manifest(new.volume, state.manifest, new.key)
+    if state.changed.begun:
+        write_journal(new.volume, new.key, state.manifest, state.changed)

@@ -61,7 +61,7 @@ def take(state: State, *, accepted: Collection[bytes] = (), unclean: bool = Fals
     if unclean and not state.is_complete:
         flags |= Flag.INCOMPLETE
     counter = max(old.counter if old is not None else 0, state.newest) + 1
-    return Manifest(volume.volume_id, counter, taken, state.older_than, flags)
+    return Manifest(volume.volume_id, counter, taken, state.older_than, flags, state.binding.entry or "")
 
 
 def _bound_entry(manifest: Manifest | None, directory: bytes, name: bytes) -> Entry | None:

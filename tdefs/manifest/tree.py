@@ -11,11 +11,15 @@ from errno import ELOOP
 
 from tdefs.format.header import RECORD_SIZE, resembles_header
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.manifest.record import NO_TAG, Listing, NodeKind, digest
+from tdefs.fs.calls import SystemCalls
+from tdefs.fs.zeros import StoredDoubts
+from tdefs.manifest.record import NO_TAG, PLAIN_TAG, Listing, NodeKind, digest
 from tdefs.volume import Volume
 from tdefs.way import follow
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# PostgreSQL's trees have five levels, and people's some more; who plants thousands must not keep a mount busy
+_MOST_LEVELS = 64
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 #: Returns the tag of a file, given its name and its length.
@@ -44,7 +48,7 @@ def _no_tags(_fd: int, _path: bytes) -> Tag:
 def look_through(root: int, tags: Tags = _no_tags) -> Tree:
     """Return what lies below the open directory *root*, following no link.
 
-    A directory that cannot be read is in ``unread``; what vanishes meanwhile is left out.
+    What cannot be read, or is nested too deeply, is in ``unread``; what vanishes meanwhile is left out.
 
     :param tags: asked for each directory, and what it returns for each regular file in it.
     """
@@ -52,6 +56,9 @@ def look_through(root: int, tags: Tags = _no_tags) -> Tree:
     pending = [b""]
     while pending:
         path = pending.pop()
+        if path.count(b"/") >= _MOST_LEVELS:
+            found.unread.add(path)
+            continue
         try:
             fd = open_directory(root, path)
         except (FileNotFoundError, NotADirectoryError):
@@ -106,22 +113,29 @@ def tag_in(fd: int, name: bytes, length: int, volume_id: bytes) -> bytes:
 
     A file without content gets another file id when it is next written to, so its header is not bound.
     """
-    if length <= HEADER_SIZE:
+    if length == 0:
         return NO_TAG
     with suppress(OSError):
         file = os.open(name, _FILE_FLAGS, dir_fd=fd)
         try:
-            return tag_of(os.pread(file, RECORD_SIZE, 0), length, volume_id)
+            head = os.pread(file, RECORD_SIZE, 0)
+            if resembles_header(head, volume_id):
+                return digest(head) if length > HEADER_SIZE else NO_TAG
+            return PLAIN_TAG if any(head) or _is_marked(file, length) else NO_TAG
         finally:
             os.close(file)
     return NO_TAG
 
 
-def tag_of(head: bytes, length: int, volume_id: bytes) -> bytes:
-    """Return the tag of a file of *length* stored bytes that starts with *head*."""
-    if length <= HEADER_SIZE or not resembles_header(head, volume_id):
-        return NO_TAG
-    return digest(head[:RECORD_SIZE])
+def _is_marked(file: int, length: int) -> bool:
+    return StoredDoubts(SystemCalls(), file, length, lambda: False).is_marked_plain()
+
+
+def fits(tag: bytes, head: bytes, volume_id: bytes) -> bool:
+    """Tell whether the file that has the *tag* in the manifest can be one that starts with *head*."""
+    if tag == PLAIN_TAG:
+        return not resembles_header(head, volume_id)
+    return tag in (NO_TAG, digest(head[:RECORD_SIZE]))
 
 
 def open_root(volume: Volume) -> int:

@@ -87,3 +87,34 @@ def test_a_forged_end_of_a_session_empties_no_settings(
         server.start(seconds=20)
     assert settings.read_bytes() == stored
     volume.umount()
+
+
+def test_after_a_crash_no_file_in_the_clear_opens_a_cluster(scratch: Workspace, version: str) -> None:
+    """Where a policy leaves something in the clear, a plain file is a valid one: but only where it was one."""
+    volume = scratch.volume("some plain")
+    volume.init(policy="version: 1\nkinds: {log: plain}\n")
+    volume.mount(owner=scratch.account)
+    server = scratch.server(version, volume.mountpoint / "main")
+    server.initdb()
+    volume.umount()
+    volume.mount(owner=scratch.account)
+    hba, settings = server.pgdata / "pg_hba.conf", server.pgdata / "postgresql.auto.conf"
+    hba.write_text("local all all reject\n")  # so that the manifest does not bind it any more
+    settings.write_text("work_mem = '7MB'\n")
+    volume.kill()
+    for stored, text in (
+        (volume.data / "main" / "pg_hba.conf", "local all all trust\n"),
+        (volume.data / "main" / "postgresql.auto.conf", "local_preload_libraries = 'evil'\n"),
+    ):
+        stored.write_text(text)
+    volume.mount(owner=scratch.account)
+    for path in (hba, settings):
+        with pytest.raises(OSError, match="Input/output error"):
+            path.read_text()
+    with pytest.raises(AssertionError, match=r"postgresql\.auto\.conf"):
+        server.start(seconds=20)
+    assert "it is in the clear where the policy encrypts" in volume.log_tail()
+    volume.umount()
+    assert (
+        "added" in volume.tdefs("accept", "--list", "--volume", volume.backing, *volume.unlock, check=False).stdout
+    ), "a session that refused it makes it none the better"

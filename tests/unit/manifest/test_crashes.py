@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.fs.sealing import Expectations, Sealer
 from tdefs.fs.staging import DIRECTORY as STAGING_DIRECTORY
 from tdefs.fs.staging import Staging
+from tdefs.manifest import journal
 from tdefs.manifest.bound import Bound
 from tdefs.manifest.checking import examine
-from tdefs.manifest.journal import JOURNAL_FILE
+from tdefs.manifest.journal import JOURNAL_FILE, parse_journal
 from tdefs.manifest.state import Binding, State, look
 from tdefs.policy.model import Policy
 from tdefs.session_record import Ending, LastSession
@@ -162,6 +164,18 @@ CHANGES: dict[str, list[Step]] = {
     ],
     "a directory removed": [lambda v: v.unlink("pg_replslot/s/state"), lambda v: v.rmdir("pg_replslot/s")],
     "a directory made": [lambda v: v.mkdir("base/17000"), lambda v: v.create("base/17000/1", CONTENT)],
+    "a directory renamed to where names say something": [
+        lambda v: v.mkdir("settings"),
+        lambda v: v.create("settings/one", CONTENT),
+        lambda v: v.rename("settings", "conf.d"),
+    ],
+    "settings, a transaction and a map made anew": [
+        lambda v: v.create("postgresql.auto.conf.tmp", CONTENT),
+        lambda v: v.rename("postgresql.auto.conf.tmp", "postgresql.auto.conf"),
+        lambda v: v.create("base/16384/pg_filenode.map", CONTENT),
+        lambda v: v.create("backup_label", CONTENT),
+        lambda v: v.rename("backup_label", "backup_label.old"),
+    ],
     "a new link": [lambda v: v.symlink("pg_tblspc/2", b"/srv/2")],
     "a link removed and made anew": [
         lambda v: v.unlink("pg_tblspc/1"),
@@ -344,11 +358,11 @@ def test_the_journal_of_an_older_manifest_unbinds_nothing(make: Callable[[], Bou
     volume = make()
     volume.unlink(TABLE)
     volume.crash()
-    journal = (volume.volume.private / JOURNAL_FILE).read_bytes()
+    old = (volume.volume.private / JOURNAL_FILE).read_bytes()
     volume.remount()
     volume.create(TABLE, CONTENT)
     volume.rest()
-    (volume.volume.private / JOURNAL_FILE).write_bytes(journal)
+    (volume.volume.private / JOURNAL_FILE).write_bytes(old)
     (volume.data / TABLE).unlink()
     assert list(volume.found().differences) == [TABLE.encode()]
 
@@ -394,3 +408,29 @@ def test_modes_and_owners_are_not_bound(make: Callable[[], BoundVolume]) -> None
     (volume.data / TABLE).chmod(0o640)
     assert stat.S_IMODE((volume.data / TABLE).stat().st_mode) == 0o640
     assert volume.found().is_sound
+
+
+def test_the_journal_of_another_volume_unbinds_nothing(make: Callable[[], BoundVolume]) -> None:
+    """Two volumes of one keystore have one volume id and one key, and may have one counter."""
+    volume = make()
+    volume.unlink(TABLE)
+    volume.crash()
+    manifest = volume.state.manifest
+    assert manifest is not None
+    data = (volume.volume.private / JOURNAL_FILE).read_bytes()
+    assert parse_journal(data, KEY, manifest).paths
+    assert not parse_journal(data, KEY, replace(manifest, entry="vol_2")).begun
+
+
+def test_a_journal_that_would_be_longer_than_anybody_reads_binds_nothing(
+    make: Callable[[], BoundVolume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_MAX_BYTES", journal.PREPARED_BYTES)
+    volume = make()
+    count = journal.PREPARED_BYTES // 200
+    for number in range(count):
+        volume.create("pg_twophase_" + "x" * 180 + f"{number}.conf")
+    volume.unlink(TABLE)
+    volume.crash()
+    assert volume.found().differences == {}
+    assert volume.found().changed.everything

@@ -55,8 +55,8 @@ def manifest(volume: Volume) -> Manifest:
 USES: dict[str, Callable[[Volume], object]] = {
     "write the manifest": lambda volume: write_manifest(volume, manifest(volume), KEY),
     "prepare the journal": prepare_journal,
-    "begin the journal": lambda volume: Journal(SystemCalls(), volume, KEY, 1),
-    "read the journal": lambda volume: read_journal(volume, KEY, 1),
+    "begin the journal": lambda volume: Journal(SystemCalls(), volume, KEY, manifest(volume)),
+    "read the journal": lambda volume: read_journal(volume, KEY, manifest(volume)),
 }
 
 
