@@ -55,6 +55,13 @@ class Volume:
         """The arguments that unlock the keystore."""
         return ["--key-command", f"cat {shlex.quote(str(self.key_file))}"]
 
+    @property
+    def reporting(self) -> list[str]:
+        """The arguments with which a mount serves what differs from the manifest, too, and only tells of it."""
+        config = self.root / "reporting.yaml"
+        config.write_text(f"version: 1\nvolumes:\n  {self.backing}:\n    tampering: report\n")
+        return ["--config", str(config)]
+
     def tdefs(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a command of tdefs; the log gets it too."""
         command = [*self.program, *map(str, words)]
