@@ -101,7 +101,7 @@ def check_key_names(choice: PolicyChoice, ring: KeyRing) -> None:
             Exit.DATA_KEY_UNKNOWN,
             f"the policy uses data keys that the keystore does not hold: {', '.join(missing)}",
             detail=f'policy "{choice.file}"; the keystore holds {", ".join(ring.names())}',
-            hint="use one of the keystore's data keys in the policy",
+            hint="use one of the keystore's data keys in the policy, or make those with 'tdefs key create' first",
         )
     for name in choice.policy.key_names():
         # refused now: later it would be a database that cannot create files

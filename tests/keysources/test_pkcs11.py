@@ -181,7 +181,7 @@ def test_key_made_for_a_keystore_that_was_not_saved_is_named_with_the_command_th
     def full(*_: object, **__: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("tdefs.keys.keystore.write_durably", full)
+    monkeypatch.setattr("tdefs.private.OwnDirectory.write_durably", full)
     site.describe(key_label="new key", create="yes")
     with pytest.raises(TdefsError, match="could not create the keystore"):
         site.init()

@@ -61,7 +61,8 @@ def damaged(workspace: Workspace) -> Iterator[Damaged]:
         exchange(backing["swapped_1"], backing["swapped_2"])
         shutil.copyfile(other.data / paths["alien"], backing["alien"])
 
-        volume.mount()
+        # what each file itself tells; that the manifest refuses them before is for tests/fs/test_tampering.py
+        volume.mount(*volume.reporting)
         server.start()
         yield Damaged(server, volume, paths)
         server.stop()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.pristine import Pristine
 from tests.support.scan import files_with
 from tests.support.server import Server
 from tests.support.volume import Volume
@@ -21,24 +22,35 @@ pytestmark = pytest.mark.slow
 SECRET = "4000 0000 0000 0002"
 
 
+@pytest.fixture(scope="module")
+def made(workspace: Workspace, version: str) -> Iterator[tuple[Volume, Server, Pristine]]:
+    volumes, servers = len(workspace.volumes), len(workspace.servers)
+    try:
+        volume = workspace.volume("forged")
+        volume.init()
+        volume.mount(owner=workspace.account)
+        server = workspace.server(version, volume.mountpoint / "main")
+        server.initdb("--no-sync", "--wal-segsize=1")
+        server.configure({"wal_recycle": "off"})  # new segments are new files
+        server.start()
+        server.psql("ALTER SYSTEM SET work_mem = '7MB'")
+        server.stop()
+        volume.umount()
+        yield volume, server, Pristine(server, volume)
+    finally:
+        workspace.release(volumes, servers)
+
+
 @pytest.fixture
-def stopped(scratch: Workspace, version: str) -> Iterator[tuple[Volume, Server]]:
+def stopped(made: tuple[Volume, Server, Pristine]) -> Iterator[tuple[Volume, Server]]:
     """A cluster on a volume where everything is encrypted; stopped, and unmounted."""
-    volume = scratch.volume("forged")
-    volume.init()
-    volume.mount(owner=scratch.account)
-    server = scratch.server(version, volume.mountpoint / "main")
-    server.initdb("--wal-segsize=1")
-    server.configure({"wal_recycle": "off"})  # new segments are new files
-    server.start()
-    server.psql("ALTER SYSTEM SET work_mem = '7MB'")
-    server.stop()
-    volume.umount()
+    volume, server, pristine = made
     yield volume, server
+    pristine.restore()
 
 
 def test_a_forged_description_brings_no_wal_into_the_clear(
-    stopped: tuple[Volume, Server], scratch: Workspace
+    stopped: tuple[Volume, Server], workspace: Workspace
 ) -> None:
     volume, server = stopped
     policy = volume.root / "attack.yaml"
@@ -46,7 +58,7 @@ def test_a_forged_description_brings_no_wal_into_the_clear(
     description = volume.backing / ".tdefs" / "volume.json"
     fields = json.loads(description.read_text())
     description.write_text(json.dumps(fields | {"plain_files": True, "policy": str(policy)}))
-    volume.mount(owner=scratch.account)
+    volume.mount(owner=workspace.account)
     server.start()
     for _ in range(3):
         server.psql(f"SELECT pg_logical_emit_message(true, 'tdefs', '{SECRET}') FROM generate_series(1, 200000)")
@@ -62,12 +74,12 @@ def test_a_forged_description_brings_no_wal_into_the_clear(
 
 @pytest.mark.parametrize("session", ["invented", "from the middle of the last session"])
 def test_a_forged_end_of_a_session_empties_no_settings(
-    stopped: tuple[Volume, Server], scratch: Workspace, session: str
+    stopped: tuple[Volume, Server], workspace: Workspace, session: str
 ) -> None:
     """A wiped header would be taken for one that a crash has lost, and the server would start without them."""
     volume, server = stopped
     record = volume.backing / ".tdefs" / "session.json"
-    volume.mount(owner=scratch.account)
+    volume.mount(owner=workspace.account)
     middle = record.read_bytes()
     volume.umount()
     if session == "invented":

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from tdefs.errors import Exit
+from tests.support.pristine import Pristine
 from tests.support.processes import send, wait_until
 from tests.support.server import Server
 from tests.support.volume import Volume
@@ -57,12 +58,7 @@ class Site:
     def mount(self) -> None:
         for volume in self.volumes:
             if not volume.is_mounted:
-                self.mount_one(volume)
-
-    def mount_one(self, volume: Volume) -> None:
-        config = volume.root / "tdefs.yaml"
-        config.write_text(f"version: 1\nvolumes:\n  {volume.backing}:\n    tampering: report\n")
-        volume.mount("--config", config)
+                volume.mount(*volume.reporting)
 
     def start(self) -> None:
         self.mount()
@@ -130,17 +126,12 @@ class Site:
         self.server.account.own(place)
 
 
-def _put(source: Path, to: Path) -> None:
-    """Makes a directory, or a file and its neighbours of the same name, as another is."""
-    subprocess.run(["rsync", "-aH", "--checksum", "--delete", f"{source}/", f"{to}/"], check=True)
-
-
-#: What the cluster's volumes hold for what a test damages, and puts back through the mount.
+#: What tests damage, and put back through the mount.
 WHOLE = ("pg_hba.conf", "postgresql.conf", "global/pg_control", "pg_xact/0000")
 
 
 @pytest.fixture(scope="module")
-def made(workspace: Workspace) -> Iterator[tuple[Site, dict[str, bytes]]]:
+def made(workspace: Workspace) -> Iterator[tuple[Site, Pristine, dict[str, bytes]]]:
     volumes, servers = len(workspace.volumes), len(workspace.servers)
     try:
         data, spaces = (workspace.volume(name) for name in ("data", "spaces"))
@@ -168,36 +159,25 @@ def made(workspace: Workspace) -> Iterator[tuple[Site, dict[str, bytes]]]:
         server.stop()
         whole = {path: (server.pgdata / path).read_bytes() for path in WHOLE}
         site.end()
-        for volume in site.volumes:
-            kept = volume.root / "pristine"
-            kept.mkdir()
-            _put(volume.backing, kept / "backing")
-            for path in volume.root.glob("keystore*"):
-                shutil.copy2(path, kept)
-        yield site, whole
+        yield site, Pristine(server, *site.volumes), whole
     finally:
         workspace.release(volumes, servers)
 
 
 @pytest.fixture
-def site(made: tuple[Site, dict[str, bytes]]) -> Iterator[Site]:
+def site(made: tuple[Site, Pristine, dict[str, bytes]]) -> Iterator[Site]:
     """The cluster as it was made; nothing is mounted."""
-    site, _ = made
+    site, pristine, _ = made
     yield site
-    site.end()
-    for volume in site.volumes:
-        kept = volume.root / "pristine"
-        _put(kept / "backing", volume.backing)
-        for path in kept.glob("keystore*"):
-            shutil.copy2(path, volume.root)
+    pristine.restore()
     for path in site.loot.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @pytest.fixture
-def whole(made: tuple[Site, dict[str, bytes]]) -> dict[str, bytes]:
+def whole(made: tuple[Site, Pristine, dict[str, bytes]]) -> dict[str, bytes]:
     """What the mount shows of :data:`WHOLE` before an attack."""
-    return made[1]
+    return made[2]
 
 
 # --- what was planted
@@ -219,8 +199,7 @@ def test_recycled_wal_that_was_replaced_by_links_takes_no_secret_in_the_clear(si
     assert not site.wrote(SECRET)
     assert site.data.log.read_text().count("the symbolic link was not made by tdefs") >= 1
     # whoever has read the findings removes them, and all is well
-    if site.server.is_running:
-        site.server.stop("immediate")
+    site.server.discard()  # if it has not ended by itself yet
     site.remove(*recycled)
     assert (site.server.pgdata / "pg_wal" / used).exists()
     site.server.start()

@@ -8,24 +8,41 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pristine import Pristine
 from tests.support.server import Server
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
 
+@pytest.fixture(scope="module")
+def made(workspace: Workspace) -> Iterator[tuple[Volume, Server, Pristine]]:
+    volumes, servers = len(workspace.volumes), len(workspace.servers)
+    try:
+        volume = workspace.volume()
+        volume.init()
+        volume.mount(owner=workspace.account)
+        server = workspace.server("15", volume.mountpoint)
+        server.initdb("--no-sync", "--wal-segsize=1")
+        server.configure({"logging_collector": "on", "log_filename": "'one.log'"})
+        server.start()
+        server.psql("CREATE TABLE t AS SELECT 1 AS a")
+        server.stop()
+        volume.umount()
+        yield volume, server, Pristine(server, volume)
+    finally:
+        workspace.release(volumes, servers)
+
+
 @pytest.fixture
-def server(scratch: Workspace, volume: Volume) -> Iterator[Server]:
+def server(made: tuple[Volume, Server, Pristine]) -> Iterator[Server]:
     """A cluster at rest that logs to files of its own."""
-    volume.mount(owner=scratch.account)
-    server = scratch.server("15", volume.mountpoint)
-    server.initdb("--no-sync")
-    server.configure({"logging_collector": "on", "log_filename": "'one.log'"})
-    server.start()
-    server.psql("CREATE TABLE t AS SELECT 1 AS a")
-    server.stop()
-    volume.umount()
-    yield server
-    server.discard()
+    yield made[1]
+    made[2].restore()
+
+
+@pytest.fixture
+def volume(made: tuple[Volume, Server, Pristine]) -> Volume:
+    return made[0]
 
 
 def fails_to_start(server: Server) -> bool:
