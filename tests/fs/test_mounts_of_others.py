@@ -129,6 +129,7 @@ def test_a_mount_that_does_not_answer_holds_no_command_of_another_user(host: Hos
 def test_where_another_user_has_mounted_something_root_mounts_and_reads_nothing(host: Host) -> None:
     """A FUSE mount says that all in it is root's, and need not answer."""
     at = host.lure.mountpoint
+    os.chown(host.lure.root, 0, 0)  # nothing but the mount itself is the other user's
     commands: tuple[tuple[tuple[str | Path, ...], Exit], ...] = (
         (("mount", host.volume.backing, at, *host.volume.unlock), Exit.MOUNTPOINT_INVALID),
         (("key", "list", "--volume", host.volume.backing, "--config", at / "tdefs.yaml"), Exit.CONFIG_EXPOSED),
