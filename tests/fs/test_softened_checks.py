@@ -217,7 +217,6 @@ def test_what_is_found_by_reading_a_directory_is_listed_when_it_was_removed(left
 RECORDS = (
     ".tdefs/manifest",
     ".tdefs/changed",
-    ".tdefs/session.json",
     "../keystore.history",
     "../keystore.history.head",
 )
