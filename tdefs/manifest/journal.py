@@ -129,8 +129,12 @@ class Journal:
         self._fd = _open(volume, os.O_RDWR)
         try:
             size = os.fstat(self._fd).st_size
-            self._found = parse_journal(os.pread(self._fd, size, 0), volume.volume_id, key, counter)
-            if not self._found.begun:
+            data = os.pread(self._fd, size, 0)
+            self._found = parse_journal(data, volume.volume_id, key, counter)
+            if self._found.begun:
+                # what an earlier session failed to sync the kernel takes for written, and would not write any more
+                self._put(data[: self._found.end])
+            else:
                 self._begin(volume, counter)
             self._head = os.pread(self._fd, _HEAD.size, 0)
         except BaseException:
@@ -144,9 +148,13 @@ class Journal:
             # what is written over is the journal of the manifest before, which a power cut would bring back if the
             # sync of its successor's name has failed
             fsync_directory(volume.private)
-            self._calls.pwrite("journal:begin", self._fd, (head + mac).ljust(_RECORDS_AT, b"\0"), 0)
-            self._calls.fdatasync("journal:begin", self._fd)
+        self._put((head + mac).ljust(_RECORDS_AT, b"\0"))
         self._found = Changed(begun=True, mac=mac)
+
+    def _put(self, beginning: bytes) -> None:
+        with with_own_rights():
+            self._calls.pwrite("journal:begin", self._fd, beginning, 0)
+            self._calls.fdatasync("journal:begin", self._fd)
 
     def append(self, paths: Sequence[bytes]) -> bool:
         """Note durably that *paths* are not bound any more; return whether anything still is.
