@@ -154,8 +154,12 @@ class Journal:
         with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
             self._fd = directory.open(JOURNAL_FILE, os.O_RDWR)
         try:
-            self._found = parse_journal(_read(self._fd), key, manifest)
-            if not self._found.begun:
+            data = _read(self._fd)
+            self._found = parse_journal(data, key, manifest)
+            if self._found.begun:
+                # what an earlier session failed to sync the kernel takes for written, and would not write any more
+                self._put(data[: self._found.end])
+            else:
                 self._begin(volume, manifest)
             self._head = os.pread(self._fd, _HEAD.size, 0)
         except BaseException:
@@ -170,9 +174,13 @@ class Journal:
             # sync of its successor's name has failed
             with own_directory(volume.private, last_link=False) as directory:
                 directory.sync()
-            self._calls.pwrite("journal:begin", self._fd, (head + mac).ljust(_RECORDS_AT, b"\0"), 0)
-            self._calls.fdatasync("journal:begin", self._fd)
+        self._put((head + mac).ljust(_RECORDS_AT, b"\0"))
         self._found = Changed(begun=True, mac=mac)
+
+    def _put(self, beginning: bytes) -> None:
+        with with_own_rights():
+            self._calls.pwrite("journal:begin", self._fd, beginning, 0)
+            self._calls.fdatasync("journal:begin", self._fd)
 
     def append(self, paths: Sequence[bytes]) -> bool:
         """Note durably that *paths* are not bound any more; return whether anything still is.

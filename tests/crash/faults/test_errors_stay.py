@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.errors import Exit
 from tests.crash.faults.orders import Faults, Order
 from tests.crash.faults.places import verified
 from tests.fs.children import in_child, needs_root
@@ -447,3 +448,33 @@ def test_what_could_not_be_made_is_not_there_and_can_be_made_later(
     assert path.stat().st_nlink == 1
     make(path, new)
     assert new.name in os.listdir(path.parent)
+
+
+def test_a_journal_that_cannot_be_begun_keeps_the_volume_from_being_mounted_and_bound(scratch: Workspace) -> None:
+    volume = scratch.volume("journal-begin")
+    volume.init()
+    faults = Faults(volume, scratch.directory("faults"))
+    volume.mount()
+    (volume.mountpoint / "PG_VERSION").write_text("15\n")
+    volume.umount()
+    words: list[str | Path] = [
+        "mount",
+        volume.backing,
+        volume.mountpoint,
+        *volume.unlock,
+        "--log-file",
+        volume.log,
+    ]
+    for method in ("pwrite", "fdatasync"):
+        for code in (errno.ENOSPC, errno.EIO):
+            faults.order(Order(labels=("journal:begin",), methods=(method,), errno=code))
+            done = volume.tdefs(*words, check=False)
+            assert done.returncode == Exit.OS_ERROR, done.stderr
+            assert f'.tdefs/changed": {os.strerror(code)}' in done.stderr
+            assert "HINT: " in done.stderr
+            assert not volume.is_mounted
+    faults.order()
+    os.truncate(volume.data / "PG_VERSION", 0)
+    volume.mount()
+    assert failure((volume.mountpoint / "PG_VERSION").read_bytes) == errno.EIO, "it is bound still"
+    volume.umount()

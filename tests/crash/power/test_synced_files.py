@@ -245,8 +245,8 @@ def test_synced_bytes_of_any_file_survive_a_power_cut(
             # the manifest binds what the rest of the life changes; this disk does not hear of the daemon's syncfs
             for _ in range(random.randrange(STEPS)):
                 life.step()
-            disk.sync()
             volume.umount()
+            disk.sync()
             volume.mount()
         for _ in range(random.randrange(STEPS)):
             life.step()
