@@ -139,8 +139,8 @@ def run_session(
     with EndSignals() as signals:
         try:
             if not request.read_only:
-                _begin(request, bound)
-            connection, device = _mounted(request, operations)
+                _begin(request)
+            connection, device = _mounted(request, operations, bound)
         except Exception as error:
             bound.close()
             if not request.read_only and ending is not Ending.UNCLEAN:
@@ -208,20 +208,27 @@ def run_session(
     log.info("unmounted %s", request.mountpoint)
 
 
-def _mounted(request: MountRequest, operations: FuseOperations) -> tuple[Connection, str]:
+def _mounted(request: MountRequest, operations: FuseOperations, bound: Bound) -> tuple[Connection, str]:
     """Mount; return the connection, and the device, or nothing for a mount that was taken away already.
 
-    :raises RuntimeError: as :class:`Connection` does; TdefsError: MOUNTPOINT_INVALID or MOUNT_MISPLACED, with
-        nothing mounted.
+    The journal of changed files is begun last, before anything can be changed: what was added to a volume is told
+    of only as long as there is none, so a mount that fails must not leave one.
+
+    :raises RuntimeError: as :class:`Connection` does; TdefsError: MOUNTPOINT_INVALID, MOUNT_MISPLACED or OS_ERROR,
+        with nothing mounted.
     """
     with mount_place(request.mountpoint) as place:
         connection = Connection(operations, place.target, fuse_options(request))
         try:
-            return connection, place.device(request.volume.backing)
+            device = place.device(request.volume.backing)
+            if not request.read_only:
+                _begin_journal(request, bound)
         except BaseException:
             connection.cut()
             connection.close()
+            _take_away(request)
             raise
+        return connection, device
 
 
 def _take_away(request: MountRequest) -> None:
@@ -260,8 +267,8 @@ def _told(failure: Exception) -> str:
     return f"{type(cause).__name__}: {printable(str(cause))}"
 
 
-def _begin(request: MountRequest, bound: Bound) -> None:
-    """Write down that the volume is in use from now on, and begin its journal of changed files.
+def _begin(request: MountRequest) -> None:
+    """Write down that the volume is in use from now on.
 
     :raises TdefsError: OS_ERROR.
     """
@@ -274,6 +281,13 @@ def _begin(request: MountRequest, bound: Bound) -> None:
             f'could not write "{request.volume.private / SESSION_FILE}": {error.strerror}',
             hint="the volume's own directory must be writable, and what is in it files",
         ) from None
+
+
+def _begin_journal(request: MountRequest, bound: Bound) -> None:
+    """Begin the journal of changed files.
+
+    :raises TdefsError: OS_ERROR.
+    """
     try:
         bound.begin()
     except OSError as error:

@@ -258,6 +258,23 @@ def test_a_journal_that_cannot_be_begun_leaves_nothing_mounted_and_a_clean_end(
     still_holds(volume)
 
 
+def test_a_mount_that_fails_leaves_what_was_added_to_be_told(volume: Volume) -> None:
+    volume.mount()
+    (volume.mountpoint / "file").write_bytes(CONTENT)
+    volume.umount()
+    (volume.data / "added").write_bytes((volume.data / "file").read_bytes())
+    words = (*volume.unlock, "-o", "nonsense")
+    assert (
+        volume.tdefs("mount", volume.backing, volume.mountpoint, *words, check=False).returncode
+        == Exit.MOUNT_FAILED
+    )
+    volume.mount()
+    with pytest.raises(OSError) as caught:
+        (volume.mountpoint / "added").read_bytes()
+    assert caught.value.errno == EIO
+    assert "added: not as the last unmount left it: added" in volume.log.read_text()
+
+
 def test_a_history_that_was_exchanged_is_told_and_the_end_is_clean(volume: Volume) -> None:
     history = volume.keystore.with_name(f"{volume.keystore.name}.history")
     elsewhere = volume.root / "elsewhere"

@@ -439,8 +439,8 @@ def test_no_secret_is_in_arguments_environment_or_log(scratch: Workspace) -> Non
     assert mount(volume, unlock=unlock).returncode == 0
     process = Path("/proc", str(volume.daemons[0]))
     (volume.mountpoint / "file").write_bytes(b"1")
-    for place in (process / "cmdline", process / "environ", volume.log, *(volume.backing / ".tdefs").iterdir()):
-        if not stat.S_ISSOCK(place.stat().st_mode):
+    for place in (process / "cmdline", process / "environ", volume.log, *(volume.backing / ".tdefs").rglob("*")):
+        if stat.S_ISREG(place.stat().st_mode):
             assert passphrase.encode() not in place.read_bytes(), place
     volume.umount()
     assert passphrase not in volume.log.read_text()
