@@ -97,7 +97,7 @@ class KmipSource(KeySource, WrappingKeys):
 
     def like(self, entry: ProtectorEntry) -> Protector:
         """See Protector. It wraps with the key on the server that ``entry`` has: none is made."""
-        return _SameKey(self._settings, entry)
+        return _SameKey(self._settings, self._servers, self._told, entry)
 
     def made(self, entry: ProtectorEntry) -> Made | None:
         """See Protector."""
@@ -234,8 +234,10 @@ def _destroy_inactive(uid: str, client: Client) -> None:
 class _SameKey(KmipSource):
     """The key source, wrapping with the key that an entry of it was wrapped with."""
 
-    def __init__(self, settings: KmipSettings, entry: ProtectorEntry) -> None:
+    def __init__(self, settings: KmipSettings, servers: Servers, told: set[str], entry: ProtectorEntry) -> None:
         super().__init__(settings)
+        # each warning is given once for both
+        self._servers, self._told = servers, told
         self._uid = _read_params(entry)[0]
         self._params = dict(entry.params)
 
