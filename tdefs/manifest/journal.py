@@ -46,8 +46,8 @@ _MAC_BYTES = 32
 _ALL_AT = 2048
 _RECORDS_AT = 4096
 _SIZE = struct.Struct("<I")
-#: A path is noted once, and a manifest has no more of them.
-_MOST_BYTES = 1 << 30
+#: Of millions of paths. The journal may use what the disk keeps for root, which long names must not fill.
+_MOST_BYTES = 1 << 28
 
 
 @dataclass(slots=True)
@@ -158,8 +158,7 @@ class Journal:
         mac = _mac(self._key, _RECORD_PURPOSE, self._found.mac, record).finalize()
         with with_own_rights():
             try:
-                self._calls.pwrite("journal:write", self._fd, record + mac, self._found.end)
-                self._calls.fdatasync("journal:sync", self._fd)
+                self._write(record + mac)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
@@ -171,6 +170,12 @@ class Journal:
         self._found.end += len(record) + _MAC_BYTES
         self._found.mac = mac
         return True
+
+    def _write(self, record: bytes) -> None:
+        if self._found.end + len(record) > _MOST_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        self._calls.pwrite("journal:write", self._fd, record, self._found.end)
+        self._calls.fdatasync("journal:sync", self._fd)
 
     def close(self) -> None:
         """Close the file."""
