@@ -53,7 +53,8 @@ _MAC_BYTES = 32
 _ALL_AT = 2048
 _RECORDS_AT = 4096
 _SIZE = struct.Struct("<I")
-#: More is not read, and not written either: then nothing is bound any more.
+#: More is not read, and not written either: then nothing is bound any more. The journal may use what the disk keeps
+#: for root, which long names must not fill.
 _MAX_BYTES = 1 << 26
 
 
@@ -194,12 +195,8 @@ class Journal:
         record = _SIZE.pack(len(text)) + text
         mac = _mac(self._key, _RECORD_PURPOSE, self._found.mac, record).finalize()
         with with_own_rights():
-            if self._found.end + len(record) + _MAC_BYTES > _MAX_BYTES:
-                self.end()
-                return False
             try:
-                self._calls.pwrite("journal:write", self._fd, record + mac, self._found.end)
-                self._calls.fdatasync("journal:sync", self._fd)
+                self._write(record + mac)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
@@ -215,6 +212,12 @@ class Journal:
         self._found.end += len(record) + _MAC_BYTES
         self._found.mac = mac
         return True
+
+    def _write(self, record: bytes) -> None:
+        if self._found.end + len(record) > _MAX_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        self._calls.pwrite("journal:write", self._fd, record, self._found.end)
+        self._calls.fdatasync("journal:sync", self._fd)
 
     def end(self) -> None:
         """Note durably that nothing is bound any more. Raises OSError."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.fs.calls import SystemCalls
-from tdefs.manifest.journal import JOURNAL_FILE, Journal, prepare_journal, read_journal
+from tdefs.manifest.journal import JOURNAL_FILE, PREPARED_BYTES, Journal, prepare_journal, read_journal
 from tdefs.manifest.record import Manifest
 from tdefs.manifest.state import MANIFEST_FILE, Binding, look, write_manifest
 from tdefs.manifest.tree import open_root
@@ -141,3 +141,16 @@ def test_no_tree_that_a_link_leads_to_is_taken_for_the_volumes(
             volume = Volume(inner / "backing", volume.volume_id, volume.keystore)
     with pytest.raises(OSError, match=r"symbolic links|Not a directory"):
         open_root(volume)
+
+
+def test_the_journal_does_not_grow_without_bound(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may make files makes long names, too, and the journal takes what the disk keeps for root."""
+    monkeypatch.setattr("tdefs.manifest.journal._MAX_BYTES", most := PREPARED_BYTES)
+    journal = Journal(SystemCalls(), volume, KEY, manifest(volume))
+    try:
+        noted = [journal.append([b"%d/" % number + b"d" * 4000 + b"/standby.signal"]) for number in range(100)]
+    finally:
+        journal.close()
+    assert noted.index(False) > 50
+    assert (volume.private / JOURNAL_FILE).stat().st_size <= most
+    assert read_journal(volume, KEY, manifest(volume)).everything
