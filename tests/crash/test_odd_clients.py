@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.format.links import MAX_TARGET_BYTES
 from tests.crash.conftest import Dice
 from tests.fs.children import end_of
 from tests.fs.libc import RENAME_EXCHANGE, fallocate, renameat2
@@ -89,7 +90,7 @@ def test_names_of_the_greatest_length_work_for_every_kind_of_node(twins: Twins, 
             attempt(lambda: (directory / name).rename(directory / ("y" * length)) and None),
             attempt(lambda: os.link(directory / ("y" * length), directory / name)),
             attempt(lambda: (directory / ("d" * length)).mkdir()),
-            attempt(lambda: (directory / ("s" * length)).symlink_to("t" * 4000)),
+            attempt(lambda: (directory / ("s" * length)).symlink_to("t" * MAX_TARGET_BYTES)),
             attempt(lambda: os.mkfifo(directory / ("f" * length))),
             attempt(lambda: len((directory / ("s" * length)).readlink().name)),
         ]
