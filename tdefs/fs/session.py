@@ -310,6 +310,8 @@ def _end(request: MountRequest) -> None:
     """Write down that the session has ended; what goes wrong keeps nothing else from being ended."""
     try:
         _tell(request.book.end())
+    except (OSError, TdefsError) as error:
+        log.error("%s: the next mount recovers as after a crash", _told(error))
     except Exception:
         log.exception("the end of the session could not be written: the next mount recovers as after a crash")
 

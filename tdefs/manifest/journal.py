@@ -170,8 +170,8 @@ class Journal:
     def _begin(self, volume: Volume, manifest: Manifest) -> None:
         head = _head_of(manifest)
         mac = _mac(self._key, _BEGIN_PURPOSE, head).finalize()
-        # what is written over is the journal of the manifest before, which a power cut would bring back if the sync
-        # of its successor's name has failed
+        # what is written over is the journal of the manifest before, which a power cut would bring back if the
+        # sync of its successor's name has failed
         with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
             directory.sync()
         self._put((head + mac).ljust(_RECORDS_AT, b"\0"))

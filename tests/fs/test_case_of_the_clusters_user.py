@@ -237,7 +237,7 @@ def test_a_volume_of_the_old_layout_is_named(volume: Volume) -> None:
         words: list[str | Path] = [command, volume.backing, *([volume.mountpoint] if command == "mount" else [])]
         done = volume.tdefs(*words, *([] if command == "ls" else volume.unlock), check=False)
         assert done.returncode == Exit.VOLUME_DAMAGED
-        assert "its format version is 1; this tdefs knows 2" in done.stderr
+        assert "it was made by an older tdefs" in done.stderr
         assert "HINT:  read it with the tdefs that made it" in done.stderr
     description.write_text(text)
     volume.data.rename(volume.backing / "other")
