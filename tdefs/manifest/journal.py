@@ -53,8 +53,8 @@ _MAC_BYTES = 32
 _ALL_AT = 2048
 _RECORDS_AT = 4096
 _SIZE = struct.Struct("<I")
-#: More is not read, and not written either: then nothing is bound any more. The journal may use what the disk keeps
-#: for root, which long names must not fill.
+#: More is not read, and not written either: then nothing is bound any more. The journal may use what the disk
+#: keeps for root, which long names must not fill.
 _MAX_BYTES = 1 << 26
 
 
