@@ -257,7 +257,7 @@ def test_a_daemon_of_root_refuses_own_files_of_another_user(used: Volume, scratc
     scratch.account.own(used.backing / ".tdefs")
     code, said = run(["mount", used.backing, used.mountpoint, *used.unlock])
     assert code == Exit.FILE_UNTRUSTED, said
-    assert f"belongs to user {scratch.account.uid}" in said
+    assert f"belongs to the user {scratch.account.name}" in said
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o720])
