@@ -90,7 +90,8 @@ def test_state_of_secure_boot_is_asked_for_where_it_is_on(
     script = ["mount -t tmpfs none /sys/firmware", f"mkdir -p {efi}"]
     if firmware is not None:
         script.append(f"printf '{firmware}' > {efi}/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
-    enable = [TDEFS, "auto-open", "enable", "--volume", volume.backing, *volume.unlock, *words]
+    place = ["--volume", volume.backing, "--config", machine.config]
+    enable = [TDEFS, "auto-open", "enable", *place, *volume.unlock, *words]
     script.append(shlex.join(map(str, enable)))
     said = machine.run("sh", "-ec", "\n".join(script)).stdout
     body = volume.keystore.read_bytes().rpartition(b"sha256:")[0]
