@@ -33,9 +33,11 @@ UNPROVEN = "the record of the last session is not believed:"
 
 _PURPOSE = b"tdefs v1 session record"
 _SIZE = 8192
-_MEMBERS = ("pid", "mountpoint", "clean", "plain_files", "volume", "number", "id", "mac")
+_MEMBERS = ("pid", "mountpoint", "clean", "plain_files", "policy", "volume", "number", "id", "mac")
 _ID_BYTES = 16
 _MAX_NUMBER = 2**63 - 1
+#: In place of a policy's digest: since the last clean end there were several.
+SEVERAL_POLICIES = "several"
 _BEGIN, _END, _TAKEN_OVER = "mount", "unmount", "session taken over"
 
 
@@ -44,14 +46,16 @@ class Session:
     """One time that the volume is mounted; ``clean`` once everything was written out at its end.
 
     ``plain_files``: whether files might be in the clear then, so that headers were made durable at once.
-    ``volume`` is the id of the entry in the keystore, or nothing for a copy that it does not know; ``number``
-    counts the sessions of that entry, and ``id`` is 16 random bytes in hexadecimal. ``mac`` is over all of it.
+    ``policy`` is the digest of the policy, or :data:`SEVERAL_POLICIES`. ``volume`` is the id of the entry in the
+    keystore, or nothing for a copy that it does not know; ``number`` counts the sessions of that entry, and ``id`` is
+    16 random bytes in hexadecimal. ``mac`` is over all of it.
     """
 
     pid: int
     mountpoint: str
     clean: bool
     plain_files: bool = False
+    policy: str = ""
     volume: str = ""
     number: int = 0
     id: str = ""
@@ -85,12 +89,13 @@ class Ending(Enum):
 class LastSession:
     """How the last session ended; ``reason`` says why that is unproven, where it is.
 
-    ``plain_files`` tells of one that ended uncleanly whether files might be in the clear while it lasted.
+    ``plain_files`` and ``policy`` tell of one that ended uncleanly what :class:`Session` does.
     """
 
     ending: Ending = Ending.CLEAN
     reason: str = ""
     plain_files: bool = False
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +129,15 @@ def parse_session(data: bytes) -> Session | None:
     try:
         members = fields.read_object(fields.read_json(data[:_SIZE]), "session", _MEMBERS)
         mountpoint, volume, id = members["mountpoint"], members["volume"], members["id"]
-        if not isinstance(mountpoint, str) or not isinstance(id, str):
+        policy = members["policy"]
+        if not isinstance(mountpoint, str) or not isinstance(id, str) or not isinstance(policy, str):
             return None
         return Session(
             fields.read_int(members["pid"], "pid", 0, _MAX_NUMBER),
             mountpoint,
             fields.read_bool(members["clean"], "clean"),
             fields.read_bool(members["plain_files"], "plain_files"),
+            policy,
             fields.read_text(volume, "volume", KEY_NAME) if volume != "" else "",
             fields.read_int(members["number"], "number", 0, _MAX_NUMBER),
             id,
@@ -230,7 +237,7 @@ def last_session(volume: Volume, entry: str | None, known: KnownSessions, histor
         return _unproven("the keystore's history does not know this session")
     if ended:
         return _unproven("it says that the session did not end, and the keystore's history that it did")
-    return LastSession(Ending.UNCLEAN, plain_files=session.plain_files)
+    return LastSession(Ending.UNCLEAN, plain_files=session.plain_files, policy=session.policy)
 
 
 def _unproven(reason: str) -> LastSession:
@@ -257,24 +264,28 @@ class SessionBook:
         self._known = known
         self._session: Session | None = None
 
-    def begin(self, pid: int, mountpoint: str, *, plain_files: bool) -> str:
+    def begin(self, pid: int, mountpoint: str, *, plain_files: bool, policy: str = "") -> str:
         """Write down that the volume is in use from now on; return why the history has it not, or nothing.
 
         The history comes first: a crash in between leaves a record that is not the newest, and before the begin of
         a session nothing is left to make less strict.
 
+        :param policy: the digest of the policy that decides about new files from now on.
         :raises OSError: the record cannot be written.
         """
         last = read_session(self._volume)
         # a history that was lost, or could not be written, must not make a number stand twice
         is_own = last is not None and last.volume == self._entry and last.is_sealed(self._key)
         before = last.number if last is not None and is_own else 0
+        if last is not None and is_own and not last.clean and last.policy != policy:
+            policy = SEVERAL_POLICIES
         number = 1 + max(before, self._known.number(self._entry)) if self._entry is not None else 0
         self._session = Session(
             pid,
             mountpoint,
             clean=False,
             plain_files=plain_files,
+            policy=policy,
             volume=self._entry or "",
             number=number,
             id=os.urandom(_ID_BYTES).hex(),

@@ -127,7 +127,10 @@ def run_session(
     sealer = Sealer(ring, expected)
     inodes = InodeTable(calls, root_fd)
     staging = None if request.read_only else Staging(volume.private / STAGING_DIRECTORY)
-    bound = Bound(calls, request.state, refuses=request.refuses_tampering)
+    last = request.believed.last
+    # what sessions wrote in the clear that left no manifest may lie where this policy encrypts
+    left_plain = last.ending is Ending.UNCLEAN and last.policy != policy.digest()
+    bound = Bound(calls, request.state, refuses=request.refuses_tampering, left_plain=left_plain)
     bound.log()
     opener = Opener(calls, inodes, sealer, policy, bound)
     operations = FuseOperations(calls, inodes, opener, root_fd, staging)
@@ -139,7 +142,7 @@ def run_session(
     with EndSignals() as signals:
         try:
             if not request.read_only:
-                _begin(request)
+                _begin(request, policy)
             connection, device = _mounted(request, operations, bound)
         except Exception as error:
             bound.close()
@@ -267,14 +270,15 @@ def _told(failure: Exception) -> str:
     return f"{type(cause).__name__}: {printable(str(cause))}"
 
 
-def _begin(request: MountRequest) -> None:
+def _begin(request: MountRequest, policy: Policy) -> None:
     """Write down that the volume is in use from now on.
 
     :raises TdefsError: OS_ERROR.
     """
     try:
-        plain_files = request.believed.statements.plain_files
-        _tell(request.book.begin(os.getpid(), os.fspath(request.mountpoint), plain_files=plain_files))
+        may = request.believed.statements
+        place, digest = os.fspath(request.mountpoint), policy.digest()
+        _tell(request.book.begin(os.getpid(), place, plain_files=may.plain_files, policy=digest))
     except OSError as error:
         raise TdefsError(
             Exit.OS_ERROR,

@@ -43,8 +43,19 @@ class Bound:
     What may be bound is told by ``Inode.bound``, which is one look for each write; paths are made only once.
     """
 
-    def __init__(self, calls: SystemCalls, state: State | None = None, *, refuses: bool = True) -> None:
-        """:param refuses: whether what differs is refused, or only reported."""
+    def __init__(
+        self,
+        calls: SystemCalls,
+        state: State | None = None,
+        *,
+        refuses: bool = True,
+        left_plain: bool = False,
+    ) -> None:
+        """:param refuses: whether what differs is refused, or only reported.
+
+        :param left_plain: whether files may be in the clear where the policy encrypts that no manifest knows.
+        """
+        self._left_plain = left_plain
         self._calls = calls
         self._state = state
         self._manifest = state.manifest if state is not None else None
@@ -246,9 +257,10 @@ class Bound:
         """Note that *inode* is in the clear where the policy encrypts, unless it was so at the last unmount.
 
         A file says of itself whether it is encrypted, and through a mount none gets to such a place in the clear.
-        So it is from before the policy, which the manifest knows, or somebody has put it there.
+        So it is from before the policy, which the manifest knows, or somebody has put it there. Only where the
+        policy was changed after a session that did not end cleanly, the manifest cannot know all.
         """
-        if self._state is None or self._state.binding.key is None:
+        if self._state is None or self._state.binding.key is None or self._left_plain:
             return
         for path in _paths(inode):
             place = self._manifest.find(path) if self._manifest is not None else None
