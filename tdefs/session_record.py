@@ -47,8 +47,8 @@ class Session:
 
     ``plain_files``: whether files might be in the clear then, so that headers were made durable at once.
     ``policy`` is the digest of the policy, or :data:`SEVERAL_POLICIES`. ``volume`` is the id of the entry in the
-    keystore, or nothing for a copy that it does not know; ``number`` counts the sessions of that entry, and ``id`` is
-    16 random bytes in hexadecimal. ``mac`` is over all of it.
+    keystore, or nothing for a copy that it does not know; ``number`` counts the sessions of that entry, and ``id``
+    is 16 random bytes in hexadecimal. ``mac`` is over all of it.
     """
 
     pid: int
