@@ -47,7 +47,8 @@ class FuseSystem(System):
         self.daemons = [
             pid
             for pid in processes_in(self.backing)
-            if any(Path(word).name == self.program for word in arguments(pid)[:2])
+            # a program of Python's is behind the interpreter's own arguments
+            if any(Path(word).name == self.program for word in arguments(pid)[:4])
         ]
         if not self.daemons:
             raise Unavailable(f"no process of {self.program} serves {self.storage}")

@@ -94,6 +94,12 @@ class FaultyScene(Scene):
             log.seek(position)
             return log.read()
 
+    def stop(self) -> None:
+        """Stops the server and unmounts; what failed while something was taken back is told of then."""
+        self.server.stop()
+        self.expect_no_tampering()
+        self.volume.umount(disk_failed=True)
+
     def _empty_cache(self) -> None:
         """Has the kernel forget what it has read from the files of the mount."""
         for path in Path(self.server.pgdata, "base").rglob("*"):
