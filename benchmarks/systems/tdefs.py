@@ -23,7 +23,8 @@ class Tdefs(FuseSystem):
         self._tdefs("init", self.backing, *_UNLOCK)
 
     def start_daemon(self) -> None:
-        self._tdefs("mount", self.backing, self.storage, *_UNLOCK, *self.variant.mount)
+        log = self.root / "daemon.log"
+        self._tdefs("mount", self.backing, self.storage, *_UNLOCK, "--log-file", log, *self.variant.mount)
 
     def unmount(self) -> None:
         self._tdefs("umount", self.storage)

@@ -446,7 +446,7 @@ def test_a_copy_that_the_keystore_does_not_know_never_counts(left: Volume, tmp_p
     before = history.read_text().count('"event":"manifest"')
     place = tmp_path / "mnt"
     place.mkdir()
-    left.tdefs("mount", tmp_path / "copy", place, *left.unlock)
+    left.tdefs("mount", tmp_path / "copy", place, *left.unlock, "--log-file", left.log)
     left.tdefs("umount", place)
     assert history.read_text().count('"event":"manifest"') == before
 
