@@ -12,7 +12,6 @@ write to, and one that others could exchange as a whole, as who may write to a d
 from __future__ import annotations
 
 import os
-import pwd
 import shlex
 import stat
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.person import user_name
 from tdefs.way import Exchangeable, follow
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def _what_is_wrong(place: Path, status: os.stat_result, owner: int | None) -> tu
         return f'"{place}" is not a directory', f"rm {quoted}"
     if owner is not None and status.st_uid != owner:
         return (
-            f'"{place}" belongs to the user {_name(status.st_uid)}, not to the daemon\'s, {_name(owner)}',
-            f"chown {_name(owner)} {quoted} && chmod {_MODE:04o} {quoted}",
+            f'"{place}" belongs to the user {user_name(status.st_uid)}, not to the daemon\'s, {user_name(owner)}',
+            f"chown {user_name(owner)} {quoted} && chmod {_MODE:04o} {quoted}",
         )
     if status.st_mode & _OTHERS_WRITE:
         return (
@@ -148,10 +148,3 @@ def _opened(place: Path, above: int | None = None) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

@@ -7,7 +7,6 @@ who could change one of them could act as root.
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shlex
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.fs.mount_table import strangers_mount
+from tdefs.keys.person import user_name
 
 _MAX_LINKS = 40
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
@@ -100,16 +100,16 @@ class Walk:
 
     def _check_mount(self, place: Path, stranger: int | None) -> None:
         if stranger is not None:
-            detail = f"{_user(stranger)} has mounted what is there, and says what it is and whose"
+            detail = f"{user_name(stranger)} has mounted what is there, and says what it is and whose"
             raise self._exposed(place, detail, f"umount {_quoted(place)}, or put the file elsewhere")
 
     def _check_owner(self, place: Path, status: os.stat_result) -> None:
         if status.st_uid in self._users or stat.S_ISCHR(status.st_mode):
             return
-        user = _user(os.geteuid())
+        user = user_name(os.geteuid())
         raise self._exposed(
             place,
-            f"it belongs to {_user(status.st_uid)}, and tdefs runs as {user}",
+            f"it belongs to {user_name(status.st_uid)}, and tdefs runs as {user}",
             f"chown {'-h ' if stat.S_ISLNK(status.st_mode) else ''}{user} {_quoted(place)},"
             f" if nobody else is to change what is there; else put it in a directory of {user}'s alone",
         )
@@ -129,10 +129,3 @@ def _mode(status: os.stat_result) -> str:
 
 def _quoted(place: Path) -> str:
     return shlex.quote(os.fspath(place))
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
