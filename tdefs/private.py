@@ -50,6 +50,11 @@ class UntrustedError(TdefsError):
         )
 
 
+def reason_of(error: OSError | UntrustedError) -> str:
+    """Return what to tell of an error of a file of tdefs's own, beside where it lies."""
+    return error.message if isinstance(error, UntrustedError) else str(error.strerror)
+
+
 class OwnDirectory:
     """A directory with files of tdefs's own, open."""
 

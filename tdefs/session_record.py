@@ -22,7 +22,7 @@ from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import KEY_NAME
 from tdefs.keys.history import append, check_history, read_history
 from tdefs.keys.state_mac import fits_state_mac, state_mac
-from tdefs.private import UntrustedError, own_directory
+from tdefs.private import UntrustedError, own_directory, reason_of
 
 if TYPE_CHECKING:  # a volume's lock tells who holds it, which it reads here
     from tdefs.volume import Volume
@@ -184,10 +184,8 @@ def known_sessions(keystore: Path, document: Document, history_key: bytes) -> Kn
     """Return what the history of *keystore*, which has the *document*, knows of sessions."""
     try:
         found = check_history(read_history(keystore), history_key, document.history, document.revision)
-    except UntrustedError as error:
-        return KnownSessions(fault=f"the keystore's history cannot be read: {error.message}")
-    except OSError as error:
-        return KnownSessions(fault=f"the keystore's history cannot be read: {error.strerror}")
+    except (OSError, UntrustedError) as error:
+        return KnownSessions(fault=f"the keystore's history cannot be read: {reason_of(error)}")
     if found.findings:
         return KnownSessions(fault=f"the keystore's history is not as it was written: {found.findings[0]}")
     newest: dict[str, tuple[int, str, bool]] = {}
@@ -213,10 +211,8 @@ def last_session(volume: Volume, entry: str | None, known: KnownSessions, histor
     except FileNotFoundError:
         number = 0 if entry is None else known.number(entry)
         return _unproven("it is not there") if number else LastSession(Ending.CLEAN)
-    except UntrustedError as error:
-        return _unproven(f"it cannot be read: {error.message}")
-    except OSError as error:
-        return _unproven(f"it cannot be read: {error.strerror}")
+    except (OSError, UntrustedError) as error:
+        return _unproven(f"it cannot be read: {reason_of(error)}")
     session = parse_session(data)
     if session is None or not session.is_sealed(history_key):
         return _unproven("it is not as tdefs wrote it, or was made without the keys of this volume")
@@ -332,8 +328,6 @@ class SessionBook:
         }
         try:
             append(self._keystore, event, what, self._key)
-        except UntrustedError as error:
-            return f"the keystore's history cannot be written: {error.message}"
-        except OSError as error:
-            return f"the keystore's history cannot be written: {error.strerror}"
+        except (OSError, UntrustedError) as error:
+            return f"the keystore's history cannot be written: {reason_of(error)}"
         return ""

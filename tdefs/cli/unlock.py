@@ -19,7 +19,7 @@ from tdefs.keys.key_source import KeySource, make_key_source
 from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.secrets import add_unlock_arguments, is_secret_given, secret_from_arguments
-from tdefs.private import UntrustedError
+from tdefs.private import UntrustedError, reason_of
 from tdefs.volume import DEFAULT_KEYSTORE, Volume, remembers_truly
 
 
@@ -195,5 +195,4 @@ def record(keystore: Path, event: str, what: Mapping[str, str | int], unlocked: 
     try:
         append(keystore, event, what, key)
     except (OSError, UntrustedError) as error:
-        reason = error.message if isinstance(error, UntrustedError) else error.strerror
-        print(f"tdefs: warning: the keystore's history cannot be written: {reason}", file=sys.stderr)
+        print(f"tdefs: warning: the keystore's history cannot be written: {reason_of(error)}", file=sys.stderr)

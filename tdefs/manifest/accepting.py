@@ -14,9 +14,9 @@ from tdefs.manifest.bound import Bound
 from tdefs.manifest.counter import note_counter
 from tdefs.manifest.journal import prepare_journal
 from tdefs.manifest.record import Flag, Manifest
-from tdefs.manifest.state import State, reason_of, write_manifest
+from tdefs.manifest.state import State, write_manifest
 from tdefs.manifest.taking import take
-from tdefs.private import UntrustedError
+from tdefs.private import UntrustedError, reason_of
 
 REQUEST = "accept"
 _PURPOSE = b"tdefs v1 accept differences"

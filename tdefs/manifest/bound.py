@@ -15,11 +15,11 @@ from tdefs.manifest.comparing import DISPENSABLE_KINDS, LISTED_KINDS, SPEAKING_K
 from tdefs.manifest.counter import note_counter
 from tdefs.manifest.journal import Journal, prepare_journal
 from tdefs.manifest.record import PLAIN_TAG, Listing, NodeKind
-from tdefs.manifest.state import NAMED, State, counted, mark, mark_unbound, reason_of, write_manifest
+from tdefs.manifest.state import NAMED, State, counted, mark, mark_unbound, write_manifest
 from tdefs.manifest.taking import take
 from tdefs.manifest.tree import fits, join
 from tdefs.policy.paths import Kind, classify
-from tdefs.private import UntrustedError
+from tdefs.private import UntrustedError, reason_of
 from tdefs.text import printable_path
 
 if TYPE_CHECKING:

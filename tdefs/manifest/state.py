@@ -245,11 +245,6 @@ def entry_of(volume: Volume, keystore: Path) -> str | None:
     return entry.id if entry is not None else None
 
 
-def reason_of(error: OSError | UntrustedError) -> str:
-    """Return what to tell of an error."""
-    return error.message if isinstance(error, UntrustedError) else str(error.strerror)
-
-
 def counted(files: int) -> str:
     """Return "1 file is" or "5 files are"."""
     return "1 file is" if files == 1 else f"{files} files are"
