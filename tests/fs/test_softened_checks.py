@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -47,12 +46,6 @@ def errno_of(work: Callable[[], object]) -> int | None:
     return None
 
 
-def tampering(volume: Volume) -> dict[str, str]:
-    """By path, what the status says."""
-    status = json.loads(volume.tdefs("status", volume.mountpoint, "--json").stdout)
-    return {one["path"]: one["what"] for one in status["tampering"]["differences"]}
-
-
 def warnings_of_mount(volume: Volume) -> str:
     said = volume.tdefs("mount", volume.backing, volume.mountpoint, *volume.unlock, "--log-file", volume.log)
     volume.umount()
@@ -92,7 +85,7 @@ def test_a_copy_that_is_meant_keeps_its_manifest(left: Volume, scratch: Workspac
     words = ("--keystore", copy.keystore) if how == "copied" else ()
     copy.tdefs("volume", how, copy.backing, *words, *copy.unlock)
     copy.mount()
-    assert tampering(copy) == {"pg_hba.conf": "removed"}
+    assert copy.tampering() == {"pg_hba.conf": "removed"}
     assert "the manifest of the volume's files" not in copy.log.read_text()
     copy.umount()
 
@@ -138,7 +131,7 @@ def test_after_a_crash_what_is_found_by_its_name_is_still_told_of(left: Volume) 
     for name in gone:
         shutil.copy(older / name, left.data / name)
     left.mount()
-    assert tampering(left) == dict.fromkeys(gone, "added")
+    assert left.tampering() == dict.fromkeys(gone, "added")
     for name in gone:
         assert errno_of((left.mountpoint / name).read_bytes) == EIO
     for name in ("conf.d/added", "conf.d/conf.d/one"):
@@ -258,7 +251,7 @@ def test_a_tree_of_thousands_of_levels_keeps_no_command_busy(left: Volume) -> No
     os.close(fd)
     try:
         left.mount()
-        assert tampering(left)["d"] == "added"
+        assert left.tampering()["d"] == "added"
         left.kill()
         left.mount()
         left.umount()

@@ -64,16 +64,10 @@ def errno_of(work: Callable[[], object]) -> int | None:
     return None
 
 
-def tampering(volume: Volume) -> dict[str, str]:
-    """By path, what the status says."""
-    status = json.loads(volume.tdefs("status", volume.mountpoint, "--json").stdout)
-    return {one["path"]: one["what"] for one in status["tampering"]["differences"]}
-
-
 def test_a_volume_that_nobody_touched_is_served_without_a_word(left: Volume) -> None:
     said = left.tdefs("mount", left.backing, left.mountpoint, *left.unlock, "--log-file", left.log)
     assert "warning" not in said.stderr
-    assert tampering(left) == {}
+    assert left.tampering() == {}
     for name in (*STATEMENTS, *DISPENSABLE):
         assert (left.mountpoint / name).read_bytes() == CONTENT
     assert (left.mountpoint / "pg_tblspc/16400").readlink() == Path("/srv/other")
@@ -86,7 +80,7 @@ def test_a_removed_file_whose_absence_says_something_is_an_error(left: Volume, n
     left.mount()
     assert errno_of((left.mountpoint / name).stat) == EIO
     assert errno_of(lambda: (left.mountpoint / name).write_bytes(b"made anew")) == EIO
-    assert tampering(left) == {name: REMOVED}
+    assert left.tampering() == {name: REMOVED}
     assert f"{name}: not as the last unmount left it: removed" in left.log.read_text()
     left.umount()
 
@@ -96,13 +90,13 @@ def test_a_lost_file_that_a_server_makes_anew_keeps_nobody_down(left: Volume, na
     (left.data / name).unlink()
     left.mount()
     assert not (left.mountpoint / name).exists()
-    assert tampering(left) == {name: REMOVED}
+    assert left.tampering() == {name: REMOVED}
     (left.mountpoint / name).write_bytes(b"made anew")
-    assert tampering(left) == {}
+    assert left.tampering() == {}
     left.umount()
     left.mount()
     assert (left.mountpoint / name).read_bytes() == b"made anew"
-    assert tampering(left) == {}
+    assert left.tampering() == {}
     left.umount()
 
 
@@ -118,7 +112,7 @@ def test_a_lost_directory_of_a_database_is_an_error(left: Volume) -> None:
     shutil.rmtree(left.data / "base/5")
     left.mount()
     assert errno_of((left.mountpoint / "base/5").stat) == EIO
-    assert tampering(left)["base/5/16385"] == REMOVED
+    assert left.tampering()["base/5/16385"] == REMOVED
     left.umount()
 
 
@@ -129,13 +123,13 @@ def test_an_emptied_file_is_refused_but_can_be_removed(left: Volume, name: str, 
     left.mount()
     assert errno_of((left.mountpoint / name).read_bytes) == EIO
     assert errno_of(lambda: (left.mountpoint / name).write_bytes(b"over it")) == EIO
-    assert tampering(left) == {name: EMPTIED}
+    assert left.tampering() == {name: EMPTIED}
     (left.mountpoint / name).unlink()
     (left.mountpoint / name).write_bytes(CONTENT)
     left.umount()
     left.mount()
     assert (left.mountpoint / name).read_bytes() == CONTENT
-    assert tampering(left) == {}
+    assert left.tampering() == {}
     left.umount()
 
 
@@ -145,7 +139,7 @@ def test_a_cut_and_a_grown_file_are_refused(left: Volume) -> None:
     left.mount()
     for name in ("pg_hba.conf", "base/5/16385"):
         assert errno_of((left.mountpoint / name).read_bytes) == EIO
-    assert tampering(left) == {"pg_hba.conf": "other length", "base/5/16385": "other length"}
+    assert left.tampering() == {"pg_hba.conf": "other length", "base/5/16385": "other length"}
     left.umount()
 
 
@@ -159,9 +153,9 @@ def test_an_older_file_of_the_same_length_is_refused_where_it_is_opened(left: Vo
     left.umount()
     shutil.copy(tmp_path / "older", left.data / name)
     left.mount()
-    assert tampering(left) == {}, "headers are read when files are opened"
+    assert left.tampering() == {}, "headers are read when files are opened"
     assert errno_of((left.mountpoint / name).read_bytes) == EIO
-    assert tampering(left) == {name: "exchanged"}
+    assert left.tampering() == {name: "exchanged"}
     left.umount()
     left.mount()
     assert errno_of((left.mountpoint / name).read_bytes) == EIO, "a difference stays one until it is accepted"
@@ -177,14 +171,14 @@ def test_an_added_file_is_refused_but_can_be_removed(left: Volume, name: str, *,
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"" if empty else (left.data / "any_other_file").read_bytes())
     left.mount()
-    assert tampering(left)[name] == ADDED
+    assert left.tampering()[name] == ADDED
     assert errno_of((left.mountpoint / name).read_bytes) == EIO
     if name == "recovery.signal":
         assert errno_of((left.mountpoint / name).stat) == EIO, "its mere name makes PostgreSQL recover"
     else:
         (left.mountpoint / name).unlink()
         (left.mountpoint / name).write_bytes(CONTENT)
-        assert name not in tampering(left)
+        assert name not in left.tampering()
     left.umount()
 
 
@@ -194,7 +188,7 @@ def test_another_link_is_refused_where_it_is_read(left: Volume) -> None:
     link.symlink_to("/srv/evil0")
     left.mount()
     assert errno_of((left.mountpoint / "pg_tblspc/16400").readlink) == EIO
-    assert tampering(left) == {"pg_tblspc/16400": "other link"}
+    assert left.tampering() == {"pg_tblspc/16400": "other link"}
     left.umount()
 
 
@@ -209,7 +203,7 @@ def test_something_else_in_the_place_of_a_file_is_refused(left: Volume, kind: st
     else:
         os.mkfifo(path)
     left.mount()
-    assert tampering(left) == {"pg_hba.conf": "other kind"}
+    assert left.tampering() == {"pg_hba.conf": "other kind"}
     if kind != "FIFO":  # that would block who opens it; it is the kernel's, not the volume's
         assert errno_of(lambda: (left.mountpoint / "pg_hba.conf").read_bytes()) in (EIO, 21)
     left.umount()
@@ -222,7 +216,7 @@ def test_what_differs_stays_refused_after_a_clean_session(left: Volume) -> None:
     before = {"standby.signal": REMOVED, "pg_hba.conf": EMPTIED, "planted.conf": ADDED}
     for _ in range(2):
         left.mount()
-        assert tampering(left) == before
+        assert left.tampering() == before
         left.umount()
 
 
@@ -234,7 +228,7 @@ def test_what_differs_is_served_and_told_of_where_the_configuration_says_so(left
     left.mount("--config", config)
     assert (left.mountpoint / "pg_hba.conf").read_bytes() == b""
     assert not (left.mountpoint / "standby.signal").exists()
-    assert tampering(left) == {"standby.signal": REMOVED, "pg_hba.conf": EMPTIED}
+    assert left.tampering() == {"standby.signal": REMOVED, "pg_hba.conf": EMPTIED}
     left.umount()
 
 
@@ -330,10 +324,10 @@ def test_what_is_accepted_is_served_as_it_is(left: Volume, *, mounted: bool) -> 
     if mounted:
         left.mount()
         assert errno_of((left.mountpoint / "any_other_file").read_bytes) == EIO
-        assert len(tampering(left)) == 4
+        assert len(left.tampering()) == 4
     accept(left, "standby.signal", str(left.data / "pg_hba.conf"))
     if mounted:
-        assert tampering(left) == {"planted.conf": ADDED, "any_other_file": "exchanged"}
+        assert left.tampering() == {"planted.conf": ADDED, "any_other_file": "exchanged"}
         assert not (left.mountpoint / "standby.signal").exists()
         assert (left.mountpoint / "pg_hba.conf").read_bytes() == b""
         left.umount()
@@ -344,7 +338,7 @@ def test_what_is_accepted_is_served_as_it_is(left: Volume, *, mounted: bool) -> 
     accept(left, "--all")
     left.tdefs("accept", "--list", "--volume", left.backing, *left.unlock)
     left.mount()
-    assert tampering(left) == {}
+    assert left.tampering() == {}
     assert (left.mountpoint / "planted.conf").read_bytes() == b""
     left.umount()
 
@@ -360,7 +354,7 @@ def test_accepting_needs_a_secret_and_a_difference(left: Volume) -> None:
     nothing = left.tdefs("accept", "--volume", left.backing, *left.unlock, check=False)
     assert nothing.returncode == Exit.USAGE
     left.mount()
-    assert len(tampering(left)) == 3, "the exchanged file was not opened yet"
+    assert len(left.tampering()) == 3, "the exchanged file was not opened yet"
     left.umount()
 
 
@@ -370,7 +364,7 @@ def test_who_has_no_keys_accepts_nothing_through_the_control_socket(left: Volume
     volume = read_volume(left.backing)
     for asked in ({}, {"paths": ["standby.signal"], "older_copy": False, "mac": "00" * 32}, {"paths": 7}):
         assert "refused" in (ask(volume, "accept", **asked) or {})
-    assert "standby.signal" in tampering(left)
+    assert "standby.signal" in left.tampering()
     left.umount()
 
 
@@ -386,7 +380,7 @@ def test_a_difference_is_accepted_after_a_crash_without_binding_what_the_crash_l
     os.truncate(left.data / "base/5/16385", 0)  # it was written to, so nobody can tell
     (left.data / "base/5/17000").unlink()
     left.mount()
-    assert tampering(left) == {"promote": ADDED}, "its name is noted whenever it comes, also after a crash"
+    assert left.tampering() == {"promote": ADDED}, "its name is noted whenever it comes, also after a crash"
     assert (left.mountpoint / "recovery.signal").exists()
     assert (left.mountpoint / "pg_hba.conf").read_bytes() == b""
     left.umount()
@@ -402,7 +396,7 @@ def test_after_a_kill_the_log_says_which_files_lost_the_binding_and_the_others_k
     left.kill()
     os.truncate(left.data / "pg_hba.conf", 0)
     left.mount()
-    assert tampering(left) == {"pg_hba.conf": EMPTIED}
+    assert left.tampering() == {"pg_hba.conf": EMPTIED}
     assert "not bound by the manifest any more: any_other_file, base/5/16385\n" in left.log.read_text()
     assert (left.mountpoint / "renamed").read_bytes() == CONTENT
     left.umount()
@@ -467,7 +461,7 @@ def test_a_full_disk_at_the_end_leaves_the_old_manifest_and_its_journal(small: V
     small.umount()
     after = (small.backing / ".tdefs/manifest").read_bytes()
     small.mount()
-    assert tampering(small) == {}
+    assert small.tampering() == {}
     if before == after:
         assert "the manifest could not be written" in small.log.read_text()
     (small.mountpoint / "big").unlink()

@@ -158,6 +158,10 @@ class Volume:
         """What ``tdefs status --json`` says."""
         return json.loads(self.tdefs("status", self.mountpoint, "--json").stdout)
 
+    def tampering(self) -> dict[str, str]:
+        """By path, what the status says of files that are not as the last unmount left them."""
+        return {one["path"]: one["what"] for one in self.status()["tampering"]["differences"]}
+
     def cat(self, relpath: str) -> bytes:
         """The decrypted content of one file, read without a mount."""
         command = [str(TDEFS), "cat", str(self.backing), relpath, *self.unlock]
