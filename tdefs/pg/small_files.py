@@ -49,6 +49,8 @@ def mapped_relfilenode(content: bytes, relation: int) -> int | None:
 def odd_versions(contents: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
     """Yield the paths of files PG_VERSION that contradict most others of their cluster, and how.
 
+    Where no version has a majority, each file is named: nobody can tell which of them is right.
+
     ValidatePgVersion() of src/backend/utils/init/miscinit.c demands the server's own version of each.
     """
     clusters: dict[str, dict[str, bytes]] = defaultdict(dict)
@@ -60,6 +62,22 @@ def odd_versions(contents: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
     for found in clusters.values():
         (usual, times), *_ = Counter(found.values()).most_common(1)
         for path, content in found.items():
-            if content != usual and times > len(found) / 2:
-                shown, right = (version.decode("ascii").strip() for version in (content, usual))
-                yield path, f"PG_VERSION is damaged: it says {shown}, all others of the cluster say {right}"
+            if times == len(found):
+                continue
+            others = {_shown(other) for other in found.values()} - {_shown(content)}
+            if times <= len(found) / 2:
+                yield (
+                    path,
+                    f"PG_VERSION is damaged, here or elsewhere: it says {_shown(content)}, "
+                    f"others of the cluster say {', '.join(sorted(others))}",
+                )
+            elif content != usual:
+                yield (
+                    path,
+                    f"PG_VERSION is damaged: it says {_shown(content)}, "
+                    f"all others of the cluster say {_shown(usual)}",
+                )
+
+
+def _shown(version: bytes) -> str:
+    return version.decode("ascii").strip()

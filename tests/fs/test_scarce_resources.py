@@ -27,10 +27,9 @@ CONTENT = os.urandom(4 << 20)
 FILES = 6
 
 
-@pytest.fixture
-def nobody() -> Account:
+def user(name: str) -> Account:
     """A user of whom nothing else runs: the limit on processes counts all that are of one user."""
-    entry = pwd.getpwnam("games")
+    entry = pwd.getpwnam(name)
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
@@ -90,10 +89,9 @@ def threads_of(pid: int) -> int:
 
 
 @needs_root
-@pytest.mark.parametrize("processes", [4, 12])
-def test_a_limit_on_processes_is_told_and_costs_no_request(
-    volume: Volume, nobody: Account, processes: int
-) -> None:
+@pytest.mark.parametrize(("processes", "name"), [(4, "games"), (12, "news")])
+def test_a_limit_on_processes_is_told_and_costs_no_request(volume: Volume, processes: int, name: str) -> None:
+    nobody = user(name)
     if Path("/dev/fuse").stat().st_mode & 0o006 != 0o006:
         pytest.skip("here no user but root may open /dev/fuse")
     subprocess.run(["chown", "-R", nobody.name, volume.root], check=True)

@@ -241,7 +241,7 @@ def test_what_a_cluster_has_written_on_the_mount_is_never_put_back_to_what_was_b
             terminal.expect("(?i)passphrase[^\n]*: ")
             terminal.press(f"{PASSPHRASE}\n")
         terminal.expect("compared")
-        assert wait_until(lambda: debian.run("pg_ctlcluster 15 main status", check=False).returncode == 0, 30)
+        assert wait_until(lambda: debian.run("pg_isready", check=False).returncode == 0, 30)
         os.killpg(terminal.job, signal.SIGKILL)
     debian.sql("UPDATE t SET text = 'committed on the mount'")
     debian.run("pg_ctlcluster 15 main stop")

@@ -33,6 +33,7 @@ _SESSION = {
     "mountpoint": "/mnt",
     "clean": True,
     "plain_files": False,
+    "policy": bytes(range(32)).hex(),
     "volume": "vol_1",
     "number": 1,
     "id": bytes(range(16)).hex(),

@@ -346,6 +346,16 @@ def test_version_file_of_another_version_is_found(small: SmallVolume, command: C
     }
 
 
+def test_version_files_without_a_majority_are_all_named(small: SmallVolume, command: Command) -> None:
+    """One of them is damaged, and nobody can tell which."""
+    healthy(small)
+    small.seal("base/5/PG_VERSION", b"35\n")
+    assert findings(command, small) == {
+        path: f"PG_VERSION is damaged, here or elsewhere: it says {own}, others of the cluster say {other}"
+        for path, own, other in (("PG_VERSION", 15, 35), ("base/5/PG_VERSION", 35, 15))
+    }
+
+
 def test_garbled_relation_map_is_found(small: SmallVolume, command: Command) -> None:
     healthy(small)
     small.damage("global/pg_filenode.map", 8192 + 300)
