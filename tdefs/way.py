@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from errno import ELOOP, ENOTDIR
 from pathlib import Path
 
-from tdefs.fs.mount_table import strangers_mount
+from tdefs.mounts.table import strangers_mount
 
 #: As many as the kernel follows (MAXSYMLINKS).
 _MOST_LINKS = 40

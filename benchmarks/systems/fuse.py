@@ -6,7 +6,7 @@ from abc import abstractmethod
 from pathlib import Path
 
 from benchmarks.systems.base import LIMIT, System, Unavailable
-from tdefs.fs.mounts import device_of, raise_kernel_limits
+from tdefs.mounts.known import device_of, raise_kernel_limits
 from tests.support.mounts import is_mounted
 from tests.support.processes import arguments, processes_in, wait_until
 

@@ -10,15 +10,15 @@ from tdefs.cli.output import print_json, print_line
 from tdefs.cli.place import add_place, volume_of
 from tdefs.cli.tampering import binding_of
 from tdefs.cli.unlock import add_keystore_arguments, keystore_path, unlock
+from tdefs.control import StrangerError, ask
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.control import StrangerError, ask
-from tdefs.fs.mounts import tdefs_mounts
 from tdefs.manifest.accepting import REQUEST, accept, request
 from tdefs.manifest.checking import examine
 from tdefs.manifest.state import Binding, State
-from tdefs.session_record import Ending
+from tdefs.mounts.known import tdefs_mounts
 from tdefs.text import printable_path
-from tdefs.volume import Volume, exclusive, is_in_use
+from tdefs.volume.description import Volume, exclusive, is_in_use
+from tdefs.volume.session_record import Ending
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

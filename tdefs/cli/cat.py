@@ -11,7 +11,7 @@ from tdefs.cli.streams import check_output
 from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import DestroyedKey, FormatError
-from tdefs.fs.offline import OfflineReader, volume_at
+from tdefs.offline.reader import OfflineReader, volume_at
 from tdefs.text import printable
 
 _NOT_THERE = {

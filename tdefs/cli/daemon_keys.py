@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.cli.keystore_users import is_same_file
+from tdefs.control import StrangerError, ask
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.control import StrangerError, ask
 from tdefs.keys.hierarchy import DataKey, KeyRing
 from tdefs.keys.ring_message import RingRefusedError, seal_ring
 from tdefs.text import printable
-from tdefs.volume import Volume, is_in_use
+from tdefs.volume.description import Volume, is_in_use
 
 # a mount that is just being made answers soon
 _PATIENCE_SECONDS = 10.0

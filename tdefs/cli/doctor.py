@@ -12,6 +12,7 @@ from tdefs.cli.output import print_json, print_line
 from tdefs.cli.status import living_volume
 from tdefs.cli.unlock import add_config
 from tdefs.config import load_config
+from tdefs.control import ask
 from tdefs.doctor.backing import BackingDirectory
 from tdefs.doctor.beside import examine_surroundings
 from tdefs.doctor.certificates import examine_certificates
@@ -23,15 +24,14 @@ from tdefs.doctor.policy import examine_next_mount, next_policy
 from tdefs.doctor.registration import examine_registration
 from tdefs.doctor.tampering import examine_tampering
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.control import ask
-from tdefs.fs.mounts import find_mount, mounts_of
 from tdefs.keys.document import Statements
 from tdefs.keys.key_source import make_key_source
 from tdefs.keys.keystore import load_keystore
+from tdefs.mounts.known import find_mount, mounts_of
 from tdefs.private import UntrustedError
-from tdefs.registry import statements_of
 from tdefs.text import printable
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
+from tdefs.volume.registry import statements_of
 
 _THIS_MOUNT = "this mount, as far as this host shows; docs/THREATS.md has what cannot be seen from it"
 _UNSEEN = "What roles and databases have set of their own cannot be seen so: psql's \\drds lists it."

@@ -13,13 +13,12 @@ from pathlib import Path
 from tdefs.cli.link_places import mountpoints_of, trusted_mounts
 from tdefs.cli.unlock import add_keystore_arguments, unlock, use_configured_secret
 from tdefs.config import load_config
+from tdefs.control import ask
 from tdefs.doctor.cluster import find_clusters
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError
-from tdefs.fs.believed import Opened
-from tdefs.fs.control import ask
-from tdefs.fs.offline import OfflineReader
 from tdefs.keys.secrets import is_secret_given
+from tdefs.offline.reader import OfflineReader
 from tdefs.pg.control import (
     CONTROL_FILE,
     MOST_CONTROL_BYTES,
@@ -31,7 +30,8 @@ from tdefs.pg.home import HomeCluster
 from tdefs.pg.structure import WAL_FROM_ELSEWHERE
 from tdefs.private import read_regular
 from tdefs.text import printable
-from tdefs.volume import DATA_DIRECTORY, PRIVATE_DIRECTORY, Volume, read_volume
+from tdefs.volume.believed import Opened
+from tdefs.volume.description import DATA_DIRECTORY, PRIVATE_DIRECTORY, Volume, read_volume
 
 
 def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> HomeCluster:

@@ -31,8 +31,8 @@ from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.scrypt_option import add_scrypt_cost
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
 from tdefs.policy.model import Policy
-from tdefs.registry import place_of
-from tdefs.volume import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
+from tdefs.volume.description import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
+from tdefs.volume.registry import place_of
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

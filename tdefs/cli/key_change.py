@@ -32,9 +32,9 @@ from tdefs.keys.keystore import Unlocked, remove_what_is_not_saved
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.saving import repair
 from tdefs.policy.parse import load_policy
-from tdefs.registry import statements_of
 from tdefs.text import printable
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
+from tdefs.volume.registry import statements_of
 
 _SHOWN_FILES = 50
 

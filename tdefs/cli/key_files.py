@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from tdefs.fs.offline import UNREADABLE, describe_all
+from tdefs.offline.reader import UNREADABLE, describe_all
 from tdefs.text import printable
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from tdefs.cli.output import print_fields, print_json, print_line, print_table
 from tdefs.cli.place import volume_of
 from tdefs.cli.unlock import read_keystore
 from tdefs.errors import Exit
-from tdefs.fs.offline import describe_all
 from tdefs.keys.document import VERSION, DataKeyEntry, Document, RoundEntry
 from tdefs.keys.fields import show_time
 from tdefs.keys.key_changes import find_data_key
+from tdefs.offline.reader import describe_all
 
 _LIST_HEADERS = ("data key", "round", "state", "algorithm", "created", "fingerprint", "wrapped by", "")
 _SHOW_HEADERS = ("round", "state", "algorithm", "created", "revoked", "destroyed", "wrapped by", "files")

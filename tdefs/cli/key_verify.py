@@ -18,7 +18,7 @@ from tdefs.keys.keystore import Unlocked
 from tdefs.keys.protectors.base import NotMineError, Protector
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.seal import open_master_key
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
 
 #: Returns a protector that needs no person, which making it may show to be unusable.
 Maker = Callable[[], Protector]

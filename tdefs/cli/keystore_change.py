@@ -19,9 +19,9 @@ from tdefs.keys.keystore import Unlocked, remove_what_is_not_saved
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.saving import KeystoreChange
 from tdefs.keys.volume_changes import moved
-from tdefs.registry import place_of, recognised, was_renamed
 from tdefs.text import printable
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
+from tdefs.volume.registry import place_of, recognised, was_renamed
 
 
 class OpenChange:

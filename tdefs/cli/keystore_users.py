@@ -10,15 +10,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tdefs.control import ask
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.control import ask
-from tdefs.fs.mounts import mounts_of
 from tdefs.keys.document import Document
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.volume_changes import find_volume
-from tdefs.registry import Unseen, look, place_of, recognised
+from tdefs.mounts.known import mounts_of
 from tdefs.text import printable
-from tdefs.volume import PRIVATE_DIRECTORY, Volume, read_volume
+from tdefs.volume.description import PRIVATE_DIRECTORY, Volume, read_volume
+from tdefs.volume.registry import Unseen, look, place_of, recognised
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tdefs.config import Config, load_config
 from tdefs.errors import TdefsError
-from tdefs.fs.link_targets import leads_out
-from tdefs.fs.mounts import Mount, mounts_of
-from tdefs.session_record import read_session
-from tdefs.volume import Volume
+from tdefs.mounts.known import Mount, mounts_of
+from tdefs.offline.link_targets import leads_out
+from tdefs.volume.description import Volume
+from tdefs.volume.session_record import read_session
 
 
 def mountpoints_of(volume: Volume, config: Config) -> set[Path]:

@@ -8,10 +8,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from tdefs.daemon.reserve import with_own_rights
 from tdefs.errors import TdefsError
-from tdefs.fs.reserve import with_own_rights
 from tdefs.private import UntrustedError, own_place
-from tdefs.volume import ROOTS_LOGS
+from tdefs.volume.description import ROOTS_LOGS
 
 if TYPE_CHECKING:
     _Handler = logging.StreamHandler[TextIO]

@@ -17,14 +17,14 @@ from typing import Any
 from tdefs.cli.link_places import link_judge, trusted_mounts
 from tdefs.cli.output import print_json, print_table
 from tdefs.cli.unlock import add_keystore_arguments, read_keystore, unlock
+from tdefs.control import ask
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.believed import shown
-from tdefs.fs.control import ask
-from tdefs.fs.offline import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all, volume_at
 from tdefs.keys.document import Document
 from tdefs.keys.secrets import is_secret_given
+from tdefs.offline.reader import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all, volume_at
 from tdefs.text import printable
-from tdefs.volume import Volume
+from tdefs.volume.believed import shown
+from tdefs.volume.description import Volume
 
 _YES_NO = {ENCRYPTED: "yes", PLAIN: "no"}
 _HEADERS = ("path", "kind", "encrypted", "data key", "round", "algorithm", "size")

@@ -12,7 +12,6 @@ from dataclasses import replace
 from logging.handlers import SysLogHandler
 from pathlib import Path
 
-from tdefs.backing import claim
 from tdefs.cli.background import run_in_background
 from tdefs.cli.log_file import LogFile, default_log
 from tdefs.cli.policy_choice import (
@@ -25,15 +24,11 @@ from tdefs.cli.policy_choice import (
 from tdefs.cli.tampering import binding_of
 from tdefs.cli.unlock import add_keystore_arguments, unlock
 from tdefs.config import LONGEST_WATCHDOG, REFUSE, load_config
+from tdefs.daemon.limits import low_limits
+from tdefs.daemon.session import MountRequest, run_session
+from tdefs.data.calls import SystemCalls
+from tdefs.data.read_only import ReadOnlyCalls, is_read_only
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.calls import SystemCalls
-from tdefs.fs.limits import low_limits
-from tdefs.fs.mount_place import refuse_exchangeable
-from tdefs.fs.mount_users import places_of
-from tdefs.fs.mounts import DEAD, detach_dead, is_dead, mounts_of, provide_connections, tdefs_mounts
-from tdefs.fs.read_only import ReadOnlyCalls, is_read_only
-from tdefs.fs.recovery import empty_unfinished_files
-from tdefs.fs.session import MountRequest, run_session
 from tdefs.host import (
     keep_freed_memory,
     lock_memory,
@@ -43,9 +38,14 @@ from tdefs.host import (
     tell_service_manager,
 )
 from tdefs.manifest.state import look
-from tdefs.session_record import UNPROVEN, Ending, LastSession, read_session
+from tdefs.mounts.known import DEAD, detach_dead, is_dead, mounts_of, provide_connections, tdefs_mounts
+from tdefs.mounts.place import refuse_exchangeable
+from tdefs.mounts.users import places_of
+from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.text import printable
-from tdefs.volume import Volume, VolumeLock, is_running, read_volume
+from tdefs.volume.backing import claim
+from tdefs.volume.description import Volume, VolumeLock, is_running, read_volume
+from tdefs.volume.session_record import UNPROVEN, Ending, LastSession, read_session
 from tdefs.way import follow
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.mounts import mounts_of
-from tdefs.fs.offline import volume_at
-from tdefs.volume import Volume
+from tdefs.mounts.known import mounts_of
+from tdefs.offline.reader import volume_at
+from tdefs.volume.description import Volume
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:

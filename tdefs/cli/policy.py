@@ -13,8 +13,8 @@ from tdefs.keys.keystore import load_keystore
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.policy.paths import classify
-from tdefs.registry import statements_of
-from tdefs.volume import read_volume
+from tdefs.volume.description import read_volume
+from tdefs.volume.registry import statements_of
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -24,9 +24,9 @@ from tdefs.keys.volume_changes import find_volume, restate_volume
 from tdefs.policy.changes import newly_plain
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
-from tdefs.registry import recognised
 from tdefs.text import printable
-from tdefs.volume import is_in_use
+from tdefs.volume.description import is_in_use
+from tdefs.volume.registry import recognised
 
 
 def add_accept(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

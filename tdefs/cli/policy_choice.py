@@ -12,7 +12,7 @@ from tdefs.keys.document import Statements
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
 
 #: So many digits of a digest are shown.
 _SHOWN_DIGITS = 16

@@ -37,7 +37,7 @@ from tdefs.keys.protector_changes import (
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.seal import check_mac, open_master_key
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
 
 _OPENS = "opens"
 _OTHER_SECRET = "does not open"  # noqa: S105 - what is said of one

@@ -25,7 +25,7 @@ from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.seal import new_protector_entry, open_master_key
 from tdefs.keys.secrets import secret_from_arguments
 from tdefs.text import printable
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
 
 _NOT_AT_HAND = "its secret is not at hand"
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.cli.output import print_fields, print_json, print_line, print_table
+from tdefs.control import ask
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.believed import shown
-from tdefs.fs.control import ask
-from tdefs.fs.mount_users import mounts_inside
-from tdefs.fs.mounts import Mount, find_mount, is_dead
-from tdefs.fs.offline import STATES, describe_all
 from tdefs.keys.document import DESTROYED, Document
 from tdefs.keys.hierarchy import DestroyedRounds
 from tdefs.keys.keystore import load_keystore
-from tdefs.session_record import read_session
-from tdefs.volume import Volume, is_in_use, read_volume
+from tdefs.mounts.known import Mount, find_mount, is_dead
+from tdefs.mounts.users import mounts_inside
+from tdefs.offline.reader import STATES, describe_all
+from tdefs.volume.believed import shown
+from tdefs.volume.description import Volume, is_in_use, read_volume
+from tdefs.volume.session_record import read_session
 
 _FIELDS = (
     *(

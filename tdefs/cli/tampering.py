@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tdefs.fs.report import Finding
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.manifest.state import MANIFEST_FILE, OLDER_HINT, Binding, State, entry_of
+from tdefs.offline.report import Finding
 from tdefs.policy.paths import classify
-from tdefs.volume import PRIVATE_DIRECTORY, Volume
+from tdefs.volume.description import PRIVATE_DIRECTORY, Volume
 
 
 def binding_of(volume: Volume, ring: KeyRing, keystore: Path) -> Binding:

@@ -7,14 +7,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tdefs.control import ask
+from tdefs.data.read_only import is_read_only
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.control import ask
-from tdefs.fs.mount_place import refuse_foreign_way
-from tdefs.fs.mount_users import who_keeps
-from tdefs.fs.mounts import detach_dead, find_mount, is_dead, unmount
-from tdefs.fs.read_only import is_read_only
-from tdefs.session_record import SESSION_FILE, Session, read_session
-from tdefs.volume import Volume, is_in_use, is_running, read_volume
+from tdefs.mounts.known import detach_dead, find_mount, is_dead, unmount
+from tdefs.mounts.place import refuse_foreign_way
+from tdefs.mounts.users import who_keeps
+from tdefs.volume.description import Volume, is_in_use, is_running, read_volume
+from tdefs.volume.session_record import SESSION_FILE, Session, read_session
 
 _WAIT_SECONDS = 60
 _POLL_SECONDS = 0.02

@@ -12,7 +12,6 @@ from tdefs.cli.keystore_users import warn_unless_registered
 from tdefs.cli.this_host import demanded_host, opening_host
 from tdefs.config import VolumeConfig, load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.believed import Opened, opened
 from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.history import append
 from tdefs.keys.key_source import KeySource, make_key_source
@@ -20,7 +19,8 @@ from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.secrets import add_unlock_arguments, is_secret_given, secret_from_arguments
 from tdefs.private import UntrustedError, reason_of
-from tdefs.volume import DEFAULT_KEYSTORE, Volume, remembers_truly
+from tdefs.volume.believed import Opened, opened
+from tdefs.volume.description import DEFAULT_KEYSTORE, Volume, remembers_truly
 
 
 def add_keystore_arguments(parser: argparse.ArgumentParser, *, recovery_prompt: bool = True) -> None:

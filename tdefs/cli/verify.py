@@ -15,12 +15,12 @@ from tdefs.cli.progress import ReadProgress
 from tdefs.cli.tampering import binding_of, tampering_findings
 from tdefs.cli.unlock import add_keystore_arguments, keystore_path, unlock
 from tdefs.errors import Exit
-from tdefs.fs.offline import STATES, volume_at
-from tdefs.fs.report import Report
-from tdefs.fs.verifying import Verifier
 from tdefs.manifest.checking import examine
+from tdefs.offline.reader import STATES, volume_at
+from tdefs.offline.report import Report
+from tdefs.offline.verifying import Verifier
 from tdefs.text import printable
-from tdefs.volume import Volume, is_in_use
+from tdefs.volume.description import Volume, is_in_use
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -27,8 +27,6 @@ from tdefs.cli.unlock import (
 )
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.believed import book_of
-from tdefs.fs.offline import volume_at
 from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
 from tdefs.keys.document import Document, VolumeEntry
 from tdefs.keys.fields import show_time
@@ -39,10 +37,12 @@ from tdefs.keys.seal import FIRST_VOLUME
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
 from tdefs.keys.volume_changes import add_volume, find_volume, forget_volume, move_volume
 from tdefs.manifest.state import Binding, adopt
-from tdefs.registry import Unseen, look, place_of, recognised, statements_of
-from tdefs.session_record import Session, read_session
+from tdefs.offline.reader import volume_at
 from tdefs.text import printable
-from tdefs.volume import Volume, exclusive, remembers_truly, save_volume
+from tdefs.volume.believed import book_of
+from tdefs.volume.description import Volume, exclusive, remembers_truly, save_volume
+from tdefs.volume.registry import Unseen, look, place_of, recognised, statements_of
+from tdefs.volume.session_record import Session, read_session
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -280,7 +280,7 @@ def _take_over(volume: Volume, unlocked: Unlocked, id: str, keystore: Path, *, i
         with nullcontext() if is_locked else exclusive(volume):
             adopt(binding, binding)
             last = read_session(volume)
-            if last is None or not last.is_sealed(history_key_of(unlocked.ring)):
+            if last is None or not last.is_authentic(history_key_of(unlocked.ring)):
                 return
             if last.clean and last.volume == id:
                 return
@@ -362,9 +362,9 @@ def _copy_session(volume: Volume, old: Unlocked, new: Unlocked, keystore: Path) 
         Binding.of(volume, new.ring, keystore, FIRST_VOLUME),
     )
     last = read_session(volume)
-    if last is not None and last.is_sealed(history_key_of(old.ring)):
-        resealed = replace(last, volume="").sealed(history_key_of(new.ring))
-        book_of(volume, FIRST_VOLUME, new, keystore).take_over(resealed)
+    if last is not None and last.is_authentic(history_key_of(old.ring)):
+        authenticated = replace(last, volume="").authenticated(history_key_of(new.ring))
+        book_of(volume, FIRST_VOLUME, new, keystore).take_over(authenticated)
 
 
 def _forget(args: argparse.Namespace) -> int:

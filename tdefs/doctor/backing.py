@@ -10,12 +10,11 @@ from dataclasses import replace
 from errno import ELOOP
 from pathlib import Path
 
-from tdefs.backing import weaknesses
 from tdefs.doctor.findings import Finding, advice, note, risk
 from tdefs.format.header import resembles_header
-from tdefs.fs.believed import Believed
-from tdefs.fs.mount_table import all_mounts
-from tdefs.fs.offline import (
+from tdefs.keys.document import Statements
+from tdefs.mounts.table import all_mounts
+from tdefs.offline.reader import (
     DAMAGED,
     MOST_LEVELS,
     PLAIN,
@@ -25,10 +24,11 @@ from tdefs.fs.offline import (
     open_directory,
     open_without_links,
 )
-from tdefs.keys.document import Statements
 from tdefs.policy.model import Policy
 from tdefs.policy.paths import classify
-from tdefs.volume import Volume
+from tdefs.volume.backing import weaknesses
+from tdefs.volume.believed import Believed
+from tdefs.volume.description import Volume
 
 #: So many files are opened at most, and for so long; relation files come last.
 _MOST_OPENED = 20_000

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from tdefs.doctor.findings import Finding, advice, risk
-from tdefs.fs.mount_table import all_mounts
+from tdefs.mounts.table import all_mounts
 from tdefs.pg.control import (
     CONTROL_FILE,
     MOST_CONTROL_BYTES,
@@ -20,7 +20,7 @@ from tdefs.pg.control import (
     system_identifier,
 )
 from tdefs.private import read_regular
-from tdefs.volume import PRIVATE_DIRECTORY
+from tdefs.volume.description import PRIVATE_DIRECTORY
 
 #: Where distributions keep clusters.
 _USUAL_PLACES = (Path("/var/lib/postgresql"), Path("/var/lib/pgsql"))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdefs.doctor.findings import Finding, risk
-from tdefs.fs.mount_table import MountInfo, all_mounts
+from tdefs.mounts.table import MountInfo, all_mounts
 
 _VOLATILE = frozenset({"tmpfs", "ramfs"})
 _REMOTE = frozenset(

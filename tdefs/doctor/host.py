@@ -9,8 +9,8 @@ from typing import Any
 
 from tdefs.doctor.disk import examine_disk
 from tdefs.doctor.findings import Finding, advice, risk
-from tdefs.fs.mounts import kernel_limits_raised
-from tdefs.volume import Volume
+from tdefs.mounts.known import kernel_limits_raised
+from tdefs.volume.description import Volume
 
 _ENOUGH_FILES = 4096
 

@@ -12,7 +12,7 @@ from tdefs.errors import TdefsError
 from tdefs.keys.document import REVOKED, Statements
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
 
 _NO_START = "the next mount fails, and with it the start of the server"
 

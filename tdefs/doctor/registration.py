@@ -9,8 +9,8 @@ from typing import Any
 from tdefs.doctor.findings import Finding, risk
 from tdefs.errors import TdefsError
 from tdefs.keys.keystore import load_keystore
-from tdefs.registry import Unseen, look, recognised
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
+from tdefs.volume.registry import Unseen, look, recognised
 
 
 def examine_registration(volume: Volume, status: Mapping[str, Any] | None) -> Iterator[Finding]:

@@ -63,11 +63,11 @@ class LinkHead(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class SealedLink:
+class EncryptedLink:
     """A stored text, taken apart, but not decrypted."""
 
     head: LinkHead
-    sealed: bytes
+    encrypted: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +115,11 @@ def encode_link(link: Link, volume_id: bytes, key: bytes) -> bytes:
     head = link.head
     packed = _HEAD.pack(head.key_name.encode("ascii"), head.key_round, head.key_fingerprint, head.link_id)
     first, second = (*link.places, _NO_PLACE)[:2]
-    sealed = AESGCM(key).encrypt(_NONCE, first + second + link.target, PREFIX + volume_id + packed)
-    return PREFIX + urlsafe_b64encode(packed + sealed).rstrip(b"=")
+    encrypted = AESGCM(key).encrypt(_NONCE, first + second + link.target, PREFIX + volume_id + packed)
+    return PREFIX + urlsafe_b64encode(packed + encrypted).rstrip(b"=")
 
 
-def decode_link(text: bytes) -> SealedLink:
+def decode_link(text: bytes) -> EncryptedLink:
     """Take the stored *text* of a link apart; nothing of it is authenticated yet.
 
     :raises ForeignLink: tdefs did not make the link.
@@ -135,10 +135,10 @@ def decode_link(text: bytes) -> SealedLink:
     key_name = name.rstrip(b"\0")
     if not _KEY_NAME.fullmatch(key_name) or urlsafe_b64encode(data).rstrip(b"=") != coded:
         raise DamagedLink("the text of the symbolic link is none that tdefs writes")
-    return SealedLink(LinkHead(key_name.decode("ascii"), key_round, fingerprint, link_id), data[_HEAD.size :])
+    return EncryptedLink(LinkHead(key_name.decode("ascii"), key_round, fingerprint, link_id), data[_HEAD.size :])
 
 
-def open_link(link: SealedLink, volume_id: bytes, key: bytes) -> Link:
+def open_link(link: EncryptedLink, volume_id: bytes, key: bytes) -> Link:
     """Decrypt *link* with the *key* of its link id.
 
     :raises ForeignLink: nobody who had the key made this for this volume.
@@ -146,7 +146,7 @@ def open_link(link: SealedLink, volume_id: bytes, key: bytes) -> Link:
     head = link.head
     packed = _HEAD.pack(head.key_name.encode("ascii"), head.key_round, head.key_fingerprint, head.link_id)
     try:
-        plain = AESGCM(key).decrypt(_NONCE, link.sealed, PREFIX + volume_id + packed)
+        plain = AESGCM(key).decrypt(_NONCE, link.encrypted, PREFIX + volume_id + packed)
     except InvalidTag:
         raise ForeignLink("the symbolic link was altered, or made for another volume") from None
     slots = plain[:PLACE_BYTES], plain[PLACE_BYTES : 2 * PLACE_BYTES]

@@ -44,7 +44,7 @@ class Store(Protocol):
 class StoredFile:
     """An encrypted file of ``length`` plaintext bytes."""
 
-    __slots__ = ("_begin", "_cipher", "_ragged", "_sealed", "_store", "changes", "length")
+    __slots__ = ("_begin", "_cipher", "_ragged", "_store", "_tail_is_written", "changes", "length")
 
     def __init__(
         self, store: Store, cipher: PageCipher, size: int, begin: Callable[[], PageCipher | None] = lambda: None
@@ -58,7 +58,7 @@ class StoredFile:
         self._store = store
         self._begin = begin
         self._cipher = cipher
-        self._sealed = False
+        self._tail_is_written = False
         self._ragged = False
         self.length = plaintext_length(size)
         #: Counts changes, so that who reads ciphertext aside can tell that it went stale.
@@ -106,7 +106,7 @@ class StoredFile:
                 self._extend(offset)
             self._write_within(offset, data)
         except Exception:
-            self._sealed = False
+            self._tail_is_written = False
             if self.length != before or offset + len(data) > before:
                 self.length = before
                 self._ragged = True
@@ -124,7 +124,7 @@ class StoredFile:
         elif length < self.length:
             # What stays of the last block behind *length* is old data; reads stop before it, and who makes the
             # file longer writes that block anew.
-            self._sealed = False
+            self._tail_is_written = False
             self._store.truncate(stored_size(length))
             self.length = length
 
@@ -141,7 +141,7 @@ class StoredFile:
 
     def _extend(self, length: int) -> None:
         """Make the file longer with zeros: a hole."""
-        self._seal()
+        self._write_tail()
         self._store.truncate(stored_size(length))
         self.length = length
 
@@ -149,18 +149,18 @@ class StoredFile:
         """Write where *offset* is not beyond the end."""
         end = offset + len(data)
         if end > self.length:
-            self._seal()
+            self._write_tail()
         if offset % PAGE_SIZE == 0 and end % PAGE_SIZE == 0:
             self._store_pages(offset, data, offset, end, max(self.length, end))
         else:
             self._overlay(offset, data)
 
-    def _seal(self) -> None:
+    def _write_tail(self) -> None:
         """Before the file becomes longer: see that behind its end there is nothing but zeros.
 
         In the last block, and in the filler, there may be what an earlier truncation left.
         """
-        if self._sealed or filler_size(self.length) == 0:
+        if self._tail_is_written or filler_size(self.length) == 0:
             return
         start = floor_to(self.length, PAGE_SIZE)
         image = bytearray(blocks_end(self.length) - start)
@@ -168,7 +168,7 @@ class StoredFile:
         first = floor_to(self.length, SECTOR_SIZE)
         last_sector = self._cipher.encrypt(page_of(start), image)[first - start :]
         self._store.pwrite(bytes(last_sector) + bytes(filler_size(self.length)), stored_offset(first))
-        self._sealed = True
+        self._tail_is_written = True
 
     def _overlay(self, offset: int, data: bytes) -> None:
         """Write *data* over the plaintext of the pages that it touches; *offset* is not beyond the end."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from errno import EIO, EROFS
 from typing import TYPE_CHECKING, Any
 
-from tdefs.fs.calls import SystemCalls
-from tdefs.fs.complaints import Told
+from tdefs.data.calls import SystemCalls
+from tdefs.data.complaints import Told
 from tdefs.manifest.comparing import DISPENSABLE_KINDS, LISTED_KINDS, SPEAKING_KINDS, Change, Difference
 from tdefs.manifest.counter import note_counter
 from tdefs.manifest.journal import Journal, prepare_journal
@@ -23,7 +23,7 @@ from tdefs.private import UntrustedError, reason_of
 from tdefs.text import printable_path
 
 if TYPE_CHECKING:
-    from tdefs.fs.inodes import Inode
+    from tdefs.tree.inodes import Inode
 
 log = logging.getLogger(__name__)
 

@@ -30,12 +30,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from tdefs.fs.calls import SystemCalls
-from tdefs.fs.complaints import HINTS
-from tdefs.fs.reserve import with_own_rights
+from tdefs.daemon.reserve import with_own_rights
+from tdefs.data.calls import SystemCalls
+from tdefs.data.complaints import HINTS
 from tdefs.manifest.record import Manifest
 from tdefs.private import UntrustedError, own_directory
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
 
 log = logging.getLogger(__name__)
 

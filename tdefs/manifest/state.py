@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tdefs.daemon.reserve import with_own_rights
 from tdefs.errors import TdefsError
-from tdefs.fs.reserve import with_own_rights
 from tdefs.keys.hierarchy import KeyRing, derive_state_key
 from tdefs.keys.keystore import load_keystore
 from tdefs.manifest.comparing import SPEAKING_KINDS, Difference, compare
@@ -18,9 +18,9 @@ from tdefs.manifest.record import MAX_BYTES, BadManifestError, Flag, Manifest, d
 from tdefs.manifest.tree import Tree, look_through, open_root
 from tdefs.policy.paths import classify
 from tdefs.private import UntrustedError, own_directory
-from tdefs.registry import recognised
 from tdefs.text import printable_path
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
+from tdefs.volume.registry import recognised
 
 MANIFEST_FILE = "manifest"
 OLDER_HINT = (

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import ELOOP
 
+from tdefs.data.calls import SystemCalls
+from tdefs.data.zeros import StoredDoubts
 from tdefs.format.header import RECORD_SIZE, resembles_header
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.fs.calls import SystemCalls
-from tdefs.fs.zeros import StoredDoubts
 from tdefs.manifest.record import NO_TAG, PLAIN_TAG, Listing, NodeKind, digest
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
 from tdefs.way import follow
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

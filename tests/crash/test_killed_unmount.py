@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.fs.control import ask
-from tdefs.volume import read_volume
+from tdefs.control import ask
+from tdefs.volume.description import read_volume
 from tests.crash import dying
 from tests.fs.children import needs_root
 from tests.support.processes import is_alive, wait_until

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from tdefs.fs.loop import WORKERS
+from tdefs.fuse.loop import WORKERS
 from tests.crash.conftest import Dice
 from tests.crash.gauges import Gauges, differences, table
 from tests.fs.children import needs_root

@@ -10,9 +10,9 @@ import os
 from typing import Any, NoReturn
 
 from tdefs.cli.main import run
-from tdefs.fs import sealing
-from tdefs.fs.calls import SystemCalls
-from tdefs.fs.operations import FuseOperations
+from tdefs.data import forms
+from tdefs.data.calls import SystemCalls
+from tdefs.fuse.operations import FuseOperations
 from tdefs.keys.hierarchy import DataKey, derive_file_key
 from tdefs.manifest import bound
 
@@ -28,7 +28,7 @@ async def _looked_up(self: FuseOperations, parent: Any, name: Any, context: Any)
     global _asked
     _asked = name
     if name == b"broken-mount":
-        ring = self._opener._sealer.ring
+        ring = self._opener._forms.ring
         # not a FUSEError, and not in the hands of @reply: pyfuse3 ends
         raise RuntimeError(f"{ring!r} {list(ring)!r}")
     return await _lookup(self, parent, name, context)
@@ -54,6 +54,6 @@ if __name__ == "__main__":
     elif at:
         _break_call("pwrite", at)
         _break_call("fdatasync", at)
-    sealing.derive_file_key = _derived  # type: ignore[attr-defined]
+    forms.derive_file_key = _derived  # type: ignore[attr-defined]
     FuseOperations.lookup = _looked_up  # type: ignore[method-assign,assignment]
     run()

@@ -12,8 +12,8 @@ import pytest
 from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.keystore import create_keystore
 from tdefs.keys.protectors.command import CommandProtector
-from tdefs.registry import place_of
-from tdefs.volume import create_volume, save_volume
+from tdefs.volume.description import create_volume, save_volume
+from tdefs.volume.registry import place_of
 
 pytest.register_assert_rewrite("tests.fs.twins", "tests.fs.children", "tests.fs.life")
 

@@ -17,9 +17,10 @@ import trio
 
 from tdefs.cli import background
 from tdefs.cli.main import run
-from tdefs.fs import control_server, loop, session
-from tdefs.fs.ending import EndSignals
-from tdefs.fs.workers import Workers, workers
+from tdefs.daemon import control_server, session
+from tdefs.daemon.signals import EndSignals
+from tdefs.data.workers import Workers, workers
+from tdefs.fuse import loop
 
 
 def fail(*_: object, **__: object) -> NoReturn:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdefs.errors import Exit
-from tdefs.fs.mounts import is_dead
 from tdefs.keys.protectors.passphrase import PassphraseProtector
+from tdefs.mounts.known import is_dead
 from tests.support.key_bytes import KeyBytes
 from tests.support.processes import POLL_SECONDS, wait_until
 from tests.support.volume import Volume

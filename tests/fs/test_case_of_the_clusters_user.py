@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.backing import claim, weaknesses
 from tdefs.errors import Exit, TdefsError
-from tdefs.volume import read_volume
+from tdefs.volume.backing import claim, weaknesses
+from tdefs.volume.description import read_volume
 from tests.fs.children import NOBODY, in_child, needs_root
 from tests.support.account import Account
 from tests.support.volume import Volume

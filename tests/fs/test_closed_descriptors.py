@@ -13,7 +13,7 @@ import pytest
 
 from tdefs.cli.background import run_in_background
 from tdefs.errors import Exit, TdefsError
-from tdefs.volume import VolumeLock, is_in_use, read_volume
+from tdefs.volume.description import VolumeLock, is_in_use, read_volume
 from tests.support.volume import LIMIT, TDEFS, Volume
 
 COMBINATIONS = [closed for count in (1, 2, 3) for closed in itertools.combinations(range(3), count)]

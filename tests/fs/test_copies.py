@@ -1,6 +1,6 @@
 """A copy of a volume is not that volume until tdefs is told so: nothing done to it takes keys from the original.
 
-Covers tdefs/registry.py, tdefs/cli/keystore_users.py, tdefs/cli/volume.py.
+Covers tdefs/volume/registry.py, tdefs/cli/keystore_users.py, tdefs/cli/volume.py.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ def test_damage_in_names_of_any_bytes_is_named_in_the_log(volume: Volume) -> Non
 
 
 def test_a_line_break_in_a_name_makes_no_line_in_the_log(volume: Volume) -> None:
-    name = "a\n2026-11-22 00:00:00,000 INFO tdefs.fs.session: forged"
+    name = "a\n2026-11-22 00:00:00,000 INFO tdefs.daemon.session: forged"
     volume.mount()
     (volume.mountpoint / name).write_bytes(b"1" * 100)
     volume.umount()

@@ -2,7 +2,8 @@
 
 What the manifest notices is served all the same here: this is what each file holds by itself.
 
-Covers the identities of tdefs/fs/sealing.py, tdefs/fs/file_ids.py and the duplicates of tdefs/fs/verifying.py.
+Covers the identities of tdefs/data/forms.py, tdefs/tree/file_ids.py and the duplicates of
+tdefs/offline/verifying.py.
 """
 
 from __future__ import annotations

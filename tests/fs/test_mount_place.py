@@ -1,6 +1,6 @@
 """Where a mount may be made: nobody but root and the daemon's user can lead it, or its end, to another place.
 
-Covers tdefs/fs/mount_place.py.
+Covers tdefs/mounts/place.py.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs import mount_place
-from tdefs.session_record import read_session
-from tdefs.volume import read_volume
+from tdefs.mounts import place as mount_place
+from tdefs.volume.description import read_volume
+from tdefs.volume.session_record import read_session
 from tests.fs.children import NOBODY, needs_root
 from tests.support.account import Account
 from tests.support.mounts import is_mounted

@@ -1,4 +1,4 @@
-"""A mount that is refused ends with the reason and with what to do. Covers tdefs/fs/mount_failure.py."""
+"""A mount that is refused ends with the reason and with what to do. Covers tdefs/mounts/failure.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What another user has mounted is never "the volume" of a command that names none. Covers tdefs/fs/mounts.py.
+"""What another user has mounted is never "the volume" of a command that names none. Covers tdefs/mounts/known.py.
 
 Every user can make a FUSE mount of the type fuse.tdefs whose source names any directory, and need not answer.
 """

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.fs.control import ask
-from tdefs.fs.reserve import with_own_rights, without_reserve
-from tdefs.volume import read_volume
+from tdefs.control import ask
+from tdefs.daemon.reserve import with_own_rights, without_reserve
+from tdefs.volume.description import read_volume
 from tests.crash.faults.loop_disks import Ext4, run
 from tests.fs.children import NOBODY, in_child, needs_root
 from tests.support.volume import Volume

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.daemon.limits import _groups_of_pids
+from tdefs.data.workers import FIRST_THREADS
 from tdefs.errors import Exit
-from tdefs.fs.limits import _groups_of_pids
-from tdefs.fs.workers import FIRST_THREADS
 from tests.fs.children import in_child, needs_root
 from tests.support.account import Account
 from tests.support.caches import drop_caches

@@ -179,7 +179,7 @@ def _error(what: Callable[[], object]) -> int:
 
 _MAKE = """
 import os, sys
-from tdefs.fs.calls import Owner, SystemCalls
+from tdefs.data.calls import Owner, SystemCalls
 uid, gid = int(sys.argv[2]), int(sys.argv[3])
 directory = os.open(sys.argv[1], os.O_RDONLY)
 fd = SystemCalls().create("test", b"new", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, directory, Owner(uid, gid))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.control import ask
 from tdefs.errors import Exit
-from tdefs.fs.control import ask
-from tdefs.volume import read_volume
+from tdefs.volume.description import read_volume
 from tests.support.volume import Volume
 
 CONTENT = b"as it was left\n" * 1000

@@ -1,4 +1,4 @@
-"""What a crash during CREATE or DROP DATABASE leaves is told from damage. Covers tdefs/fs/abandoned.py."""
+"""What a crash during CREATE or DROP DATABASE leaves is told from damage. Covers tdefs/offline/abandoned.py."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tdefs.volume import ROOTS_LOGS, log_name
+from tdefs.volume.description import ROOTS_LOGS, log_name
 from tests.support import postgres
 from tests.support.account import Account
 from tests.support.mounts import detach, mounts_below

@@ -28,7 +28,7 @@ class Original:
     plain: bytes
 
     @property
-    def is_sealed(self) -> bool:
+    def is_encrypted(self) -> bool:
         return self.stored.startswith(_MAGIC)
 
     @property
@@ -57,17 +57,17 @@ class Oracle:
         self._volume_id = volume_id
         self._plain_files = plain_files
         self._originals = originals
-        self._by_record = {one.stored[:RECORD]: one for one in originals.values() if one.is_sealed}
+        self._by_record = {one.stored[:RECORD]: one for one in originals.values() if one.is_encrypted}
 
-    def judge(self, path: str, stored: bytes, *, sealed_place: bool) -> Verdict:
+    def judge(self, path: str, stored: bytes, *, encrypted_place: bool) -> Verdict:
         """Tell what opening *path* must give, where *stored* lies now.
 
-        :param sealed_place: whether the policy encrypts what is created there
+        :param encrypted_place: whether the policy encrypts what is created there
         """
         if not stored:
             return Verdict(False, reason="empty")
         if not any(stored[:HEADER]):
-            return self._zeros(stored, sealed_place=sealed_place)
+            return self._zeros(stored, encrypted_place=encrypted_place)
         if not self._resembles_header(stored):
             if self._plain_files:
                 return Verdict(False, stored, reason="a plain file")
@@ -88,11 +88,11 @@ class Oracle:
         """Whether a stored file with a genuine header may be opened as *path*."""
         return self._may_lie(self._by_record[stored[:RECORD]], path)
 
-    def _zeros(self, stored: bytes, *, sealed_place: bool) -> Verdict:
+    def _zeros(self, stored: bytes, *, encrypted_place: bool) -> Verdict:
         if not self._plain_files:
             return Verdict(True, reason="a wiped header")
         # in a volume with plain files, zeros and nothing else may be a plain file's
-        if not sealed_place or not any(stored):
+        if not encrypted_place or not any(stored):
             return Verdict(False, stored, reason="a plain file of zeros")
         return Verdict(True, reason="a wiped header")
 
@@ -107,7 +107,7 @@ class Oracle:
             return True
         here = self._originals.get(path)
         # what is encrypted beside plain files is bound to its name, or to a relation's numbers
-        return here is not None and here.is_sealed and here.identity == origin.identity
+        return here is not None and here.is_encrypted and here.identity == origin.identity
 
     def _sealed(self, origin: Original, stored: bytes) -> Verdict:
         data = len(stored) - HEADER

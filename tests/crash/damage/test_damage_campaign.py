@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -234,7 +235,7 @@ def _check(subject: Subject) -> Counter[str]:
     log = subject.volume.log.read_text()[said:]
     assert "Traceback" not in log
     # what the manifest notices is in it besides
-    refusals = "\n".join(line for line in log.splitlines() if " ERROR tdefs.fs." in line)
+    refusals = "\n".join(line for line in log.splitlines() if re.search(r" ERROR tdefs\.(tree|data|fuse)\.", line))
     for path, original in subject.originals.items():
         if path not in verdicts and path not in changed:
             assert contents[path] == original.plain, f"{path} was not touched, and reads otherwise"
@@ -301,7 +302,7 @@ def _with_shared_ids(subject: Subject, names: dict[str, list[str]]) -> tuple[set
 def _judge(subject: Subject, names: dict[str, list[str]], path: str) -> Verdict:
     """What must come of opening *path*; the kernel does not tell by which of a file's names it is opened."""
     stored = (subject.data / path).read_bytes()
-    verdicts = [subject.oracle.judge(one, stored, sealed_place=subject.encrypts(one)) for one in names[path]]
+    verdicts = [subject.oracle.judge(one, stored, encrypted_place=subject.encrypts(one)) for one in names[path]]
     own = verdicts[names[path].index(path)]
     foreign = [verdict for verdict in verdicts if verdict.reason == ANOTHER_FILES]
     return foreign[0] if foreign else own
@@ -372,7 +373,7 @@ def _must_be_found(
     stored = (subject.data / path).read_bytes()
     if len(stored) != len(original.stored):
         return "another length than at the last unmount"
-    if original.is_sealed and original.plain and stored[:RECORD] != original.stored[:RECORD]:
+    if original.is_encrypted and original.plain and stored[:RECORD] != original.stored[:RECORD]:
         return "another header than at the last unmount"
     if verdict.error:
         return verdict.reason

@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from tdefs.session_record import read_session
-from tdefs.volume import read_volume
+from tdefs.volume.description import read_volume
+from tdefs.volume.session_record import read_session
 from tests.crash.conftest import Dice
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace

@@ -6,11 +6,12 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-import tdefs.fs
-import tdefs.manifest
-from tdefs.fs.calls import SystemCalls
+import tdefs
+from tdefs.data.calls import SystemCalls
 from tests.crash.faults.orders import Call
 
+#: What makes system calls on the backing directory.
+PARTS = ("daemon", "data", "fuse", "manifest", "mounts", "offline", "tree")
 METHODS = frozenset(name for name, value in vars(SystemCalls).items() if callable(value) and name[0] != "_")
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -29,8 +30,8 @@ def call_sites() -> set[Call]:
     """
     functions = [
         node
-        for package in (tdefs.fs, tdefs.manifest)
-        for path in Path(str(package.__file__)).parent.glob("*.py")
+        for part in PARTS
+        for path in (Path(tdefs.__file__).parent / part).glob("*.py")
         if path.stem != "calls"
         for node in ast.walk(ast.parse(path.read_text(), str(path)))
         if isinstance(node, _Function)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.cli import main, mount
-from tdefs.fs import complaints
-from tdefs.fs.calls import SystemCalls
+from tdefs.data import complaints
+from tdefs.data.calls import SystemCalls
 
 METHODS = [name for name, value in vars(SystemCalls).items() if callable(value) and not name.startswith("_")]
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tdefs.fs.control import ask
-from tdefs.volume import read_volume
+from tdefs.control import ask
+from tdefs.volume.description import read_volume
 from tests.crash.conftest import Dice
 from tests.crash.faults.call_sites import call_sites
 from tests.crash.faults.orders import Call, Faults, Order

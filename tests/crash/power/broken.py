@@ -11,17 +11,17 @@ from collections.abc import Callable
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from tdefs.cli import main, mount
+from tdefs.data import forms
+from tdefs.data.calls import SystemCalls
+from tdefs.data.durability import Durability
+from tdefs.data.files import OpenFile
 from tdefs.format.header import Header
 from tdefs.format.layout import BLOCK_SIZE, PAGE_SIZE, floor_to, stored_size
 from tdefs.format.stored import StoredFile
-from tdefs.fs import sealing
-from tdefs.fs.believed import Believed
-from tdefs.fs.calls import SystemCalls
-from tdefs.fs.durability import Durability
-from tdefs.fs.files import OpenFile
-from tdefs.fs.inodes import Inode, InodeTable
-from tdefs.fs.opening import Opener
-from tdefs.volume import Volume
+from tdefs.tree.inodes import Inode, InodeTable
+from tdefs.tree.opening import Opener
+from tdefs.volume.believed import Believed
+from tdefs.volume.description import Volume
 
 
 def fsync_does_nothing() -> None:
@@ -40,7 +40,7 @@ def header_is_not_synced() -> None:
 
     def keep(self: Opener, fd: int, header: Header, length: int = 0) -> None:
         self._calls.ftruncate("create:size", fd, stored_size(length))
-        waiting[fd] = self._sealer.encode(header)
+        waiting[fd] = self._forms.encode(header)
 
     def write_and_close(self: Opener, file: OpenFile) -> None:
         if file.fd in waiting:
@@ -139,8 +139,8 @@ def cipher_tears() -> None:
         self._store.truncate(stored_size(length))
         self.length = length
 
-    _replace(sealing, page_cipher=_TearingCipher)
-    _replace(StoredFile, _store_pages=store_whole, _seal=seal_whole, _extend=extend_whole)
+    _replace(forms, page_cipher=_TearingCipher)
+    _replace(StoredFile, _store_pages=store_whole, _write_tail=seal_whole, _extend=extend_whole)
 
 
 VARIANTS = (

@@ -16,9 +16,9 @@ from random import Random
 
 import pytest
 
+from tdefs.control import ask
 from tdefs.durable import fsync_directory
-from tdefs.fs.control import ask
-from tdefs.volume import read_volume
+from tdefs.volume.description import read_volume
 from tests.crash.conftest import Dice
 from tests.crash.power.disk.model import Keeps
 from tests.crash.power.disk.mounted import PowerCutDisk

@@ -16,7 +16,7 @@ from threading import Timer
 import pytest
 
 from tdefs.errors import Exit
-from tdefs.fs.mounts import unmount
+from tdefs.mounts.known import unmount
 from tests.crash.conftest import Dice
 from tests.crash.stops.writers import BUFFERED, DURABLE, MAPPED, check_written, stop, writing
 from tests.fs.children import needs_root

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.fs.control import ask
-from tdefs.volume import read_volume
+from tdefs.control import ask
+from tdefs.volume.description import read_volume
 from tests.crash.conftest import Dice
 from tests.crash.stops.writers import DURABLE, MAPPED, check_written, stop, writing
 from tests.support.processes import is_alive, send, wait_until

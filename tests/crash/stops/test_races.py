@@ -17,8 +17,8 @@ import pytest
 
 from tdefs.cli import umount
 from tdefs.errors import Exit
-from tdefs.session_record import Session, write_session
-from tdefs.volume import is_running, read_volume
+from tdefs.volume.description import is_running, read_volume
+from tdefs.volume.session_record import Session, write_session
 from tests.crash.conftest import Dice
 from tests.support.mounts import mounts_below
 from tests.support.processes import is_alive, send, wait_until
@@ -119,7 +119,7 @@ def test_umount_does_not_wait_for_the_daemon_of_the_next_mount(volume: Volume) -
     volume.mount()
     volume.umount()
     described = read_volume(volume.backing)
-    mine = Session(os.getpid(), str(volume.mountpoint), clean=False).sealed(bytes(32))
+    mine = Session(os.getpid(), str(volume.mountpoint), clean=False).authenticated(bytes(32))
     with _opened(volume.backing / ".tdefs") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         write_session(described, mine)

@@ -1,4 +1,7 @@
-"""A daemon that has frozen is ended by its watchdog, no other is. Covers tdefs/fs/watchdog.py and watched.py."""
+"""A daemon that has frozen is ended by its watchdog, no other is.
+
+Covers tdefs/daemon/watchdog.py and tdefs/daemon/watched.py.
+"""
 
 from __future__ import annotations
 

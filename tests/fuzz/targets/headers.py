@@ -6,24 +6,24 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+from tdefs.data.forms import Broken, Encrypted, Expectations, FileForms, check_identity
 from tdefs.format.errors import FormatError
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Binding, FileClass, Identity, named, of_class
 from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
 from tdefs.format.stored import StoredFile
-from tdefs.fs.offline import describe_content
-from tdefs.fs.sealing import Broken, Expectations, Sealed, Sealer, check_identity
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing, derive_header_mac_key
-from tdefs.volume import Volume
+from tdefs.offline.reader import describe_content
+from tdefs.volume.description import Volume
 from tests.fuzz.contract import Target, expect, expect_line
 from tests.fuzz.mending import with_checksum, with_mac
-from tests.unit.format.served_volume import Answers
+from tests.support.served_volume import Answers
 
 _VOLUME_ID = bytes(range(16))
 _DATA_KEY = DataKey("dk_1", 1, AES_256_XTS, bytes(range(32)))
 _MAC_KEY = derive_header_mac_key(_DATA_KEY)
 _RING = KeyRing(_VOLUME_ID, "dk_1", [_DATA_KEY])
-_SEALERS = [
-    Sealer(_RING, Expectations(_VOLUME_ID, plain_files, lost_headers))
+_FORMS = [
+    FileForms(_RING, Expectations(_VOLUME_ID, plain_files, lost_headers))
     for plain_files in (False, True)
     for lost_headers in (False, True)
 ]
@@ -40,9 +40,9 @@ _AS_IT_IS, _RIGHT_CHECKSUM, _RIGHT_MAC, _ANY_SIZE = (bytes([number]) for number 
 
 
 def _genuine(number: int, *identities: Identity) -> bytes:
-    header = _SEALERS[0].new_header(None, identities[0])
+    header = _FORMS[0].new_header(None, identities[0])
     # the same in every run
-    return _SEALERS[0].encode(replace(header, file_id=bytes([number] * 16)).bound_to(*identities))
+    return _FORMS[0].encode(replace(header, file_id=bytes([number] * 16)).bound_to(*identities))
 
 
 _GENUINE = [
@@ -62,11 +62,11 @@ def _header(data: bytes) -> str:
         page = with_mac(page, _MAC_KEY)
     elif mode == _ANY_SIZE:
         size = int.from_bytes(page[RECORD_SIZE - 6 : RECORD_SIZE - 1], "little")
-    forms = [sealer.recognise(page[:HEADER_SIZE], size, _DOUBTS) for sealer in _SEALERS]
+    forms = [forms.recognise(page[:HEADER_SIZE], size, _DOUBTS) for forms in _FORMS]
     for form in forms:
         if isinstance(form, Broken):
             _check_error(form.error)
-        elif isinstance(form, Sealed):
+        elif isinstance(form, Encrypted):
             expect(mode == _RIGHT_MAC or page[:RECORD_SIZE] in _GENUINE, "a header without a MAC is believed")
             for place in _PLACES:
                 try:
@@ -117,7 +117,7 @@ def _length(data: bytes) -> str:
         expect(length >= 0 and stored_size(length) == size, "length and stored size do not fit")
     offset, count = int.from_bytes(data[5:8], "little") % 20000, int.from_bytes(data[8:11], "little") % 40000
     stored = (bytes(HEADER_SIZE) + data[12:] * (data[11] if len(data) > 11 else 1))[: HEADER_SIZE + 30000]
-    cipher = _SEALERS[0].cipher(_SEALERS[0].new_header(None, ANY_PLACE))
+    cipher = _FORMS[0].cipher(_FORMS[0].new_header(None, ANY_PLACE))
     try:
         file = StoredFile(_Bytes(stored), cipher, len(stored))
     except FormatError as error:

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tdefs.daemon.control_server import reply_to
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.control_server import reply_to
 from tdefs.pg.control import BadControlFile, UnknownControlVersion, parse_control_file
 from tdefs.pg.pages import PAGE_SIZE, bad_pages
 from tdefs.pg.settings import parse_settings
 from tdefs.policy.paths import FIRST_NORMAL_OBJECT_ID, MAX_OID, Kind, classify, database_directory
-from tdefs.session_record import parse_session
-from tdefs.volume import parse_description, remembers_truly
+from tdefs.volume.description import parse_description, remembers_truly
+from tdefs.volume.session_record import parse_session
 from tests.fuzz.contract import Target, expect, expect_line, refusal
 from tests.fuzz.mending import edited, with_crc
 
@@ -63,7 +63,7 @@ def _session(data: bytes) -> str:
     if session is None:
         return "refused"
     f"{session.pid}{session.mountpoint}".encode("utf-8", "backslashreplace")
-    expect(not session.is_sealed(_KEY), "a record without a MAC is believed")
+    expect(not session.is_authentic(_KEY), "a record without a MAC is believed")
     return "accepted"
 
 

@@ -13,7 +13,7 @@ import pytest
 from tdefs.doctor import disk
 from tdefs.doctor.disk import examine_disk, mount_of
 from tdefs.doctor.findings import Level
-from tdefs.fs.mount_table import MountInfo
+from tdefs.mounts.table import MountInfo
 from tests.fs.children import needs_root
 
 DEVICE = "259:1"

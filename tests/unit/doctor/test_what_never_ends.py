@@ -14,12 +14,12 @@ from types import FrameType
 
 import pytest
 
+from tdefs import control
 from tdefs.doctor import beside
 from tdefs.doctor.cluster import examine_cluster
-from tdefs.fs import control
 from tdefs.keys.history import append, history_path, read_history
 from tdefs.pg.settings import read_settings
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
 
 LIMIT = 10
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.data.link_encryption import LinkCipher
 from tdefs.format.errors import (
     DamagedLink,
     DestroyedKey,
@@ -30,12 +31,11 @@ from tdefs.format.links import (
     place_of_link,
     target_length,
 )
-from tdefs.fs.link_sealing import LinkSealer
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing, derive_link_key, key_fingerprint
-from tests.unit.format.served_volume import DK_1, RING, VOLUME_ID
+from tests.support.served_volume import DK_1, RING, VOLUME_ID
 
 VECTOR = json.loads((Path(__file__).parent / "link_vector.json").read_text())
-SEALER = LinkSealer(lambda: RING)
+CIPHER = LinkCipher(lambda: RING)
 PLACE = b"pg_tblspc/16385"
 
 
@@ -56,49 +56,49 @@ def test_a_golden_link_is_written_and_read_as_ever() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 100, MAX_TARGET_BYTES])
 def test_every_length_of_a_target_is_told_by_the_stored_size(length: int) -> None:
-    text = SEALER.seal(b"t" * length, (PLACE,), None)
+    text = CIPHER.encrypt(b"t" * length, (PLACE,), None)
     assert len(text) <= MAX_STORED_BYTES
     assert target_length(len(text)) == length
-    assert SEALER.unseal_at(text, PLACE).target == b"t" * length
+    assert CIPHER.decrypt_at(text, PLACE).target == b"t" * length
     # a rename under way needs no more room than a link at rest
-    assert len(SEALER.seal(b"t" * length, (PLACE, b"other"), None)) == len(text)
+    assert len(CIPHER.encrypt(b"t" * length, (PLACE, b"other"), None)) == len(text)
 
 
 def test_a_target_that_does_not_fit_is_refused() -> None:
     for target in (b"", b"t" * (MAX_TARGET_BYTES + 1)):
         with pytest.raises(ValueError, match="the target of a link has 1 to"):
-            SEALER.seal(target, (PLACE,), None)
+            CIPHER.encrypt(target, (PLACE,), None)
 
 
 def test_the_text_shows_nothing_of_the_target_and_is_another_each_time() -> None:
-    texts = [SEALER.seal(b"/srv/secret", (PLACE,), None) for _ in range(2)]
+    texts = [CIPHER.encrypt(b"/srv/secret", (PLACE,), None) for _ in range(2)]
     assert texts[0] != texts[1]
     assert all(b"secret" not in base64.urlsafe_b64decode(text[len(PREFIX) :] + b"==") for text in texts)
 
 
 def test_a_link_is_of_its_places_alone() -> None:
-    text = SEALER.seal(b"/srv/one", (PLACE, b"pg_tblspc/16386"), None)
+    text = CIPHER.encrypt(b"/srv/one", (PLACE, b"pg_tblspc/16386"), None)
     for path in (PLACE, b"pg_tblspc/16386"):
-        assert SEALER.unseal_at(text, path).target == b"/srv/one"
+        assert CIPHER.decrypt_at(text, path).target == b"/srv/one"
     for path in (b"pg_tblspc/16387", b"pg_wal", b"", b"pg_tblspc/16385/"):
         with pytest.raises(MisplacedLink):
-            SEALER.unseal_at(text, path)
+            CIPHER.decrypt_at(text, path)
     # an unused slot is no place
     with pytest.raises(MisplacedLink):
-        replace(SEALER.unseal(SEALER.seal(b"t", (PLACE,), None)), places=()).check_lies_at(PLACE)
+        replace(CIPHER.decrypt(CIPHER.encrypt(b"t", (PLACE,), None)), places=()).check_lies_at(PLACE)
 
 
 def test_every_flipped_bit_and_every_cut_is_refused() -> None:
-    text = SEALER.seal(b"/srv/one", (PLACE,), "dk_2")
+    text = CIPHER.encrypt(b"/srv/one", (PLACE,), "dk_2")
     for at in range(len(text)):
         for bit in range(8):
             changed = text[:at] + bytes([text[at] ^ 1 << bit]) + text[at + 1 :]
             with pytest.raises(FormatError):
-                SEALER.unseal_at(changed, PLACE)
+                CIPHER.decrypt_at(changed, PLACE)
         with pytest.raises(FormatError):
-            SEALER.unseal_at(text[:at], PLACE)
+            CIPHER.decrypt_at(text[:at], PLACE)
     with pytest.raises(FormatError):
-        SEALER.unseal_at(text + b"A", PLACE)
+        CIPHER.decrypt_at(text + b"A", PLACE)
 
 
 @pytest.mark.parametrize("text", [b"/etc/passwd", b"", b"..", b"tdefs:1:AAAA", b"\xff\xfe"])
@@ -110,16 +110,16 @@ def test_a_link_of_somebody_else_is_told_from_a_damaged_one(text: bytes) -> None
 
 
 def test_a_link_of_another_volume_or_key_is_refused() -> None:
-    text = SEALER.seal(b"/srv/one", (PLACE,), None)
-    elsewhere = LinkSealer(lambda: KeyRing(bytes(16), "dk_1", [DK_1]))
+    text = CIPHER.encrypt(b"/srv/one", (PLACE,), None)
+    elsewhere = LinkCipher(lambda: KeyRing(bytes(16), "dk_1", [DK_1]))
     with pytest.raises(ForeignLink, match="made for another volume"):
-        elsewhere.unseal(text)
+        elsewhere.decrypt(text)
     namesake = DataKey("dk_1", 1, AES_256_XTS, bytes(32))
     with pytest.raises(WrongKey):
-        LinkSealer(lambda: KeyRing(VOLUME_ID, "dk_1", [namesake])).unseal(text)
+        LinkCipher(lambda: KeyRing(VOLUME_ID, "dk_1", [namesake])).decrypt(text)
     second = DataKey("dk_1", 2, AES_256_XTS, bytes(32))
     with pytest.raises(UnknownDataKey):
-        LinkSealer(lambda: KeyRing(VOLUME_ID, "dk_1", [second])).unseal(text)
+        LinkCipher(lambda: KeyRing(VOLUME_ID, "dk_1", [second])).decrypt(text)
     destroyed = KeyRing(VOLUME_ID, "dk_1", [second], destroyed={("dk_1", 1): None})
     with pytest.raises(DestroyedKey):
-        LinkSealer(lambda: destroyed).unseal(text)
+        LinkCipher(lambda: destroyed).decrypt(text)

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
+from tdefs.data.calls import SystemCalls
+from tdefs.data.forms import Encrypted, Expectations, FileForms, Form, Plain
 from tdefs.format.header import ANY_PLACE, FileClass, named, of_class
-from tdefs.fs.calls import SystemCalls
-from tdefs.fs.inodes import Inode, InodeTable
-from tdefs.fs.namespace import Namespace
-from tdefs.fs.opening import Opener
-from tdefs.fs.sealing import Expectations, Form, Plain, Sealed, Sealer
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.policy.model import Policy
-from tdefs.volume import read_volume
+from tdefs.tree.inodes import Inode, InodeTable
+from tdefs.tree.namespace import Namespace
+from tdefs.tree.opening import Opener
+from tdefs.volume.description import read_volume
 from tests.unit.golden import by_the_book
 
 VERSIONS = sorted(path.name for path in (Path(__file__).parents[2] / "golden").iterdir() if path.is_dir())
@@ -83,8 +83,8 @@ class Reader:
         calls = SystemCalls()
         self._root_fd = os.open(golden.data, os.O_RDONLY | os.O_DIRECTORY)
         self._inodes = InodeTable(calls, self._root_fd)
-        sealer = Sealer(ring, Expectations(ring.volume_id, plain_files=True, lost_headers=False))
-        self._opener = Opener(calls, self._inodes, sealer, Policy.everything())
+        forms = FileForms(ring, Expectations(ring.volume_id, plain_files=True, lost_headers=False))
+        self._opener = Opener(calls, self._inodes, forms, Policy.everything())
         self._namespace = Namespace(calls, self._inodes, self._opener)
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ def test_the_golden_directory_has_one_of_everything(golden: Golden) -> None:
     reader = Reader(golden)
     forms = {path: reader.form(path) for path in golden.expected}
     reader.close()
-    headers = {path: form.header for path, form in forms.items() if isinstance(form, Sealed)}
+    headers = {path: form.header for path, form in forms.items() if isinstance(form, Encrypted)}
     assert [path for path, form in forms.items() if isinstance(form, Plain)] == ["PG_VERSION"]
     assert headers["base/16384/16390"].key_name == "dk_2"
     assert {header.key_name for header in headers.values()} == {"dk_1", "dk_2"}

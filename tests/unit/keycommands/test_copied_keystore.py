@@ -14,7 +14,7 @@ from tdefs.keys.history import history_path
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.command_directory import command_directory
-from tdefs.volume import read_volume
+from tdefs.volume.description import read_volume
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
@@ -66,7 +66,7 @@ def test_copy_has_the_same_keys_and_changes_apart(standby: Standby, small: Small
 
 def test_file_of_one_volume_is_read_in_the_other(standby: Standby, small: SmallVolume, command: Command) -> None:
     """So a cold copy of the primary's directory serves where the standby's keystore is."""
-    small.seal("base/5/16384", b"content")
+    small.encrypt("base/5/16384", b"content")
     standby.init()
     (standby.backing / "data" / "base/5").mkdir(parents=True)
     shutil.copy(small.path("base/5/16384"), standby.backing / "data" / "base/5/16384")

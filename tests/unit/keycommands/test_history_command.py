@@ -28,7 +28,7 @@ def events(found: dict[str, Any]) -> list[str]:
 
 
 def test_every_kind_of_event_is_in_the_history(small: SmallVolume, command: Command) -> None:
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     volume = ("--volume", small.volume.backing)
     command.run(cat, small.volume.backing, "file", *UNLOCK)
     with pytest.raises(TdefsError):
@@ -175,7 +175,7 @@ def test_control_characters_in_the_history_do_not_reach_the_terminal(small: Smal
 def test_history_that_cannot_be_written_does_not_keep_a_volume_locked(
     small: SmallVolume, command: Command
 ) -> None:
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     history_path(small.volume.keystore).mkdir()
     assert command.run(cat, small.volume.backing, "file", *UNLOCK)[1] == "content"
     assert "history cannot be written" in command.errors

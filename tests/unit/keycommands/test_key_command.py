@@ -13,8 +13,8 @@ import pytest
 
 from tdefs.cli import cat, daemon_keys, key, ls, mount, verify
 from tdefs.cli import policy as policy_command
+from tdefs.data.forms import Expectations, FileForms
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.sealing import Expectations, Sealer
 from tdefs.keys.document_text import serialise
 from tdefs.keys.fields import show_time
 from tdefs.keys.hierarchy import KeyRing
@@ -40,7 +40,7 @@ class Keys(VolumeCommand):
     def use(self) -> None:
         """Have the volume's further files made with the keys as they are now."""
         volume = self.small.volume
-        self.small.sealer = Sealer(
+        self.small.forms = FileForms(
             self.ring(), Expectations(volume.volume_id, plain_files=False, lost_headers=False)
         )
 
@@ -57,7 +57,7 @@ def keys(small: SmallVolume, command: Command) -> Keys:
 
 
 class Daemon:
-    """The daemon's side of the control socket, as tdefs/fs/session.py answers."""
+    """The daemon's side of the control socket, as tdefs/daemon/session.py answers."""
 
     def __init__(self, ring: KeyRing) -> None:
         self.ring = ring
@@ -103,19 +103,19 @@ def test_created_key_is_there_and_known_to_the_daemon(keys: Keys, daemon: Daemon
 
 
 def test_new_round_is_known_to_the_daemon_and_old_files_stay_readable(keys: Keys, daemon: Daemon) -> None:
-    keys.small.seal("base/5/16384", b"old")
+    keys.small.encrypt("base/5/16384", b"old")
     said = keys.run("rotate", "dk_1", *UNLOCK)
     assert "new round 2" in said
     assert daemon.ring.current("dk_1") == keys.ring().get("dk_1", 2)
     keys.use()
-    keys.small.seal("base/5/16385", b"new")
+    keys.small.encrypt("base/5/16385", b"new")
     assert (keys.read("base/5/16384"), keys.read("base/5/16385")) == ("old", "new")
     shown = json.loads(keys.run("show", "dk_1", "--json"))
     assert [(one["round"], one["files"]) for one in shown["rounds"]] == [(1, 1), (2, 1)]
 
 
 def test_revoke_lists_the_files_that_use_the_key(keys: Keys, daemon: Daemon) -> None:
-    keys.small.seal("base/5/16384", b"old")
+    keys.small.encrypt("base/5/16384", b"old")
     keys.run("rotate", "dk_1", *UNLOCK)
     said = keys.run("revoke", "dk_1", "--round", "1", *UNLOCK)
     assert said.splitlines() == [
@@ -158,8 +158,8 @@ def test_policy_that_names_a_revoked_key_is_not_accepted(keys: Keys, tmp_path: P
 
 
 def test_key_in_use_is_destroyed_only_by_a_confirmation_that_names_it(keys: Keys, daemon: Daemon) -> None:
-    keys.small.seal("base/5/16384", b"lost", key="dk_2")
-    keys.small.seal("base/5/16385", b"kept", key="dk_1")
+    keys.small.encrypt("base/5/16384", b"lost", key="dk_2")
+    keys.small.encrypt("base/5/16385", b"kept", key="dk_1")
     assert keys.refused("destroy", "dk_2", *UNLOCK).exit_code == Exit.DATA_KEY_NEEDED  # not revoked
     keys.run("revoke", "dk_2", *UNLOCK)
     error = keys.refused("destroy", "dk_2", *UNLOCK)
@@ -188,7 +188,7 @@ def test_key_that_no_file_uses_is_destroyed_without_a_confirmation(keys: Keys) -
 
 
 def test_key_destroyed_before_is_not_said_to_be_destroyed_again(keys: Keys) -> None:
-    keys.small.seal("base/5/16384", b"lost", key="dk_2")
+    keys.small.encrypt("base/5/16384", b"lost", key="dk_2")
     keys.run("revoke", "dk_2", *UNLOCK)
     keys.run("destroy", "dk_2", "--destroy-files-of", "dk_2", *UNLOCK)
     before = keys.small.volume.keystore.read_bytes()
@@ -201,20 +201,20 @@ def test_key_destroyed_before_is_not_said_to_be_destroyed_again(keys: Keys) -> N
 
 
 def test_file_that_cannot_be_looked_at_keeps_its_key(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys.small.seal("base/5/16384", b"x", key="dk_1")
+    keys.small.encrypt("base/5/16384", b"x", key="dk_1")
     keys.run("revoke", "dk_2", *UNLOCK)
 
     def denied(volume: object, path: str) -> object:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tdefs.fs.offline.open_without_links", denied)
+    monkeypatch.setattr("tdefs.offline.reader.open_without_links", denied)
     error = keys.refused("destroy", "dk_2", *UNLOCK)
     assert "1 more could not be looked at" in error.message
 
 
 def test_verify_reports_files_of_a_destroyed_key_and_nothing_else(keys: Keys, command: Command) -> None:
-    keys.small.seal("base/5/16384", b"x" * 8192, key="dk_2")
-    keys.small.seal("other", b"kept", key="dk_1")
+    keys.small.encrypt("base/5/16384", b"x" * 8192, key="dk_2")
+    keys.small.encrypt("other", b"kept", key="dk_1")
     keys.run("revoke", "dk_2", *UNLOCK)
     keys.run("destroy", "dk_2", "--destroy-files-of", "dk_2", *UNLOCK)
     found = command.json(verify, keys.small.volume.backing, *UNLOCK)
@@ -226,8 +226,8 @@ def test_verify_reports_files_of_a_destroyed_key_and_nothing_else(keys: Keys, co
 
 
 def test_ls_shows_what_became_unreadable_with_its_key_and_why(keys: Keys, command: Command) -> None:
-    keys.small.seal("lost", b"x", key="dk_2")
-    keys.small.seal("other", b"kept", key="dk_1")
+    keys.small.encrypt("lost", b"x", key="dk_2")
+    keys.small.encrypt("other", b"kept", key="dk_1")
     keystore = keys.small.volume.keystore
     copy = keystore.with_name("copy")
     shutil.copy(keystore, copy)
@@ -244,7 +244,7 @@ def test_ls_shows_what_became_unreadable_with_its_key_and_why(keys: Keys, comman
 
 
 def test_ls_without_a_keystore_says_what_it_cannot_tell(keys: Keys, command: Command) -> None:
-    keys.small.seal("file", b"x")
+    keys.small.encrypt("file", b"x")
     keys.small.volume.keystore.unlink()
     (found,) = command.json(ls, keys.small.volume.backing)
     assert found["state"] == "encrypted"

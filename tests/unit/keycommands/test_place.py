@@ -9,7 +9,7 @@ import pytest
 
 from tdefs.cli import place
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.mounts import Mount
+from tdefs.mounts.known import Mount
 from tests.unit.offline.offline_volumes import SmallVolume
 
 

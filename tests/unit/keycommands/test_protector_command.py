@@ -189,7 +189,7 @@ def recovery_code(said: str) -> str:
 def test_recovery_code_is_printed_once_and_unlocks(
     protectors: Protectors, command: Command, tmp_path: Path
 ) -> None:
-    protectors.small.seal("base/5/16384", b"content")
+    protectors.small.encrypt("base/5/16384", b"content")
     said = protectors.run("add", *UNLOCK, "--recovery-code", "--label", "safe")
     code = recovery_code(said)
     assert said.endswith("protector pr_2 (recovery-code) is added\n")

@@ -37,7 +37,7 @@ def typed(small: SmallVolume, text: str, *words: str | Path) -> tuple[int, str]:
 
 
 def test_code_unlocks_as_a_person_types_it_and_is_not_shown(small: SmallVolume, code: str) -> None:
-    small.seal("base/5/16384", b"content")
+    small.encrypt("base/5/16384", b"content")
     for text in (code, code.lower().replace("-", " ")):
         exit_code, shown = typed(small, text, "cat", small.volume.backing, "base/5/16384")
         assert exit_code == Exit.OK

@@ -1,4 +1,4 @@
-"""Keys are told to the volume's daemon alone. Covers tdefs/cli/daemon_keys.py and tdefs/fs/control.py."""
+"""Keys are told to the volume's daemon alone. Covers tdefs/cli/daemon_keys.py and tdefs/control.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dependencies point one way: cli → fs → (format, keys, policy). Cryptography and layout know nothing of FUSE."""
+"""Dependencies point one way: cli → daemon → fuse → tree → data → (format, keys, policy)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ ROOT = Path(tdefs.__file__).parent
 FUSE = {"pyfuse3", "trio"}
 PURE_INPUT_AND_OUTPUT = {"os", "io", "pathlib", "shutil", "subprocess", "socket", "tempfile"}
 
+SERVING = {"tdefs.data", "tdefs.tree", "tdefs.fuse", "tdefs.daemon"}
+ABOVE = {"tdefs.cli", "tdefs.doctor", "argparse"}
+
 #: What no module of a part may import, directly.
 FORBIDDEN = {
-    "format": FUSE | {"tdefs.keys", "tdefs.policy", "tdefs.fs", "tdefs.cli", "tdefs.pg", "tdefs.volume"},
-    "keys": FUSE | {"tdefs.format", "tdefs.policy", "tdefs.fs", "tdefs.cli", "tdefs.volume"},
-    "policy": FUSE | {"tdefs.format", "tdefs.keys", "tdefs.fs", "tdefs.cli", "tdefs.volume"},
-    "fs": {"tdefs.cli", "argparse"},
-    "pg": FUSE | {"tdefs.fs", "tdefs.cli"},
+    "format": FUSE | SERVING | ABOVE | {"tdefs.keys", "tdefs.policy", "tdefs.offline", "tdefs.pg", "tdefs.volume"},
+    "keys": FUSE | SERVING | {"tdefs.format", "tdefs.policy", "tdefs.offline", "tdefs.cli", "tdefs.volume"},
+    "policy": FUSE | SERVING | {"tdefs.format", "tdefs.keys", "tdefs.offline", "tdefs.cli", "tdefs.volume"},
+    "pg": FUSE | SERVING | {"tdefs.offline", "tdefs.cli"},
+    "data": ABOVE | {"tdefs.daemon", "tdefs.offline"},
+    "tree": ABOVE | {"pyfuse3", "tdefs.daemon", "tdefs.fuse", "tdefs.offline"},
+    "fuse": ABOVE | {"tdefs.daemon", "tdefs.offline"},
+    "daemon": ABOVE,
+    "offline": FUSE | ABOVE | {"tdefs.tree", "tdefs.fuse", "tdefs.daemon"},
+    "mounts": FUSE | SERVING | ABOVE,
 }
 
 
@@ -69,10 +77,10 @@ def test_only_the_parts_that_serve_a_mount_know_fuse() -> None:
         for module in ROOT.rglob("*.py")
         if {name.split(".")[0] for name in imports_of(module)} & {"pyfuse3"}
     }
-    assert users == {"fs"}
+    assert users == {"fuse"}
 
 
 def test_a_forbidden_import_is_found(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
-    module.write_text("def late() -> None:\n    from tdefs.fs import inodes\n    import pyfuse3.asyncio\n")
-    assert {"tdefs.fs", "tdefs.fs.inodes", "pyfuse3.asyncio"} <= imports_of(module)
+    module.write_text("def late() -> None:\n    from tdefs.tree import inodes\n    import pyfuse3.asyncio\n")
+    assert {"tdefs.tree", "tdefs.tree.inodes", "pyfuse3.asyncio"} <= imports_of(module)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-import tdefs.fs
+import tdefs
 
-ROOT = Path(tdefs.fs.__file__).parent
+ROOT = Path(tdefs.__file__).parent
 #: What serves a mount, and so acts on what the kernel knows for whoever asks.
 SERVING = (
-    *("attributes", "durability", "files", "held", "inodes", "namespace", "opening", "operations", "reading"),
-    "links",
-    *("descriptors", "zeros"),
+    *("data/descriptors", "data/durability", "data/files", "data/reading", "data/zeros"),
+    *("fuse/operations", "tree/attributes", "tree/held", "tree/inodes", "tree/links", "tree/namespace"),
+    "tree/opening",
 )
 #: Functions of ``os`` that take no path and no name in a directory.
 HARMLESS = {
@@ -68,7 +68,7 @@ def opened_by_name(source: str) -> list[str]:
 @pytest.mark.parametrize("module", SERVING)
 def test_no_module_that_serves_goes_past_the_one_way(module: str) -> None:
     source = (ROOT / f"{module}.py").read_text()
-    if module == "descriptors":
+    if module == "data/descriptors":
         assert bypasses(source) == [
             "self._calls.open(label, name, flags, mode, directory)",
             "self._calls.create(label, name, flags, mode, directory, owner)",
@@ -80,26 +80,33 @@ def test_no_module_that_serves_goes_past_the_one_way(module: str) -> None:
 @pytest.mark.parametrize("module", SERVING)
 def test_only_the_table_of_inodes_opens_by_name_and_checks_what_it_opened(module: str) -> None:
     opened = opened_by_name((ROOT / f"{module}.py").read_text())
-    assert opened == (["self.descriptors.open_at(label, name, flags, 0, directory)"] if module == "inodes" else [])
+    assert opened == (
+        ["self.descriptors.open_at(label, name, flags, 0, directory)"] if module == "tree/inodes" else []
+    )
 
 
 def test_every_module_that_is_given_the_system_calls_is_looked_at() -> None:
     """One that comes anew is either added above, or named here with the reason."""
     others = {
-        "calls": "it makes them",
-        "offline": "it gives them to zeros, with a descriptor",
-        "read_only": "it refuses them",
-        "file_ids": "it only reads",
-        "session": "of the whole file system, by the descriptor of the root",
+        "data/calls": "it makes them",
+        "offline/reader": "it gives them to zeros, with a descriptor",
+        "data/read_only": "it refuses them",
+        "tree/file_ids": "it only reads",
+        "daemon/session": "of the whole file system, by the descriptor of the root",
     }
-    users = {path.stem for path in ROOT.glob("*.py") if "SystemCalls" in path.read_text()}
+    users = {
+        f"{part}/{path.stem}"
+        for part in ("daemon", "data", "fuse", "mounts", "offline", "tree")
+        for path in (ROOT / part).glob("*.py")
+        if "SystemCalls" in path.read_text()
+    }
     assert users - set(SERVING) == set(others)
 
 
 def test_the_system_calls_follow_no_link() -> None:
     """By name they say so; by way of /proc they go to what a descriptor is open for, and nowhere else."""
     follows = []
-    for call in calls_in((ROOT / "calls.py").read_text()):
+    for call in calls_in((ROOT / "data/calls.py").read_text()):
         text = ast.unparse(call)
         if text.startswith(("os.stat(", "os.chown(", "os.utime(", "os.link(", "os.chmod(")) and not (
             "follow_symlinks=False" in text or "_itself(" in text or text.startswith("os.utime(fd,")

@@ -16,26 +16,26 @@ from typing import Any
 
 import pytest
 
-from tdefs.fs.attributes import Attributes, Changes
-from tdefs.fs.believed import Believed
-from tdefs.fs.calls import Owner
-from tdefs.fs.inodes import InodeTable
-from tdefs.fs.namespace import RENAME_EXCHANGE, Namespace
-from tdefs.fs.opening import Opener
-from tdefs.fs.operations import FuseOperations
-from tdefs.fs.recovery import empty_unfinished_files
-from tdefs.fs.sealing import Expectations, Sealer
-from tdefs.fs.staging import DIRECTORY as STAGING_DIRECTORY
-from tdefs.fs.staging import Staging
+from tdefs.data.calls import Owner
+from tdefs.data.forms import Expectations, FileForms
+from tdefs.data.staging import DIRECTORY as STAGING_DIRECTORY
+from tdefs.data.staging import Staging
+from tdefs.fuse.operations import FuseOperations
 from tdefs.manifest import journal
 from tdefs.manifest.bound import Bound
 from tdefs.manifest.checking import examine
 from tdefs.manifest.journal import JOURNAL_FILE, parse_journal
 from tdefs.manifest.state import Binding, State, look
+from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.policy.model import Policy
-from tdefs.session_record import Ending, LastSession
-from tdefs.volume import Volume
-from tests.unit.format.served_volume import RING, VOLUME_ID, Crash, ScriptedCalls, ServedVolume
+from tdefs.tree.attributes import Attributes, Changes
+from tdefs.tree.inodes import InodeTable
+from tdefs.tree.namespace import RENAME_EXCHANGE, Namespace
+from tdefs.tree.opening import Opener
+from tdefs.volume.believed import Believed
+from tdefs.volume.description import Volume
+from tdefs.volume.session_record import Ending, LastSession
+from tests.support.served_volume import RING, VOLUME_ID, Crash, ScriptedCalls, ServedVolume
 
 TABLE, OTHER, FSM, WAL = (
     "base/16384/16385",
@@ -88,8 +88,8 @@ class BoundVolume(ServedVolume):
         self.manifest = Bound(self.calls, self.state)
         self.manifest.begin()
         self.inodes = InodeTable(self.calls, self._root_fd)
-        sealer = Sealer(RING, Expectations(VOLUME_ID, plain_files=False, lost_headers=False))
-        self.opener = Opener(self.calls, self.inodes, sealer, Policy.everything(), self.manifest)
+        forms = FileForms(RING, Expectations(VOLUME_ID, plain_files=False, lost_headers=False))
+        self.opener = Opener(self.calls, self.inodes, forms, Policy.everything(), self.manifest)
         if self._staging is not None:
             self._staging.close()
         self._staging = Staging(self.volume.private / STAGING_DIRECTORY)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.fs.calls import SystemCalls
+from tdefs.data.calls import SystemCalls
 from tdefs.manifest.journal import JOURNAL_FILE, PREPARED_BYTES, Journal, prepare_journal, read_journal
 from tdefs.manifest.record import Manifest
 from tdefs.manifest.state import MANIFEST_FILE, Binding, look, write_manifest
 from tdefs.manifest.tree import open_root
 from tdefs.private import UntrustedError
-from tdefs.volume import Volume
+from tdefs.volume.description import Volume
 from tests.fs.children import NOBODY, needs_root
 
 pytestmark = needs_root

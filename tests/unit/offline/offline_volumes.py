@@ -12,22 +12,22 @@ from typing import Any
 
 import pytest
 
+from tdefs.data.forms import Expectations, FileForms, identity_at
+from tdefs.data.link_encryption import LinkCipher
 from tdefs.format.header import RECORD_SIZE, Header, decode_header
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.stored import StoredFile
-from tdefs.fs.believed import Believed, Opened, opened
-from tdefs.fs.link_sealing import LinkSealer
-from tdefs.fs.offline import OfflineReader
-from tdefs.fs.sealing import Expectations, Sealer, identity_at
 from tdefs.keys.document import Statements
 from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.keystore import create_keystore, load_keystore
 from tdefs.keys.protectors.command import CommandProtector
+from tdefs.offline.reader import OfflineReader
 from tdefs.pg.control import crc32c
 from tdefs.pg.pages import PAGE_SIZE, page_checksums
 from tdefs.policy.parse import load_policy
-from tdefs.registry import place_of
-from tdefs.volume import create_volume, read_volume, save_volume
+from tdefs.volume.believed import Believed, Opened, opened
+from tdefs.volume.description import create_volume, read_volume, save_volume
+from tdefs.volume.registry import place_of
 
 KEY_COMMAND = "printf %%064d 7"
 PG_DATA = Path(__file__).parent.parent / "pg" / "data"
@@ -77,7 +77,7 @@ class SmallVolume:
         self.history_key = history_key_of(self.ring)
         save_volume(self.volume, self.history_key)
         self.volume = read_volume(self.volume.backing)
-        self.sealer = Sealer(
+        self.forms = FileForms(
             self.ring, Expectations(self.ring.volume_id, plain_files=plain_files, lost_headers=False)
         )
 
@@ -87,13 +87,13 @@ class SmallVolume:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def seal(self, relpath: str, content: bytes, *, key: str | None = None, length: int = 0) -> Header:
+    def encrypt(self, relpath: str, content: bytes, *, key: str | None = None, length: int = 0) -> Header:
         """Write an encrypted file; behind its content it is a hole up to *length*."""
-        header = self.sealer.new_header(key, identity_at(relpath))
+        header = self.forms.new_header(key, identity_at(relpath))
         store = _File(self.path(relpath))
         store.truncate(HEADER_SIZE)
-        store.pwrite(self.sealer.encode(header), 0)
-        file = StoredFile(store, self.sealer.cipher(header), HEADER_SIZE)
+        store.pwrite(self.forms.encode(header), 0)
+        file = StoredFile(store, self.forms.cipher(header), HEADER_SIZE)
         file.write(0, content)
         if length > len(content):
             file.truncate(length)
@@ -104,13 +104,13 @@ class SmallVolume:
         """Give an encrypted file another name, as a rename through the mount does."""
         stored = bytearray(self.path(relpath).read_bytes())
         header = decode_header(bytes(stored[:RECORD_SIZE]), self.ring.volume_id).bound_to(identity_at(new))
-        stored[:RECORD_SIZE] = self.sealer.encode(header)
+        stored[:RECORD_SIZE] = self.forms.encode(header)
         self.path(new).write_bytes(stored)
         self.path(relpath).unlink()
 
     def link(self, relpath: str, target: str, *, key: str | None = None, of: str | None = None) -> None:
         """Make a symbolic link as a mount does; *of* is the path that it belongs at, if not this one."""
-        text = LinkSealer(lambda: self.ring).seal(target.encode(), ((of or relpath).encode(),), key)
+        text = LinkCipher(lambda: self.ring).encrypt(target.encode(), ((of or relpath).encode(),), key)
         self.path(relpath).symlink_to(text.decode())
 
     def plain(self, relpath: str, content: bytes) -> None:
@@ -122,13 +122,13 @@ class SmallVolume:
 
         A full segment of a relation has :data:`SEGMENT_PAGES`; *changes* are others to pg_control, by field.
         """
-        self.seal(f"{directory}global/pg_control", control_file(control, **changes))
+        self.encrypt(f"{directory}global/pg_control", control_file(control, **changes))
         for path in ("PG_VERSION", "base/5/PG_VERSION"):
-            self.seal(directory + path, b"15\n")
+            self.encrypt(directory + path, b"15\n")
         for path in ("global/pg_filenode.map", "base/5/pg_filenode.map"):
-            self.seal(directory + path, relation_map())
-        self.seal(f"{directory}pg_wal/000000010000000000000001", b"", length=16 << 20)
-        self.seal(f"{directory}pg_xact/0000", bytes(PAGE_SIZE))
+            self.encrypt(directory + path, relation_map())
+        self.encrypt(f"{directory}pg_wal/000000010000000000000001", b"", length=16 << 20)
+        self.encrypt(f"{directory}pg_xact/0000", bytes(PAGE_SIZE))
 
     def damage(self, relpath: str, offset: int, mask: int = 1) -> None:
         """Change bits of one stored byte."""

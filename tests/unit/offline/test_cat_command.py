@@ -39,7 +39,7 @@ def refusal(run: Cat, *words: str) -> TdefsError:
 
 def test_encrypted_file_comes_out_byte_for_byte(small: SmallVolume, run: Cat) -> None:
     content = os.urandom((2 << 20) + 77)
-    small.seal("base/5/16384", content)
+    small.encrypt("base/5/16384", content)
     assert run("base/5/16384") == content
 
 
@@ -65,7 +65,7 @@ def test_file_that_was_never_synced_before_a_crash_comes_out_empty(small: SmallV
     ["missing", "../keystore", ".tdefs/volume.json", "base", "link", "base/link/file", "fifo", "/etc/passwd"],
 )
 def test_what_is_no_file_of_the_volume_is_not_found(small: SmallVolume, run: Cat, path: str) -> None:
-    small.seal("base/file", b"x")
+    small.encrypt("base/file", b"x")
     small.path("link").symlink_to("base/file")
     small.path("base/link").symlink_to(".")
     os.mkfifo(small.path("fifo"))
@@ -77,7 +77,7 @@ def test_what_is_no_file_of_the_volume_is_not_found(small: SmallVolume, run: Cat
 
 
 def test_damaged_file_says_what_is_wrong_and_what_to_do(small: SmallVolume, run: Cat) -> None:
-    small.seal("base/5/16384", b"x")
+    small.encrypt("base/5/16384", b"x")
     small.damage("base/5/16384", 50)
     error = refusal(run, "base/5/16384")
     assert error.exit_code == Exit.FILE_DAMAGED
@@ -86,7 +86,7 @@ def test_damaged_file_says_what_is_wrong_and_what_to_do(small: SmallVolume, run:
 
 
 def test_file_of_another_relation_is_refused(small: SmallVolume, run: Cat) -> None:
-    small.seal("base/5/16384", b"x")
+    small.encrypt("base/5/16384", b"x")
     small.path("base/5/16384").rename(small.path("base/5/16385"))
     error = refusal(run, "base/5/16385")
     assert error.exit_code == Exit.FILE_DAMAGED
@@ -94,19 +94,19 @@ def test_file_of_another_relation_is_refused(small: SmallVolume, run: Cat) -> No
 
 
 def test_wrong_key_gives_out_nothing(small: SmallVolume, run: Cat) -> None:
-    small.seal("file", b"x")
+    small.encrypt("file", b"x")
     assert refusal(run, "file", "--key-command", "printf %%064d 8").exit_code == Exit.WRONG_SECRET
 
 
 def test_keystore_can_be_named(small: SmallVolume, run: Cat, tmp_path: Path) -> None:
-    small.seal("file", b"x")
+    small.encrypt("file", b"x")
     moved = small.volume.keystore.rename(tmp_path / "moved")
     assert refusal(run, "file").exit_code == Exit.KEYSTORE_MISSING
     assert run("file", "--keystore", str(moved)) == b"x"
 
 
 def test_configuration_says_how_to_unlock(small: SmallVolume, tmp_path: Path) -> None:
-    small.seal("file", b"x")
+    small.encrypt("file", b"x")
     config = tmp_path / "tdefs.yaml"
     config.write_text(
         f'version: 1\nvolumes:\n  {small.volume.backing}:\n    key_command: "{KEY_COMMAND}"\n'

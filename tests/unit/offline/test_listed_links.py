@@ -11,7 +11,7 @@ import pytest
 from tdefs.cli import ls, verify
 from tdefs.cli.key_files import KeyFiles
 from tdefs.errors import Exit
-from tdefs.fs.link_targets import leads_out
+from tdefs.offline.link_targets import leads_out
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)

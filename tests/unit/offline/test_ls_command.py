@@ -11,18 +11,18 @@ import pytest
 
 from tdefs.cli import ls
 from tdefs.cli.output import print_line
-from tdefs.fs import offline
-from tdefs.fs.mounts import Mount
+from tdefs.mounts.known import Mount
+from tdefs.offline import reader as offline
 from tests.unit.offline.offline_volumes import Command, SmallVolume
 
 WRONG_CHECKSUM = "the header is damaged: its checksum does not match"
 
 
 def fill(small: SmallVolume) -> None:
-    small.seal("base/5/1259", b"x" * 8192)
-    small.seal("base/5/16384", b"x" * 100, key="dk_2")
+    small.encrypt("base/5/1259", b"x" * 8192)
+    small.encrypt("base/5/16384", b"x" * 100, key="dk_2")
     small.plain("empty", b"")
-    small.seal("wiped", b"x")
+    small.encrypt("wiped", b"x")
     small.damage("wiped", 40)
 
 
@@ -101,7 +101,7 @@ def test_volume_without_files_has_an_empty_list(small: SmallVolume, command: Com
 def test_hostile_file_name_cannot_break_the_table(small: SmallVolume, command: Command) -> None:
     names = [os.fsdecode(b"a\xff"), "b\nc", "d\x1b[2Je"]
     for name in names:
-        small.seal(name, b"")
+        small.encrypt(name, b"")
     _, output = command.run(ls, small.volume.backing)
     assert [line.split()[0] for line in output.splitlines()[1:]] == ["a\\udcff", "b\\nc", "d\\x1b[2Je"]
     assert [found["path"] for found in command.json(ls, small.volume.backing)] == names

@@ -1,7 +1,7 @@
 """What the record of a session is believed of, and what an attacker gains by it: nothing.
 
-Covers tdefs/session_record.py and tdefs/fs/believed.py. Who attacks can write to the backing directory, and has
-every older state of it, but no key; the keystore and its history lie elsewhere.
+Covers tdefs/volume/session_record.py and tdefs/volume/believed.py. An attacker can write to the backing directory,
+and has every older state of it, but no key; the keystore and its history lie elsewhere.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pytest
 
 from tdefs.cli import verify, volume
 from tdefs.format.errors import MissingHeader
-from tdefs.fs.recovery import empty_unfinished_files
 from tdefs.keys.history import head_path, history_path
-from tdefs.session_record import SESSION_FILE, Ending, Session
+from tdefs.offline.recovery import empty_unfinished_files
+from tdefs.volume.session_record import SESSION_FILE, Ending, Session
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 TABLE = "base/5/16384"
@@ -31,7 +31,7 @@ def record(small: SmallVolume) -> Path:
 
 def wipe(small: SmallVolume) -> None:
     """Do what an attacker would have taken for the work of a crash."""
-    small.seal(TABLE, b"content")
+    small.encrypt(TABLE, b"content")
     stored = small.path(TABLE)
     stored.write_bytes(bytes(8192) + stored.read_bytes()[8192:])
 
@@ -95,7 +95,7 @@ INVENTED: dict[str, Callable[[SmallVolume], object]] = {
             {
                 **json.loads(record(small).read_bytes()),
                 "clean": False,
-                "mac": Session(1, "/mnt", clean=False, volume="vol_1").sealed(bytes(32)).mac.hex(),
+                "mac": Session(1, "/mnt", clean=False, volume="vol_1").authenticated(bytes(32)).mac.hex(),
             }
         )
     ),

@@ -1,7 +1,7 @@
 """What a volume may do stands in its keystore, and nothing in the volume's own directory changes that.
 
-Covers tdefs/volume.py, tdefs/registry.py, tdefs/cli/unlock.py and ``tdefs policy accept``. Who attacks can write
-to the backing directory, and has every older state of it and of the keystore, but no key.
+Covers tdefs/volume/description.py, tdefs/volume/registry.py, tdefs/cli/unlock.py and ``tdefs policy accept``. An
+attacker can write to the backing directory, and has every older state of it and of the keystore, but no key.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import pytest
 from tdefs.cli import cat, key, ls, policy, verify, volume
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import ForeignFile, LowSuite
-from tdefs.fs.offline import OfflineReader
 from tdefs.keys.document import Statements
 from tdefs.keys.document_text import serialise
 from tdefs.keys.keystore import Unlocked, load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.volume_changes import restate_volume
-from tdefs.volume import read_volume
+from tdefs.offline.reader import OfflineReader
+from tdefs.volume.description import read_volume
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
@@ -84,13 +84,13 @@ def test_a_description_that_allows_plain_files_allows_none(
 
 
 def test_a_description_of_another_volume_opens_no_keystore(small: SmallVolume, command: Command) -> None:
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     forge(small, volume_id="00" * 16)
     assert refusal(command, cat, small.volume.backing, "file").exit_code == Exit.KEYSTORE_FOREIGN
 
 
 def test_a_description_that_was_removed_makes_no_new_volume(small: SmallVolume, command: Command) -> None:
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     description(small).unlink()
     assert refusal(command, cat, small.volume.backing, "file").exit_code == Exit.NOT_A_VOLUME
 
@@ -119,7 +119,7 @@ def test_a_description_that_names_an_older_keystore_opens_nothing(
     small: SmallVolume, command: Command, tmp_path: Path, place: str, use: tuple[Any, tuple[str, ...]]
 ) -> None:
     """Such as one of when plain files were allowed: it opens by the same secret, and has the same volume id."""
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     older = small.volume.backing / place
     shutil.copy(small.volume.keystore, older)
     forge(small, keystore=str(older))
@@ -134,7 +134,7 @@ def test_a_description_that_names_an_older_keystore_opens_nothing(
 
 
 def test_the_place_of_the_keystore_is_under_a_mac(small: SmallVolume, command: Command) -> None:
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     for changes, code in (
         ({"keystore_mac": "00" * 32}, Exit.KEYSTORE_FOREIGN),
         ({"keystore_mac": ""}, Exit.VOLUME_DAMAGED),
@@ -146,7 +146,7 @@ def test_the_place_of_the_keystore_is_under_a_mac(small: SmallVolume, command: C
 
 @pytest.mark.parametrize("by", ["command line", "configuration", "volume moved"])
 def test_who_names_the_keystore_is_believed(small: SmallVolume, command: Command, tmp_path: Path, by: str) -> None:
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     forge(small, keystore=str(tmp_path / "nowhere"))
     words: list[str | Path] = ["--keystore", small.volume.keystore]
     if by == "configuration":
@@ -161,7 +161,7 @@ def test_who_names_the_keystore_is_believed(small: SmallVolume, command: Command
 
 
 def test_naming_the_remembered_keystore_mends_what_was_forged(small: SmallVolume, command: Command) -> None:
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     forge(small, keystore_mac="00" * 32)
     command.run(volume, "moved", small.volume.backing, "--keystore", small.volume.keystore, *UNLOCK)
     assert command.run(cat, small.volume.backing, "file", *UNLOCK)[1] == "content"
@@ -172,7 +172,7 @@ def test_naming_the_remembered_keystore_mends_what_was_forged(small: SmallVolume
 
 @pytest.mark.parametrize("field", ["plain_files", "lowest_suite", "policy_digest", "policy"])
 def test_what_a_volume_may_do_is_under_the_keystores_mac(small: SmallVolume, command: Command, field: str) -> None:
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     document = load_keystore(small.volume.keystore).document
     value: Any = {"plain_files": True, "lowest_suite": 2, "policy_digest": "00" * 32, "policy": "/p"}[field]
     forged = replace(document, volumes=(replace(document.volumes[0], **{field: value}),))
@@ -182,7 +182,7 @@ def test_what_a_volume_may_do_is_under_the_keystores_mac(small: SmallVolume, com
 
 def test_a_file_of_a_lower_suite_than_the_lowest_is_refused(small: SmallVolume) -> None:
     """There is one suite today, so the lowest is raised above it."""
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     raised = restate_volume(unlocked(small), "vol_1", Statements(lowest_suite=2))
     small.volume.keystore.write_bytes(serialise(raised.document))
     reader = OfflineReader(small.volume, small.ring, small.believed)

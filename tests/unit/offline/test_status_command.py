@@ -10,15 +10,15 @@ import pytest
 
 from tdefs.cli import status
 from tdefs.errors import Exit, TdefsError
-from tdefs.fs.mounts import Mount
-from tdefs.volume import VolumeLock
+from tdefs.mounts.known import Mount
+from tdefs.volume.description import VolumeLock
 from tests.unit.offline.offline_volumes import Command, SmallVolume
 
 MOUNTPOINT = Path("/mnt/tdefs-test")
 
 
 def answer(small: SmallVolume) -> dict[str, Any]:
-    """Return what the daemon of tdefs/fs/session.py answers."""
+    """Return what the daemon of tdefs/daemon/session.py answers."""
     return {
         "pid": 4321,
         "mountpoint": str(MOUNTPOINT),
@@ -50,9 +50,9 @@ def answer(small: SmallVolume) -> dict[str, Any]:
 @pytest.fixture
 def mounted(small: SmallVolume, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallVolume]:
     """A volume that looks as if it were mounted, with a daemon that answers."""
-    small.seal("base/5/16384", b"x")
-    small.seal("base/5/16385", b"x")
-    small.seal("wiped", b"x")
+    small.encrypt("base/5/16384", b"x")
+    small.encrypt("base/5/16385", b"x")
+    small.encrypt("wiped", b"x")
     small.damage("wiped", 100)
     small.plain("empty", b"")
     mount = Mount(MOUNTPOINT, small.volume.backing, "0:42")
@@ -115,7 +115,7 @@ def test_text_shows_keys_counts_and_failures(mounted: SmallVolume, command: Comm
 def test_files_of_a_destroyed_key_count_as_unreadable(
     mounted: SmallVolume, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mounted.seal("base/5/16386", b"x", key="dk_2")
+    mounted.encrypt("base/5/16386", b"x", key="dk_2")
     said = answer(mounted)
     said["data_keys"] = [key for key in said["data_keys"] if key["name"] == "dk_1"]
     said["destroyed_rounds"] = [["dk_2", 1]]

@@ -1,4 +1,7 @@
-"""What ``tdefs verify`` finds, and that finds nothing else. Covers tdefs/cli/verify.py, tdefs/fs/verifying.py."""
+"""What ``tdefs verify`` finds, and that it finds nothing else.
+
+Covers tdefs/cli/verify.py and tdefs/offline/verifying.py.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import pytest
 
 from tdefs.cli import verify
 from tdefs.errors import Exit
-from tdefs.fs.offline import CHUNK_SIZE
-from tdefs.volume import VolumeLock
+from tdefs.offline.reader import CHUNK_SIZE
+from tdefs.volume.description import VolumeLock
 from tests.unit.offline.offline_volumes import (
     KEY_COMMAND,
     PG_DATA,
@@ -41,10 +44,10 @@ def findings(command: Command, small: SmallVolume) -> dict[str, str]:
 def healthy(small: SmallVolume) -> None:
     """Fill a volume with a cluster of every kind of file."""
     small.cluster()
-    small.seal(TABLE, good_pages(3) + bytes(8192) + good_pages(1, 4))
-    small.seal(f"{TABLE}.1", good_pages(2, SEGMENT_PAGES))
-    small.seal(f"{TABLE}_fsm", good_pages(1))
-    small.seal("base/5/1259", bytes(3 * 8192) + (PG_DATA / "pg15_pg_class_block_3.page").read_bytes())
+    small.encrypt(TABLE, good_pages(3) + bytes(8192) + good_pages(1, 4))
+    small.encrypt(f"{TABLE}.1", good_pages(2, SEGMENT_PAGES))
+    small.encrypt(f"{TABLE}_fsm", good_pages(1))
+    small.encrypt("base/5/1259", bytes(3 * 8192) + (PG_DATA / "pg15_pg_class_block_3.page").read_bytes())
     small.plain("empty", b"")
 
 
@@ -141,7 +144,7 @@ def test_file_cut_to_nothing_counts_as_empty(small: SmallVolume, command: Comman
 def test_swapped_relation_files_are_both_found(small: SmallVolume, command: Command) -> None:
     healthy(small)
     other = "base/16400/16384"
-    small.seal(other, good_pages(1))
+    small.encrypt(other, good_pages(1))
     one, two = small.path(TABLE), small.path(other)
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
@@ -156,7 +159,7 @@ def test_swapped_relation_files_are_both_found(small: SmallVolume, command: Comm
 def test_file_of_another_volume_is_found(small: SmallVolume, command: Command, tmp_path: Path) -> None:
     healthy(small)
     other = SmallVolume(tmp_path / "other")
-    other.seal(TABLE, good_pages(1))
+    other.encrypt(TABLE, good_pages(1))
     small.path(TABLE).write_bytes(other.path(TABLE).read_bytes())
     assert findings(command, small) == {
         TABLE: f"the file belongs to another volume ({other.volume.volume_id.hex()})"
@@ -220,7 +223,7 @@ def test_bad_page_of_a_later_segment_is_named_by_its_block_in_the_relation(
 
 def test_bad_page_behind_the_first_chunk_is_found(small: SmallVolume, command: Command) -> None:
     healthy(small)
-    small.seal(TABLE, good_pages(130))
+    small.encrypt(TABLE, good_pages(130))
     small.damage(TABLE, 8192 + CHUNK_SIZE + 8192 + 7)
     assert report(command, small)["findings"][0]["blocks"] == [129]
 
@@ -247,7 +250,7 @@ def test_each_relation_file_belongs_to_the_nearest_cluster_above(small: SmallVol
     small.cluster("15/main/")
     small.cluster("15/other/", control="pg15_no_checksums")
     for cluster in ("main", "other"):
-        small.seal(f"15/{cluster}/{TABLE}", good_pages(2))
+        small.encrypt(f"15/{cluster}/{TABLE}", good_pages(2))
         small.damage(f"15/{cluster}/{TABLE}", 8192 + 5000)
     found = report(command, small)
     assert found["checksums"] == {"15/main": "on", "15/other": "off"}
@@ -256,7 +259,7 @@ def test_each_relation_file_belongs_to_the_nearest_cluster_above(small: SmallVol
 
 def test_tablespace_without_a_cluster_has_its_page_headers_checked(small: SmallVolume, command: Command) -> None:
     path = "PG_15_202209061/5/16384"
-    small.seal(path, good_pages(2))
+    small.encrypt(path, good_pages(2))
     small.damage(path, 8192 + 5000)
     found = report(command, small)
     assert found["findings"] == []
@@ -338,9 +341,9 @@ def test_garbled_version_file_is_found(small: SmallVolume, command: Command, pat
 
 def test_version_file_of_another_version_is_found(small: SmallVolume, command: Command) -> None:
     healthy(small)
-    small.seal("base/5/PG_VERSION", b"14\n")
-    small.seal("base/6/PG_VERSION", b"15\n")
-    small.seal("base/6/pg_filenode.map", relation_map())
+    small.encrypt("base/5/PG_VERSION", b"14\n")
+    small.encrypt("base/6/PG_VERSION", b"15\n")
+    small.encrypt("base/6/pg_filenode.map", relation_map())
     assert findings(command, small) == {
         "base/5/PG_VERSION": "PG_VERSION is damaged: it says 14, all others of the cluster say 15"
     }
@@ -349,7 +352,7 @@ def test_version_file_of_another_version_is_found(small: SmallVolume, command: C
 def test_version_files_without_a_majority_are_all_named(small: SmallVolume, command: Command) -> None:
     """One of them is damaged, and nobody can tell which."""
     healthy(small)
-    small.seal("base/5/PG_VERSION", b"35\n")
+    small.encrypt("base/5/PG_VERSION", b"35\n")
     assert findings(command, small) == {
         path: f"PG_VERSION is damaged, here or elsewhere: it says {own}, others of the cluster say {other}"
         for path, own, other in (("PG_VERSION", 15, 35), ("base/5/PG_VERSION", 35, 15))
@@ -412,16 +415,16 @@ def test_file_whose_absence_proves_nothing_is_not_missed(small: SmallVolume, com
 
 def test_cluster_above_the_volume_root_is_looked_at_too(small: SmallVolume, command: Command) -> None:
     small.cluster("15/main/")
-    small.seal(f"15/main/{TABLE}", good_pages(1))
+    small.encrypt(f"15/main/{TABLE}", good_pages(1))
     small.path("15/main/PG_VERSION").unlink()
     assert list(findings(command, small)) == ["15/main/PG_VERSION"]
 
 
 def test_empty_or_foreign_volume_lacks_nothing(small: SmallVolume, command: Command) -> None:
     """Part of a cluster in a volume of its own: a tablespace, the WAL."""
-    small.seal("000000010000000000000001", b"")
-    small.seal("PG_15_202209061/5/16384", good_pages(1))
-    small.seal("PG_15_202209061/5/PG_VERSION", b"15\n")
+    small.encrypt("000000010000000000000001", b"")
+    small.encrypt("PG_15_202209061/5/16384", good_pages(1))
+    small.encrypt("PG_15_202209061/5/PG_VERSION", b"15\n")
     assert findings(command, small) == {}
 
 
@@ -430,7 +433,7 @@ def retired(small: SmallVolume) -> None:
     for directory in ("15/", "18/"):
         small.cluster(directory)
     small.rename("15/global/pg_control", "15/global/pg_control.old")
-    small.seal(f"15/{TABLE}", good_pages(2))
+    small.encrypt(f"15/{TABLE}", good_pages(2))
 
 
 def test_cluster_that_pg_upgrade_has_retired_is_a_note_that_says_not_to_restore_it(

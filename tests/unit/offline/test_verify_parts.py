@@ -37,7 +37,7 @@ def pgdata(tmp_path: Path) -> Path:
 @pytest.fixture
 def tablespace(small: SmallVolume) -> SmallVolume:
     """A volume that is a tablespace, with one bit flipped in a page of a table."""
-    small.seal(TABLE, good_pages(3))
+    small.encrypt(TABLE, good_pages(3))
     small.damage(TABLE, 8192 + 8192 + 5000)
     return small
 
@@ -87,7 +87,7 @@ def test_damage_counts_more_than_what_was_not_checked(tablespace: SmallVolume, c
 
 
 def test_volume_without_pages_or_wal_lacks_no_cluster(small: SmallVolume, command: Command) -> None:
-    small.seal("some/file", b"content")
+    small.encrypt("some/file", b"content")
     code, found = verified(command, small)
     assert (code, found["unchecked"]) == (Exit.OK, [])
 
@@ -128,8 +128,8 @@ def test_named_backing_directory_is_unlocked(
 def test_blocks_are_counted_by_the_segments_of_the_named_cluster(
     tablespace: SmallVolume, command: Command, pgdata: Path
 ) -> None:
-    tablespace.seal(TABLE, good_pages(SEGMENT_PAGES))
-    tablespace.seal(f"{TABLE}.1", good_pages(2, SEGMENT_PAGES))
+    tablespace.encrypt(TABLE, good_pages(SEGMENT_PAGES))
+    tablespace.encrypt(f"{TABLE}.1", good_pages(2, SEGMENT_PAGES))
     assert verified(command, tablespace, "--pgdata", pgdata)[0] == Exit.OK
     tablespace.damage(f"{TABLE}.1", 8192 + 8192 + 5000)
     assert verified(command, tablespace, "--pgdata", pgdata)[1]["findings"][0]["blocks"] == [SEGMENT_PAGES + 1]
@@ -139,8 +139,8 @@ def test_pages_of_another_major_version_stay_unchecked(
     tablespace: SmallVolume, command: Command, pgdata: Path
 ) -> None:
     """What pg_upgrade leaves of the old cluster in a tablespace, beside what is the new one's."""
-    tablespace.seal("PG_14_202107181/5/16384", good_pages(2))
-    tablespace.seal(TABLE, good_pages(3))
+    tablespace.encrypt("PG_14_202107181/5/16384", good_pages(2))
+    tablespace.encrypt(TABLE, good_pages(3))
     code, found = verified(command, tablespace, "--pgdata", pgdata)
     assert code == Exit.VERIFY_INCOMPLETE
     assert (found["pages"], found["unchecked_pages"]) == (3, 2)
@@ -208,7 +208,7 @@ def test_tablespace_beside_its_cluster_is_judged_by_it(tablespace: SmallVolume, 
 
 
 def test_wal_without_its_cluster_is_said_to_be_unchecked(small: SmallVolume, command: Command) -> None:
-    small.seal(SEGMENT, b"", length=16 << 20)
+    small.encrypt(SEGMENT, b"", length=16 << 20)
     code, found = verified(command, small)
     assert code == Exit.VERIFY_INCOMPLETE
     assert [one["text"] for one in found["unchecked"]] == [
@@ -220,8 +220,8 @@ def test_wal_without_its_cluster_is_said_to_be_unchecked(small: SmallVolume, com
 def test_wal_is_judged_by_the_cluster_whose_it_is(small: SmallVolume, command: Command, pgdata: Path) -> None:
     (pgdata / "pg_wal").rmdir()
     (pgdata / "pg_wal").symlink_to("/mnt/wal")
-    small.seal(SEGMENT, b"", length=16 << 20)
-    small.seal(f"archive_status/{SEGMENT}.done", b"")
+    small.encrypt(SEGMENT, b"", length=16 << 20)
+    small.encrypt(f"archive_status/{SEGMENT}.done", b"")
     code, found = verified(command, small, "--pgdata", pgdata)
     assert (code, found["findings"]) == (Exit.OK, [])
     small.cut(SEGMENT, 8192 + (8 << 20))
@@ -239,7 +239,7 @@ def test_wal_is_judged_by_the_cluster_whose_it_is(small: SmallVolume, command: C
 
 def test_wal_archive_of_a_cluster_lacks_nothing(small: SmallVolume, command: Command, pgdata: Path) -> None:
     """The cluster has its WAL in its data directory: what lies here are copies, of whatever age."""
-    small.seal("archive/000000010000000000000009", b"", length=16 << 20)
+    small.encrypt("archive/000000010000000000000009", b"", length=16 << 20)
     code, found = verified(command, small, "--pgdata", pgdata)
     assert (code, found["findings"]) == (Exit.OK, [])
     small.cluster("15/main/")
@@ -252,7 +252,7 @@ def test_cluster_on_a_mount_inside_this_one_is_not_asked_for(
 ) -> None:
     cluster = SmallVolume(tmp_path / "cluster")
     cluster.cluster()
-    small.seal("file", b"content")
+    small.encrypt("file", b"content")
     small.mounted_at(str(tmp_path), clean=True)
     config = tmp_path / "tdefs.yaml"
     config.write_text(f'version: 1\nvolumes:\n  {cluster.volume.backing}:\n    key_command: "{KEY_COMMAND}"\n')

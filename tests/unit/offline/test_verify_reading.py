@@ -1,6 +1,6 @@
 """How ``tdefs verify`` reads: several files at a time, in one order, with progress, until it is interrupted.
 
-Covers tdefs/fs/in_order.py, tdefs/fs/file_checking.py and tdefs/cli/progress.py.
+Covers tdefs/offline/in_order.py, tdefs/offline/file_checking.py and tdefs/cli/progress.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 from tdefs.cli import progress, verify
 from tdefs.errors import Exit
-from tdefs.fs.in_order import in_order
+from tdefs.offline.in_order import in_order
 from tests.support.processes import wait_until
 from tests.support.terminal import Terminal
 from tests.support.volume import TDEFS
@@ -100,7 +100,7 @@ def test_several_files_are_read_at_a_time(
     asked = threading.Barrier(2)
     inodes = []
     for number in range(4):
-        small.seal(f"base/5/{16384 + number}", good_pages(130))
+        small.encrypt(f"base/5/{16384 + number}", good_pages(130))
         inodes.append(small.path(f"base/5/{16384 + number}").stat().st_ino)
     pread = os.pread
 
@@ -120,7 +120,7 @@ def test_report_is_the_same_each_time(
     small.cluster()
     for number in range(60):
         path = f"base/5/{16384 + number}"
-        small.seal(path, good_pages(1 + number % 5))
+        small.encrypt(path, good_pages(1 + number % 5))
         if number % 7 == 0:
             small.damage(path, 100 if number % 2 else 8192 + 77)
     unreadable = {small.path(f"base/5/{16384 + number}").stat().st_ino for number in (5, 25, 45)}
@@ -146,7 +146,7 @@ def test_progress_is_told_by_lines_where_there_is_no_terminal(
     small: SmallVolume, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.cluster()
-    small.seal("base/5/16384", good_pages(500))
+    small.encrypt("base/5/16384", good_pages(500))
     command.run(verify, small.volume.backing, *UNLOCK)
     assert command.errors == ""  # done before the first line was due
     monkeypatch.setattr(progress, "LINE_SECONDS", 0)
@@ -177,7 +177,7 @@ def test_progress_is_a_bar_on_a_terminal(small: SmallVolume) -> None:
 def test_interrupted_verify_ends_at_once_and_says_so(small: SmallVolume, tmp_path: Path) -> None:
     small.cluster()
     for number in range(4):
-        small.seal(f"base/5/{16384 + number}", b"", length=LONG)
+        small.encrypt(f"base/5/{16384 + number}", b"", length=LONG)
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
             [TDEFS, "verify", small.volume.backing, *UNLOCK],

@@ -1,4 +1,4 @@
-"""Which files of a volume are seen, and that nothing of it is written. Covers tdefs/fs/offline.py."""
+"""Which files of a volume are seen, and that nothing of it is written. Covers tdefs/offline/reader.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.data.forms import Empty, Encrypted, Plain
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError, MissingHeader
-from tdefs.fs.offline import (
+from tdefs.offline.reader import (
     CHUNK_SIZE,
     DAMAGED,
     EMPTY,
@@ -22,7 +23,6 @@ from tdefs.fs.offline import (
     volume_at,
     walk,
 )
-from tdefs.fs.sealing import Empty, Plain, Sealed
 from tests.unit.offline.offline_volumes import SmallVolume
 
 STRAY = os.fsdecode(b"base/5/16384\xff")
@@ -39,7 +39,7 @@ def read(small: SmallVolume, path: str) -> bytes:
 
 def test_every_regular_file_is_seen_and_nothing_else(small: SmallVolume, tmp_path: Path) -> None:
     for path in ("PG_VERSION", "base/5/1259", "base/5/16384.1", "pg_tblspc/.tdefs/file", "base-2"):
-        small.seal(path, b"x")
+        small.encrypt(path, b"x")
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").touch()
@@ -55,7 +55,7 @@ def test_every_regular_file_is_seen_and_nothing_else(small: SmallVolume, tmp_pat
 
 
 def test_path_that_is_no_utf8_survives(small: SmallVolume) -> None:
-    small.seal(STRAY, b"content")
+    small.encrypt(STRAY, b"content")
     assert paths(small) == [STRAY]
     assert read(small, STRAY) == b"content"
     found = describe(small.volume, STRAY)
@@ -64,8 +64,8 @@ def test_path_that_is_no_utf8_survives(small: SmallVolume) -> None:
 
 
 def test_file_that_vanished_is_skipped(small: SmallVolume) -> None:
-    small.seal("a", b"x")
-    small.seal("b", b"x")
+    small.encrypt("a", b"x")
+    small.encrypt("b", b"x")
     described = describe_all(small.volume)
     assert next(described).path == "a"
     small.path("b").unlink()
@@ -76,7 +76,7 @@ def test_file_that_vanished_is_skipped(small: SmallVolume) -> None:
     "path", ["../x", "a/../a", "./a", "/a", "a/", "", "a//b", ".tdefs/volume.json", ".", "..", "missing", "a\0b"]
 )
 def test_path_that_leads_out_of_the_volume_is_not_there(small: SmallVolume, path: str) -> None:
-    small.seal("a", b"x")
+    small.encrypt("a", b"x")
     (small.volume.backing.parent / "x").touch()
     with pytest.raises((FileNotFoundError, NotADirectoryError)):
         read(small, path)
@@ -95,7 +95,7 @@ def test_symbolic_link_in_the_middle_of_a_path_is_not_followed(small: SmallVolum
 )
 def test_every_length_is_read_back(small: SmallVolume, length: int) -> None:
     content = (os.urandom(1021) * (length // 1021 + 1))[:length]
-    small.seal("file", content)
+    small.encrypt("file", content)
     assert read(small, "file") == content
     found = describe(small.volume, "file")
     assert found is not None
@@ -103,7 +103,7 @@ def test_every_length_is_read_back(small: SmallVolume, length: int) -> None:
 
 
 def test_reading_leaves_the_backing_directory_as_it_is(small: SmallVolume) -> None:
-    small.seal("base/5/16384", b"x" * 20000)
+    small.encrypt("base/5/16384", b"x" * 20000)
     small.path("empty").touch()
 
     def snapshot() -> dict[str, tuple[int, int, bytes]]:
@@ -119,7 +119,7 @@ def test_reading_leaves_the_backing_directory_as_it_is(small: SmallVolume) -> No
 
 def test_directory_that_cannot_be_read_is_reported(small: SmallVolume, monkeypatch: pytest.MonkeyPatch) -> None:
     # root can read anything, so the refusal is the system call's
-    small.seal("base/5/1259", b"x")
+    small.encrypt("base/5/1259", b"x")
     listdir = os.listdir
 
     def refuse(fd: int) -> list[str]:
@@ -137,7 +137,7 @@ def test_directory_that_cannot_be_read_is_reported(small: SmallVolume, monkeypat
 
 def test_tree_deeper_than_any_path_is_read(small: SmallVolume) -> None:
     """Through a mount, one step at a time, such trees can be made."""
-    small.seal("file", b"at the bottom")
+    small.encrypt("file", b"at the bottom")
     fd = os.open(small.volume.data, os.O_RDONLY)
     for _ in range(600):
         os.mkdir("directory", dir_fd=fd)
@@ -177,7 +177,7 @@ def test_what_is_told_without_keys_is_what_is_read_with_them(
     assert found is not None
     try:
         with small.reader().open(name) as file:
-            state = {Plain: PLAIN, Empty: EMPTY, Sealed: ENCRYPTED}[type(file.form)]
+            state = {Plain: PLAIN, Empty: EMPTY, Encrypted: ENCRYPTED}[type(file.form)]
             length = file.length
     except FormatError as error:
         assert (found.state, found.error) == (DAMAGED, str(error))

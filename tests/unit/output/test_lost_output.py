@@ -18,7 +18,7 @@ from tdefs.cli.streams import steady_streams
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
-from tdefs.volume import VolumeLock
+from tdefs.volume.description import VolumeLock
 from tests.support.volume import TDEFS
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
@@ -36,7 +36,7 @@ class Scene:
         root.mkdir()
         self.small = SmallVolume(root)
         self.backing = self.small.volume.backing
-        self.small.seal(DAMAGED, b"content")
+        self.small.encrypt(DAMAGED, b"content")
         self.small.damage(DAMAGED, 50)
         self.config = root / "tdefs.yaml"
         self.config.write_text(
@@ -229,7 +229,7 @@ def test_damage_is_told_by_the_exit_code_whatever_becomes_of_the_output(tmp_path
 
 def test_content_that_nobody_reads_is_no_failure_and_one_that_a_full_disk_swallows_is(tmp_path: Path) -> None:
     scene = Scene(tmp_path / "scene")
-    scene.small.seal("large", os.urandom(3 << 20))
+    scene.small.encrypt("large", os.urandom(3 << 20))
     words = ["cat", str(scene.backing), "large", "--config", str(scene.config)]
     with pipe_without_reader() as closed, full_disk() as full:
         assert code_of(words, closed, closed) == Exit.OK

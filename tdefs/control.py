@@ -1,0 +1,105 @@
+"""Asking the daemon over its control socket: one line of JSON asks, one line of JSON answers.
+
+The daemon's end is in control_server.py, so that who asks need not load what the daemon runs on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Collection
+from errno import ETIMEDOUT
+from pathlib import Path
+from typing import Any
+
+from tdefs.data.read_only import control_places
+from tdefs.private import UntrustedError, own_place
+from tdefs.volume.description import Volume
+
+#: How long either end waits for the other.
+TIMEOUT_SECONDS = 5
+_MAX_ANSWER = 1 << 20
+_RETRY_SECONDS = 0.01
+#: The kernel's struct ucred (unix(7)): process, user, group.
+_CREDENTIALS = struct.Struct("3i")
+
+
+class StrangerError(Exception):
+    """A process of another user than the daemon's may be listens on the control socket."""
+
+    def __init__(self, user: int) -> None:
+        super().__init__(f"a process of user {user} listens on the control socket")
+
+
+def ask(
+    volume: Volume, name: str, *, only_of: Collection[int] | None = None, **more: Any
+) -> dict[str, Any] | None:
+    """Ask the daemon of *volume*; ``None`` if there is none, or it does not answer this user in time.
+
+    :param only_of: the users whose process may be told; a volume's directory may be another user's to write to.
+    :raises StrangerError: a process of another user listens, which was told nothing.
+    """
+    for path in (volume.control_socket, *control_places(volume.backing)):
+        found = _ask_at(path, {"request": name, **more}, only_of)
+        if found is not None:
+            return found
+    return None
+
+
+def _ask_at(path: Path, request: dict[str, Any], only_of: Collection[int] | None) -> dict[str, Any] | None:
+    try:
+        with (
+            own_place(path) as directory,
+            directory.socket_address(path.name) as address,
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client,
+        ):
+            deadline = time.monotonic() + TIMEOUT_SECONDS
+            _wait_until(client, deadline)
+            _connect(client, address, deadline)
+            if only_of is not None and (user := _listener(client)) not in only_of:
+                raise StrangerError(user)
+            # which takes the time of all that it sends together
+            client.sendall(json.dumps(request).encode() + b"\n")
+            reply = b""
+            while not reply.endswith(b"\n") and len(reply) < _MAX_ANSWER:
+                # who sends a byte now and then must not keep anybody for ever
+                _wait_until(client, deadline)
+                received = client.recv(65536)
+                if not received:
+                    break
+                reply += received
+        found = json.loads(reply)
+    except (OSError, ValueError, RecursionError, UntrustedError):
+        return None  # what lies in its place is nobody to be asked
+    return found if isinstance(found, dict) else None
+
+
+def _wait_until(client: socket.socket, deadline: float) -> None:
+    """Have what is done next with *client* take no longer. Raises TimeoutError when there is no time left."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
+    client.settimeout(left)
+
+
+def _connect(client: socket.socket, address: str, deadline: float) -> None:
+    """Connect; where a Unix socket refuses because too many wait already, a client with a time-out must retry."""
+    while True:
+        try:
+            client.connect(address)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return
+
+
+def _listener(client: socket.socket) -> int:
+    """Return the user of the process that listens at the other end, as the kernel noted it at its listen(2)."""
+    user: int
+    _, user, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return user

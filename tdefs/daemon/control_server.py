@@ -1,0 +1,95 @@
+"""The daemon's end of the control socket (see control.py for the other one).
+
+No secret passes through it in the clear: new keys are sealed (see tdefs.keys.ring_message).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tdefs.control import TIMEOUT_SECONDS
+from tdefs.daemon.reserve import with_own_rights
+from tdefs.private import UntrustedError, own_place
+
+log = logging.getLogger(__name__)
+
+_MAX_REQUEST = 1 << 20
+_PIECE = 65536
+# Each connection holds one of the descriptors that files need. Whoever comes when there are so many takes the
+# place of who has waited longest.
+_MOST_CONNECTIONS = 16
+_BACKLOG = 64
+
+#: What answers a request of a name, given all of the request.
+Answers = dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
+
+
+async def serve_control(path: Path, answers: Answers) -> None:
+    """Answer requests ``{"request": NAME}`` at *path* until cancelled, by calling the function of that name."""
+    with ExitStack() as stack:
+        try:
+            # trio's own bind would need a thread
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            directory = stack.enter_context(own_place(path))
+            with with_own_rights():
+                directory.bind(listener, path.name)
+            # what lies there may be something else by then, or the disk read-only: no reason to end the mount
+            stack.callback(directory.unbind, path.name)
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+        except (OSError, UntrustedError) as error:
+            # a full disk, or a directory in its place, is no reason not to serve the mount
+            log.warning("no control socket, so 'tdefs status' will know less: %s", error)
+            return
+
+        connections: list[trio.CancelScope] = []
+
+        async def answer(stream: trio.SocketStream) -> None:
+            async with stream:
+                with trio.move_on_after(TIMEOUT_SECONDS) as connection:
+                    connections.append(connection)
+                    if len(connections) > _MOST_CONNECTIONS:
+                        connections[0].cancel()
+                        del connections[0]
+                    try:
+                        await _answer(stream, answers)
+                    finally:
+                        with suppress(ValueError):
+                            connections.remove(connection)
+
+        await trio.serve_listeners(answer, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
+
+
+async def _answer(stream: trio.SocketStream, answers: Answers) -> None:
+    """Serve one request; whatever comes in, the daemon lives."""
+    request = bytearray()
+    try:
+        while b"\n" not in request and len(request) <= _MAX_REQUEST:
+            received = await stream.receive_some(_PIECE)
+            if not received:
+                break
+            request += received
+        reply = reply_to(bytes(request), answers)
+        await stream.send_all(json.dumps(reply).encode() + b"\n")
+    except trio.BrokenResourceError:
+        log.debug("the control client went away")
+    except Exception:
+        log.exception("unexpected error in a control request")
+
+
+def reply_to(request: bytes, answers: Answers) -> dict[str, Any]:
+    """Return the answer to one request; what is none is told so."""
+    try:
+        asked = json.loads(request)
+        answer = answers[asked["request"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {"error": "unknown request"}
+    return answer(asked)

@@ -1,0 +1,313 @@
+"""Making and recognising encrypted files: between a header on the disk and a cipher in memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.format.errors import (
+    DamagedHeader,
+    DestroyedKey,
+    ForeignFile,
+    FormatError,
+    IdentityMismatch,
+    LowSuite,
+    MissingHeader,
+    RevokedKey,
+    UnknownDataKey,
+)
+from tdefs.format.header import (
+    Binding,
+    FileClass,
+    Header,
+    Identity,
+    decode_header,
+    encode_header,
+    named,
+    of_class,
+    resembles_header,
+    verify_header,
+)
+from tdefs.format.layout import HEADER_SIZE
+from tdefs.format.pages import PageCipher, page_cipher
+from tdefs.keys.document import FIRST_SUITE
+from tdefs.keys.hierarchy import (
+    FILE_ID_BYTES,
+    DataKey,
+    KeyRing,
+    derive_file_key,
+    derive_header_mac_key,
+    key_fingerprint,
+)
+from tdefs.policy.paths import Kind, classify
+
+_FORKS = ("main", "fsm", "vm", "init")
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A file that is stored as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """A file without a header and without content but zeros: it is not yet encrypted or plain."""
+
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encrypted:
+    """An encrypted file, its header checked.
+
+    ``unused``: nothing was ever encrypted under its file id, which was made in this session.
+    """
+
+    header: Header
+    unused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An encrypted file that cannot be presented."""
+
+    error: FormatError
+
+
+Form = Plain | Empty | Encrypted | Broken
+
+
+#: Files that PostgreSQL finds by their names, and seldom or never renames: each is bound to its own.
+_NAMED_KINDS = frozenset(
+    (
+        Kind.CONTROL,
+        Kind.SLRU,
+        Kind.CONFIGURATION,
+        Kind.VERSION,
+        Kind.RELATION_MAP,
+        Kind.TWO_PHASE,
+        Kind.LOCK,
+        Kind.SIGNAL,
+    )
+)
+#: All others: they get their names by a rename from another one of the same class, and some of them all the time.
+_CLASSES = {
+    Kind.WAL: FileClass.WAL,
+    Kind.RELCACHE: FileClass.RELATION_CACHE,
+    Kind.TEMP: FileClass.TEMPORARY,
+    Kind.REPLICATION: FileClass.REPLICATION,
+    Kind.STATISTICS: FileClass.STATISTICS,
+    Kind.LOG: FileClass.LOG,
+    Kind.BACKUP: FileClass.BACKUP,
+    Kind.STRAY: FileClass.DATABASE,
+    Kind.OTHER: FileClass.OTHER,
+}
+
+
+@lru_cache(maxsize=8192)
+def identity_at(path: str) -> Identity:
+    """Return what a file at *path*, relative to the mount point, must be bound to."""
+    role = classify(path)
+    relation = role.relation
+    if relation is not None:
+        return Identity(
+            Binding.RELATION,
+            relation.database,
+            relation.relfilenode,
+            _FORKS.index(relation.fork),
+            relation.segment,
+        )
+    return named(os.fsencode(path)) if role.kind in _NAMED_KINDS else of_class(_CLASSES[role.kind])
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What may be found in a volume.
+
+    ``plain_files``: whether files may lie in it that are not encrypted. Where no policy ever left one in the
+    clear, a file without a header was put there by somebody else, or lost its header.
+
+    ``lost_headers``: whether its last session ended without a clean unmount, so that files may exist whose header
+    never became durable. No byte of these was ever promised.
+
+    ``lowest_suite``: files of a lower cipher suite were not made by this volume's tdefs.
+    """
+
+    volume_id: bytes
+    plain_files: bool
+    lost_headers: bool
+    lowest_suite: int = FIRST_SUITE
+
+
+class Doubts(Protocol):
+    """What is asked of a file that starts with zeros."""
+
+    def should_be_encrypted(self) -> bool:
+        """Tell whether the policy would encrypt it today."""
+
+    def is_marked_plain(self) -> bool:
+        """Tell whether it was made as a plain file."""
+
+    def interrupted_length(self) -> int | None:
+        """Return how many zeros it held when somebody began to encrypt it; ``None`` if nobody did."""
+
+    def is_all_zero(self) -> bool:
+        """Tell whether it holds nothing but zeros."""
+
+    def had_header(self) -> bool:
+        """Tell whether its header is known to have been on the disk, so that no crash has lost it."""
+
+
+def look_at(page: bytes, size: int, expected: Expectations, doubts: Doubts) -> Plain | Empty | Header:
+    """Tell what a stored file is, as far as that goes without a key: a header is decoded, but not verified.
+
+    :param page: the first bytes of the file: its header record, or where that is zero the header page.
+    :param size: the stored size in bytes.
+    :param doubts: asked only where the first bytes do not tell.
+    :raises FormatError: the file cannot be presented.
+    """
+    if size == 0:
+        return Empty()
+    if not any(page):
+        return _without_header(size, expected, doubts)
+    if not resembles_header(page, expected.volume_id):
+        if expected.plain_files:
+            return Plain()
+        raise ForeignFile("the file has no header, and nothing in this volume is stored in the clear")
+    if size < HEADER_SIZE:
+        raise DamagedHeader(f"the file is cut inside its header page: {size} bytes are left")
+    header = decode_header(page, expected.volume_id)
+    if header.suite < expected.lowest_suite:
+        raise LowSuite(
+            f"the file has cipher suite {header.suite}, and the lowest of this volume is {expected.lowest_suite}"
+        )
+    return header
+
+
+def _without_header(size: int, expected: Expectations, doubts: Doubts) -> Plain | Empty:
+    """Tell what a file is that starts with zeros; see :func:`look_at`."""
+    if not expected.plain_files:
+        if expected.lost_headers and not doubts.had_header():
+            return Empty()
+        raise MissingHeader("the header is all zero: it was wiped")
+    # Here the header of a new file is made durable before anything else is written to the file, so a crash leaves
+    # zeros alone.
+    length = doubts.interrupted_length()
+    if length is None and not doubts.should_be_encrypted():
+        return Plain()
+    if doubts.is_all_zero():
+        return Empty(size if length is None else length)
+    if doubts.is_marked_plain():
+        return Plain()
+    raise MissingHeader("the header is all zero: it was wiped, or a plain file has lost its mark")
+
+
+class FileForms:
+    """Makes headers of new files with a data key and recognises encrypted files.
+
+    It knows keys, never paths or descriptors.
+    """
+
+    def __init__(self, ring: KeyRing, expected: Expectations) -> None:
+        self._ring = ring
+        self._expected = expected
+        self._mac_keys: dict[tuple[str, int], tuple[bytes, bytes]] = {}
+
+    @property
+    def ring(self) -> KeyRing:
+        """The keys in use."""
+        return self._ring
+
+    def adopt(self, ring: KeyRing) -> None:
+        """Use other keys of the same volume from now on."""
+        self._ring = ring
+        self._mac_keys.clear()
+
+    @property
+    def plain_files(self) -> bool:
+        """Whether the volume may hold files that are not encrypted."""
+        return self._expected.plain_files
+
+    def resembles_encrypted(self, head: bytes) -> bool:
+        """Tell whether a file that starts with *head* would be taken for an encrypted one."""
+        return resembles_header(head, self._expected.volume_id)
+
+    def new_header(self, key_name: str | None, identity: Identity) -> Header:
+        """Return a header for a new file under the newest round of a data key (``None``: the default one).
+
+        :raises RevokedKey: no round of it may be used for new files.
+        """
+        try:
+            key = self._ring.current(key_name or self._ring.default_name)
+        except TdefsError as error:
+            if error.exit_code != Exit.DATA_KEY_REVOKED:
+                raise
+            raise RevokedKey(error.message) from None
+        return Header(
+            volume_id=self._ring.volume_id,
+            file_id=os.urandom(FILE_ID_BYTES),
+            key_name=key.name,
+            key_round=key.round,
+            key_fingerprint=self._header_keys(key)[1],
+            identities=(identity,),
+        )
+
+    def renewed(self, header: Header, key_name: str | None) -> Header:
+        """Return a header with a new file id for an empty file that had *header*, bound as that was.
+
+        Where no round of the data key may be used for new files, it stays under its own: the file is not new, and
+        PostgreSQL was told that it may write to it.
+        """
+        try:
+            new = self.new_header(key_name, header.identities[0])
+        except RevokedKey:
+            return replace(header, file_id=os.urandom(FILE_ID_BYTES))
+        return replace(new, identities=header.identities)
+
+    def encode(self, header: Header) -> bytes:
+        """Return the record to store for *header*."""
+        return encode_header(header, self._header_keys(self._key(header))[0])
+
+    def cipher(self, header: Header) -> PageCipher:
+        """Return the cipher of the one file that *header* belongs to."""
+        return page_cipher(derive_file_key(self._key(header), header.file_id))
+
+    def recognise(self, page: bytes, size: int, doubts: Doubts) -> Form:
+        """Tell what a stored file is, with its header verified; see :func:`look_at` for the parameters."""
+        try:
+            found = look_at(page, size, self._expected, doubts)
+            if not isinstance(found, Header):
+                return found
+            mac_key, fingerprint = self._header_keys(self._key(found))
+            verify_header(page, found, mac_key, fingerprint)
+        except FormatError as error:
+            return Broken(error)
+        return Encrypted(found)
+
+    def _key(self, header: Header) -> DataKey:
+        try:
+            return self._ring.get(header.key_name, header.key_round)
+        except TdefsError as error:
+            kind = DestroyedKey if error.exit_code == Exit.DATA_KEY_DESTROYED else UnknownDataKey
+            raise kind(error.message) from None
+
+    def _header_keys(self, key: DataKey) -> tuple[bytes, bytes]:
+        """Return the header MAC key and the fingerprint of a data key."""
+        known = self._mac_keys.get((key.name, key.round))
+        if known is None:
+            known = derive_header_mac_key(key), key_fingerprint(key)
+            self._mac_keys[key.name, key.round] = known
+        return known
+
+
+def check_identity(header: Header, identity: Identity) -> None:
+    """Check that an encrypted file lies where it belongs.
+
+    :raises IdentityMismatch: it was put in another file's place.
+    """
+    if not header.accepts(identity):
+        bound = " or ".join(str(one) for one in header.identities)
+        raise IdentityMismatch(f"the header belongs to {bound}, but lies in the place of {identity}")

@@ -1,1 +1,0 @@
-"""The mounted file system: inodes, open files, FUSE operations, the session loop."""

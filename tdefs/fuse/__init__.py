@@ -1,0 +1,1 @@
+"""The kernel's side: the request loop, the operations and the replies."""

@@ -1,0 +1,253 @@
+"""Serving FUSE requests, without the detour over trio's scheduler: all that depends on pyfuse3's inside.
+
+pyfuse3 3.5 serves requests with a pool of tasks; before each read of the FUSE descriptor a task calls the module's
+function ``_wait_fuse_readable``, which costs more than a quick request itself. The one here polls the descriptor
+for a moment before it gives way to trio. Where pyfuse3 is another version, or looks otherwise, its own is left in
+place: slower, and as right.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import select
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+
+from tdefs.data.workers import NoThreadError, workers
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SUPPORTED_PYFUSE3 = "3.5.0"
+
+#: How many requests are worked on at a time: those that wait in the threads, and some that need none.
+#: pyfuse3 counts its idle workers in the function that is replaced here, so it starts as many as it may and ends
+#: none, and each keeps a buffer of 1 MiB.
+WORKERS = 48
+
+_SPIN_SECONDS = 0.0001
+_POLL_MILLISECONDS = 20
+# At the latest after so many requests without a pause the other tasks (timers, signals, the control socket) run.
+_REQUESTS_BETWEEN_YIELDS = 64
+
+# after so many turns of the others, what the kernel had sent has been served
+_TURNS = 16
+
+# What a request takes before any code of ours runs: the buffer of the task that reads it, and the data of a write.
+_REQUEST_BYTES = 2 * (1 << 20) + (256 << 10)
+_MEMORY_PAUSE_SECONDS = 0.01
+_MEMORY_REMINDER_SECONDS = 60
+
+_threads_at_work = 0
+
+
+async def in_thread(work: Callable[[], R]) -> R:
+    """Run *work*, which waits for a disk, in a thread; the polling loop gives way while any is at work.
+
+    Where no thread can be had it runs here, and all others wait for the disk, too.
+    """
+    global _threads_at_work
+    _threads_at_work += 1
+    try:
+        return await workers.run(work)
+    except NoThreadError:
+        return work()
+    finally:
+        _threads_at_work -= 1
+
+
+async def after_earlier_requests(done: Callable[[], bool]) -> None:
+    """Let the requests be served that the kernel has sent already, until *done*, or until there are none."""
+    global _threads_at_work
+    _threads_at_work += 1  # nobody may wait for a request that has not come
+    try:
+        for _ in range(_TURNS):
+            if done():
+                return
+            await trio.lowlevel.checkpoint()
+    finally:
+        _threads_at_work -= 1
+
+
+class PollingWait:
+    """Replacement for ``pyfuse3._wait_fuse_readable`` on one FUSE descriptor.
+
+    One task at a time waits; the others are parked. Whoever was told that the descriptor is readable reads it
+    before anything else runs, so no two tasks ever see the same readiness, and none blocks in the read.
+    """
+
+    def __init__(self, fd: int, at_end: Callable[[], None] = lambda: None) -> None:
+        """:param at_end: is called when the connection has ended, as soon as that is seen."""
+        self._fd = fd
+        self._at_end = at_end
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._waiting = False
+        self._parked = trio.lowlevel.ParkingLot()
+        self._standby = False
+        self._served = 0
+        # others run right after the first request: who waits for the mount to serve is told before the second
+        self._first = 3
+        self._reminded = 0.0
+
+    async def __call__(self) -> bool:
+        """Return True when the descriptor can be read; also at the end of the mount, which the read then sees."""
+        while self._waiting:
+            await self._parked.park()
+            self._standby = False
+        self._waiting = True
+        try:
+            self._served += 1
+            if _threads_at_work or self._first or self._served >= _REQUESTS_BETWEEN_YIELDS:
+                self._served = 0
+                self._first = max(0, self._first - 1)
+                await trio.lowlevel.checkpoint()
+            while not _has_memory():
+                await self._await_memory()
+            # A processor that went to sleep takes longer to wake than a client to send its next request.
+            until = time.perf_counter() + _SPIN_SECONDS
+            while not _threads_at_work and time.perf_counter() < until:
+                if events := self._poll.poll(0):
+                    break
+            else:
+                while not (events := self._poll.poll(0 if _threads_at_work else _POLL_MILLISECONDS)):
+                    self._served = 0
+                    await trio.lowlevel.wait_readable(self._fd)
+            if events[0][1] & select.POLLERR:
+                self._at_end()
+        except trio.ClosedResourceError:
+            return False
+        finally:
+            self._waiting = False
+            # Runs as soon as this task pauses. If the request is answered without a pause, this task comes back
+            # first, and the other one finds it waiting.
+            if not self._standby and self._parked:
+                self._standby = True
+                self._parked.unpark()
+        return True
+
+    async def _await_memory(self) -> None:
+        """Let requests that are under way end, and give back what they hold."""
+        now = time.monotonic()
+        if now >= self._reminded:
+            self._reminded = now + _MEMORY_REMINDER_SECONDS
+            log.error(
+                "there is no memory for the next request, which waits (HINT: see ulimit -v, and free memory)"
+            )
+        await trio.sleep(_MEMORY_PAUSE_SECONDS)
+
+
+def _has_memory() -> bool:
+    """Tell whether the next request can be received.
+
+    libfuse takes a request from the kernel before it finds that it has no memory for it, and pyfuse3 drops a write
+    that it cannot copy: neither would ever be answered.
+    """
+    try:
+        _new_bytes(None, _REQUEST_BYTES)
+    except MemoryError:
+        return False
+    return True
+
+
+# Unlike bytes(n) it clears nothing, and costs less than a microsecond.
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.restype = ctypes.py_object
+_new_bytes.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t]
+
+
+class Connection:
+    """A mount's connection with the kernel, from the mount on."""
+
+    def __init__(self, operations: pyfuse3.Operations, mountpoint: str, options: set[str]) -> None:
+        """Mount.
+
+        :raises RuntimeError: libfuse could not; it has said more on standard error.
+        """
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        before = _fuse_descriptors()
+        pyfuse3.init(operations, mountpoint, options)
+        # of which pyfuse3 does not tell
+        (self._fd,) = _fuse_descriptors() - before
+
+    async def serve(self, at_end: Callable[[], None]) -> None:
+        """Serve requests until the kernel says that the connection has ended; nobody waits for an answer then.
+
+        :param at_end: is called once, as soon as the kernel says so.
+        """
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            if not ended:
+                ended = True
+                at_end()
+
+        install_polling_wait(self._fd, end)
+        try:
+            await pyfuse3.main(max_tasks=WORKERS)
+            end()
+        finally:
+            self.cut()
+
+    def cut(self) -> None:
+        """End the connection: whoever waits for an answer gets an error, and so do all who come.
+
+        To be called before anything is waited for that may itself wait for an answer: a thread that asks the
+        mount, or unmounts it. The kernel aborts the connection when the last descriptor of it is closed; libfuse
+        would go on to use a number that was closed.
+        """
+        os.dup2(self._null, self._fd, inheritable=False)
+
+    def close(self) -> None:
+        """Free what libfuse holds, once nothing is served any more. What is mounted stays so."""
+        pyfuse3.close(unmount=False)
+        os.close(self._null)
+
+
+def install_polling_wait(fd: int, at_end: Callable[[], None]) -> bool:
+    """Have the mounted session use :class:`PollingWait`; return whether this pyfuse3 is one where it can."""
+    has_both = hasattr(pyfuse3, "_wait_fuse_readable") and hasattr(pyfuse3, "_session_loop")
+    if pyfuse3.__version__ != SUPPORTED_PYFUSE3 or not has_both:
+        log.warning("pyfuse3 %s is not %s: using its own, slower loop", pyfuse3.__version__, SUPPORTED_PYFUSE3)
+        return False
+    pyfuse3._wait_fuse_readable = PollingWait(fd, at_end)  # type: ignore[attr-defined]
+    pyfuse3._session_loop = surviving(pyfuse3._session_loop)  # type: ignore[attr-defined]
+    return True
+
+
+def surviving(serve: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+    """Have a task of pyfuse3's that serves requests begin anew when it lacked memory, instead of ending the mount.
+
+    What tdefs itself lacks memory for becomes ENOMEM; here it was for what pyfuse3 makes around a request.
+    """
+
+    async def surviving_task(*args: P.args, **kwargs: P.kwargs) -> None:
+        while True:
+            try:
+                return await serve(*args, **kwargs)
+            except MemoryError:
+                log.exception("a request was not answered: no memory")
+                await trio.sleep(_MEMORY_PAUSE_SECONDS)
+
+    return surviving_task
+
+
+def _fuse_descriptors() -> set[int]:
+    """Return the descriptors of /dev/fuse that this process has open."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if os.readlink(entry) == "/dev/fuse":  # noqa: PTH115 - a link to a deleted file is no path
+                found.add(int(entry.name))
+    return found

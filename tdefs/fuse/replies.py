@@ -1,0 +1,116 @@
+"""How requests end: whatever goes wrong becomes an errno, is counted and logged."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+from pyfuse3 import FUSEError
+
+from tdefs.data.complaints import Complaints, Told
+from tdefs.errors import errno_of
+from tdefs.format.errors import FormatError
+
+log = logging.getLogger(__name__)
+
+# What a plain directory answers every day, too; the rest counts as a failure in the status.
+_ORDINARY_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EFBIG,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ENOTEMPTY,
+        errno.EPERM,
+        errno.ESTALE,
+        errno.EXDEV,
+    }
+)
+
+# What the kernel asks of an inode, whose name it has resolved before. It takes ENOENT for the caller's answer, and
+# looks the name up again upon ESTALE.
+_BY_NUMBER = frozenset({"getattr", "link", "open", "opendir", "readlink", "setattr"})
+
+# What may be done again when it has failed: it has undone what it did, or does the same.
+_REPEATABLE = frozenset({"create", "link", "mkdir", "mknod", "open", "rename", "setattr", "symlink"})
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound="Replies")
+
+
+class Replies(ABC):
+    """Counts the requests of one mount, and says what went wrong with them."""
+
+    def __init__(self, complaints: Complaints) -> None:
+        super().__init__()
+        #: How often each operation was requested.
+        self.requests: Counter[str] = Counter()
+        self.complaints = complaints
+
+    @abstractmethod
+    def subject(self, operation: str, arguments: Sequence[object]) -> str:
+        """Return for the log which file, or directory, a request with these arguments was about."""
+
+    async def more_room(self, error: OSError) -> bool:
+        """Tell whether there is more room since a request failed with *error*, for want of room."""
+        return False
+
+    def failed(self, operation: str, arguments: Sequence[object], error: Exception) -> int:
+        """Count and log a failed request; return the errno to answer with."""
+        if isinstance(error, OverflowError):
+            return errno_of(error)
+        if isinstance(error, FileNotFoundError) and operation in _BY_NUMBER:
+            return errno.ESTALE
+        if isinstance(error, MemoryError):
+            error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        if isinstance(error, OSError):
+            if isinstance(error, Told) or error.errno not in _ORDINARY_ERRORS:
+                self.complaints.failed(operation, self.subject(operation, arguments), error)
+            return errno_of(error)
+        self.complaints.counts[operation] += 1
+        if isinstance(error, FormatError):
+            log.error("%s: %s (HINT: %s)", self.subject(operation, arguments), error, error.hint)
+        else:
+            log.error("unexpected error in %s", operation, exc_info=error)
+        return errno_of(error)
+
+
+def reply(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """Turn whatever goes wrong in a request into an errno: any other exception would end the mount."""
+    name = method.__name__
+
+    @wraps(method)
+    async def translated(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            self.requests[name] += 1
+            try:
+                return await method(self, *args, **kwargs)
+            except OSError as error:
+                if name not in _REPEATABLE or not await self.more_room(error):
+                    raise
+            return await method(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except Exception as error:
+            try:
+                number = self.failed(name, args, error)
+            except Exception:
+                log.exception("unexpected error while reporting one in %s", name)
+                number = errno.EIO
+            raise FUSEError(number) from None
+
+    return cast("Callable[Concatenate[S, P], Coroutine[Any, Any, R]]", translated)

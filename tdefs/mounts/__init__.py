@@ -1,0 +1,1 @@
+"""The mounts of this host: which there are, who uses them, where one may come to lie."""

@@ -1,0 +1,1 @@
+"""The same files without a mount: reading, listing, verifying, recovering."""

@@ -1,0 +1,163 @@
+"""Which backing file shows which file id: two that show the same one have one key, and must not be in use both."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from contextlib import suppress
+from errno import EACCES, ENOENT, ENOTDIR, EPERM
+
+from tdefs.data.calls import SystemCalls
+from tdefs.format.header import RECORD_SIZE, shown_file_id
+from tdefs.tree.inodes import Inode, InodeTable, path_of
+
+_RECORD = struct.Struct("<16sQQ")
+# file ids are random, so each holds the same share
+_BUCKETS = 1024
+# a search must end, however deeply somebody has nested directories
+_MOST_LEVELS = 1000
+# a directory that has gone meanwhile, or that the daemon's user may not read
+_NOT_THERE = (ENOENT, ENOTDIR, EACCES, EPERM)
+
+Key = tuple[int, int]
+"""Device and inode number in the backing directory."""
+
+
+class FileIds:
+    """The file ids that were seen in one mount, and the files that showed them: 32 bytes of memory for each.
+
+    What is noted here may have changed below, so whoever finds a second file looks at it again.
+    """
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, bytearray] = {}
+
+    def add(self, file_id: bytes, key: Key) -> None:
+        """Note that the file *key* shows *file_id*."""
+        if key not in self.keys(file_id):
+            self._buckets.setdefault(self._bucket(file_id), bytearray()).extend(_RECORD.pack(file_id, *key))
+
+    def remove(self, file_id: bytes, key: Key) -> None:
+        """Note that the file *key* is gone, or shows *file_id* no more."""
+        bucket = self._buckets.get(self._bucket(file_id))
+        if bucket is not None:
+            for at in self._places(bucket, file_id):
+                if _RECORD.unpack_from(bucket, at) == (file_id, *key):
+                    del bucket[at : at + _RECORD.size]
+                    return
+
+    def keys(self, file_id: bytes) -> list[Key]:
+        """Return the files that have shown *file_id*: more than one only where somebody made a copy."""
+        bucket = self._buckets.get(self._bucket(file_id))
+        if bucket is None:
+            return []
+        found = [_RECORD.unpack_from(bucket, at) for at in self._places(bucket, file_id)]
+        return [(device, number) for _, device, number in found]
+
+    def __len__(self) -> int:
+        return sum(len(bucket) for bucket in self._buckets.values()) // _RECORD.size
+
+    @staticmethod
+    def _bucket(file_id: bytes) -> int:
+        return int.from_bytes(file_id[:2], "little") % _BUCKETS
+
+    @staticmethod
+    def _places(bucket: bytearray, file_id: bytes) -> list[int]:
+        found = []
+        at = bucket.find(file_id)
+        while at >= 0:
+            if at % _RECORD.size == 0:
+                found.append(at)
+            at = bucket.find(file_id, at + 1)
+        return found
+
+
+class Twins:
+    """The other files of one mount that show a file's id at this moment."""
+
+    def __init__(self, calls: SystemCalls, inodes: InodeTable) -> None:
+        self._calls = calls
+        self._inodes = inodes
+        self.ids = FileIds()
+
+    def of(self, inode: Inode, file_id: bytes) -> list[bytes]:
+        """Return the paths of the others; what was noted of them and is true no more is forgotten.
+
+        :raises OSError: it cannot be told.
+        """
+        found = []
+        for key in self.ids.keys(file_id):
+            if key == inode.key:
+                continue
+            path = self._path_of(key, file_id)
+            if path is None:
+                self.ids.remove(file_id, key)
+            else:
+                found.append(path)
+        return found
+
+    def _path_of(self, key: Key, file_id: bytes) -> bytes | None:
+        """Return where the file *key* lies, if it still shows *file_id*."""
+        inode = self._inodes.with_key(key)
+        for parent, name in inode.names if inode is not None else ():
+            with suppress(FileNotFoundError):
+                if self._shows(name, self._inodes.directory_fd(parent), key, file_id):
+                    return os.fsencode(path_of(parent, name))
+        return self._search(key, file_id)
+
+    def _search(self, key: Key, file_id: bytes) -> bytes | None:
+        """Look for a file that the kernel has forgotten: every directory is read, since its place was not kept.
+
+        It happens when somebody has made a copy, and never otherwise.
+        """
+        pending = [b""]
+        while pending:
+            directory = pending.pop()
+            if directory.count(b"/") >= _MOST_LEVELS:
+                continue
+            try:
+                fd = self._open_directory(directory)
+            except OSError as error:
+                if error.errno in _NOT_THERE:
+                    continue
+                raise
+            try:
+                for name in self._calls.listdir("twin:list", fd):
+                    path = directory + b"/" + name if directory else name
+                    with suppress(FileNotFoundError):
+                        if stat.S_ISDIR(self._calls.stat("twin:stat", name, fd).st_mode):
+                            pending.append(path)
+                        elif self._shows(name, fd, key, file_id):
+                            return path
+            finally:
+                self._inodes.descriptors.let_go("twin:close", fd)
+        return None
+
+    def _open_directory(self, path: bytes) -> int:
+        """Open a directory, one component after the other: no link leads out, and no path is too long."""
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        root = self._inodes.directory_fd(self._inodes.root)
+        fd = self._inodes.descriptors.open_at("twin:open", b".", flags, 0, root)
+        for name in filter(None, path.split(b"/")):
+            try:
+                inner = self._inodes.descriptors.open_at("twin:open", name, flags, 0, fd)
+            finally:
+                self._inodes.descriptors.let_go("twin:close", fd)
+            fd = inner
+        return fd
+
+    def _shows(self, name: bytes, directory: int, key: Key, file_id: bytes) -> bool:
+        """Tell whether *name* is the file *key*, and shows *file_id*: one that may not be read does."""
+        status = self._calls.stat("twin:stat", name, directory)
+        if (status.st_dev, status.st_ino) != key or not stat.S_ISREG(status.st_mode):
+            return False
+        try:
+            fd = self._inodes.descriptors.open_at("twin:open", name, os.O_RDONLY | os.O_NONBLOCK, 0, directory)
+        except PermissionError:
+            return True
+        try:
+            record = self._calls.pread("twin:read", fd, RECORD_SIZE, 0)
+        finally:
+            self._inodes.descriptors.let_go("twin:close", fd)
+        return shown_file_id(record) == file_id

@@ -1,0 +1,1 @@
+"""What a volume is: its directory, what it says of itself, and what is believed of it."""

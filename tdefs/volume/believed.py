@@ -1,0 +1,113 @@
+"""What is believed of a volume before it is mounted: what it may do, and how its last session ended.
+
+Its keystore says the former, and the latter is proven by MACs under the keystore's keys. Of what lies in the
+volume's own directory nothing else is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tdefs.data.forms import Expectations
+from tdefs.errors import TdefsError
+from tdefs.keys.document import Document, Statements
+from tdefs.keys.hierarchy import history_key_of
+from tdefs.keys.keystore import Unlocked
+from tdefs.policy.model import Policy
+from tdefs.policy.parse import load_policy
+from tdefs.volume.description import Volume
+from tdefs.volume.registry import recognised, statements_of
+from tdefs.volume.session_record import (
+    Ending,
+    LastSession,
+    SessionBook,
+    known_sessions,
+    last_session,
+    read_session,
+)
+
+
+def _never(_path: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Believed:
+    """What is believed of a volume. As it is made without arguments it is the strictest.
+
+    ``had_header`` tells of a path whether its header is known to have been on the disk, so that no crash of the
+    last session has lost it.
+    """
+
+    statements: Statements = field(default_factory=Statements)
+    last: LastSession = field(default_factory=LastSession)
+    had_header: Callable[[str], bool] = _never
+
+    def expectations(self, volume: Volume) -> Expectations:
+        """Return what may be found in *volume* before it is mounted again."""
+        may = self.statements
+        return Expectations(
+            volume.volume_id,
+            plain_files=may.plain_files,
+            lost_headers=self.last.ending is Ending.UNCLEAN,
+            lowest_suite=may.lowest_suite,
+        )
+
+    def policy(self) -> Policy:
+        """Return the policy that was accepted; one that encrypts all where that cannot be read any more."""
+        if not self.statements.policy_digest or not self.statements.policy:
+            return Policy.everything()
+        try:
+            policy = load_policy(Path(self.statements.policy))
+        except (TdefsError, OSError):
+            return Policy.everything()
+        return policy if policy.digest() == self.statements.policy_digest else Policy.everything()
+
+
+#: What is believed of a volume of which nothing is known.
+STRICTEST = Believed()
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A volume whose keystore is unlocked, and what that makes certain; ``book`` is for a daemon's own session."""
+
+    unlocked: Unlocked
+    believed: Believed
+    book: SessionBook
+
+
+def opened(volume: Volume, unlocked: Unlocked, keystore: Path) -> Opened:
+    """Return what the *unlocked* keystore, which lies at *keystore*, makes certain of *volume*.
+
+    :raises OSError: the volume's own directory cannot be looked at.
+    """
+    document, key = unlocked.document, history_key_of(unlocked.ring)
+    entry = recognised(document, volume)
+    id = None if entry is None else entry.id
+    known = known_sessions(keystore, document, key)
+    believed = Believed(statements_of(document, volume), last_session(volume, id, known, key))
+    return Opened(unlocked, believed, SessionBook(volume, id, keystore, key, known))
+
+
+def book_of(volume: Volume, entry: str, unlocked: Unlocked, keystore: Path) -> SessionBook:
+    """Return where sessions of *volume* are written down, which is *entry* in the *unlocked* keystore."""
+    key = history_key_of(unlocked.ring)
+    return SessionBook(volume, entry, keystore, key, known_sessions(keystore, unlocked.document, key))
+
+
+def shown(volume: Volume, document: Document | None) -> Believed:
+    """Return what can be shown of *volume* without a secret, which may be false: for people alone.
+
+    :param document: that of its keystore; ``None`` if that cannot be read. Then a file that is in the clear is
+        shown as one, whether it may be there or not.
+    """
+    session = read_session(volume)
+    ending = Ending.CLEAN if session is None or session.clean else Ending.UNCLEAN
+    try:
+        may = Statements(plain_files=True) if document is None else statements_of(document, volume)
+    except OSError:
+        may = Statements(plain_files=True)
+    return Believed(may, LastSession(ending))

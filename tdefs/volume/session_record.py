@@ -1,0 +1,333 @@
+"""The record of a volume's session: whether everything was written out when the volume was last mounted.
+
+Whoever can write to the backing directory can invent a record, or put an older one back. So it has a MAC under the
+keys of the keystore, it names the entry of the volume there, a number that grows and a random id, and the
+keystore's history has the begin and the end of each session. What the record says makes tdefs less strict only by
+way of :func:`last_session`; :func:`read_session` is for people: who has the volume mounted, and where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tdefs.keys import fields
+from tdefs.keys.document import Document
+from tdefs.keys.fields import MalformedError
+from tdefs.keys.hierarchy import KEY_NAME
+from tdefs.keys.history import append, check_history, read_history
+from tdefs.keys.state_mac import fits_state_mac, state_mac
+from tdefs.private import UntrustedError, own_directory, reason_of
+
+if TYPE_CHECKING:  # a volume's lock tells who holds it, which it reads here
+    from tdefs.volume.description import Volume
+
+SESSION_FILE = "session.json"
+#: What a reason of :class:`LastSession` is about.
+UNPROVEN = "the record of the last session is not believed:"
+
+_PURPOSE = b"tdefs v1 session record"
+_SIZE = 8192
+_MEMBERS = ("pid", "mountpoint", "clean", "plain_files", "policy", "volume", "number", "id", "mac")
+_ID_BYTES = 16
+_MAX_NUMBER = 2**63 - 1
+#: In place of a policy's digest: since the last clean end there were several.
+SEVERAL_POLICIES = "several"
+_BEGIN, _END, _TAKEN_OVER = "mount", "unmount", "session taken over"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One time that the volume is mounted; ``clean`` once everything was written out at its end.
+
+    ``plain_files``: whether files might be in the clear then, so that headers were made durable at once.
+    ``policy`` is the digest of the policy, or :data:`SEVERAL_POLICIES`. ``volume`` is the id of the entry in the
+    keystore, or nothing for a copy that it does not know; ``number`` counts the sessions of that entry, and ``id``
+    is 16 random bytes in hexadecimal. ``mac`` is over all of it.
+    """
+
+    pid: int
+    mountpoint: str
+    clean: bool
+    plain_files: bool = False
+    policy: str = ""
+    volume: str = ""
+    number: int = 0
+    id: str = ""
+    mac: bytes = b""
+
+    def authenticated(self, history_key: bytes) -> Session:
+        """Return the session with its MAC."""
+        return replace(self, mac=state_mac(history_key, _PURPOSE, self._content()))
+
+    def is_authentic(self, history_key: bytes) -> bool:
+        """Tell whether a tdefs with the volume's keys made this record."""
+        return fits_state_mac(history_key, _PURPOSE, self._content(), self.mac)
+
+    def _content(self) -> bytes:
+        found = {name: value for name, value in asdict(self).items() if name != "mac"}
+        return json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+class Ending(Enum):
+    """How the last session of a volume ended, as far as that is proven."""
+
+    CLEAN = "clean"
+    """Everything was written out, or the volume was never mounted."""
+    UNCLEAN = "unclean"
+    """Files may exist whose header never reached the disk."""
+    UNPROVEN = "unproven"
+    """The record is not the last that tdefs wrote: nothing is made less strict, nothing is taken for durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastSession:
+    """How the last session ended; ``reason`` says why that is unproven, where it is.
+
+    ``plain_files`` and ``policy`` tell of one that ended uncleanly what :class:`Session` does.
+    """
+
+    ending: Ending = Ending.CLEAN
+    reason: str = ""
+    plain_files: bool = False
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSessions:
+    """What the history of a keystore knows: of each entry the newest session, and whether that was ended.
+
+    ``fault`` says why the history tells nothing, where it does not.
+    """
+
+    newest: Mapping[str, tuple[int, str, bool]] = field(default_factory=dict)
+    fault: str = ""
+
+    def number(self, volume: str) -> int:
+        """Return the number of the newest session of an entry, 0 if none is known."""
+        return self.newest.get(volume, (0, "", False))[0]
+
+
+# --- the file
+
+
+def read_session(volume: Volume) -> Session | None:
+    """Return what the record says, true or not; ``None`` if there is none or it cannot be read."""
+    try:
+        return parse_session(_read(volume))
+    except (OSError, UntrustedError):
+        return None
+
+
+def parse_session(data: bytes) -> Session | None:
+    """Return the session that the record *data* tells of; ``None`` for what is no record."""
+    try:
+        members = fields.read_object(fields.read_json(data[:_SIZE]), "session", _MEMBERS)
+        mountpoint, volume, id = members["mountpoint"], members["volume"], members["id"]
+        policy = members["policy"]
+        if not isinstance(mountpoint, str) or not isinstance(id, str) or not isinstance(policy, str):
+            return None
+        return Session(
+            fields.read_int(members["pid"], "pid", 0, _MAX_NUMBER),
+            mountpoint,
+            fields.read_bool(members["clean"], "clean"),
+            fields.read_bool(members["plain_files"], "plain_files"),
+            policy,
+            fields.read_text(volume, "volume", KEY_NAME) if volume != "" else "",
+            fields.read_int(members["number"], "number", 0, _MAX_NUMBER),
+            id,
+            fields.read_hex(members["mac"], "mac"),
+        )
+    except MalformedError:
+        return None
+
+
+def write_session(volume: Volume, session: Session) -> None:
+    """Write down durably how the volume is being used.
+
+    In place, in a file of constant size: a full disk must not keep a volume from being mounted. What a torn write
+    leaves proves nothing, and need not: whenever a record is written, all that was there before is on the disk.
+    """
+    found = asdict(session) | {"mac": session.mac.hex()}
+    _write(volume, (json.dumps(found) + "\n").encode().ljust(_SIZE))
+
+
+def _read(volume: Volume) -> bytes:
+    with own_directory(volume.private, last_link=False) as directory:
+        return directory.read(SESSION_FILE, _SIZE + 1)
+
+
+def _write(volume: Volume, record: bytes) -> None:
+    with own_directory(volume.private, last_link=False) as directory:
+        is_new = not directory.exists(SESSION_FILE)
+        fd = directory.open(SESSION_FILE, os.O_WRONLY | os.O_CREAT)
+        try:
+            os.pwrite(fd, record, 0)
+            os.ftruncate(fd, len(record))  # a file that damage has made longer would stay damaged for ever
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if is_new:
+            # without its name the first session, too, would pass for one that never was
+            directory.sync()
+
+
+# --- what of it is believed
+
+
+def known_sessions(keystore: Path, document: Document, history_key: bytes) -> KnownSessions:
+    """Return what the history of *keystore*, which has the *document*, knows of sessions."""
+    try:
+        found = check_history(read_history(keystore), history_key, document.history, document.revision)
+    except (OSError, UntrustedError) as error:
+        return KnownSessions(fault=f"the keystore's history cannot be read: {reason_of(error)}")
+    if found.findings:
+        return KnownSessions(fault=f"the keystore's history is not as it was written: {found.findings[0]}")
+    newest: dict[str, tuple[int, str, bool]] = {}
+    for record in found.by_key:
+        what = record["what"]
+        match record["event"], what.get("volume"), what.get("session"), what.get("session_id"):
+            case (str(event), str(volume), int(number), str(id)) if event in (_BEGIN, _END, _TAKEN_OVER):
+                newest[volume] = number, id, event == _END
+    return KnownSessions(newest)
+
+
+def last_session(volume: Volume, entry: str | None, known: KnownSessions, history_key: bytes) -> LastSession:
+    """Return how the last session of *volume* ended.
+
+    Only a record that the history confirms says that it ended uncleanly: with this, files whose header is zero are
+    taken for empty. Nothing is gained by inventing a clean end, which is the stricter answer.
+
+    :param entry: the id of the volume's entry in the keystore; ``None`` for a copy that the keystore does not
+        know, which may be one of any entry, in the middle of its newest session.
+    """
+    try:
+        data = _read(volume)
+    except FileNotFoundError:
+        number = 0 if entry is None else known.number(entry)
+        return _unproven("it is not there") if number else LastSession(Ending.CLEAN)
+    except (OSError, UntrustedError) as error:
+        return _unproven(f"it cannot be read: {reason_of(error)}")
+    session = parse_session(data)
+    if session is None or not session.is_authentic(history_key):
+        return _unproven("it is not as tdefs wrote it, or was made without the keys of this volume")
+    if entry is not None and session.volume not in ("", entry):
+        return _unproven(f"it is that of volume {session.volume}, and this is {entry}")
+    number, id, ended = known.newest.get(session.volume, (0, "", False))
+    if session.clean and entry is None:
+        return LastSession(Ending.CLEAN)
+    if session.number < number:
+        return _unproven(f"it is that of session {session.number}, and the keystore's history knows {number}")
+    if session.clean:
+        return LastSession(Ending.CLEAN)
+    if known.fault:
+        return _unproven(known.fault)
+    if session.volume == "":
+        return _unproven("it was written while the keystore did not know the volume at its place")
+    if (session.number, session.id) != (number, id):
+        return _unproven("the keystore's history does not know this session")
+    if ended:
+        return _unproven("it says that the session did not end, and the keystore's history that it did")
+    return LastSession(Ending.UNCLEAN, plain_files=session.plain_files, policy=session.policy)
+
+
+def _unproven(reason: str) -> LastSession:
+    return LastSession(Ending.UNPROVEN, reason)
+
+
+# --- writing it
+
+
+class SessionBook:
+    """Where a daemon writes down its session: in the volume, and in the history of the keystore.
+
+    A copy that the keystore does not know at its place is written down in itself alone.
+    """
+
+    def __init__(
+        self, volume: Volume, entry: str | None, keystore: Path, history_key: bytes, known: KnownSessions
+    ) -> None:
+        """:param entry: the id of the volume's entry in the keystore, if it has one."""
+        self._volume = volume
+        self._entry = entry
+        self._keystore = keystore
+        self._key = history_key
+        self._known = known
+        self._session: Session | None = None
+
+    def begin(self, pid: int, mountpoint: str, *, plain_files: bool, policy: str = "") -> str:
+        """Write down that the volume is in use from now on; return why the history has it not, or nothing.
+
+        The history comes first: a crash in between leaves a record that is not the newest, and before the begin of
+        a session nothing is left to make less strict.
+
+        :param policy: the digest of the policy that decides about new files from now on.
+        :raises OSError: the record cannot be written.
+        """
+        last = read_session(self._volume)
+        # a history that was lost, or could not be written, must not make a number stand twice
+        is_own = last is not None and last.volume == self._entry and last.is_authentic(self._key)
+        before = last.number if last is not None and is_own else 0
+        if last is not None and is_own and not last.clean and last.policy != policy:
+            policy = SEVERAL_POLICIES
+        number = 1 + max(before, self._known.number(self._entry)) if self._entry is not None else 0
+        self._session = Session(
+            pid,
+            mountpoint,
+            clean=False,
+            plain_files=plain_files,
+            policy=policy,
+            volume=self._entry or "",
+            number=number,
+            id=os.urandom(_ID_BYTES).hex(),
+        )
+        fault = self._tell_history(_BEGIN)
+        self._write()
+        return fault
+
+    def end(self) -> str:
+        """Write down that the session has ended, and everything is on the disk; as :meth:`begin`."""
+        if self._session is None:
+            raise ValueError("no session was begun")
+        self._session = replace(self._session, clean=True)
+        fault = self._tell_history(_END)
+        self._write()
+        return fault
+
+    def take_over(self, last: Session) -> str:
+        """Have the unfinished session *last*, of a copy, count as the newest one of the volume; as :meth:`begin`.
+
+        To be called where a person with a secret has said that the copy is meant.
+        """
+        self._session = replace(
+            last,
+            volume=self._entry or "",
+            number=1 + self._known.number(self._entry or ""),
+            id=os.urandom(_ID_BYTES).hex(),
+        )
+        fault = self._tell_history(_TAKEN_OVER)
+        self._write()
+        return fault
+
+    def _write(self) -> None:
+        if self._session is not None:
+            write_session(self._volume, self._session.authenticated(self._key))
+
+    def _tell_history(self, event: str) -> str:
+        if self._entry is None or self._session is None:
+            return ""
+        what: dict[str, Any] = {
+            "volume": self._entry,
+            "session": self._session.number,
+            "session_id": self._session.id,
+        }
+        try:
+            append(self._keystore, event, what, self._key)
+        except (OSError, UntrustedError) as error:
+            return f"the keystore's history cannot be written: {reason_of(error)}"
+        return ""
