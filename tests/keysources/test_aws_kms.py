@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, init, key, key_source, protector
+from tdefs.cli import cat, init
+from tdefs.cli.key import command as key
+from tdefs.cli.key_source import command as key_source
+from tdefs.cli.protector import command as protector
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 from pkcs11.constants import TokenFlag
 
-from tdefs.cli import init, key, key_source, protector
+from tdefs.cli import init
+from tdefs.cli.key import command as key
+from tdefs.cli.key_source import command as key_source
+from tdefs.cli.protector import command as protector
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, init, key
+from tdefs.cli import cat, init
+from tdefs.cli.key import command as key
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.history import history_path
 from tdefs.keys.keystore import load_keystore

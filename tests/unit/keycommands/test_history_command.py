@@ -1,4 +1,7 @@
-"""What the history of a keystore tells of the commands. Covers tdefs/cli/key_history.py and unlock.py."""
+"""What the history of a keystore tells of the commands.
+
+Covers tdefs/cli/key/history.py and tdefs/cli/common/unlocking.py.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, init, key, protector
+from tdefs.cli import cat, init
+from tdefs.cli.key import command as key
+from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.history import history_path
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume

@@ -1,4 +1,4 @@
-"""What ``tdefs key`` does to a keystore and tells of it. Covers tdefs/cli/key*.py and daemon_keys.py."""
+"""What ``tdefs key`` does to a keystore and tells of it. Covers tdefs/cli/key/*.py and daemon_keys.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, daemon_keys, key, ls, mount, verify
-from tdefs.cli import policy as policy_command
+from tdefs.cli import cat, ls, mount, verify
+from tdefs.cli.common import daemon_keys
+from tdefs.cli.key import command as key
+from tdefs.cli.policy import command as policy_command
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document_text import serialise

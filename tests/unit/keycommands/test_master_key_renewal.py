@@ -1,6 +1,6 @@
 """A new master key makes the old protector keys worthless that need no person, and names the others.
 
-Covers tdefs/cli/protector_renewal.py.
+Covers tdefs/cli/protector/renewal.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import auto_open, key, protector
+from tdefs.cli import auto_open
+from tdefs.cli.key import command as key
+from tdefs.cli.protector import command as protector
 from tdefs.errors import TdefsError
 from tdefs.keys.document import Document, ProtectorEntry
 from tdefs.keys.hierarchy import MasterKey

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import protector
+from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit
 from tests.support.terminal import Terminal
 from tests.support.volume import TDEFS

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import auto_open, init, protector
+from tdefs.cli import auto_open, init
+from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import machine, saving
 from tdefs.keys.document import ProtectorEntry

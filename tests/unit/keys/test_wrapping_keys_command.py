@@ -7,7 +7,7 @@ from typing import Self
 
 import pytest
 
-from tdefs.cli import key_source_keys
+from tdefs.cli.key_source import wrapping_keys as key_source_keys
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import KeySource

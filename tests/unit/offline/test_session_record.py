@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import verify, volume
+from tdefs.cli import verify
+from tdefs.cli.volume import command as volume
 from tdefs.format.errors import MissingHeader
 from tdefs.keys.history import head_path, history_path
 from tdefs.offline.recovery import empty_unfinished_files

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from tdefs.cli import key_change, key_history, key_show
-from tdefs.cli.key_verify import run_verify
-from tdefs.cli.keystore_users import add_unseen
-from tdefs.cli.place import add_place
-from tdefs.cli.unlock import add_keystore_arguments, add_keystore_place
+from tdefs.cli.common.keystore_users import add_unseen
+from tdefs.cli.common.place import add_place
+from tdefs.cli.common.unlocking import add_keystore_arguments, add_keystore_place
+from tdefs.cli.key import change as key_change
+from tdefs.cli.key import history as key_history
+from tdefs.cli.key import show as key_show
+from tdefs.cli.key.verify import run_verify
 from tdefs.keys.hierarchy import AES_256_XTS
 
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.daemon_keys import daemon_status, tell_daemons
-from tdefs.cli.key_files import KeyFiles
-from tdefs.cli.keystore_change import OpenChange, changing
-from tdefs.cli.output import print_line
-from tdefs.cli.place import volume_of
-from tdefs.cli.protector_renewal import Renewal, candidates
-from tdefs.cli.this_host import forget_here
-from tdefs.cli.unlock import keystore_path, record, unlock
+from tdefs.cli.common.daemon_keys import daemon_status, tell_daemons
+from tdefs.cli.common.keystore_change import OpenChange, changing
+from tdefs.cli.common.output import print_line
+from tdefs.cli.common.place import volume_of
+from tdefs.cli.common.this_host import forget_here
+from tdefs.cli.common.unlocking import keystore_path, record, unlock
+from tdefs.cli.key.files import KeyFiles
+from tdefs.cli.protector.renewal import Renewal, candidates
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ACTIVE, DESTROYED

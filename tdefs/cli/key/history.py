@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tdefs.cli.output import print_json, print_line, print_table
-from tdefs.cli.place import volume_of
-from tdefs.cli.unlock import open_recorded, read_keystore, unlocking_secret
+from tdefs.cli.common.output import print_json, print_line, print_table
+from tdefs.cli.common.place import volume_of
+from tdefs.cli.common.unlocking import open_recorded, read_keystore, unlocking_secret
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.history import check_history, history_path, read_history
 from tdefs.keys.key_changes import find_data_key

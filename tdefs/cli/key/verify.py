@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tdefs.cli.output import print_table
-from tdefs.cli.place import volume_of
-from tdefs.cli.this_host import holders
-from tdefs.cli.unlock import open_recorded, read_keystore, source_finder, unlocking_secret
+from tdefs.cli.common.output import print_table
+from tdefs.cli.common.place import volume_of
+from tdefs.cli.common.this_host import holders
+from tdefs.cli.common.unlocking import open_recorded, read_keystore, source_finder, unlocking_secret
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.checking import check_protector, check_round

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
-from tdefs.cli.keystore_users import warn_unless_registered
-from tdefs.cli.this_host import demanded_host, opening_host
+from tdefs.cli.common.keystore_users import warn_unless_registered
+from tdefs.cli.common.this_host import demanded_host, opening_host
 from tdefs.config import VolumeConfig, load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import history_key_of
@@ -133,8 +133,9 @@ def unlock(args: argparse.Namespace, volume: Volume) -> Opened:
 
     :raises TdefsError: what is wrong with the keystore, its place, its secret or the configuration.
     """
-    # the module of a command has its name
-    command = args.run.__module__.rpartition(".")[2]
+    # the module of a command has its name: tdefs.cli.key.show is recorded as key_show
+    module: str = args.run.__module__.removeprefix("tdefs.cli.").removesuffix(".command")
+    command = module.replace(".", "_")
     keystore = read_keystore(args, volume)
     unlocked = open_recorded(keystore, unlocking_secret(args, volume), command)
     check_place(args, volume, unlocked)

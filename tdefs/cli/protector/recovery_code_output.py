@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tdefs.cli.output import print_line
-from tdefs.cli.streams import nobody_reads, output_loss
+from tdefs.cli.common.output import print_line
+from tdefs.cli.common.streams import nobody_reads, output_loss
 from tdefs.errors import Exit, TdefsError
 
 

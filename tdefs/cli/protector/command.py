@@ -6,13 +6,12 @@ import argparse
 from contextlib import suppress
 from typing import Any
 
-from tdefs.cli.keystore_change import changing
-from tdefs.cli.keystore_users import add_unseen
-from tdefs.cli.output import print_json, print_line, print_table
-from tdefs.cli.place import add_place, volume_of
-from tdefs.cli.recovery_code_output import show_code
-from tdefs.cli.this_host import forget_here, holders
-from tdefs.cli.unlock import (
+from tdefs.cli.common.keystore_change import changing
+from tdefs.cli.common.keystore_users import add_unseen
+from tdefs.cli.common.output import print_json, print_line, print_table
+from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.this_host import forget_here, holders
+from tdefs.cli.common.unlocking import (
     add_keystore_arguments,
     add_keystore_place,
     open_recorded,
@@ -20,7 +19,8 @@ from tdefs.cli.unlock import (
     source_finder,
     unlocking_secret,
 )
-from tdefs.cli.wrapping_key_end import destroy_wrapping_key, source_with_key_of
+from tdefs.cli.protector.recovery_code_output import show_code
+from tdefs.cli.protector.wrapping_key_end import destroy_wrapping_key, source_with_key_of
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, ProtectorEntry

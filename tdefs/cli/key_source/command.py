@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.key_source_keys import register_key_commands
-from tdefs.cli.output import print_json, print_line, print_table
-from tdefs.cli.unlock import add_config, source_finder
+from tdefs.cli.common.output import print_json, print_line, print_table
+from tdefs.cli.common.unlocking import add_config, source_finder
+from tdefs.cli.key_source.wrapping_keys import register_key_commands
 from tdefs.config import load_config
 from tdefs.errors import Exit
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES

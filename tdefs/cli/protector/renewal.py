@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from tdefs.cli.output import print_line
-from tdefs.cli.this_host import holders
-from tdefs.cli.unlock import source_finder
+from tdefs.cli.common.output import print_line
+from tdefs.cli.common.this_host import holders
+from tdefs.cli.common.unlocking import source_finder
 from tdefs.config import VolumeConfig, load_config
 from tdefs.errors import TdefsError
 from tdefs.keys.attempts import UnreachableError

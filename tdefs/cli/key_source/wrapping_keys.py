@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.output import print_json, print_line, print_table
-from tdefs.cli.unlock import add_config, source_finder
+from tdefs.cli.common.output import print_json, print_line, print_table
+from tdefs.cli.common.unlocking import add_config, source_finder
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.fields import show_time
 from tdefs.keys.private_files import read_file

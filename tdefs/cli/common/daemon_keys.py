@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.keystore_users import is_same_file
+from tdefs.cli.common.keystore_users import is_same_file
 from tdefs.control import StrangerError, ask
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import DataKey, KeyRing

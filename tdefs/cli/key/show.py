@@ -8,10 +8,10 @@ from collections import Counter
 from datetime import datetime
 from typing import Any
 
-from tdefs.cli.keystore_users import shown_unseen, users_of
-from tdefs.cli.output import print_fields, print_json, print_line, print_table
-from tdefs.cli.place import volume_of
-from tdefs.cli.unlock import read_keystore
+from tdefs.cli.common.keystore_users import shown_unseen, users_of
+from tdefs.cli.common.output import print_fields, print_json, print_line, print_table
+from tdefs.cli.common.place import volume_of
+from tdefs.cli.common.unlocking import read_keystore
 from tdefs.errors import Exit
 from tdefs.keys.document import VERSION, DataKeyEntry, Document, RoundEntry
 from tdefs.keys.fields import show_time

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tdefs.cli.daemon_keys import tell_daemons
-from tdefs.cli.keystore_users import KeystoreUsers, meant_unseen, not_registered, shown_unseen, users_of
-from tdefs.cli.unlock import check_place, keystore_path, open_recorded, record, unlocking_secret
+from tdefs.cli.common.daemon_keys import tell_daemons
+from tdefs.cli.common.keystore_users import KeystoreUsers, meant_unseen, not_registered, shown_unseen, users_of
+from tdefs.cli.common.unlocking import check_place, keystore_path, open_recorded, record, unlocking_secret
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document
 from tdefs.keys.hierarchy import KEY_NAME, KeyRing

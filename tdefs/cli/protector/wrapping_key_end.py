@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tdefs.cli.key_source_keys import wrapping_keys
-from tdefs.cli.unlock import source_finder
+from tdefs.cli.common.unlocking import source_finder
+from tdefs.cli.key_source.wrapping_keys import wrapping_keys
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry

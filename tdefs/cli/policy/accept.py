@@ -6,17 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from tdefs.cli.keystore_change import changing
-from tdefs.cli.output import print_line
-from tdefs.cli.place import add_place, volume_of
-from tdefs.cli.policy_choice import (
+from tdefs.cli.common.keystore_change import changing
+from tdefs.cli.common.output import print_line
+from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.unlocking import add_keystore_arguments
+from tdefs.cli.policy.choice import (
     PolicyChoice,
     add_policy_arguments,
     check_key_names,
     named_policy,
     remembered_policy,
 )
-from tdefs.cli.unlock import add_keystore_arguments
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Statements

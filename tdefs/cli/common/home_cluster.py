@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdefs.cli.link_places import mountpoints_of, trusted_mounts
-from tdefs.cli.unlock import add_keystore_arguments, unlock, use_configured_secret
+from tdefs.cli.common.link_places import mountpoints_of, trusted_mounts
+from tdefs.cli.common.unlocking import add_keystore_arguments, unlock, use_configured_secret
 from tdefs.config import load_config
 from tdefs.control import ask
 from tdefs.doctor.cluster import find_clusters

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.keystore_change import OpenChange, changing
-from tdefs.cli.keystore_users import users_of, uses
-from tdefs.cli.output import print_json, print_line, print_table
-from tdefs.cli.place import add_place, volume_of
-from tdefs.cli.unlock import (
+from tdefs.cli.common.keystore_change import OpenChange, changing
+from tdefs.cli.common.keystore_users import users_of, uses
+from tdefs.cli.common.output import print_json, print_line, print_table
+from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.unlocking import (
     add_config,
     add_keystore_arguments,
     add_keystore_place,
