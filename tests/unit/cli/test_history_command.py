@@ -11,7 +11,7 @@ import pytest
 from tdefs.cli import cat, init, key, protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.history import history_path
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
 WRONG = ("--key-command", "printf %%064d 9")
