@@ -18,11 +18,11 @@ import pytest
 from tdefs.cli.common import daemon_keys
 from tdefs.cli.key import command as key
 from tdefs.errors import Exit, TdefsError
-from tests.fs.children import NOBODY, needs_root
+from tests.support.children import NOBODY, needs_root
 from tests.support.mounts import LET_GO_OF_OTHERS
+from tests.support.offline_volumes import Command
 from tests.support.volume import LIMIT, TDEFS, Volume
 from tests.support.workspace import Workspace
-from tests.unit.offline.offline_volumes import Command
 
 CONTENT = b"of the original\n" * 1000
 FILE = "pg_notes"

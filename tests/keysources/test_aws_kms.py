@@ -33,9 +33,9 @@ from tests.keysources.aws_stand_in import (
     KmsStandIn,
     make_certificate,
 )
+from tests.support.offline_volumes import Command
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
-from tests.unit.offline.offline_volumes import Command
 
 CONTEXT = WrapContext(bytes(range(16)), "protector key by aws-kms", "pr_1", 0, "pr_1")
 SECRET = bytes(range(32))

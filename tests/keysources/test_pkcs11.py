@@ -29,10 +29,10 @@ from tdefs.keys.sources.pkcs11.request import Request
 from tdefs.keys.sources.pkcs11.source import Pkcs11
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.soft_token import LABEL, MODULE, PIN, SoftToken, compiled_module
+from tests.support.offline_volumes import Command
 from tests.support.terminal import Terminal
 from tests.support.volume import TDEFS
 from tests.support.workspace import Workspace
-from tests.unit.offline.offline_volumes import Command
 
 CONTEXT = WrapContext(bytes(range(16)), "protector key by pkcs11", "pr_1", 0, "pr_1")
 SECRET = bytes(range(32))

@@ -12,7 +12,7 @@ import pytest
 
 from tdefs.cli import verify
 from tdefs.errors import Exit, TdefsError
-from tests.unit.offline.offline_volumes import (
+from tests.support.offline_volumes import (
     KEY_COMMAND,
     SEGMENT_PAGES,
     Command,

@@ -21,10 +21,10 @@ from tdefs.cli import verify
 from tdefs.cli.common import progress
 from tdefs.errors import Exit
 from tdefs.offline.in_order import in_order
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume, good_pages
 from tests.support.processes import wait_until
 from tests.support.terminal import Terminal
 from tests.support.volume import TDEFS
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume, good_pages
 
 UNLOCK = ("--key-command", KEY_COMMAND)
 #: A hole of that length takes some seconds to read.

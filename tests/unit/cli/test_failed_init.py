@@ -8,7 +8,7 @@ import pytest
 
 from tdefs.cli import init
 from tdefs.errors import Exit, TdefsError
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command
+from tests.support.offline_volumes import KEY_COMMAND, Command
 
 
 def fail(command: Command, backing: Path, *words: str | Path) -> None:

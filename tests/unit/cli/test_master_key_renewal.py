@@ -20,7 +20,7 @@ from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.seal import kept_protector_key, master_key_by_protector_key
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
 CHEAP = ("--scrypt-cost", "14")

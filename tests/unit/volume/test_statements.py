@@ -28,7 +28,7 @@ from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.volume_changes import restate_volume
 from tdefs.offline.reader import OfflineReader
 from tdefs.volume.description import read_volume
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
 PLAIN_WAL = "version: 1\nkinds: {wal: plain}\n"

@@ -9,9 +9,9 @@ import pytest
 
 from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.support.terminal import Terminal
 from tests.support.volume import TDEFS
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 PROMPT = "Recovery code: "
 

@@ -13,7 +13,7 @@ from tdefs.cli import ls
 from tdefs.cli.common.output import print_line
 from tdefs.mounts.known import Mount
 from tdefs.offline import reader as offline
-from tests.unit.offline.offline_volumes import Command, SmallVolume
+from tests.support.offline_volumes import Command, SmallVolume
 
 WRONG_CHECKSUM = "the header is damaged: its checksum does not match"
 

@@ -25,8 +25,8 @@ from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.ring_message import RingRefusedError, open_ring
 from tdefs.keys.saving import KeystoreChange
 from tdefs.keys.seal import sign
-from tests.unit.keycommands.volume_command import VolumeCommand
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.unit.cli.volume_command import VolumeCommand
 
 UNLOCK = ("--key-command", KEY_COMMAND)
 

@@ -14,10 +14,10 @@ from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.support.terminal import Terminal
 from tests.support.volume import TDEFS
-from tests.unit.keycommands.volume_command import VolumeCommand
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.unit.cli.volume_command import VolumeCommand
 
 NEW_KEY_COMMAND = "printf %%064d 8"
 UNLOCK = ("--key-command", KEY_COMMAND)

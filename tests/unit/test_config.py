@@ -13,7 +13,7 @@ from tdefs import config
 from tdefs.config import Config, VolumeConfig, load_config, parse_config
 from tdefs.errors import Exit, TdefsError
 
-CONF = Path(__file__).parents[3] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def refusal(text: str) -> TdefsError:

@@ -16,7 +16,7 @@ from tdefs.cli.key import command as key
 from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.history import history_path
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
 WRONG = ("--key-command", "printf %%064d 9")

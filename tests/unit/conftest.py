@@ -1,4 +1,4 @@
-"""Fixtures of the tests without a mount."""
+"""Fixtures of the tests without a mount: a small volume, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.offline.offline_volumes import Command, SmallVolume
+from tests.support.offline_volumes import Command, SmallVolume
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.volume.description import VolumeLock
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.support.volume import TDEFS
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 NEW_KEY_COMMAND = "printf %%064d 8"
 DAMAGED = "base/5/16384"

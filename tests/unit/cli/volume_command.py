@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from tdefs.errors import TdefsError
-from tests.unit.offline.offline_volumes import Command, SmallVolume
+from tests.support.offline_volumes import Command, SmallVolume
 
 
 class VolumeCommand:

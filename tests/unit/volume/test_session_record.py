@@ -20,7 +20,7 @@ from tdefs.format.errors import MissingHeader
 from tdefs.keys.history import head_path, history_path
 from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.volume.session_record import SESSION_FILE, Ending, Session
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 TABLE = "base/5/16384"
 UNLOCK = ("--key-command", KEY_COMMAND)

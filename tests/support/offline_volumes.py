@@ -31,7 +31,7 @@ from tdefs.volume.description import create_volume, read_volume, save_volume
 from tdefs.volume.registry import place_of
 
 KEY_COMMAND = "printf %%064d 7"
-PG_DATA = Path(__file__).parent.parent / "pg" / "data"
+PG_DATA = Path(__file__).parents[1] / "unit" / "pg" / "data"
 SEGMENT_PAGES = 5
 #: Where fields of pg_control lie, and their sizes.
 _FIELDS = {

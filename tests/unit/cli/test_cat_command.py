@@ -11,7 +11,7 @@ import pytest
 
 from tdefs.cli import cat
 from tdefs.errors import Exit, TdefsError
-from tests.unit.offline.offline_volumes import KEY_COMMAND, SmallVolume
+from tests.support.offline_volumes import KEY_COMMAND, SmallVolume
 
 Cat = Callable[..., bytes]
 

@@ -16,8 +16,8 @@ import pytest
 
 from tdefs.cli.key import command as key
 from tdefs.errors import Exit, TdefsError
-from tests.fs.children import NOBODY, needs_root
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.support.children import NOBODY, needs_root
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 #: What a listener says that it has: a round that it may have learned, by which the message would be sealed.
 LEAKED = [{"name": "dk_1", "round": 1, "algorithm": "aes-256-xts", "state": "active"}]

@@ -10,7 +10,7 @@ import pytest
 from tdefs.cli.common import place
 from tdefs.errors import Exit, TdefsError
 from tdefs.mounts.known import Mount
-from tests.unit.offline.offline_volumes import SmallVolume
+from tests.support.offline_volumes import SmallVolume
 
 
 def arguments(*words: str | Path) -> argparse.Namespace:

@@ -18,7 +18,7 @@ from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedPro
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.wrapping import WrapContext
 from tdefs.private import OwnDirectory
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
 

@@ -12,7 +12,7 @@ from tdefs.cli import status
 from tdefs.errors import Exit, TdefsError
 from tdefs.mounts.known import Mount
 from tdefs.volume.description import VolumeLock
-from tests.unit.offline.offline_volumes import Command, SmallVolume
+from tests.support.offline_volumes import Command, SmallVolume
 
 MOUNTPOINT = Path("/mnt/tdefs-test")
 
