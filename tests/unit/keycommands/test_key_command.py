@@ -15,14 +15,14 @@ from tdefs.cli import cat, daemon_keys, key, ls, mount, verify
 from tdefs.cli import policy as policy_command
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document_text import serialise
 from tdefs.keys.fields import show_time
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.keystore.text import serialise
+from tdefs.keys.keystore.transaction import KeystoreChange
+from tdefs.keys.keystore.wrapped_keys import sign
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.ring_message import RingRefusedError, open_ring
-from tdefs.keys.saving import KeystoreChange
-from tdefs.keys.seal import sign
 from tests.unit.keycommands.volume_command import VolumeCommand
 from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
 

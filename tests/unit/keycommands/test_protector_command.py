@@ -11,7 +11,7 @@ import pytest
 
 from tdefs.cli import cat, protector
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tests.support.terminal import Terminal
 from tests.support.volume import TDEFS

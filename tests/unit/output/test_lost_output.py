@@ -16,7 +16,7 @@ from tdefs.cli import protector
 from tdefs.cli.main import build_parser, main
 from tdefs.cli.streams import steady_streams
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.volume.description import VolumeLock
 from tests.support.volume import TDEFS
