@@ -14,8 +14,8 @@ from tdefs.cli.common.this_host import HostEntry, forget_here, holders, not_enab
 from tdefs.cli.common.unlocking import add_keystore_arguments, add_keystore_place, open_recorded, read_keystore
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document_text import MAX_LABEL_CHARACTERS
-from tdefs.keys.protector_changes import add_protector, remove_protector
+from tdefs.keys.keystore.changes import add_protector, remove_protector
+from tdefs.keys.keystore.text import MAX_LABEL_CHARACTERS
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.protectors.this_host_tpm import PCRS, TpmHolder
 from tdefs.keys.secure_boot import secure_boot_is_on

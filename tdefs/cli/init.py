@@ -16,10 +16,10 @@ from tdefs.cli.policy.accept import statements_with
 from tdefs.cli.policy.choice import PolicyChoice, add_policy_arguments, named_policy
 from tdefs.config import load_config
 from tdefs.errors import Exit
-from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
-from tdefs.keys.document import Statements
 from tdefs.keys.hierarchy import KeyRing, history_key_of
-from tdefs.keys.keystore import (
+from tdefs.keys.keystore.copy import copy_command_directory, copy_keystore, remove_copy
+from tdefs.keys.keystore.entries import Statements
+from tdefs.keys.keystore.file import (
     FIRST_DATA_KEY,
     Keystore,
     create_keystore,

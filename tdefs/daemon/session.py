@@ -27,8 +27,8 @@ from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.format.pages import PythonPageCipher, page_cipher
 from tdefs.fuse.loop import Connection
 from tdefs.fuse.operations import FuseOperations
-from tdefs.keys.document import ACTIVE, REVOKED
 from tdefs.keys.hierarchy import KeyRing
+from tdefs.keys.keystore.entries import ACTIVE, REVOKED
 from tdefs.keys.ring_message import RingRefusedError, open_ring
 from tdefs.manifest import accepting
 from tdefs.manifest.bound import Bound

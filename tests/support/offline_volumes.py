@@ -18,9 +18,9 @@ from tdefs.data.link_encryption import LinkCipher
 from tdefs.format.header import RECORD_SIZE, Header, decode_header
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.stored import StoredFile
-from tdefs.keys.document import Statements
 from tdefs.keys.hierarchy import history_key_of
-from tdefs.keys.keystore import create_keystore, load_keystore
+from tdefs.keys.keystore.entries import Statements
+from tdefs.keys.keystore.file import create_keystore, load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.offline.reader import OfflineReader
 from tdefs.pg.control import crc32c

@@ -13,12 +13,12 @@ from tdefs.cli.common.daemon_keys import tell_daemons
 from tdefs.cli.common.keystore_users import KeystoreUsers, meant_unseen, not_registered, shown_unseen, users_of
 from tdefs.cli.common.unlocking import check_place, keystore_path, open_recorded, record, unlocking_secret
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document
 from tdefs.keys.hierarchy import KEY_NAME, KeyRing
-from tdefs.keys.keystore import Unlocked, remove_what_is_not_saved
+from tdefs.keys.keystore.changes import moved
+from tdefs.keys.keystore.entries import Document
+from tdefs.keys.keystore.file import Unlocked, remove_what_is_not_saved
+from tdefs.keys.keystore.transaction import KeystoreChange
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.saving import KeystoreChange
-from tdefs.keys.volume_changes import moved
 from tdefs.text import printable
 from tdefs.volume.description import Volume
 from tdefs.volume.registry import place_of, recognised, was_renamed

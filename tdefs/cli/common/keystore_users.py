@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tdefs.control import ask
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document
-from tdefs.keys.keystore import load_keystore
-from tdefs.keys.volume_changes import find_volume
+from tdefs.keys.keystore.changes import find_volume
+from tdefs.keys.keystore.entries import Document
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.mounts.known import mounts_of
 from tdefs.text import printable
 from tdefs.volume.description import PRIVATE_DIRECTORY, Volume, read_volume

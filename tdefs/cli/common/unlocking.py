@@ -13,9 +13,9 @@ from tdefs.cli.common.this_host import demanded_host, opening_host
 from tdefs.config import VolumeConfig, load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import history_key_of
-from tdefs.keys.history import append
 from tdefs.keys.key_source import KeySource, make_key_source
-from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
+from tdefs.keys.keystore.file import Keystore, Unlocked, load_keystore
+from tdefs.keys.keystore.history import append
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.secrets import add_unlock_arguments, is_secret_given, secret_from_arguments
 from tdefs.private import UntrustedError, reason_of

@@ -18,8 +18,7 @@ from tdefs.cli.key.files import KeyFiles
 from tdefs.cli.protector.renewal import Renewal, candidates
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ACTIVE, DESTROYED
-from tdefs.keys.key_changes import (
+from tdefs.keys.keystore.changes import (
     chosen_rounds,
     create_data_key,
     destroy_rounds,
@@ -28,9 +27,10 @@ from tdefs.keys.key_changes import (
     rotate_data_key,
     rotate_master_key,
 )
-from tdefs.keys.keystore import Unlocked, remove_what_is_not_saved
+from tdefs.keys.keystore.entries import ACTIVE, DESTROYED
+from tdefs.keys.keystore.file import Unlocked, remove_what_is_not_saved
+from tdefs.keys.keystore.transaction import repair
 from tdefs.keys.protectors.this_host import ThisHostProtector
-from tdefs.keys.saving import repair
 from tdefs.policy.parse import load_policy
 from tdefs.text import printable
 from tdefs.volume.description import Volume

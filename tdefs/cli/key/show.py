@@ -13,9 +13,9 @@ from tdefs.cli.common.output import print_fields, print_json, print_line, print_
 from tdefs.cli.common.place import volume_of
 from tdefs.cli.common.unlocking import read_keystore
 from tdefs.errors import Exit
-from tdefs.keys.document import VERSION, DataKeyEntry, Document, RoundEntry
 from tdefs.keys.fields import show_time
-from tdefs.keys.key_changes import find_data_key
+from tdefs.keys.keystore.changes import find_data_key
+from tdefs.keys.keystore.entries import VERSION, DataKeyEntry, Document, RoundEntry
 from tdefs.offline.reader import describe_all
 
 _LIST_HEADERS = ("data key", "round", "state", "algorithm", "created", "fingerprint", "wrapped by", "")

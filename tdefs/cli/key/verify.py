@@ -12,12 +12,12 @@ from tdefs.cli.common.this_host import holders
 from tdefs.cli.common.unlocking import open_recorded, read_keystore, source_finder, unlocking_secret
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.checking import check_protector, check_round
-from tdefs.keys.document import ProtectorEntry
-from tdefs.keys.keystore import Unlocked
+from tdefs.keys.keystore.checking import check_protector, check_round
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.file import Unlocked
+from tdefs.keys.keystore.wrapped_keys import open_master_key
 from tdefs.keys.protectors.base import NotMineError, Protector
 from tdefs.keys.protectors.this_host import ThisHostProtector
-from tdefs.keys.seal import open_master_key
 from tdefs.volume.description import Volume
 
 #: Returns a protector that needs no person, which making it may show to be unusable.

@@ -13,8 +13,8 @@ from tdefs.cli.key_source.wrapping_keys import register_key_commands
 from tdefs.config import load_config
 from tdefs.errors import Exit
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
-from tdefs.keys.keystore import FIRST_DATA_KEY, Keystore
-from tdefs.keys.seal import new_document
+from tdefs.keys.keystore.file import FIRST_DATA_KEY, Keystore
+from tdefs.keys.keystore.wrapped_keys import new_document
 from tdefs.keys.settings import Settings
 
 

@@ -19,8 +19,8 @@ from tdefs.cli.policy.choice import (
 )
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Statements
-from tdefs.keys.volume_changes import find_volume, restate_volume
+from tdefs.keys.keystore.changes import find_volume, restate_volume
+from tdefs.keys.keystore.entries import Statements
 from tdefs.policy.changes import newly_plain
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy

@@ -9,7 +9,7 @@ from pathlib import Path
 from tdefs.cli.common.output import print_line
 from tdefs.cli.common.unlocking import add_keystore_place, keystore_path
 from tdefs.cli.policy.accept import add_accept
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.policy.paths import classify

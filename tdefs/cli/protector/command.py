@@ -23,10 +23,8 @@ from tdefs.cli.protector.recovery_code_output import show_code
 from tdefs.cli.protector.wrapping_key_end import destroy_wrapping_key, source_with_key_of
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, ProtectorEntry
 from tdefs.keys.fields import show_time
-from tdefs.keys.new_secrets import add_new_secret_arguments, new_secret_from_arguments
-from tdefs.keys.protector_changes import (
+from tdefs.keys.keystore.changes import (
     add_protector,
     change_protector,
     find_protector,
@@ -34,9 +32,11 @@ from tdefs.keys.protector_changes import (
     remove_protector,
     restore_protector,
 )
+from tdefs.keys.keystore.entries import Document, ProtectorEntry
+from tdefs.keys.keystore.wrapped_keys import check_mac, open_master_key
+from tdefs.keys.new_secrets import add_new_secret_arguments, new_secret_from_arguments
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.this_host import ThisHostProtector
-from tdefs.keys.seal import check_mac, open_master_key
 from tdefs.volume.description import Volume
 
 _OPENS = "opens"

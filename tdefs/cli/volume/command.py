@@ -27,15 +27,15 @@ from tdefs.cli.common.unlocking import (
 )
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
-from tdefs.keys.document import Document, VolumeEntry
 from tdefs.keys.fields import show_time
 from tdefs.keys.hierarchy import history_key_of
-from tdefs.keys.keystore import Unlocked, load_keystore
+from tdefs.keys.keystore.changes import add_volume, find_volume, forget_volume, move_volume
+from tdefs.keys.keystore.copy import copy_command_directory, copy_keystore, remove_copy
+from tdefs.keys.keystore.entries import Document, VolumeEntry
+from tdefs.keys.keystore.file import Unlocked, load_keystore
+from tdefs.keys.keystore.wrapped_keys import FIRST_VOLUME
 from tdefs.keys.protectors.command_directory import command_directory
-from tdefs.keys.seal import FIRST_VOLUME
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
-from tdefs.keys.volume_changes import add_volume, find_volume, forget_volume, move_volume
 from tdefs.manifest.state import Binding, adopt
 from tdefs.offline.reader import volume_at
 from tdefs.text import printable

@@ -17,14 +17,14 @@ from tdefs.cli.key import command as key
 from tdefs.cli.policy import command as policy_command
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document_text import serialise
 from tdefs.keys.fields import show_time
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.keystore.text import serialise
+from tdefs.keys.keystore.transaction import KeystoreChange
+from tdefs.keys.keystore.wrapped_keys import sign
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.ring_message import RingRefusedError, open_ring
-from tdefs.keys.saving import KeystoreChange
-from tdefs.keys.seal import sign
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.unit.cli.volume_command import VolumeCommand
 

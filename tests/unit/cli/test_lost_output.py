@@ -19,7 +19,7 @@ from tdefs.cli.common.streams import steady_streams
 from tdefs.cli.main import build_parser, main
 from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.volume.description import VolumeLock
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume

@@ -12,7 +12,7 @@ import pytest
 from tdefs.cli import cat
 from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.support.terminal import Terminal

@@ -21,11 +21,11 @@ from tdefs.cli.policy import command as policy
 from tdefs.cli.volume import command as volume
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import ForeignFile, LowSuite
-from tdefs.keys.document import Statements
-from tdefs.keys.document_text import serialise
-from tdefs.keys.keystore import Unlocked, load_keystore
+from tdefs.keys.keystore.changes import restate_volume
+from tdefs.keys.keystore.entries import Statements
+from tdefs.keys.keystore.file import Unlocked, load_keystore
+from tdefs.keys.keystore.text import serialise
 from tdefs.keys.protectors.command import CommandProtector
-from tdefs.keys.volume_changes import restate_volume
 from tdefs.offline.reader import OfflineReader
 from tdefs.volume.description import read_volume
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume

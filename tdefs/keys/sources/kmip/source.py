@@ -10,11 +10,11 @@ from functools import partial
 from typing import Self
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
+from tdefs.keys.keystore.entries import ProtectorEntry, damaged
+from tdefs.keys.keystore.unsaved import remove_made
 from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey, WrongSecretError
-from tdefs.keys.removing import remove_made
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.kmip.client import Client
 from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields

@@ -30,9 +30,9 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from tdefs.errors import naming
 from tdefs.keys import fields
-from tdefs.keys.document import MAC_BYTES, HistoryAnchor
+from tdefs.keys.keystore.entries import MAC_BYTES, HistoryAnchor
+from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.person import who
-from tdefs.keys.seal import now
 from tdefs.private import OwnDirectory, own_place
 
 _PURPOSE = b"tdefs v1 history record"

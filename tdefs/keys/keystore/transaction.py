@@ -21,14 +21,14 @@ from typing import Self
 
 from tdefs.errors import Exit, TdefsError, naming
 from tdefs.keys import fields
-from tdefs.keys.checking import faults
-from tdefs.keys.document import Document
-from tdefs.keys.document_text import MAX_BYTES, parse, serialise
-from tdefs.keys.history import append, check_history, read_history
-from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
+from tdefs.keys.keystore.checking import faults
+from tdefs.keys.keystore.entries import Document
+from tdefs.keys.keystore.file import Keystore, Unlocked, load_keystore
+from tdefs.keys.keystore.history import append, check_history, read_history
+from tdefs.keys.keystore.text import MAX_BYTES, parse, serialise
+from tdefs.keys.keystore.wrapped_keys import now, open_history_key, sign
 from tdefs.keys.person import who
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.seal import now, open_history_key, sign
 from tdefs.private import OwnDirectory, own_directory, own_place
 
 _MAX_LOCK_BYTES = 4096

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tdefs.errors import TdefsError
-from tdefs.keys.document import Document, damaged
 from tdefs.keys.hierarchy import MasterKey
-from tdefs.keys.seal import (
+from tdefs.keys.keystore.entries import Document, damaged
+from tdefs.keys.keystore.wrapped_keys import (
     check_mac,
     kept_protector_key,
     master_key_by_protector_key,

@@ -23,7 +23,9 @@ from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
-from tdefs.keys.document import (
+from tdefs.keys.fields import MalformedError
+from tdefs.keys.hierarchy import ALGORITHMS, FINGERPRINT_BYTES, KEY_NAME, MAX_ROUND, VOLUME_ID_BYTES
+from tdefs.keys.keystore.entries import (
     DESTROYED,
     FIRST_SUITE,
     MAC_BYTES,
@@ -39,8 +41,6 @@ from tdefs.keys.document import (
     VolumeEntry,
     damaged,
 )
-from tdefs.keys.fields import MalformedError
-from tdefs.keys.hierarchy import ALGORITHMS, FINGERPRINT_BYTES, KEY_NAME, MAX_ROUND, VOLUME_ID_BYTES
 from tdefs.keys.wrapping import WRAPPED_BYTES
 
 FORMAT = "tdefs keystore"

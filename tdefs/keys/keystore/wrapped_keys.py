@@ -11,7 +11,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from tdefs.keys.document import (
+from tdefs.keys.hierarchy import AES_256_XTS, SECRET_BYTES, DataKey, KeyRing, MasterKey, key_fingerprint
+from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.keystore.entries import (
     ACTIVE,
     MAC_BYTES,
     REVOKED,
@@ -26,9 +28,7 @@ from tdefs.keys.document import (
     VolumeEntry,
     damaged,
 )
-from tdefs.keys.document_text import signed_bytes
-from tdefs.keys.hierarchy import AES_256_XTS, SECRET_BYTES, DataKey, KeyRing, MasterKey, key_fingerprint
-from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.keystore.text import signed_bytes
 from tdefs.keys.protectors.base import Protector, WrongSecretError
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 
