@@ -32,8 +32,8 @@ from tdefs.errors import naming
 from tdefs.keys import fields
 from tdefs.keys.keystore.entries import MAC_BYTES, HistoryAnchor
 from tdefs.keys.keystore.wrapped_keys import now
-from tdefs.keys.person import who
 from tdefs.private import OwnDirectory, own_place
+from tdefs.users import acting_user
 
 _PURPOSE = b"tdefs v1 history record"
 _HEAD_PURPOSE = b"tdefs v1 history head"
@@ -90,7 +90,7 @@ def append(
             "n": len(lines) + 1,
             "time": fields.show_time(now()),
             "event": event,
-            "who": who(),
+            "who": acting_user(),
             "what": {name: value for name, value in what.items() if value is not None},
         }
         body = json.dumps(record, separators=(",", ":"), ensure_ascii=True).encode("ascii")[:-1]

@@ -12,8 +12,9 @@ from tdefs.cli import auto_open, init
 from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import machine
+from tdefs.keys.keystore import transaction
 from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.keystore.file import load_keystore, transaction
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.wrapping import WrapContext
