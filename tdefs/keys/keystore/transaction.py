@@ -21,7 +21,6 @@ from typing import Self
 
 from tdefs.errors import Exit, TdefsError, naming
 from tdefs.keys import fields
-from tdefs.keys.keystore import Keystore, Unlocked, load_keystore
 from tdefs.keys.keystore.checking import faults
 from tdefs.keys.keystore.entries import Document
 from tdefs.keys.keystore.file import Keystore, Unlocked, load_keystore
