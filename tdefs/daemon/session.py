@@ -25,7 +25,7 @@ from tdefs.data.staging import DIRECTORY as STAGING_DIRECTORY
 from tdefs.data.staging import Staging
 from tdefs.data.workers import workers
 from tdefs.errors import Exit, TdefsError, from_os_error
-from tdefs.format.pages import PythonPageCipher, page_cipher
+from tdefs.format.suite1.pages import PythonPageCipher, page_cipher
 from tdefs.fuse.loop import Connection
 from tdefs.fuse.operations import FuseOperations
 from tdefs.keys.hierarchy import KeyRing

@@ -19,14 +19,13 @@ from tdefs.data.forms import Broken, Empty, Encrypted, FileForms, Form, Plain, c
 from tdefs.data.losses import Event
 from tdefs.data.zeros import StoredDoubts, mark_plain, mark_zeros, remove_mark
 from tdefs.errors import errno_of
-from tdefs.format.content import Content
+from tdefs.format.content import Content, FileState
 from tdefs.format.errors import DamagedLength, FormatError, PlantedNode, SharedFileId
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Header, Identity
-from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
-from tdefs.format.pages import PageCipher
+from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.plain import PlainContent
 from tdefs.format.special import PLANTED_NODE, Special, special_of
-from tdefs.format.stored import StoredFile
+from tdefs.format.suites import DEFAULT_SUITE, suite_of
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.manifest.bound import Bound
 from tdefs.policy.in_use import PolicyInUse
@@ -116,12 +115,13 @@ class Opener:
             if isinstance(form, Empty) and writable:
                 form = self._settle(inode, fd, form)
             status = self._calls.fstat("open:stat", fd)
-            content = self._content(inode, fd, form, status.st_size, can_write=can_write)
+            content, state = self._content(inode, fd, form, status.st_size, can_write=can_write)
         except BaseException:
             self._inodes.descriptors.let_go("open:undo", fd)
             raise
         # what is not settled yet is settled by the first who opens it to write
-        return self._opened(inode, fd, content, status, writable=can_write and not isinstance(form, Empty))
+        writable = can_write and not isinstance(form, Empty)
+        return self._opened(inode, fd, content, state, status, writable=writable)
 
     def create(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> tuple[Inode, DataFile]:
         """Make a new file, encrypted or plain as the policy says, and open it.
@@ -145,7 +145,7 @@ class Opener:
                 size = HEADER_SIZE
             else:
                 mark_plain(self._calls, "create:mark", fd)
-            content = self._content(inode, fd, form, size, can_write=True)
+            content, state = self._content(inode, fd, form, size, can_write=True)
         except BaseException:
             self._inodes.descriptors.let_go("create:undo", fd)
             self.undo("create", path, lambda: self._calls.unlink("create:undo", name, directory))
@@ -156,14 +156,22 @@ class Opener:
         if isinstance(form, Encrypted):
             self._twins.ids.add(form.header.file_id, inode.key)
         self._inodes.name_added(parent, inode)
-        return inode, self._opened(inode, fd, content, status, writable=True)
+        return inode, self._opened(inode, fd, content, state, status, writable=True)
 
     def _opened(
-        self, inode: Inode, fd: int, content: Content, status: os.stat_result, *, writable: bool
+        self,
+        inode: Inode,
+        fd: int,
+        content: Content,
+        state: FileState,
+        status: os.stat_result,
+        *,
+        writable: bool,
     ) -> DataFile:
         inode.open_file = DataFile(
             fd,
             content,
+            state,
             status,
             inode.losses,
             partial(self._inodes.sync_names_above, inode),
@@ -304,7 +312,10 @@ class Opener:
         if isinstance(form, Plain):
             return status.st_size
         try:
-            return form.length if isinstance(form, Empty) else plaintext_length(status.st_size)
+            if isinstance(form, Empty):
+                return form.length
+            suite = suite_of(form.header.suite) if isinstance(form, Encrypted) else DEFAULT_SUITE
+            return suite.plaintext_length(status.st_size)
         except DamagedLength:
             # of a file that cannot be opened; others in the directory can be, so it must be possible to list it
             return max(0, status.st_size - HEADER_SIZE)
@@ -414,17 +425,18 @@ class Opener:
     def _make_writable(self, inode: Inode, file: DataFile) -> None:
         """Exchange a read-only descriptor for one that can write, under the same number, and settle the file."""
         fd = self._open_closed("open:rw", inode, os.O_RDWR)
-        try:
-            os.dup2(fd, file.fd, inheritable=False)
-        finally:
-            self._inodes.descriptors.let_go("open:upgrade", fd)
-        if inode.form is None or isinstance(inode.form, Empty):
-            form = self._read_form(inode, file.fd)
-            if isinstance(form, Empty):
-                form = self._settle(inode, file.fd, form)
-            size = self._calls.fstat("open:stat", file.fd).st_size
-            file.exchange(self._content(inode, file.fd, form, size, can_write=True))
-        file.writable = True
+        with file.changed_alone():
+            try:
+                os.dup2(fd, file.fd, inheritable=False)
+            finally:
+                self._inodes.descriptors.let_go("open:upgrade", fd)
+            if inode.form is None or isinstance(inode.form, Empty):
+                form = self._read_form(inode, file.fd)
+                if isinstance(form, Empty):
+                    form = self._settle(inode, file.fd, form)
+                size = self._calls.fstat("open:stat", file.fd).st_size
+                file.exchange(*self._content(inode, file.fd, form, size, can_write=True))
+            file.writable = True
 
     def _read_form(self, inode: Inode, fd: int) -> Form:
         """Read what the file says of itself, unless that is known; log what is wrong with it."""
@@ -484,7 +496,7 @@ class Opener:
         The size comes first: a file shorter than its header is damage. Where plain files may lie, too, a header
         that a crash took away could not be told from a plain file's zeros, so it must not get lost.
         """
-        self._calls.ftruncate("create:size", fd, stored_size(length))
+        self._calls.ftruncate("create:size", fd, suite_of(header.suite).stored_size(length))
         try:
             self._calls.pwrite("create:header", fd, self._forms.encode(header), 0)
             if self._forms.plain_files:
@@ -498,8 +510,10 @@ class Opener:
         self._calls.ftruncate("create:undo", fd, 0)
         self._calls.ftruncate("create:undo", fd, length)
 
-    def _content(self, inode: Inode, fd: int, form: Form, size: int, *, can_write: bool) -> Content:
-        """Return the content of an open backing file of *size* stored bytes, after the last checks.
+    def _content(
+        self, inode: Inode, fd: int, form: Form, size: int, *, can_write: bool
+    ) -> tuple[Content, FileState]:
+        """Return the content of an open backing file of *size* stored bytes, and its state, after the last checks.
 
         :raises OSError: EIO or ENOKEY for a file that cannot be presented; the log says why.
         """
@@ -507,22 +521,21 @@ class Opener:
         try:
             if isinstance(form, Broken):
                 raise form.error
-            if isinstance(form, Empty):
-                size = form.length
             if isinstance(form, Encrypted):
                 self._check_place(inode, form.header, fd, can_write=can_write)
                 self._note_file_id(inode)
                 self._check_twins(inode)
-                cipher = self._forms.cipher(form.header)
-                return StoredFile(store, cipher, size, lambda: self._begin(inode, fd))
+                state = FileState(suite_of(form.header.suite).plaintext_length(size))
+                return self._forms.content(form.header, store, state, lambda: self._begin(inode, fd)), state
             if isinstance(form, Empty):
                 # it cannot be written to; where the header is lost, the rest is no content for anybody
                 size = form.length
-            return PlainContent(store, size, lambda head: self._refuse_header(inode, head))
+            state = FileState(size)
+            return PlainContent(store, state, lambda head: self._refuse_header(inode, head)), state
         except FormatError as error:
             raise self.presented_as(inode, error) from error
 
-    def _begin(self, inode: Inode, fd: int) -> PageCipher | None:
+    def _begin(self, inode: Inode, fd: int) -> bytes | None:
         """Before an open empty file gets its first byte: see that nothing was ever encrypted under its file id.
 
         What was in the file before, in this session or an earlier one, was encrypted under the id that it has; and
@@ -530,7 +543,7 @@ class Opener:
         the old header and the old content, or none, or the new header and none: the truncation is durable before
         the new header is written, and that before the content.
 
-        :returns: the cipher of the new file id; ``None`` where the file's own was never used.
+        :returns: the file key of the new file id; ``None`` where the file's own was never used.
         :raises OSError: the file is empty, and can be written to when there is no error any more.
         """
         form = inode.form
@@ -551,7 +564,7 @@ class Opener:
         self._note_file_id(inode)
         if lasting:
             self._sync_header("begin:sync", inode, fd)
-        return self._forms.cipher(header)
+        return self._forms.file_key(header)
 
     def _note_file_id(self, inode: Inode) -> None:
         """Note which file shows a file id, if it lies where it may be opened."""

@@ -16,7 +16,7 @@ import trio
 from tdefs.data.calls import SystemCalls
 from tdefs.data.data_file import DataFile
 from tdefs.data.durability import Durability
-from tdefs.format.content import Content
+from tdefs.format.content import Content, FileState
 from tdefs.tree.inodes import Inode, InodeTable
 
 
@@ -71,6 +71,7 @@ class Tree:
         inode.open_file = DataFile(
             fd,
             cast(Content, None),
+            FileState(0),
             os.fstat(fd),
             inode.losses,
             partial(self.inodes.sync_names_above, inode),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from errno import EEXIST, EIO, ENOENT, EXDEV
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from tdefs.format.header import FileClass, Identity, named, of_class
 from tdefs.policy.parse import load_policy
 from tdefs.tree.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE
-from tests.support.served_volume import Crash, ServedVolume, relation
+from tests.support.served_volume import Crash, ServedVolume, read_all, relation
 
 ONE, TWO, THREE = "base/16384/16385", "base/16384/16386", "base/16400/16387_fsm.1"
 WAL = "pg_wal/000000010000000000000001"
@@ -73,8 +72,7 @@ def test_a_replaced_file_lives_on_while_it_is_open(served: ServedVolume) -> None
     file = served.opener.open(served.inode(TWO), writable=True)
     file.handles += 1
     served.rename(ONE, TWO)
-    at, count = file.content.extent(0, 3)
-    assert bytes(file.content.decode(0, 3, os.pread(file.fd, count, at))) == b"old"
+    assert read_all(file) == b"old"
     assert served.read(TWO) == b"new"
 
 
