@@ -16,6 +16,7 @@ import trio
 from tdefs.daemon.control_server import Answers, serve_control
 from tdefs.daemon.reserve import with_own_rights, without_reserve
 from tdefs.daemon.signals import EndSignals
+from tdefs.daemon.status import DaemonStatus, KeyStatus
 from tdefs.daemon.watched import Watched
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import Complaints
@@ -352,38 +353,36 @@ async def _serve(
 
     def status(_asked: Mapping[str, Any]) -> dict[str, Any]:
         ring = forms.ring
-        return {
-            "pid": os.getpid(),
-            "mountpoint": os.fspath(request.mountpoint),
-            "backing": os.fspath(request.volume.backing),
-            "volume_id": request.volume.volume_id.hex(),
-            "keystore": os.fspath(request.keystore),
-            "policy": os.fspath(request.policy) if request.policy else None,
-            "policy_digest": policy_digest,
-            "log_file": os.fspath(request.log_file) if request.log_file else None,
-            "started": started,
-            "memory_locked": request.memory_locked,
-            "watchdog": watched.patience,
-            "read_only": request.read_only,
-            "reserve_spared": reserve_spared,
-            "tampering": opener.manifest.status(),
-            "page_cipher": "Python" if page_cipher is PythonPageCipher else "compiled",
-            "keystore_revision": ring.revision,
-            "data_keys": [
-                {
-                    "name": key.name,
-                    "round": key.round,
-                    "algorithm": key.algorithm,
-                    "state": REVOKED if ring.is_revoked(key) else ACTIVE,
-                }
+        measured = dict(sorted(operations.measured.items()))
+        return DaemonStatus(
+            pid=os.getpid(),
+            mountpoint=os.fspath(request.mountpoint),
+            backing=os.fspath(request.volume.backing),
+            volume_id=request.volume.volume_id.hex(),
+            keystore=os.fspath(request.keystore),
+            keystore_revision=ring.revision,
+            policy=os.fspath(request.policy) if request.policy else None,
+            policy_digest=policy_digest,
+            log_file=os.fspath(request.log_file) if request.log_file else None,
+            started=started,
+            memory_locked=request.memory_locked,
+            watchdog=watched.patience,
+            read_only=request.read_only,
+            reserve_spared=reserve_spared,
+            page_cipher="Python" if page_cipher is PythonPageCipher else "compiled",
+            known_inodes=len(inodes),
+            open_handles=operations.open_handles,
+            tampering=opener.manifest.status(),
+            data_keys=tuple(
+                KeyStatus(key.name, key.round, key.algorithm, REVOKED if ring.is_revoked(key) else ACTIVE)
                 for key in ring
-            ],
-            "destroyed_rounds": sorted(ring.destroyed),
-            "known_inodes": len(inodes),
-            "open_handles": operations.open_handles,
-            "requests": dict(sorted(operations.requests.items())),
-            "failures": dict(sorted(operations.complaints.counts.items())),
-        }
+            ),
+            destroyed_rounds=tuple(sorted(ring.destroyed)),
+            requests={name: one.count for name, one in measured.items()},
+            failures=dict(sorted(operations.complaints.counts.items())),
+            bytes={name: one.bytes for name, one in measured.items() if one.bytes},
+            latency={name: one.latency() for name, one in measured.items()},
+        ).to_json()
 
     def keys(asked: Mapping[str, Any]) -> dict[str, Any]:
         """Use new keys; nothing else runs meanwhile."""
