@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tdefs.cli.output import print_json, print_line
+from tdefs.cli.common.output import print_json, print_line
+from tdefs.cli.common.unlocking import add_config
 from tdefs.cli.status import living_volume
-from tdefs.cli.unlock import add_config
 from tdefs.config import load_config
 from tdefs.control import ask
 from tdefs.doctor.backing import BackingDirectory

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.output import print_fields, print_json, print_line, print_table
+from tdefs.cli.common.output import print_fields, print_json, print_line, print_table
 from tdefs.control import ask
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import DestroyedRounds

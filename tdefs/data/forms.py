@@ -221,7 +221,7 @@ class FileForms:
         """The keys in use."""
         return self._ring
 
-    def adopt(self, ring: KeyRing) -> None:
+    def use_ring(self, ring: KeyRing) -> None:
         """Use other keys of the same volume from now on."""
         self._ring = ring
         self._mac_keys.clear()

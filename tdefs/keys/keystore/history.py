@@ -38,8 +38,8 @@ from tdefs.keys.keystore.history_checking import (
     read_line,
 )
 from tdefs.keys.keystore.wrapped_keys import now
-from tdefs.keys.person import who
 from tdefs.private import OwnDirectory, own_place
+from tdefs.users import acting_user
 
 _MAX_HEAD_BYTES = 1024
 #: Of some hundred thousands of records.
@@ -143,7 +143,7 @@ def append(
             "n": end.count + 1,
             "time": fields.show_time(now()),
             "event": event,
-            "who": who(),
+            "who": acting_user(),
             "what": {name: value for name, value in what.items() if value is not None},
         }
         body = json.dumps(record, separators=(",", ":"), ensure_ascii=True).encode("ascii")[:-1]

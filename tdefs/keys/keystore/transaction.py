@@ -28,9 +28,9 @@ from tdefs.keys.keystore.history import append, read_history
 from tdefs.keys.keystore.history_checking import check_history
 from tdefs.keys.keystore.text import MAX_BYTES, parse, serialise
 from tdefs.keys.keystore.wrapped_keys import now, open_history_key, sign
-from tdefs.keys.person import who
 from tdefs.keys.protectors.base import Protector
 from tdefs.private import OwnDirectory, own_directory, own_place
+from tdefs.users import acting_user
 
 _MAX_LOCK_BYTES = 4096
 _SHOWN_FINDINGS = 3
@@ -219,7 +219,7 @@ def _lock(directory: OwnDirectory, keystore: Path, command: str) -> int:
                 detail=_holder(descriptor),
                 hint="wait for its end, and try again; the lock ends with the process, whatever it ends by",
             ) from None
-        note = {"pid": os.getpid(), "command": command, "since": fields.show_time(now()), **who()}
+        note = {"pid": os.getpid(), "command": command, "since": fields.show_time(now()), **acting_user()}
         with naming(path):
             directory.give(descriptor)
             os.ftruncate(descriptor, 0)

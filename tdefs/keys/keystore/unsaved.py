@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 
-from tdefs.errors import TdefsError
 from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.protectors.base import Made, Protector
+from tdefs.keys.protectors.base import Protector
 
 
 def remove_unsaved(
@@ -24,29 +23,10 @@ def remove_unsaved(
         if made is None:
             continue
         if saved is None:
-            _tell(made, "the keystore cannot be read, and may need it")
+            made.warn_left("the keystore cannot be read, and may need it", warn_on_stderr)
         elif entry.wrapped not in saved:
-            remove_made(made, partial(protector.forget, entry))
+            made.remove(partial(protector.forget, entry), warn_on_stderr)
 
 
-def remove_made(made: Made, remove: Callable[[], object]) -> None:
-    """Remove what was made in vain by ``remove``; say on stderr what is left behind, and why."""
-    if made.kept:
-        _tell(made, made.kept)
-        return
-    try:
-        remove()
-    except TdefsError as error:
-        _tell(made, error.message)
-    except OSError as error:
-        _tell(made, error.strerror or str(error))
-
-
-def _tell(made: Made, reason: str) -> None:
-    print(
-        f"tdefs: warning: {made.what}, which this command has made, is left behind\n"
-        f"DETAIL:  {reason}\n"
-        f"HINT:  to remove it: {made.removal}",
-        file=sys.stderr,
-        flush=True,
-    )
+def warn_on_stderr(message: str, *, detail: str = "", hint: str = "") -> None:
+    print(f"tdefs: warning: {message}\nDETAIL:  {detail}\nHINT:  {hint}", file=sys.stderr, flush=True)

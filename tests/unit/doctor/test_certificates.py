@@ -20,7 +20,7 @@ from tdefs.keys.protectors.base import WrappedProtectorKey
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.certificates import Authority
-from tests.unit.offline.offline_volumes import Command
+from tests.support.offline_volumes import Command
 
 
 class Source(KeySource):

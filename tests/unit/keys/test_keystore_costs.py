@@ -22,8 +22,8 @@ from tdefs.keys.keystore.text import serialise
 from tdefs.keys.memory import available_bytes
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import MAX_TOTAL_WORK, PassphraseProtector, ScryptCost
-from tests.fs.children import in_child
 from tests.support.account import Account
+from tests.support.children import in_child
 from tests.unit.keys.keystore_samples import VOLUME_ID, WRONG_PASSPHRASE, new_keystore, passphrase
 
 _MCL_FUTURE_ONFAULT = 6

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from tdefs.cli.this_host import survey
+from tdefs.cli.common.this_host import survey
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import tpm
 from tdefs.keys.keystore.entries import ProtectorEntry
