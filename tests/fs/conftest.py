@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.keys.hierarchy import history_key_of
-from tdefs.keys.keystore import create_keystore
+from tdefs.keys.keystore.file import create_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.volume.description import create_volume, save_volume
 from tdefs.volume.registry import place_of

@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 from pkcs11.constants import TokenFlag
 
-from tdefs.cli import init, key, key_source, protector
+from tdefs.cli import init
+from tdefs.cli.key import command as key
+from tdefs.cli.key_source import command as key_source
+from tdefs.cli.protector import command as protector
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import make_key_source
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
-from tdefs.keys.seal import now
 from tdefs.keys.sources.pkcs11 import process
 from tdefs.keys.sources.pkcs11.answers import refusal_before_login
 from tdefs.keys.sources.pkcs11.request import Request

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
+from tdefs.cli.main import COMMANDS
 from tdefs.data.forms import Expectations, FileForms, identity_at
 from tdefs.data.link_encryption import LinkCipher
 from tdefs.format.header import RECORD_SIZE, Header, decode_header
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.stored import StoredFile
-from tdefs.keys.document import Statements
 from tdefs.keys.hierarchy import history_key_of
-from tdefs.keys.keystore import create_keystore, load_keystore
+from tdefs.keys.keystore.entries import Statements
+from tdefs.keys.keystore.file import create_keystore, load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.offline.reader import OfflineReader
 from tdefs.pg.control import crc32c
@@ -195,7 +196,8 @@ class Command:
         """Return exit code and output; an error that reaches the user is raised."""
         parser = argparse.ArgumentParser()
         module.register(parser.add_subparsers())
-        command = module.__name__.rpartition(".")[2].replace("_", "-")
+        place = module.__name__.removeprefix("tdefs.cli.")
+        command = next(name for name, one in COMMANDS.items() if one == place)
         args = parser.parse_args([command, *map(str, arguments)])
         code = args.run(args)
         captured = self._capture.readouterr()

@@ -1,4 +1,4 @@
-"""What ``tdefs cat`` gives out, and how it refuses. Covers tdefs/cli/cat.py and tdefs/cli/unlock.py."""
+"""What ``tdefs cat`` gives out, and how it refuses. Covers tdefs/cli/cat.py and tdefs/cli/common/unlocking.py."""
 
 from __future__ import annotations
 

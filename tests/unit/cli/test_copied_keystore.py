@@ -1,4 +1,4 @@
-"""A second volume with a copy of the keystore. Covers tdefs/keys/copying.py, and ``init --existing-keystore``."""
+"""A second volume with a copy of the keystore, also by ``init --existing-keystore``. Covers keystore/copy.py."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, init, key
+from tdefs.cli import cat, init
+from tdefs.cli.key import command as key
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.history import history_path
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.keystore.history import history_path
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.volume.description import read_volume
@@ -130,7 +131,7 @@ def test_failure_at_the_end_leaves_nothing(standby: Standby, monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for place in ("tdefs.cli.init.save_volume", "tdefs.keys.copying.append"):
+    for place in ("tdefs.cli.init.save_volume", "tdefs.keys.keystore.copy.append"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             with pytest.raises(OSError, match="No space"):

@@ -1,4 +1,7 @@
-"""What the history of a keystore tells of the commands. Covers tdefs/cli/key_history.py and unlock.py."""
+"""What the history of a keystore tells of the commands.
+
+Covers tdefs/cli/key/history.py and tdefs/cli/common/unlocking.py.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, init, key, protector
+from tdefs.cli import cat, init
+from tdefs.cli.key import command as key
+from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.history import history_path
+from tdefs.keys.keystore.history import history_path
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
@@ -192,7 +197,7 @@ def test_failed_change_is_written_down_as_failed(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tdefs.keys.saving._write", full)
+        patch.setattr("tdefs.keys.keystore.transaction._write", full)
         with pytest.raises(OSError, match="No space"):
             command.run(key, "rotate", "dk_1", "--volume", small.volume.backing, *UNLOCK)
     found = history(small, command)

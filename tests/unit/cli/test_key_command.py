@@ -1,4 +1,4 @@
-"""What ``tdefs key`` does to a keystore and tells of it. Covers tdefs/cli/key*.py and daemon_keys.py."""
+"""What ``tdefs key`` does to a keystore and tells of it. Covers tdefs/cli/key/*.py and daemon_keys.py."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, daemon_keys, key, ls, mount, verify
-from tdefs.cli import policy as policy_command
+from tdefs.cli import cat, ls, mount, verify
+from tdefs.cli.common import daemon_keys
+from tdefs.cli.key import command as key
+from tdefs.cli.policy import command as policy_command
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document_text import serialise
 from tdefs.keys.fields import show_time
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.keystore.text import serialise
+from tdefs.keys.keystore.transaction import KeystoreChange
+from tdefs.keys.keystore.wrapped_keys import sign
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.ring_message import RingRefusedError, open_ring
-from tdefs.keys.saving import KeystoreChange
-from tdefs.keys.seal import sign
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.unit.cli.volume_command import VolumeCommand
 

@@ -1,4 +1,7 @@
-"""An exit code is that of the work. Covers tdefs/cli/streams.py and tdefs/cli/recovery_code_output.py."""
+"""An exit code is that of the work.
+
+Covers tdefs/cli/common/streams.py and tdefs/cli/protector/recovery_code_output.py.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import protector
+from tdefs.cli.common.streams import steady_streams
 from tdefs.cli.main import build_parser, main
-from tdefs.cli.streams import steady_streams
+from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.volume.description import VolumeLock
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume

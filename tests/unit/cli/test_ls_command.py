@@ -1,4 +1,4 @@
-"""What ``tdefs ls`` tells. Covers tdefs/cli/ls.py and tdefs/cli/output.py."""
+"""What ``tdefs ls`` tells. Covers tdefs/cli/ls.py and tdefs/cli/common/output.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.cli import ls
-from tdefs.cli.output import print_line
+from tdefs.cli.common.output import print_line
 from tdefs.mounts.known import Mount
 from tdefs.offline import reader as offline
 from tests.support.offline_volumes import Command, SmallVolume

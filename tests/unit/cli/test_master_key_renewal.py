@@ -1,6 +1,6 @@
 """A new master key makes the old protector keys worthless that need no person, and names the others.
 
-Covers tdefs/cli/protector_renewal.py.
+Covers tdefs/cli/protector/renewal.py.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import auto_open, key, protector
+from tdefs.cli import auto_open
+from tdefs.cli.key import command as key
+from tdefs.cli.protector import command as protector
 from tdefs.errors import TdefsError
-from tdefs.keys.document import Document, ProtectorEntry
 from tdefs.keys.hierarchy import MasterKey
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.entries import Document, ProtectorEntry
+from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.keystore.wrapped_keys import kept_protector_key, master_key_by_protector_key
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
-from tdefs.keys.seal import kept_protector_key, master_key_by_protector_key
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
@@ -144,7 +146,7 @@ def test_a_rotation_that_cannot_be_saved_leaves_the_old_host_key_alone(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tdefs.keys.saving._write", full)
+    monkeypatch.setattr("tdefs.keys.keystore.transaction._write", full)
     with pytest.raises(OSError, match="No space"):
         site.rotate(*UNLOCK)
     assert site.keystore.read_bytes() == before

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit
-from tdefs.keys.document import ProtectorEntry
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.file import load_keystore
 from tests.support.volume import TDEFS
 
 

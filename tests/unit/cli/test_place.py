@@ -1,4 +1,4 @@
-"""Which volume a command means. Covers tdefs/cli/place.py."""
+"""Which volume a command means. Covers tdefs/cli/common/place.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import place
+from tdefs.cli.common import place
 from tdefs.errors import Exit, TdefsError
 from tdefs.mounts.known import Mount
 from tests.support.offline_volumes import SmallVolume

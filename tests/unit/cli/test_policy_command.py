@@ -1,4 +1,4 @@
-"""What ``tdefs policy`` prints and returns. Covers tdefs/cli/policy.py."""
+"""What ``tdefs policy`` prints and returns. Covers tdefs/cli/policy/command.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import policy as command
+from tdefs.cli.policy import command
 from tdefs.errors import Exit, TdefsError
 
 TEXT = """\

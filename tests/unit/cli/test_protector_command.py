@@ -1,4 +1,4 @@
-"""What ``tdefs protector`` does to a keystore and tells of it. Covers tdefs/cli/protector.py."""
+"""What ``tdefs protector`` does to a keystore and tells of it. Covers tdefs/cli/protector/command.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, protector
+from tdefs.cli import cat
+from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.support.terminal import Terminal

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import protector
+from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.support.terminal import Terminal

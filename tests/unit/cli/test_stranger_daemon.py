@@ -1,4 +1,4 @@
-"""Keys are told to the volume's daemon alone. Covers tdefs/cli/daemon_keys.py and tdefs/control.py."""
+"""Keys are told to the volume's daemon alone. Covers tdefs/cli/common/daemon_keys.py and tdefs/control.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import key
+from tdefs.cli.key import command as key
 from tdefs.errors import Exit, TdefsError
 from tests.support.children import NOBODY, needs_root
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume

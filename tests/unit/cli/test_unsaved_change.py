@@ -1,4 +1,4 @@
-"""What a protector made elsewhere does not outlive a change that was not saved. Covers tdefs/keys/removing.py."""
+"""What a protector made elsewhere does not outlive a change that was not saved. Covers keystore/unsaved.py."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import auto_open, init, protector
+from tdefs.cli import auto_open, init
+from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys import machine, saving
-from tdefs.keys.document import ProtectorEntry
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys import machine
+from tdefs.keys.keystore import transaction
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.wrapping import WrapContext
@@ -70,7 +72,7 @@ def fail_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(saving, "_write", full)
+    monkeypatch.setattr(transaction, "_write", full)
 
 
 def run(small: SmallVolume, command: Command, *words: str) -> None:
@@ -148,7 +150,7 @@ def test_what_an_unreadable_keystore_may_need_stays_and_is_told(
         small.volume.keystore.write_bytes(b"torn")
         raise OSError(5, os.strerror(5))
 
-    monkeypatch.setattr(saving, "_write", failing)
+    monkeypatch.setattr(transaction, "_write", failing)
     with pytest.raises(OSError, match="Input/output error"):
         run(small, command, "add")
     assert elsewhere.files() == ["made.1"]

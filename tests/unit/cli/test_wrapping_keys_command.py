@@ -7,10 +7,10 @@ from typing import Self
 
 import pytest
 
-from tdefs.cli import key_source_keys
+from tdefs.cli.key_source import wrapping_keys as key_source_keys
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import KeySource
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import WrappedProtectorKey
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext

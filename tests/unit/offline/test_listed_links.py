@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.cli import ls, verify
-from tdefs.cli.key_files import KeyFiles
+from tdefs.cli.key.files import KeyFiles
 from tdefs.errors import Exit
 from tdefs.offline.link_targets import leads_out
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume

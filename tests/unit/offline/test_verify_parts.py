@@ -1,4 +1,7 @@
-"""Verifying a tablespace or WAL without its cluster. Covers tdefs/cli/home_cluster.py and tdefs/pg/home.py."""
+"""Verifying a tablespace or WAL without its cluster.
+
+Covers tdefs/cli/common/home_cluster.py and tdefs/pg/home.py.
+"""
 
 from __future__ import annotations
 

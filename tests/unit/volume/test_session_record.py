@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import verify, volume
+from tdefs.cli import verify
+from tdefs.cli.volume import command as volume
 from tdefs.format.errors import MissingHeader
-from tdefs.keys.history import head_path, history_path
+from tdefs.keys.keystore.history import head_path, history_path
 from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.volume.session_record import SESSION_FILE, Ending, Session
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume

@@ -1,7 +1,8 @@
 """What a volume may do stands in its keystore, and nothing in the volume's own directory changes that.
 
-Covers tdefs/volume/description.py, tdefs/volume/registry.py, tdefs/cli/unlock.py and ``tdefs policy accept``. An
-attacker can write to the backing directory, and has every older state of it and of the keystore, but no key.
+Covers tdefs/volume/description.py, tdefs/volume/registry.py, tdefs/cli/common/unlocking.py and
+``tdefs policy accept``. An attacker can write to the backing directory, and has every older state of it and of the
+keystore, but no key.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, key, ls, policy, verify, volume
+from tdefs.cli import cat, ls, verify
+from tdefs.cli.key import command as key
+from tdefs.cli.policy import command as policy
+from tdefs.cli.volume import command as volume
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import ForeignFile, LowSuite
-from tdefs.keys.document import Statements
-from tdefs.keys.document_text import serialise
-from tdefs.keys.keystore import Unlocked, load_keystore
+from tdefs.keys.keystore.changes import restate_volume
+from tdefs.keys.keystore.entries import Statements
+from tdefs.keys.keystore.file import Unlocked, load_keystore
+from tdefs.keys.keystore.text import serialise
 from tdefs.keys.protectors.command import CommandProtector
-from tdefs.keys.volume_changes import restate_volume
 from tdefs.offline.reader import OfflineReader
 from tdefs.volume.description import read_volume
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
