@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.output import print_fields, print_json, print_line, print_table
+from tdefs.cli.common.output import print_fields, print_json, print_line, print_table
 from tdefs.control import ask
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import DESTROYED, Document
 from tdefs.keys.hierarchy import DestroyedRounds
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.entries import DESTROYED, Document
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.mounts.known import Mount, find_mount, is_dead
 from tdefs.mounts.users import mounts_inside
 from tdefs.offline.reader import STATES, describe_all

@@ -18,6 +18,7 @@ from tdefs.daemon.reserve import with_own_rights, without_reserve
 from tdefs.daemon.signals import EndSignals
 from tdefs.daemon.watched import Watched
 from tdefs.data.calls import SystemCalls
+from tdefs.data.complaints import Complaints
 from tdefs.data.forms import FileForms
 from tdefs.data.read_only import control_places
 from tdefs.data.staging import DIRECTORY as STAGING_DIRECTORY
@@ -27,8 +28,8 @@ from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.format.pages import PythonPageCipher, page_cipher
 from tdefs.fuse.loop import Connection
 from tdefs.fuse.operations import FuseOperations
-from tdefs.keys.document import ACTIVE, REVOKED
 from tdefs.keys.hierarchy import KeyRing
+from tdefs.keys.keystore.entries import ACTIVE, REVOKED
 from tdefs.keys.ring_message import RingRefusedError, open_ring
 from tdefs.manifest import accepting
 from tdefs.manifest.bound import Bound
@@ -38,6 +39,7 @@ from tdefs.mounts.failure import why_not_mounted
 from tdefs.mounts.known import detach_dead, devices_at, is_listed, is_living, raise_kernel_limits, tdefs_mounts
 from tdefs.mounts.place import mount_place
 from tdefs.mounts.table import source_name
+from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Policy
 from tdefs.private import UntrustedError, own_place
 from tdefs.text import printable
@@ -132,7 +134,8 @@ def run_session(
     left_plain = last.ending is Ending.UNCLEAN and last.policy != policy.digest()
     bound = Bound(calls, request.state, refuses=request.refuses_tampering, left_plain=left_plain)
     bound.log()
-    opener = Opener(calls, inodes, forms, policy, bound)
+    complaints = Complaints()
+    opener = Opener(calls, inodes, forms, PolicyInUse(policy), complaints, bound)
     operations = FuseOperations(calls, inodes, opener, root_fd, staging)
     if ending is not Ending.CLEAN:
         # what is found now must be what a crash from now on would leave, names above all
@@ -188,9 +191,9 @@ def run_session(
             try:
                 calls.syncfs("session:sync", root_fd)
             except OSError as error:
-                opener.complaints.failed("the last sync", str(request.mountpoint), error)
-                opener.left_something = True
-            if course.ended and not opener.left_something and not request.read_only:
+                complaints.failed("the last sync", str(request.mountpoint), error)
+                complaints.left_behind = True
+            if course.ended and not complaints.left_behind and not request.read_only:
                 _bind(bound)
                 _end(request)
             else:
@@ -383,13 +386,13 @@ async def _serve(
         }
 
     def keys(asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Adopt new keys; nothing else runs meanwhile."""
+        """Use new keys; nothing else runs meanwhile."""
         try:
             ring = open_ring(asked, forms.ring)
         except RingRefusedError as error:
             log.warning("new keys were refused: %s", error)
             return {"refused": str(error)}
-        opener.adopt(ring)
+        opener.use_ring(ring)
         log.info("new keys: revision %d of the keystore", ring.revision)
         return {"keystore_revision": ring.revision}
 

@@ -464,7 +464,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         try:
             yield
         except OSError:
-            if self._opener.left_something:
+            if self.complaints.left_behind:
                 with suppress(RuntimeError):  # no thread can be had; the error to be told is the first one
                     pyfuse3.invalidate_entry_async(parent.number, name, ignore_enoent=True)
             raise

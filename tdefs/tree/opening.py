@@ -25,6 +25,7 @@ from tdefs.format.special import PLANTED_NODE, Special, special_of
 from tdefs.format.stored import StoredFile
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.manifest.bound import Bound
+from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Decision, Policy
 from tdefs.policy.paths import Kind, classify
 from tdefs.text import printable_path
@@ -53,7 +54,8 @@ class Opener:
         calls: SystemCalls,
         inodes: InodeTable,
         forms: FileForms,
-        policy: Policy,
+        policy: PolicyInUse,
+        complaints: Complaints,
         manifest: Bound | None = None,
     ) -> None:
         self._calls = calls
@@ -62,9 +64,7 @@ class Opener:
         self._forms = forms
         self._policy = policy
         self._twins = Twins(calls, inodes)
-        self.complaints = Complaints()
-        #: Whether something half made may be left in the backing directory, as after a crash.
-        self.left_something = False
+        self.complaints = complaints
         #: Open files without handles, the least recently used first.
         self._idle: OrderedDict[OpenFile, None] = OrderedDict()
         inodes.descriptors.give_up = self._close_some_idle
@@ -178,11 +178,7 @@ class Opener:
 
     def undo(self, operation: str, path: str, work: Callable[[], None]) -> None:
         """Take back a step of something that failed; if that fails, too, the next mount will have to."""
-        try:
-            work()
-        except OSError as error:
-            self.left_something = True
-            self.complaints.failed(f"{operation} (undo)", printable_path(os.fsencode(path)), error)
+        self.complaints.undo(operation, printable_path(os.fsencode(path)), work)
 
     def close_if_unused(self, file: OpenFile) -> None:
         """Put a file without handles aside: for each connection PostgreSQL opens the same ones again."""
@@ -218,12 +214,23 @@ class Opener:
             file, _ = self._idle.popitem()
             self._close(file)
 
-    def adopt(self, ring: KeyRing) -> None:
+    def use_ring(self, ring: KeyRing) -> None:
         """Use other keys from now on. What programs have open stays readable to them until they close it."""
-        self._forms.adopt(ring)
+        self._forms.use_ring(ring)
         self.close_all_idle()
         for inode in self._inodes:
             if inode.open_file is None and isinstance(inode.form, Encrypted | Broken):
+                inode.form = None
+
+    def use_policy(self, policy: Policy) -> None:
+        """Decide by another policy from now on. A file that programs have open stays as it is.
+
+        Whether a file that starts with zeros is plain depends on the policy, so that is found out again.
+        """
+        self._policy.use(policy)
+        self.close_all_idle()
+        for inode in self._inodes:
+            if inode.open_file is None and isinstance(inode.form, Plain | Empty | Broken):
                 inode.form = None
 
     def _close(self, file: OpenFile) -> None:
@@ -354,7 +361,7 @@ class Opener:
         return bound
 
     def _decide(self, path: str) -> Decision:
-        return self._policy.decide(classify(path), path)
+        return self._policy.decide(path)
 
     def _open_backing(self, inode: Inode, *, writable: bool) -> tuple[int, bool]:
         """Open for reading and writing: with write-back caching the kernel reads from files opened write-only."""

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.data.calls import Owner, SystemCalls
+from tdefs.data.complaints import Complaints
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.data.staging import Staging
 from tdefs.format.header import Binding, Identity
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
+from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Policy
 from tdefs.tree.inodes import Inode, InodeTable
 from tdefs.tree.namespace import Namespace
@@ -110,8 +112,9 @@ class ServedVolume:
         self.plain_files |= self.policy.leaves_anything_plain()
         expected = Expectations(ring.volume_id, plain_files=self.plain_files, lost_headers=after_crash)
         forms = FileForms(ring, expected)
+        self.complaints = Complaints()
         self.inodes = InodeTable(self.calls, self._root_fd)
-        self.opener = Opener(self.calls, self.inodes, forms, self.policy)
+        self.opener = Opener(self.calls, self.inodes, forms, PolicyInUse(self.policy), self.complaints)
         if self._staging is not None:
             self._staging.close()
         # as a daemon does at its start, so it is no call that a test counts

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tdefs.data.calls import Owner
+from tdefs.data.complaints import Complaints
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.data.staging import DIRECTORY as STAGING_DIRECTORY
 from tdefs.data.staging import Staging
@@ -27,6 +28,7 @@ from tdefs.manifest.checking import examine
 from tdefs.manifest.journal import JOURNAL_FILE, parse_journal
 from tdefs.manifest.state import Binding, State, look
 from tdefs.offline.recovery import empty_unfinished_files
+from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Policy
 from tdefs.tree.attributes import Attributes, Changes
 from tdefs.tree.inodes import InodeTable
@@ -89,7 +91,9 @@ class BoundVolume(ServedVolume):
         self.manifest.begin()
         self.inodes = InodeTable(self.calls, self._root_fd)
         forms = FileForms(RING, Expectations(VOLUME_ID, plain_files=False, lost_headers=False))
-        self.opener = Opener(self.calls, self.inodes, forms, Policy.everything(), self.manifest)
+        self.opener = Opener(
+            self.calls, self.inodes, forms, PolicyInUse(Policy.everything()), Complaints(), self.manifest
+        )
         if self._staging is not None:
             self._staging.close()
         self._staging = Staging(self.volume.private / STAGING_DIRECTORY)
