@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
 
 import trio
 
+from tdefs.data.change_lock import ChangeLock
 from tdefs.data.losses import Losses
-from tdefs.data.shared_lock import SharedLock
 from tdefs.format.content import Content, FileState
 
 
@@ -25,26 +24,22 @@ class DataFile:
       descriptor hold the lock alone.
     - A write of whole pages inside the file shares the lock. The kernel never lets two such writes of one page run
       at a time.
-    - A read that need not wait shares the lock. One that waits for the disk holds none. Both compare
-      :attr:`changes` before and after, and are done again, with the lock held alone, if they differ.
+    - A read that need not wait shares the lock. One that waits for the disk holds none. Both compare the number of
+      changes before and after. If it differs, the read is done again, with the lock held alone.
     """
 
     __slots__ = (
-        "_counts",
-        "_lock",
         "_state",
-        "_writing",
-        "changes",
         "content",
         "direct",
         "fd",
         "handles",
+        "lock",
         "losses",
         "names_durable",
         "status",
         "sync_names",
         "syncing",
-        "unsynced",
         "writable",
     )
 
@@ -81,78 +76,31 @@ class DataFile:
         self.direct = False
         #: Set while a sync runs beside the event loop: the kernel below reports an error to one sync only.
         self.syncing: trio.Event | None = None
-        #: Bytes written since the last sync.
-        self.unsynced = 0
-        #: How many changes have begun.
-        self.changes = 0
+        self.lock = ChangeLock()
         self._state = state
-        self._lock = SharedLock()
-        #: Protects the counts.
-        self._counts = Lock()
-        #: How many writes of whole pages are under way.
-        self._writing = 0
 
     @property
     def length(self) -> int:
         """The plaintext length in bytes."""
         return self._state.length
 
-    # --- reading
-
-    @property
-    def settled_changes(self) -> int:
-        """The number of changes, for a read that begins; -1, which it is never later, while pages are written."""
-        changes = self.changes
-        return -1 if self._writing else changes
-
-    def share(self) -> None:
-        """Begin a read that does not wait: until :meth:`end_sharing` only whole pages inside the file change."""
-        self._lock.acquire_shared()
-
-    def end_sharing(self) -> None:
-        """End what :meth:`share` began."""
-        self._lock.release_shared()
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Let no other thread read or change the file for the time of a ``with`` block."""
-        self._lock.acquire()
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    # --- changing
-
     def write(self, offset: int, data: bytes) -> None:
         """Write all of *data* at plaintext *offset*. Raises ``OSError``."""
-        self._lock.acquire_shared()
+        lock, size = self.lock, len(data)
+        lock.begin_pages()
+        written = 0
         try:
-            if self.content.is_inside(offset, len(data)):
-                self._write_inside(offset, data)
+            if self.content.is_inside(offset, size):
+                written = size
+                self.content.write(offset, data)
                 return
         finally:
-            self._lock.release_shared()
-        self._lock.acquire()
-        try:
-            self.changes += 1
-            self.content.write(offset, data)
-            with self._counts:
-                self.unsynced += len(data)
-        finally:
-            self._lock.release()
-
-    def _write_inside(self, offset: int, data: bytes) -> None:
-        with self._counts:
-            # in this order: see settled_changes
-            self._writing += 1
-            self.changes += 1
+            lock.end_pages(written)
+        lock.hold_for_change()
         try:
             self.content.write(offset, data)
         finally:
-            with self._counts:
-                self._writing -= 1
-                self.unsynced += len(data)
+            lock.let_go(size)
 
     def truncate(self, length: int) -> None:
         """Set the plaintext length. Raises ``OSError``."""
@@ -161,23 +109,17 @@ class DataFile:
 
     @contextmanager
     def changed_alone(self) -> Iterator[None]:
-        """Be :meth:`frozen` for the time of a ``with`` block that changes the file."""
-        with self.frozen():
-            self.changes += 1
+        """Let no other thread read or change the file for the time of a ``with`` block that changes it."""
+        self.lock.hold_for_change()
+        try:
             yield
+        finally:
+            self.lock.let_go()
 
     def exchange(self, content: Content, state: FileState) -> None:
         """Use another content from now on. The caller is inside :meth:`changed_alone`."""
         self.content = content
         self._state = state
-
-    # --- syncing
-
-    def take_unsynced(self) -> int:
-        """Return how many bytes were written since the last call."""
-        with self._counts:
-            unsynced, self.unsynced = self.unsynced, 0
-        return unsynced
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class Durability:
         while file.syncing is not None:
             await file.syncing.wait()
         file.losses.report(kind)
-        much = file.take_unsynced() > _MUCH_DATA
+        much = file.lock.take_unsynced() > _MUCH_DATA
         work = partial(self._sync_file, file.fd, datasync)
         try:
             if much:

@@ -35,38 +35,38 @@ class Reader:
 
         :raises DamagedLength: the backing file ends before that.
         """
-        changes = file.settled_changes
+        lock = file.lock
+        changes = lock.share()
         try:
-            plaintext = self._read_at_once(file, offset, size)
+            try:
+                plaintext = self._read_at_once(file, offset, size)
+            finally:
+                lock.end_sharing()
             if plaintext is None:
                 plaintext = await in_thread(partial(self._read_waiting, file, offset, size))
         except Exception:
-            if file.changes == changes:
+            if lock.changes == changes:
                 raise
         else:
-            if file.changes == changes:
+            if lock.changes == changes:
                 return cast(bytes, plaintext)
         return cast(bytes, self._read_again(file, offset, size))
 
     def _read_at_once(self, file: DataFile, offset: int, size: int) -> Plaintext | None:
         """Return the plaintext if there is no need to wait, or not for long; ``None``: a thread has to wait."""
-        file.share()
-        try:
-            content = file.content
-            ranges = content.ranges(offset, size)
-            if not ranges:
-                return b""
-            stored: list[bytes | bytearray] = []
-            for at, count in ranges:
-                piece: bytes | bytearray | None = self._calls.pread_cached("read:cached", file.fd, count, at)
-                if piece is None and count <= _SMALL_BYTES and self._pace.is_quick:
-                    piece = self._pread(file.fd, count, at)
-                if piece is None:
-                    return None
-                stored.append(piece)
-            return content.decode(offset, size, stored)
-        finally:
-            file.end_sharing()
+        content = file.content
+        ranges = content.ranges(offset, size)
+        if not ranges:
+            return b""
+        stored: list[bytes | bytearray] = []
+        for at, count in ranges:
+            piece: bytes | bytearray | None = self._calls.pread_cached("read:cached", file.fd, count, at)
+            if piece is None and count <= _SMALL_BYTES and self._pace.is_quick:
+                piece = self._pread(file.fd, count, at)
+            if piece is None:
+                return None
+            stored.append(piece)
+        return content.decode(offset, size, stored)
 
     def _read_waiting(self, file: DataFile, offset: int, size: int) -> Plaintext:
         """Wait for the disk, and hold no lock: what comes of it is right if the file did not change meanwhile."""
@@ -77,11 +77,14 @@ class Reader:
 
     def _read_again(self, file: DataFile, offset: int, size: int) -> Plaintext:
         """Read while nothing else reads or changes the file."""
-        with file.frozen():
+        file.lock.hold()
+        try:
             content = file.content
             ranges = content.ranges(offset, size)
             stored = [self._calls.pread("read:again", file.fd, count, at) for at, count in ranges]
             return content.decode(offset, size, stored) if stored else b""
+        finally:
+            file.lock.let_go()
 
     def _pread(self, fd: int, size: int, offset: int) -> bytes:
         """Read from the disk, and learn how long a small read takes."""

@@ -7,7 +7,7 @@ It must let no two threads change the state at a time, and no thread read while 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 
 class Store(Protocol):
@@ -37,11 +37,8 @@ class FileState:
         self.is_tail_written = False
 
 
-class Range(NamedTuple):
-    """Consecutive stored bytes: offset and size."""
-
-    offset: int
-    size: int
+#: Consecutive stored bytes: offset and size.
+Range = tuple[int, int]
 
 
 class Content(Protocol):

@@ -32,7 +32,7 @@ class PlainContent:
     def ranges(self, offset: int, size: int) -> Sequence[Range]:
         """Return the read itself, cut at the end of the file."""
         count = min(size, self._state.length - offset)
-        return (Range(offset, count),) if count > 0 else ()
+        return ((offset, count),) if count > 0 else ()
 
     def decode(self, offset: int, size: int, stored: Sequence[bytes | bytearray]) -> bytes | bytearray:
         """Return what is stored."""

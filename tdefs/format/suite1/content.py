@@ -45,7 +45,7 @@ class XtsContent:
         if offset >= end:
             return ()
         start = floor_to(offset, PAGE_SIZE)
-        return (Range(stored_offset(start), min(ceil_to(end, PAGE_SIZE), blocks_end(length)) - start),)
+        return ((stored_offset(start), min(ceil_to(end, PAGE_SIZE), blocks_end(length)) - start),)
 
     def decode(self, offset: int, size: int, stored: Sequence[bytes | bytearray]) -> bytes | memoryview:
         """Return the plaintext of a read of *size* at *offset*, given the ciphertext of its :meth:`ranges`.

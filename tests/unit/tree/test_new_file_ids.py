@@ -117,11 +117,11 @@ def test_all_who_have_the_file_open_use_the_new_key(served: ServedVolume) -> Non
     reader = served.opener.open(inode, writable=False)
     writer = served.opener.open(inode, writable=True)
     reader.handles = 2
-    before = writer.changes
+    before = writer.lock.changes
     writer.truncate(0)
     writer.write(0, NEW)
     assert read_all(reader) == NEW
-    assert reader.changes > before, "who read ciphertext aside would decrypt it with another key"
+    assert reader.lock.changes > before, "who read ciphertext aside would decrypt it with another key"
 
 
 def test_the_new_id_is_under_the_data_key_of_todays_policy(served: ServedVolume, tmp_path: Path) -> None:
