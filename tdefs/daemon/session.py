@@ -43,8 +43,8 @@ from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Policy
 from tdefs.private import UntrustedError, own_place
 from tdefs.text import printable
-from tdefs.tree.inodes import InodeTable
-from tdefs.tree.opening import Opener
+from tdefs.tree.files import Files
+from tdefs.tree.tree import Tree
 from tdefs.volume.backing import open_data
 from tdefs.volume.believed import Believed
 from tdefs.volume.description import Volume
@@ -127,7 +127,7 @@ def run_session(
     # what the last session left half made was put right before, unless nothing may be changed
     expected = replace(expected, lost_headers=expected.lost_headers and request.read_only)
     forms = FileForms(ring, expected)
-    inodes = InodeTable(calls, root_fd)
+    tree = Tree(calls, root_fd)
     staging = None if request.read_only else Staging(volume.private / STAGING_DIRECTORY)
     last = request.believed.last
     # what sessions wrote in the clear that left no manifest may lie where this policy encrypts
@@ -135,8 +135,8 @@ def run_session(
     bound = Bound(calls, request.state, refuses=request.refuses_tampering, left_plain=left_plain)
     bound.log()
     complaints = Complaints()
-    opener = Opener(calls, inodes, forms, PolicyInUse(policy), complaints, bound)
-    operations = FuseOperations(calls, inodes, opener, root_fd, staging)
+    files = Files(tree, forms, PolicyInUse(policy), complaints, bound)
+    operations = FuseOperations(files, root_fd, staging)
     if ending is not Ending.CLEAN:
         # what is found now must be what a crash from now on would leave, names above all
         calls.syncfs("session:recover", root_fd)
@@ -168,10 +168,9 @@ def run_session(
                     _serve,
                     request,
                     device,
-                    opener,
+                    files,
                     forms,
                     operations,
-                    inodes,
                     signals,
                     spared,
                     policy.digest(),
@@ -332,10 +331,9 @@ def _tell(fault: str) -> None:
 async def _serve(
     request: MountRequest,
     device: str,
-    opener: Opener,
+    files: Files,
     forms: FileForms,
     operations: FuseOperations,
-    inodes: InodeTable,
     signals: EndSignals,
     reserve_spared: bool,
     policy_digest: str,
@@ -366,7 +364,7 @@ async def _serve(
             "watchdog": watched.patience,
             "read_only": request.read_only,
             "reserve_spared": reserve_spared,
-            "tampering": opener.manifest.status(),
+            "tampering": files.manifest.status(),
             "page_cipher": "Python" if page_cipher is PythonPageCipher else "compiled",
             "keystore_revision": ring.revision,
             "data_keys": [
@@ -379,7 +377,7 @@ async def _serve(
                 for key in ring
             ],
             "destroyed_rounds": sorted(ring.destroyed),
-            "known_inodes": len(inodes),
+            "known_inodes": len(files.tree.inodes),
             "open_handles": operations.open_handles,
             "requests": dict(sorted(operations.requests.items())),
             "failures": dict(sorted(operations.complaints.counts.items())),
@@ -392,12 +390,12 @@ async def _serve(
         except RingRefusedError as error:
             log.warning("new keys were refused: %s", error)
             return {"refused": str(error)}
-        opener.use_ring(ring)
+        files.opener.use_ring(ring)
         log.info("new keys: revision %d of the keystore", ring.revision)
         return {"keystore_revision": ring.revision}
 
     def accept(asked: Mapping[str, Any]) -> dict[str, Any]:
-        return accepting.answer(opener.manifest, request.state, asked)
+        return accepting.answer(files.manifest, request.state, asked)
 
     def ended() -> None:
         course.ended = _is_unmounted(request, device, operations)

@@ -23,7 +23,7 @@ from tdefs.private import UntrustedError, reason_of
 from tdefs.text import printable_path
 
 if TYPE_CHECKING:
-    from tdefs.tree.inodes import Inode
+    from tdefs.tree.inode import Inode
 
 log = logging.getLogger(__name__)
 
@@ -362,7 +362,7 @@ class Bound:
 
     def _all_paths(self, inode: Inode) -> list[bytes]:
         """Return the paths of *inode*, with those by which the kernel does not know it."""
-        several = self._state.tree.several.get(inode.key, ()) if self._state is not None else ()
+        several = self._state.tree.several.get(inode.backing, ()) if self._state is not None else ()
         return list(dict.fromkeys([*_paths(inode), *several]))
 
     def _unbind(self, paths: Iterable[bytes], certain: Sequence[bytes] = ()) -> None:
