@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tdefs.cli.common.secret_arguments import is_secret_given
 from tdefs.cli.link_places import mountpoints_of, trusted_mounts
 from tdefs.cli.unlock import add_keystore_arguments, unlock, use_configured_secret
 from tdefs.config import load_config
@@ -17,7 +18,6 @@ from tdefs.control import ask
 from tdefs.doctor.cluster import find_clusters
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError
-from tdefs.keys.secrets import is_secret_given
 from tdefs.offline.reader import OfflineReader
 from tdefs.pg.control import (
     CONTROL_FILE,

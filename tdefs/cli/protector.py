@@ -6,6 +6,7 @@ import argparse
 from contextlib import suppress
 from typing import Any
 
+from tdefs.cli.common.new_secret_arguments import add_new_secret_arguments, new_secret_from_arguments
 from tdefs.cli.keystore_change import changing
 from tdefs.cli.keystore_users import add_unseen
 from tdefs.cli.output import print_json, print_line, print_table
@@ -25,7 +26,6 @@ from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, ProtectorEntry
 from tdefs.keys.fields import show_time
-from tdefs.keys.new_secrets import add_new_secret_arguments, new_secret_from_arguments
 from tdefs.keys.protector_changes import (
     add_protector,
     change_protector,

@@ -12,18 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+from tdefs.cli.common.secret_arguments import secret_from_arguments
 from tdefs.cli.output import print_line
 from tdefs.cli.this_host import holders
 from tdefs.cli.unlock import source_finder
 from tdefs.config import VolumeConfig, load_config
 from tdefs.errors import TdefsError
-from tdefs.keys.attempts import UnreachableError
 from tdefs.keys.document import Document, ProtectorEntry
+from tdefs.keys.failures import UnreachableError
 from tdefs.keys.hierarchy import MasterKey
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.seal import new_protector_entry, open_master_key
-from tdefs.keys.secrets import secret_from_arguments
 from tdefs.text import printable
 from tdefs.volume.description import Volume
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tdefs.cli.common.secret_arguments import add_unlock_arguments, secret_from_arguments
 from tdefs.cli.keystore_change import OpenChange, changing
 from tdefs.cli.keystore_users import users_of, uses
 from tdefs.cli.output import print_json, print_line, print_table
@@ -32,9 +33,8 @@ from tdefs.keys.document import Document, VolumeEntry
 from tdefs.keys.fields import show_time
 from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.keystore import Unlocked, load_keystore
-from tdefs.keys.protectors.command_directory import command_directory
+from tdefs.keys.protectors.command_files import command_directory
 from tdefs.keys.seal import FIRST_VOLUME
-from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
 from tdefs.keys.volume_changes import add_volume, find_volume, forget_volume, move_volume
 from tdefs.manifest.state import Binding, adopt
 from tdefs.offline.reader import volume_at

@@ -10,7 +10,7 @@ from tdefs.cli.unlock import source_finder
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import ProtectorEntry
-from tdefs.keys.key_source import KeySource
+from tdefs.keys.sources.base import KeySource
 
 
 def source_with_key_of(args: argparse.Namespace, backing: Path, entry: ProtectorEntry) -> tuple[KeySource, str]:

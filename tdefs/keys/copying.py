@@ -13,7 +13,7 @@ from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.history import append, head_path, history_path
 from tdefs.keys.keystore import Keystore, write_new_keystore
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.protectors.command_directory import command_directory
+from tdefs.keys.protectors.command_files import command_directory
 from tdefs.keys.seal import FIRST_VOLUME, new_history_anchor, new_volume_entry, open_history_key, sign
 from tdefs.private import own_directory, own_place
 

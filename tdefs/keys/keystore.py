@@ -10,9 +10,9 @@ from pathlib import Path
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.document import Document, Place, ProtectorEntry, Statements
 from tdefs.keys.document_text import MAX_BYTES, parse, serialise
-from tdefs.keys.exposure import exposure
 from tdefs.keys.hierarchy import KeyRing, MasterKey
 from tdefs.keys.limits import check_costs
+from tdefs.keys.private_files import exposure
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.removing import remove_unsaved
 from tdefs.keys.seal import new_document, open_keys, open_master_key
