@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tdefs.cli.common.output import print_json, print_line
 from tdefs.cli.common.terminal import TerminalDialogue
-from tdefs.cli.output import print_json, print_line
+from tdefs.cli.common.unlocking import add_config
 from tdefs.cli.status import living_volume
-from tdefs.cli.unlock import add_config
 from tdefs.config import load_config
-from tdefs.control import ask
+from tdefs.control import ask_status
 from tdefs.doctor.backing import BackingDirectory
 from tdefs.doctor.beside import examine_surroundings
 from tdefs.doctor.certificates import examine_certificates
@@ -25,8 +25,8 @@ from tdefs.doctor.policy import examine_next_mount, next_policy
 from tdefs.doctor.registration import examine_registration
 from tdefs.doctor.tampering import examine_tampering
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Statements
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.entries import Statements
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.sources.kinds import make_key_source
 from tdefs.mounts.known import find_mount, mounts_of
 from tdefs.private import UntrustedError
@@ -75,18 +75,18 @@ def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[P
     except UntrustedError as error:
         # what others may have put there is not read, so this is all that can be said
         return [risk(f"{error.message}; nothing else of this mount was examined", error.hint)], None
-    daemon = ask(volume, "status")
+    daemon = ask_status(volume)
     findings = [*examine_host(volume, mount.mountpoint, daemon), *examine_registration(volume, daemon)]
     findings += examine_tampering(daemon)
     clusters = find_clusters(mount.mountpoint)
     if daemon is not None:
-        findings += examine_keepers(daemon["pid"], clusters)
+        findings += examine_keepers(daemon.pid, clusters)
     users = {0, os.geteuid(), *([] if mount.user is None else [mount.user])}
     mountpoints = [each.mountpoint for each in mounts_of(users)]
     for pgdata in clusters:
         findings += examine_cluster(pgdata, mountpoints)
     settings = load_config(config).for_backing(mount.backing)
-    may = _statements(volume, Path((daemon or {}).get("keystore", settings.keystore or volume.keystore)))
+    may = _statements(volume, Path(daemon.keystore) if daemon else settings.keystore or volume.keystore)
     policy, of_policy = next_policy(volume, may, settings)
     findings += of_policy
     findings += examine_next_mount(volume, may, settings, policy, daemon)

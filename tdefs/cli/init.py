@@ -10,17 +10,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from tdefs.cli.common.output import print_line
 from tdefs.cli.common.secret_arguments import add_scrypt_cost, add_unlock_arguments, secret_from_arguments
-from tdefs.cli.output import print_line
-from tdefs.cli.policy_accept import statements_with
-from tdefs.cli.policy_choice import PolicyChoice, add_policy_arguments, named_policy
-from tdefs.cli.unlock import add_config, open_recorded, source_finder, use_configured_secret
+from tdefs.cli.common.unlocking import add_config, open_recorded, source_finder, use_configured_secret
+from tdefs.cli.policy.accept import statements_with
+from tdefs.cli.policy.choice import add_policy_arguments, named_policy
 from tdefs.config import load_config
 from tdefs.errors import Exit
-from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
-from tdefs.keys.document import Statements
 from tdefs.keys.hierarchy import KeyRing, history_key_of
-from tdefs.keys.keystore import (
+from tdefs.keys.keystore.copy import copy_command_directory, copy_keystore, remove_copy
+from tdefs.keys.keystore.entries import Statements
+from tdefs.keys.keystore.file import (
     FIRST_DATA_KEY,
     Keystore,
     create_keystore,
@@ -31,6 +31,7 @@ from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_files import command_directory
 from tdefs.policy.model import Policy
 from tdefs.volume.description import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
+from tdefs.volume.policy_choice import PolicyChoice
 from tdefs.volume.registry import place_of
 
 

@@ -14,13 +14,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tdefs.cli.common.link_places import link_judge, trusted_mounts
+from tdefs.cli.common.output import print_json, print_table
 from tdefs.cli.common.secret_arguments import is_secret_given
-from tdefs.cli.link_places import link_judge, trusted_mounts
-from tdefs.cli.output import print_json, print_table
-from tdefs.cli.unlock import add_keystore_arguments, read_keystore, unlock
-from tdefs.control import ask
+from tdefs.cli.common.unlocking import add_keystore_arguments, read_keystore, unlock
+from tdefs.control import ask_status
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document
+from tdefs.keys.keystore.entries import Document
 from tdefs.offline.reader import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all, volume_at
 from tdefs.text import printable
 from tdefs.volume.believed import shown
@@ -82,7 +82,7 @@ def _told_by_daemon(volume: Volume) -> Callable[[Description], Description]:
     """Return what adds to the description of a link where it leads to, if a daemon serves the volume."""
     mounts = [mount.mountpoint for mount in trusted_mounts(volume) if mount.backing == volume.backing]
     # one that does not answer would have whoever reads the link wait for ever
-    if not mounts or ask(volume, "status") is None:
+    if not mounts or ask_status(volume) is None:
         return lambda one: one
 
     def told(one: Description) -> Description:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from errno import EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS, errorcode
 
 log = logging.getLogger(__name__)
@@ -32,12 +33,22 @@ HINTS = {
 
 
 class Complaints:
-    """The failures of one mount."""
+    """The failures of one mount. The session makes this object, and all parts of the mount report to it."""
 
     def __init__(self) -> None:
+        #: Whether something half made may be left in the backing directory, as after a crash.
+        self.left_behind = False
         #: How often each operation failed with an error of ours or the disk's.
         self.counts: Counter[str] = Counter()
         self._recent: dict[tuple[str, str, int | None], float] = {}
+
+    def undo(self, operation: str, subject: str, work: Callable[[], None]) -> None:
+        """Undo a step of an *operation* that failed. If *work* fails, too, the next mount has to clean up."""
+        try:
+            work()
+        except OSError as error:
+            self.left_behind = True
+            self.failed(f"{operation} (undo)", subject, error)
 
     def failed(self, operation: str, subject: str, error: OSError) -> None:
         """Count a failure of the disk; log it once in a while for each file, operation and kind of failure.

@@ -20,7 +20,7 @@ from tdefs.keys.protectors.command import KeyCommand
 from tdefs.keys.protectors.command_files import command_directory
 from tdefs.keys.secret_files import read_passphrase_file
 from tdefs.policy.parse import load_policy
-from tests.fs.children import in_child, needs_root
+from tests.support.children import in_child, needs_root
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace
 

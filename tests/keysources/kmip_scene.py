@@ -12,9 +12,9 @@ import yaml
 from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import parse_config
 from tdefs.errors import TdefsError
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import WrappedProtectorKey
-from tdefs.keys.seal import now
 from tdefs.keys.sources.kinds import make_key_source
 from tdefs.keys.sources.kmip import KmipSource
 from tdefs.keys.wrapping import WrapContext

@@ -15,7 +15,7 @@ from kmip.services.server.session import KmipSession
 from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import parse_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
 from tdefs.keys.sources.kinds import make_key_source
 from tdefs.keys.sources.kmip import KmipSource

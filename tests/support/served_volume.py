@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.data.calls import Owner, SystemCalls
+from tdefs.data.complaints import Complaints
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.data.staging import Staging
 from tdefs.format.header import Binding, Identity
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
+from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Policy
 from tdefs.tree.inodes import Inode, InodeTable
 from tdefs.tree.namespace import Namespace
@@ -110,8 +112,9 @@ class ServedVolume:
         self.plain_files |= self.policy.leaves_anything_plain()
         expected = Expectations(ring.volume_id, plain_files=self.plain_files, lost_headers=after_crash)
         forms = FileForms(ring, expected)
+        self.complaints = Complaints()
         self.inodes = InodeTable(self.calls, self._root_fd)
-        self.opener = Opener(self.calls, self.inodes, forms, self.policy)
+        self.opener = Opener(self.calls, self.inodes, forms, PolicyInUse(self.policy), self.complaints)
         if self._staging is not None:
             self._staging.close()
         # as a daemon does at its start, so it is no call that a test counts
@@ -147,29 +150,30 @@ class ServedVolume:
     def create(self, path: str, data: bytes = b"") -> None:
         """Makes a file, writes to it and closes it."""
         owner = Owner(os.geteuid(), os.getegid())
-        file = self.namespace.create(*self.place(path), stat.S_IFREG | 0o600, owner)
+        inode, file = self.namespace.create(*self.place(path), stat.S_IFREG | 0o600, owner)
         try:
-            file.content.write(0, data)
+            file.write(0, data)
         finally:
-            self.opener.close_if_unused(file)
+            self.opener.close_if_unused(inode)
 
     def write(self, path: str, offset: int, data: bytes) -> None:
-        file = self.opener.open(self.inode(path), writable=True)
+        inode = self.inode(path)
+        file = self.opener.open(inode, writable=True)
         try:
-            file.content.write(offset, data)
+            file.write(offset, data)
         finally:
-            self.opener.close_if_unused(file)
+            self.opener.close_if_unused(inode)
 
     def read(self, path: str) -> bytes:
         """The whole content; EIO for a file that cannot be presented."""
         inode = self.inode(path)
         file = self.opener.open(inode, writable=False)
         try:
-            at, count = file.content.extent(0, file.content.length)
+            at, count = file.content.extent(0, file.length)
             stored = os.pread(file.fd, count, at)
-            return bytes(file.content.decode(0, file.content.length, stored))
+            return bytes(file.content.decode(0, file.length, stored))
         finally:
-            self.opener.close_if_unused(file)
+            self.opener.close_if_unused(inode)
 
     def length(self, path: str) -> int:
         """What stat(2) would show."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.dialogue import Warn
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.wrapping import WrapContext
 
 

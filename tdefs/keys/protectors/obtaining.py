@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tdefs.keys import fields
-from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.keystore.entries import ProtectorEntry, damaged
 from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.memory import with_memory
 from tdefs.keys.protectors.base import WrongSecretError
 from tdefs.keys.protectors.obtaining import (

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import SECRET_BYTES
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.machine import MACHINE_ID_FILE, NAME_BYTES, machine_id, machine_name
 from tdefs.keys.protectors.base import Made, NotMineError, WrongSecretError
 from tdefs.keys.protectors.obtaining import Obtained, ObtainingProtector, Parameters, malformed_is_damage

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from tdefs.keys.dialogue import Dialogue
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.obtaining import ObtainingProtector
 from tdefs.keys.sources.settings import SettingsReader
 

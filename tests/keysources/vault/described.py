@@ -15,7 +15,7 @@ import yaml
 from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.sources.base import KeySource
 from tdefs.keys.sources.kinds import make_key_source
 from tdefs.keys.wrapping import WrapContext

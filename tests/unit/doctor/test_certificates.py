@@ -21,7 +21,7 @@ from tdefs.keys.sources.base import Certificate, KeySource
 from tdefs.keys.sources.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.certificates import Authority
-from tests.unit.offline.offline_volumes import Command
+from tests.support.offline_volumes import Command
 
 
 class Source(KeySource):

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from tdefs.data.calls import SystemCalls
+from tdefs.data.complaints import Complaints
 from tdefs.data.forms import Encrypted, Expectations, FileForms, Form, Plain
 from tdefs.format.header import ANY_PLACE, FileClass, named, of_class
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
+from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Policy
 from tdefs.tree.inodes import Inode, InodeTable
 from tdefs.tree.namespace import Namespace
@@ -84,7 +86,7 @@ class Reader:
         self._root_fd = os.open(golden.data, os.O_RDONLY | os.O_DIRECTORY)
         self._inodes = InodeTable(calls, self._root_fd)
         forms = FileForms(ring, Expectations(ring.volume_id, plain_files=True, lost_headers=False))
-        self._opener = Opener(calls, self._inodes, forms, Policy.everything())
+        self._opener = Opener(calls, self._inodes, forms, PolicyInUse(Policy.everything()), Complaints())
         self._namespace = Namespace(calls, self._inodes, self._opener)
 
     def close(self) -> None:
@@ -100,9 +102,9 @@ class Reader:
     def content(self, relpath: str) -> bytes:
         inode = self._inode(relpath)
         file = self._opener.open(inode, writable=False)
-        at, count = file.content.extent(0, file.content.length)
-        content = bytes(file.content.decode(0, file.content.length, os.pread(file.fd, count, at)))
-        self._opener.close_if_unused(file)
+        at, count = file.content.extent(0, file.length)
+        content = bytes(file.content.decode(0, file.length, os.pread(file.fd, count, at)))
+        self._opener.close_if_unused(inode)
         return content
 
     def target(self, relpath: str) -> str:

@@ -7,10 +7,10 @@ import random
 import pytest
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
 from tdefs.keys.protectors.recovery import CODE_BITS, RecoveryCodeProtector, new_code, read_code, show_code
-from tdefs.keys.seal import now
 from tdefs.keys.wrapping import WrapContext
 from tests.unit.keys.keystore_samples import VOLUME_ID, everything_shown
 

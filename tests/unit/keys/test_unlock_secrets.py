@@ -17,12 +17,12 @@ from tdefs.cli.common import secret_arguments, terminal
 from tdefs.cli.common.terminal import warn
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import secret_files
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector, show_code
-from tdefs.keys.seal import now
 from tdefs.keys.wrapping import WrapContext
 from tests.support.volume import TDEFS
 from tests.unit.keys.keystore_samples import PASSPHRASE, VOLUME_ID, everything_shown

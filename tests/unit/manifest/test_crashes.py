@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tdefs.data.calls import Owner
+from tdefs.data.complaints import Complaints
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.data.staging import DIRECTORY as STAGING_DIRECTORY
 from tdefs.data.staging import Staging
@@ -27,6 +28,7 @@ from tdefs.manifest.checking import examine
 from tdefs.manifest.journal import JOURNAL_FILE, parse_journal
 from tdefs.manifest.state import Binding, State, look
 from tdefs.offline.recovery import empty_unfinished_files
+from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Policy
 from tdefs.tree.attributes import Attributes, Changes
 from tdefs.tree.inodes import InodeTable
@@ -89,7 +91,9 @@ class BoundVolume(ServedVolume):
         self.manifest.begin()
         self.inodes = InodeTable(self.calls, self._root_fd)
         forms = FileForms(RING, Expectations(VOLUME_ID, plain_files=False, lost_headers=False))
-        self.opener = Opener(self.calls, self.inodes, forms, Policy.everything(), self.manifest)
+        self.opener = Opener(
+            self.calls, self.inodes, forms, PolicyInUse(Policy.everything()), Complaints(), self.manifest
+        )
         if self._staging is not None:
             self._staging.close()
         self._staging = Staging(self.volume.private / STAGING_DIRECTORY)
@@ -112,11 +116,12 @@ class BoundVolume(ServedVolume):
 
     def write(self, path: str, offset: int, data: bytes) -> None:
         """As the operation does: what extends is told before."""
-        file = self.opener.open(self.inode(path), writable=True)
-        if file.inode.bound and offset + len(data) > file.content.length:
-            self.manifest.will_change(file.inode)
-        file.content.write(offset, data)
-        self.opener.close_if_unused(file)
+        inode = self.inode(path)
+        file = self.opener.open(inode, writable=True)
+        if inode.bound and offset + len(data) > file.length:
+            self.manifest.will_change(inode)
+        file.write(offset, data)
+        self.opener.close_if_unused(inode)
 
     def truncate(self, path: str, size: int) -> None:
         Attributes(self.calls, self.inodes, self.opener).change(self.inode(path), Changes(size=size))

@@ -58,7 +58,7 @@ def error_of(action: object) -> int | None:
 def test_new_files_use_a_new_round_at_once_and_old_ones_stay_readable(served: ServedVolume) -> None:
     file = served.opener.open(served.inode(OLD), writable=True)
     file.handles += 1
-    served.opener.adopt(ring([DK_1, DK_1_2, DK_2]))
+    served.opener.use_ring(ring([DK_1, DK_1_2, DK_2]))
     served.create(NEW, b"new content")
     assert (round_of(served, OLD), round_of(served, NEW)) == (1, 2)
     assert (served.read(OLD), served.read(NEW)) == (b"old content", b"new content")
@@ -70,7 +70,7 @@ def test_new_files_use_a_new_round_at_once_and_old_ones_stay_readable(served: Se
 
 
 def test_key_without_an_active_round_gives_a_clear_error_and_no_file(served: ServedVolume) -> None:
-    served.opener.adopt(ring([DK_1, DK_2], revoked=("dk_1", 1)))
+    served.opener.use_ring(ring([DK_1, DK_2], revoked=("dk_1", 1)))
     assert error_of(lambda: served.create(NEW)) == errno.EKEYREVOKED
     assert not (served.data / NEW).exists()
     assert served.read(OLD) == b"old content"
@@ -80,9 +80,9 @@ def test_file_of_a_destroyed_key_gives_a_clear_error_and_can_be_removed(
     served: ServedVolume, caplog: pytest.LogCaptureFixture
 ) -> None:
     served.create(NEW, b"of the old round")
-    served.opener.adopt(ring([DK_1, DK_1_2, DK_2], revoked=("dk_1", 1)))
+    served.opener.use_ring(ring([DK_1, DK_1_2, DK_2], revoked=("dk_1", 1)))
     served.create("base/16384/1", b"of the new round")
-    served.opener.adopt(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
+    served.opener.use_ring(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
     with caplog.at_level(logging.ERROR):
         assert error_of(lambda: served.read(OLD)) == errno.ENOKEY
     assert "round 1 of data key dk_1 was destroyed" in caplog.text
@@ -107,16 +107,16 @@ def test_file_that_is_open_when_its_key_is_destroyed_stays_so_until_it_is_closed
     inode.lookups = 1  # the kernel knows it, so that its file would be put aside instead of closed
     file = served.opener.open(inode, writable=True)
     file.handles += 1
-    served.opener.adopt(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
+    served.opener.use_ring(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
     assert served.read(OLD) == b"old content"
     file.handles -= 1
-    served.opener.close_if_unused(file)
-    served.opener.adopt(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
+    served.opener.close_if_unused(inode)
+    served.opener.use_ring(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
     assert error_of(lambda: served.read(OLD)) == errno.ENOKEY
 
 
 def test_key_that_comes_back_makes_its_files_readable(served: ServedVolume) -> None:
-    served.opener.adopt(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
+    served.opener.use_ring(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
     assert error_of(lambda: served.read(OLD)) == errno.ENOKEY
-    served.opener.adopt(ring([DK_1, DK_1_2, DK_2]))
+    served.opener.use_ring(ring([DK_1, DK_1_2, DK_2]))
     assert served.read(OLD) == b"old content"

@@ -333,7 +333,7 @@ def test_the_kernel_looks_again_where_there_is_nothing_left(kernel: Kernel, serv
     served.rename(OTHER, FILE)
     served.unlink("one/link")
     served.namespace.rmdir(*served.place("gone"))
-    assert served.opener.complaints.counts["removal (hold)"] == 3
+    assert served.complaints.counts["removal (hold)"] == 3
     parent = cast(Any, kernel.number("base"))
     operations = kernel.operations
     requests: dict[str, Callable[[], object]] = {

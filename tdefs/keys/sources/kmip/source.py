@@ -10,8 +10,8 @@ from functools import partial
 from typing import Self
 
 from tdefs.keys.dialogue import Dialogue
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.failures import RefusedError, UnusableError
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters, malformed_is_damage
 from tdefs.keys.sources.asking import Patient
