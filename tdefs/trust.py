@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.person import user_name
 from tdefs.mounts.table import strangers_mount
+from tdefs.users import user_name
 
 _MAX_LINKS = 40
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH

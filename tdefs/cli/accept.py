@@ -6,10 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
-from tdefs.cli.output import print_json, print_line
-from tdefs.cli.place import add_place, volume_of
-from tdefs.cli.tampering import binding_of
-from tdefs.cli.unlock import add_keystore_arguments, keystore_path, unlock
+from tdefs.cli.common.output import print_json, print_line
+from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.tampering import binding_of
+from tdefs.cli.common.unlocking import add_keystore_arguments, keystore_path, unlock
 from tdefs.control import StrangerError, ask, ask_status
 from tdefs.errors import Exit, TdefsError
 from tdefs.manifest.accepting import REQUEST, accept, request

@@ -6,16 +6,16 @@ import argparse
 import socket
 from typing import Any
 
-from tdefs.cli.keystore_change import changing
-from tdefs.cli.keystore_users import add_unseen
-from tdefs.cli.output import print_json, print_line, print_table
-from tdefs.cli.place import add_place, volume_of
-from tdefs.cli.this_host import HostEntry, forget_here, holders, not_enabled, survey
-from tdefs.cli.unlock import add_keystore_arguments, add_keystore_place, open_recorded, read_keystore
+from tdefs.cli.common.keystore_change import changing
+from tdefs.cli.common.keystore_users import add_unseen
+from tdefs.cli.common.output import print_json, print_line, print_table
+from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.this_host import HostEntry, forget_here, holders, not_enabled, survey
+from tdefs.cli.common.unlocking import add_keystore_arguments, add_keystore_place, open_recorded, read_keystore
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document_text import MAX_LABEL_CHARACTERS
-from tdefs.keys.protector_changes import add_protector, remove_protector
+from tdefs.keys.keystore.changes import add_protector, remove_protector
+from tdefs.keys.keystore.text import MAX_LABEL_CHARACTERS
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.protectors.this_host_tpm import PCRS, TpmHolder
 from tdefs.keys.secure_boot import secure_boot_is_on

@@ -7,8 +7,8 @@ import sys
 from errno import EISDIR, ELOOP, ENOENT, ENOTDIR
 from pathlib import Path
 
-from tdefs.cli.streams import check_output
-from tdefs.cli.unlock import add_keystore_arguments, unlock
+from tdefs.cli.common.streams import check_output
+from tdefs.cli.common.unlocking import add_keystore_arguments, unlock
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import DestroyedKey, FormatError
 from tdefs.offline.reader import OfflineReader, volume_at

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tdefs.cli.output import print_json, print_line
+from tdefs.cli.common.output import print_json, print_line
+from tdefs.cli.common.unlocking import add_config
 from tdefs.cli.status import living_volume
-from tdefs.cli.unlock import add_config
 from tdefs.config import load_config
 from tdefs.control import ask_status
 from tdefs.doctor.backing import BackingDirectory
@@ -24,9 +24,9 @@ from tdefs.doctor.policy import examine_next_mount, next_policy
 from tdefs.doctor.registration import examine_registration
 from tdefs.doctor.tampering import examine_tampering
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Statements
 from tdefs.keys.key_source import make_key_source
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.entries import Statements
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.mounts.known import find_mount, mounts_of
 from tdefs.private import UntrustedError
 from tdefs.text import printable

@@ -10,16 +10,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from tdefs.cli.output import print_line
-from tdefs.cli.policy_accept import statements_with
-from tdefs.cli.policy_choice import add_policy_arguments, named_policy
-from tdefs.cli.unlock import add_config, open_recorded, source_finder, use_configured_secret
+from tdefs.cli.common.output import print_line
+from tdefs.cli.common.unlocking import add_config, open_recorded, source_finder, use_configured_secret
+from tdefs.cli.policy.accept import statements_with
+from tdefs.cli.policy.choice import add_policy_arguments, named_policy
 from tdefs.config import load_config
 from tdefs.errors import Exit
-from tdefs.keys.copying import copy_command_directory, copy_keystore, remove_copy
-from tdefs.keys.document import Statements
 from tdefs.keys.hierarchy import KeyRing, history_key_of
-from tdefs.keys.keystore import (
+from tdefs.keys.keystore.copy import copy_command_directory, copy_keystore, remove_copy
+from tdefs.keys.keystore.entries import Statements
+from tdefs.keys.keystore.file import (
     FIRST_DATA_KEY,
     Keystore,
     create_keystore,

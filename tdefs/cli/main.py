@@ -7,16 +7,29 @@ import sys
 from importlib import import_module
 
 from tdefs import __version__
-from tdefs.cli.standard import open_standard_descriptors
-from tdefs.cli.streams import end_output, steady_streams
+from tdefs.cli.common.standard import open_standard_descriptors
+from tdefs.cli.common.streams import end_output, steady_streams
 from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.host import expect_signals, harden_process, lock_memory, refuse_tracer
 
-#: Each is a module of this package, with _ for -.
-_COMMANDS = (
-    *("init", "mount", "umount", "status", "doctor", "ls", "cat", "verify", "policy"),
-    *("key", "protector", "key-source", "auto-open", "volume", "accept"),
-)
+#: The commands, and the module of each within this package.
+COMMANDS = {
+    "init": "init",
+    "mount": "mount",
+    "umount": "umount",
+    "status": "status",
+    "doctor": "doctor",
+    "ls": "ls",
+    "cat": "cat",
+    "verify": "verify",
+    "policy": "policy.command",
+    "key": "key.command",
+    "protector": "protector.command",
+    "key-source": "key_source.command",
+    "auto-open": "auto_open",
+    "volume": "volume.command",
+    "accept": "accept",
+}
 
 
 def build_parser(only: str = "") -> argparse.ArgumentParser:
@@ -29,8 +42,8 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tdefs {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (only,) if only in _COMMANDS else _COMMANDS:
-        import_module(f"tdefs.cli.{command.replace('-', '_')}").register(subparsers)
+    for command in (only,) if only in COMMANDS else COMMANDS:
+        import_module(f"tdefs.cli.{COMMANDS[command]}").register(subparsers)
     return parser
 
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 from logging.handlers import SysLogHandler
 from pathlib import Path
 
-from tdefs.cli.background import run_in_background
-from tdefs.cli.log_file import LogFile, default_log
-from tdefs.cli.policy_choice import add_policy_arguments, named_policy
-from tdefs.cli.tampering import binding_of
-from tdefs.cli.unlock import add_keystore_arguments, unlock
+from tdefs.cli.common.background import run_in_background
+from tdefs.cli.common.log_file import LogFile, default_log
+from tdefs.cli.common.tampering import binding_of
+from tdefs.cli.common.unlocking import add_keystore_arguments, unlock
+from tdefs.cli.policy.choice import add_policy_arguments, named_policy
 from tdefs.config import LONGEST_WATCHDOG, REFUSE, load_config
 from tdefs.daemon.limits import low_limits
 from tdefs.daemon.request import MountRequest

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from tdefs.cli.standard import open_standard_descriptors
+from tdefs.cli.common.standard import open_standard_descriptors
 from tdefs.errors import Exit
 from tdefs.host import expect_signals
 

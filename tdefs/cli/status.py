@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.output import print_fields, print_json, print_line, print_table
+from tdefs.cli.common.output import print_fields, print_json, print_line, print_table
 from tdefs.control import ask_status
 from tdefs.daemon.report import inside, report
 from tdefs.daemon.status import DaemonStatus

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tdefs.cli.home_cluster import linking_clusters, named_cluster
-from tdefs.cli.link_places import link_judge
-from tdefs.cli.output import print_fields, print_json, print_line
-from tdefs.cli.progress import ReadProgress
-from tdefs.cli.tampering import binding_of, tampering_findings
-from tdefs.cli.unlock import add_keystore_arguments, keystore_path, unlock
+from tdefs.cli.common.home_cluster import linking_clusters, named_cluster
+from tdefs.cli.common.link_places import link_judge
+from tdefs.cli.common.output import print_fields, print_json, print_line
+from tdefs.cli.common.progress import ReadProgress
+from tdefs.cli.common.tampering import binding_of, tampering_findings
+from tdefs.cli.common.unlocking import add_keystore_arguments, keystore_path, unlock
 from tdefs.errors import Exit
 from tdefs.manifest.checking import examine
 from tdefs.offline.reader import STATES, volume_at

@@ -12,8 +12,8 @@ from typing import Any
 
 from tdefs.daemon.status import DaemonStatus
 from tdefs.errors import TdefsError
-from tdefs.keys.document import DESTROYED, Document
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.entries import DESTROYED, Document
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.mounts.users import mounts_inside
 from tdefs.offline.reader import STATES, describe_all
 from tdefs.volume.believed import shown

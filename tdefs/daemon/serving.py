@@ -38,8 +38,8 @@ async def serve(
         no task that this function waits for does.
     """
     request = served.request
-    watched = Watched(request.watchdog, served.device, request.mountpoint, request.log_file)
-    answers = Answers(served, watched)
+    served.watched = watched = Watched(request.watchdog, served.device, request.mountpoint, request.log_file)
+    answers = Answers(served)
 
     def note_end() -> None:
         served.ended = _is_unmounted(served)

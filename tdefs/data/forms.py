@@ -33,7 +33,6 @@ from tdefs.format.header import (
 )
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.pages import PageCipher, page_cipher
-from tdefs.keys.document import FIRST_SUITE
 from tdefs.keys.hierarchy import (
     FILE_ID_BYTES,
     DataKey,
@@ -42,6 +41,7 @@ from tdefs.keys.hierarchy import (
     derive_header_mac_key,
     key_fingerprint,
 )
+from tdefs.keys.keystore.entries import FIRST_SUITE
 from tdefs.policy.paths import Kind, classify
 
 _FORKS = ("main", "fsm", "vm", "init")

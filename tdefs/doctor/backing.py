@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tdefs.doctor.findings import Finding, advice, note, risk
 from tdefs.format.header import resembles_header
-from tdefs.keys.document import Statements
+from tdefs.keys.keystore.entries import Statements
 from tdefs.mounts.table import all_mounts
 from tdefs.offline.reader import (
     DAMAGED,

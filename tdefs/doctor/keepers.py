@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdefs.doctor.findings import Finding, advice
-from tdefs.keys.person import user_name
+from tdefs.users import user_name
 
 # Yama's; a kernel without it has none, and lets processes of one user trace each other.
 _SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")

@@ -9,7 +9,7 @@ from tdefs.config import VolumeConfig
 from tdefs.daemon.status import DaemonStatus
 from tdefs.doctor.findings import Finding, advice, risk
 from tdefs.errors import TdefsError
-from tdefs.keys.document import REVOKED, Statements
+from tdefs.keys.keystore.entries import REVOKED, Statements
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.volume.description import Volume

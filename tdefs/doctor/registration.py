@@ -8,7 +8,7 @@ from pathlib import Path
 from tdefs.daemon.status import DaemonStatus
 from tdefs.doctor.findings import Finding, risk
 from tdefs.errors import TdefsError
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.volume.description import Volume
 from tdefs.volume.registry import Unseen, look, recognised
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, damaged
+from tdefs.keys.keystore.entries import Document, damaged
 from tdefs.keys.protectors.passphrase import MAX_TOTAL_WORK, PassphraseProtector, scrypt_work
 
 #: An entry costs a derivation, an answer of a key server, or of a TPM.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
 
 #: Size of a wrapping key in bytes: AES-256.
 WRAPPING_KEY_BYTES = 32

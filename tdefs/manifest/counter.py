@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from tdefs.keys.history import append, read_history, records_under
+from tdefs.keys.keystore.history import append, read_history, records_under
 from tdefs.private import UntrustedError
 from tdefs.text import printable
 

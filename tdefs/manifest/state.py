@@ -10,7 +10,7 @@ from pathlib import Path
 from tdefs.daemon.reserve import with_own_rights
 from tdefs.errors import TdefsError
 from tdefs.keys.hierarchy import KeyRing, derive_state_key
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.manifest.comparing import SPEAKING_KINDS, Difference, compare
 from tdefs.manifest.counter import newest_counter
 from tdefs.manifest.journal import Changed, read_journal, write_journal

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.person import user_name
+from tdefs.users import user_name
 from tdefs.way import Exchangeable, follow
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tdefs.data.forms import Expectations
 from tdefs.errors import TdefsError
-from tdefs.keys.document import Document, Statements
 from tdefs.keys.hierarchy import history_key_of
-from tdefs.keys.keystore import Unlocked
+from tdefs.keys.keystore.entries import Document, Statements
+from tdefs.keys.keystore.file import Unlocked
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.volume.description import Volume

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Statements
 from tdefs.keys.hierarchy import KeyRing
+from tdefs.keys.keystore.entries import Statements
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.volume.description import Volume

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdefs.errors import TdefsError
-from tdefs.keys.document import Document, Place, Statements, VolumeEntry
+from tdefs.keys.keystore.entries import Document, Place, Statements, VolumeEntry
 from tdefs.text import printable
 from tdefs.volume.description import PRIVATE_DIRECTORY, Volume, read_volume
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdefs.keys import fields
-from tdefs.keys.document import Document
 from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import KEY_NAME
-from tdefs.keys.history import append, check_history, read_history
+from tdefs.keys.keystore.entries import Document
+from tdefs.keys.keystore.history import append, check_history, read_history
 from tdefs.keys.state_mac import fits_state_mac, state_mac
 from tdefs.private import UntrustedError, own_directory, reason_of
 

@@ -12,7 +12,7 @@ from random import Random, SystemRandom
 
 import pytest
 
-pytest.register_assert_rewrite("tests.fs.children", "tests.crash.faults.places", "tests.crash.faults.scripts")
+pytest.register_assert_rewrite("tests.support.children", "tests.crash.faults.places", "tests.crash.faults.scripts")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pytest
 from tdefs.control import ask
 from tdefs.volume.description import read_volume
 from tests.crash import dying
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.processes import is_alive, wait_until
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace

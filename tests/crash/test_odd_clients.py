@@ -19,9 +19,9 @@ import pytest
 
 from tdefs.format.links import MAX_TARGET_BYTES
 from tests.crash.conftest import Dice
-from tests.fs.children import end_of
 from tests.fs.libc import RENAME_EXCHANGE, fallocate, renameat2
 from tests.fs.twins import Failure, Twins, identity, outcome
+from tests.support.children import end_of
 from tests.support.processes import wait_until
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace

@@ -19,8 +19,8 @@ import pytest
 from tdefs.fuse.loop import WORKERS
 from tests.crash.conftest import Dice
 from tests.crash.gauges import Gauges, differences, table
-from tests.fs.children import needs_root
 from tests.support.caches import drop_caches
+from tests.support.children import needs_root
 from tests.support.processes import wait_until
 from tests.support.server import Server
 from tests.support.volume import Volume

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tdefs.keys.hierarchy import history_key_of
-from tdefs.keys.keystore import create_keystore
+from tdefs.keys.keystore.file import create_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.volume.description import create_volume, save_volume
 from tdefs.volume.registry import place_of
 
-pytest.register_assert_rewrite("tests.fs.twins", "tests.fs.children", "tests.fs.life")
+pytest.register_assert_rewrite("tests.fs.twins", "tests.support.children", "tests.fs.life")
 
 from tests.fs.twins import Twins  # noqa: E402 - after the line above, so that its assertions explain themselves
 from tests.support.volume import Volume  # noqa: E402

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import pyfuse3
 import trio
 
-from tdefs.cli import background
+from tdefs.cli.common import background
 from tdefs.cli.main import run
 from tdefs.daemon import control_server, serving
 from tdefs.daemon.signals import EndSignals

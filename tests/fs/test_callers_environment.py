@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import needs_root
 from tests.fs.hostile import Surroundings
+from tests.support.children import needs_root
 from tests.support.volume import LIMIT, TDEFS, Volume
 from tests.support.workspace import Workspace
 

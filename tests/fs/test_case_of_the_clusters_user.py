@@ -15,8 +15,8 @@ import pytest
 from tdefs.errors import Exit, TdefsError
 from tdefs.volume.backing import claim, weaknesses
 from tdefs.volume.description import read_volume
-from tests.fs.children import NOBODY, in_child, needs_root
 from tests.support.account import Account
+from tests.support.children import NOBODY, in_child, needs_root
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 

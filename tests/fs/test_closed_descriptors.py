@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli.background import run_in_background
+from tdefs.cli.common.background import run_in_background
 from tdefs.errors import Exit, TdefsError
 from tdefs.volume.description import VolumeLock, is_in_use, read_volume
 from tests.support.volume import LIMIT, TDEFS, Volume

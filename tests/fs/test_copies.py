@@ -1,6 +1,6 @@
 """A copy of a volume is not that volume until tdefs is told so: nothing done to it takes keys from the original.
 
-Covers tdefs/volume/registry.py, tdefs/cli/keystore_users.py, tdefs/cli/volume.py.
+Covers tdefs/volume/registry.py, tdefs/cli/common/keystore_users.py, tdefs/cli/volume/command.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import daemon_keys, key
+from tdefs.cli.common import daemon_keys
+from tdefs.cli.key import command as key
 from tdefs.errors import Exit, TdefsError
-from tests.fs.children import NOBODY, needs_root
+from tests.support.children import NOBODY, needs_root
 from tests.support.mounts import LET_GO_OF_OTHERS
+from tests.support.offline_volumes import Command
 from tests.support.volume import LIMIT, TDEFS, Volume
 from tests.support.workspace import Workspace
-from tests.unit.offline.offline_volumes import Command
 
 CONTENT = b"of the original\n" * 1000
 FILE = "pg_notes"

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tdefs.format.links import MAX_TARGET_BYTES
-from tests.fs.children import in_child, needs_root
 from tests.fs.libc import file_handle, open_by_handle, renameat2
 from tests.fs.twins import Failure, Twins, outcome
 from tests.suites.differences import KNOWN
 from tests.support.caches import drop_caches
+from tests.support.children import in_child, needs_root
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "FILE-SYSTEM.md"
 # linux/fs.h

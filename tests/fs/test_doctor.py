@@ -13,7 +13,7 @@ import pytest
 
 from tdefs.doctor.beside import examine_surroundings
 from tdefs.errors import Exit
-from tests.fs.children import NOBODY, in_child, needs_root
+from tests.support.children import NOBODY, in_child, needs_root
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import in_child, needs_root
 from tests.fs.libc import renameat2
+from tests.support.children import in_child, needs_root
 from tests.support.volume import Volume
 
 NOBODY = 65534

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 

@@ -19,7 +19,7 @@ from tdefs.keys.protectors.command import KeyCommand
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.keys.secrets import read_passphrase_file
 from tdefs.policy.parse import load_policy
-from tests.fs.children import in_child, needs_root
+from tests.support.children import in_child, needs_root
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import needs_root
 from tests.fs.libc import FileHandle
 from tests.fs.twins import Failure, Twins, outcome
 from tests.support.caches import drop_caches
+from tests.support.children import needs_root
 from tests.support.volume import Volume
 
 pytestmark = needs_root

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.mounts import LET_GO_OF_OTHERS
 from tests.support.processes import wait_until
 from tests.support.terminal import Terminal

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.volume import Volume
 
 pytestmark = needs_root

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.mounts import detach, is_mounted
 from tests.support.processes import is_alive, send, wait_until
 from tests.support.volume import TDEFS, Volume

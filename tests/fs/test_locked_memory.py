@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import needs_root
 from tests.keysources.soft_token import compiled_module
+from tests.support.children import needs_root
 from tests.support.volume import LIMIT, TDEFS, Volume
 
 pytestmark = needs_root

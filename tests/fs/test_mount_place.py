@@ -20,8 +20,8 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.mounts import place as mount_place
 from tdefs.volume.description import read_volume
 from tdefs.volume.session_record import read_session
-from tests.fs.children import NOBODY, needs_root
 from tests.support.account import Account
+from tests.support.children import NOBODY, needs_root
 from tests.support.mounts import is_mounted
 from tests.support.processes import wait_until
 from tests.support.volume import Volume

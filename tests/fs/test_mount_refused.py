@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit
-from tests.fs.children import in_child, needs_root
 from tests.support.account import Account
+from tests.support.children import in_child, needs_root
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace
 

@@ -18,7 +18,7 @@ import pytest
 
 from tdefs.cli import umount
 from tdefs.errors import Exit, TdefsError
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.mounts import LET_GO_OF_OTHERS, detach, is_mounted, mounts_below
 from tests.support.processes import is_alive, send, wait_until
 from tests.support.volume import Volume

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tdefs.errors import Exit
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.mounts import LET_GO_OF_OTHERS
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace

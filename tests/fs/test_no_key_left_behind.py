@@ -20,8 +20,8 @@ import pytest
 
 from tdefs.errors import Exit
 from tests.fs import breaking_tdefs
-from tests.fs.children import in_child, needs_root
 from tests.fs.life import LIMIT, Life
+from tests.support.children import in_child, needs_root
 from tests.support.mounts import detach
 from tests.support.processes import is_alive, wait_until
 from tests.support.workspace import Workspace

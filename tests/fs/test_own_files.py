@@ -24,7 +24,7 @@ import pytest
 from tdefs.cli.main import main
 from tdefs.errors import Exit, TdefsError
 from tdefs.private import UntrustedError, own_directory, own_place, read_regular
-from tests.fs.children import NOBODY, in_child, needs_root
+from tests.support.children import NOBODY, in_child, needs_root
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace
 

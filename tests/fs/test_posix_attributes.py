@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import NOBODY, in_child, needs_root
 from tests.fs.libc import UTIME_NOW, UTIME_OMIT, utimens
 from tests.fs.twins import Twins, identity
+from tests.support.children import NOBODY, in_child, needs_root
 from tests.support.volume import Volume
 
 NANOSECONDS = 1_000_000_000

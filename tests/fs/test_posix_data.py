@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import end_of, in_child
 from tests.fs.libc import fallocate
 from tests.fs.twins import Twins
+from tests.support.children import end_of, in_child
 
 PAGE = 8192
 LENGTHS = [0, 1, 15, 16, 17, 511, 512, 513, 4095, 4096, 4097, 8191, 8192, 8193, 8207, 8208, 8209, 3 * PAGE + 5]

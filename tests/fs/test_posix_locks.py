@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import helper, in_child
 from tests.fs.twins import Twins
+from tests.support.children import helper, in_child
 
 
 def held(directory: Path) -> int:

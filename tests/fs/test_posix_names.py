@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import in_child
 from tests.fs.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 from tests.fs.twins import Twins, content, identity
+from tests.support.children import in_child
 from tests.support.volume import Volume
 
 #: Two names in one directory: ordinary ones, and relation files, whose headers are rewritten with their names.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import NOBODY, in_child, needs_root
 from tests.fs.twins import Twins, content, identity
+from tests.support.children import NOBODY, in_child, needs_root
 
 pytestmark = needs_root
 

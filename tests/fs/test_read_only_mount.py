@@ -15,8 +15,8 @@ import pytest
 from tdefs.cli import mount as mount_command
 from tdefs.errors import Exit
 from tests.crash.faults.loop_disks import Ext4, run
-from tests.fs.children import needs_root
 from tests.fs.test_start_stop import fingerprint
+from tests.support.children import needs_root
 from tests.support.processes import is_alive, wait_until
 from tests.support.server import Server
 from tests.support.volume import Volume

@@ -9,8 +9,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from tests.fs.children import needs_root
 from tests.fs.twins import content, identity
+from tests.support.children import needs_root
 from tests.support.mounts import mounts_below
 from tests.support.processes import is_alive, send, wait_until
 from tests.support.volume import Volume

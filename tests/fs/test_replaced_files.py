@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import repeated
 from tests.fs.libc import RENAME_EXCHANGE, renameat2
 from tests.fs.twins import Failure, Twins, outcome
+from tests.support.children import repeated
 from tests.support.processes import wait_until
 from tests.support.volume import Volume
 

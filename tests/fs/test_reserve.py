@@ -15,7 +15,7 @@ from tdefs.control import ask
 from tdefs.daemon.reserve import with_own_rights, without_reserve
 from tdefs.volume.description import read_volume
 from tests.crash.faults.loop_disks import Ext4, run
-from tests.fs.children import NOBODY, in_child, needs_root
+from tests.support.children import NOBODY, in_child, needs_root
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 

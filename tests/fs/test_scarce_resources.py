@@ -16,9 +16,9 @@ import pytest
 from tdefs.daemon.limits import _groups_of_pids
 from tdefs.data.workers import FIRST_THREADS
 from tdefs.errors import Exit
-from tests.fs.children import in_child, needs_root
 from tests.support.account import Account
 from tests.support.caches import drop_caches
+from tests.support.children import in_child, needs_root
 from tests.support.mounts import is_mounted
 from tests.support.processes import is_alive, send, wait_until
 from tests.support.volume import LIMIT, Volume

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.children import in_child, needs_root
 from tests.fs.tracer import seize
 from tests.support.account import Account
+from tests.support.children import in_child, needs_root
 from tests.support.mounts import LET_GO_OF_OTHERS
 from tests.support.volume import LIMIT, TDEFS, Volume
 from tests.support.workspace import Workspace

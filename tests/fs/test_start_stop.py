@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit
-from tests.fs.children import needs_root
 from tests.fs.twins import content
 from tests.support.caches import drop_caches
+from tests.support.children import needs_root
 from tests.support.mounts import is_mounted, mounts_below
 from tests.support.processes import is_alive, processes_in, send, wait_until
 from tests.support.volume import TDEFS, Volume

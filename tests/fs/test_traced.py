@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit
-from tests.fs.children import in_child, needs_root
 from tests.fs.tracer import trace
 from tests.support.account import Account
+from tests.support.children import in_child, needs_root
 from tests.support.processes import wait_until
 from tests.support.terminal import Terminal
 from tests.support.volume import LIMIT, TDEFS, Volume

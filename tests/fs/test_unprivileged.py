@@ -17,9 +17,9 @@ from typing import TypeVar
 import pytest
 
 from tdefs.errors import Exit
-from tests.fs.children import in_child, needs_root
 from tests.fs.twins import Twins, content, identity
 from tests.support.account import Account
+from tests.support.children import in_child, needs_root
 from tests.support.mounts import CONNECTIONS, LET_GO_OF_OTHERS, fusectl, is_mounted
 from tests.support.processes import is_alive, wait_until
 from tests.support.volume import TDEFS, Volume

@@ -11,10 +11,10 @@ import yaml
 
 from tdefs.config import parse_config
 from tdefs.errors import TdefsError
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import make_key_source
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import WrappedProtectorKey
-from tdefs.keys.seal import now
 from tdefs.keys.sources.kmip import KmipSource
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.certificates import Authority, Pair

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli import cat, init, key, key_source, protector
+from tdefs.cli import cat, init
+from tdefs.cli.key import command as key
+from tdefs.cli.key_source import command as key_source
+from tdefs.cli.protector import command as protector
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import make_key_source
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import WrongSecretError
-from tdefs.keys.seal import now
 from tdefs.keys.sources.aws_kms.endpoint import is_safe
 from tdefs.keys.sources.aws_kms.source import AwsKms
 from tdefs.keys.wrapping import WrapContext
@@ -30,9 +33,9 @@ from tests.keysources.aws_stand_in import (
     KmsStandIn,
     make_certificate,
 )
+from tests.support.offline_volumes import Command
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
-from tests.unit.offline.offline_volumes import Command
 
 CONTEXT = WrapContext(bytes(range(16)), "protector key by aws-kms", "pr_1", 0, "pr_1")
 SECRET = bytes(range(32))

@@ -14,11 +14,11 @@ import boto3
 import pytest
 
 from tdefs.config import parse_config
-from tdefs.keys.document import Place
-from tdefs.keys.document_text import serialise
 from tdefs.keys.key_source import make_key_source
-from tdefs.keys.keystore import create_keystore, load_keystore
-from tdefs.keys.protector_changes import label_protector
+from tdefs.keys.keystore.changes import label_protector
+from tdefs.keys.keystore.entries import Place
+from tdefs.keys.keystore.file import create_keystore, load_keystore
+from tdefs.keys.keystore.text import serialise
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost

@@ -14,8 +14,8 @@ from kmip.services.server.session import KmipSession
 
 from tdefs.config import parse_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import make_key_source
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
 from tdefs.keys.sources.kmip import KmipSource
 from tdefs.keys.sources.kmip.client import Client

@@ -17,7 +17,7 @@ import yaml
 
 from tdefs.cli.main import build_parser
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys import saving
+from tdefs.keys.keystore import transaction
 from tests.keysources.kmip_scene import KmipScene
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
@@ -251,7 +251,7 @@ def fail_to_save(monkeypatch: pytest.MonkeyPatch, before: Callable[[], object] =
         before()
         raise TdefsError(Exit.OS_ERROR, "no space left")
 
-    monkeypatch.setattr(saving, "_write", failing)
+    monkeypatch.setattr(transaction, "_write", failing)
 
 
 @pytest.mark.parametrize("words", [("add",), ("change", "pr_1")])

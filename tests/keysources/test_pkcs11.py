@@ -13,23 +13,26 @@ from typing import Any
 import pytest
 from pkcs11.constants import TokenFlag
 
-from tdefs.cli import init, key, key_source, protector
+from tdefs.cli import init
+from tdefs.cli.key import command as key
+from tdefs.cli.key_source import command as key_source
+from tdefs.cli.protector import command as protector
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import make_key_source
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
-from tdefs.keys.seal import now
 from tdefs.keys.sources.pkcs11 import process
 from tdefs.keys.sources.pkcs11.answers import refusal_before_login
 from tdefs.keys.sources.pkcs11.request import Request
 from tdefs.keys.sources.pkcs11.source import Pkcs11
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.soft_token import LABEL, MODULE, PIN, SoftToken, compiled_module
+from tests.support.offline_volumes import Command
 from tests.support.terminal import Terminal
 from tests.support.volume import TDEFS
 from tests.support.workspace import Workspace
-from tests.unit.offline.offline_volumes import Command
 
 CONTEXT = WrapContext(bytes(range(16)), "protector key by pkcs11", "pr_1", 0, "pr_1")
 SECRET = bytes(range(32))

@@ -1,6 +1,6 @@
 """Auto-open: a keystore opens without a person on the machine where that was enabled, and on no other.
 
-Covers tdefs/cli/auto_open.py, tdefs/cli/this_host.py, tdefs/keys/tpm.py and the protector this-host.
+Covers tdefs/cli/auto_open.py, tdefs/cli/common/this_host.py, tdefs/keys/tpm.py and the protector this-host.
 """
 
 from __future__ import annotations

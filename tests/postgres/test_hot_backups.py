@@ -15,7 +15,7 @@ from threading import Event, Thread
 import pytest
 
 from tests.crash.faults.loop_disks import Btrfs, run
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.mounts import detach
 from tests.support.server import Server
 from tests.support.volume import TDEFS, Volume

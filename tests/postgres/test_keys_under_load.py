@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tests.crash.ledger import Ledger
 from tests.postgres.replication import Host
 from tests.support.processes import wait_until

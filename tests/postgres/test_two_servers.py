@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tests.postgres.replication import Host
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.volume.description import ROOTS_LOGS, log_name
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.mounts import LET_GO_OF_OTHERS
 from tests.support.processes import wait_until
 from tests.support.terminal import Terminal

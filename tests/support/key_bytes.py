@@ -10,9 +10,9 @@ from tdefs.format.errors import FormatError
 from tdefs.format.header import decode_header
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.keys.hierarchy import derive_file_key, derive_header_mac_key
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.keystore.wrapped_keys import kept_protector_key, open_history_key
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.seal import kept_protector_key, open_history_key
 
 #: A key is searched for in pieces of so many bytes that begin every four: any 15 in a row are found.
 PIECE = 12

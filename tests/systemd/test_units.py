@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.processes import wait_until
 from tests.support.workspace import Workspace
 from tests.systemd.machine import REPOSITORY, Machine, booted

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
-from tdefs.keys.document import ProtectorEntry, damaged
+from tdefs.keys.keystore.entries import ProtectorEntry, damaged
 from tdefs.keys.memory import with_memory
 from tdefs.keys.protectors.base import NotMineError, Protector, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret

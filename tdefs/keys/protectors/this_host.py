@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
-from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.keystore.entries import ProtectorEntry, damaged
 from tdefs.keys.machine import MACHINE_ID_FILE, NAME_BYTES, machine_id, machine_name
 from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret

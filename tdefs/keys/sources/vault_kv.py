@@ -19,9 +19,9 @@ import hvac.exceptions
 
 from tdefs.errors import TdefsError
 from tdefs.keys import fields
-from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
+from tdefs.keys.keystore.entries import ProtectorEntry, damaged
 from tdefs.keys.protectors.base import Made, NotMineError, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.vault.names import PLACE, read_path

@@ -17,7 +17,7 @@ import pytest
 
 from tests.crash.faults.orders import Faults, Order
 from tests.crash.faults.places import Place
-from tests.fs.children import NOBODY, in_child
+from tests.support.children import NOBODY, in_child
 
 PAGE = bytes(range(1, 256)) * 32 + b"\xff" * 32
 READ_SECONDS = 0.1

@@ -20,9 +20,9 @@ import pytest
 from tdefs.errors import Exit
 from tests.crash.faults.orders import Faults, Order
 from tests.crash.faults.places import verified
-from tests.fs.children import in_child, needs_root
 from tests.fs.libc import entries
 from tests.support.caches import drop_caches
+from tests.support.children import in_child, needs_root
 from tests.support.processes import wait_until
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace

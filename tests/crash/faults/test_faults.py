@@ -22,7 +22,7 @@ from tests.crash.faults.call_sites import call_sites
 from tests.crash.faults.orders import Call, Faults, Order
 from tests.crash.faults.places import Place, verified
 from tests.crash.faults.scripts import SCRIPTS, Script
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.processes import wait_until
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace

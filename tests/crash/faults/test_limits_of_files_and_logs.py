@@ -15,7 +15,7 @@ import pytest
 
 from tests.crash.faults.orders import Call, Faults, Order
 from tests.crash.faults.places import verified
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.processes import wait_until
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace

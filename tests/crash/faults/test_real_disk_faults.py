@@ -20,7 +20,7 @@ from tests.crash.conftest import Dice
 from tests.crash.faults.loop_disks import Btrfs, Ext4, ThinDisk
 from tests.crash.faults.places import verified
 from tests.crash.scene import Scene
-from tests.fs.children import in_child, needs_root
+from tests.support.children import in_child, needs_root
 from tests.support.processes import wait_until
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace

@@ -11,7 +11,7 @@ import pytest
 from tests.crash import dying
 from tests.crash.power.disk.model import Keeps
 from tests.crash.power.disk.mounted import PowerCutDisk
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.processes import is_alive, wait_until
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace

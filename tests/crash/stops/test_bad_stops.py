@@ -19,7 +19,7 @@ from tdefs.errors import Exit
 from tdefs.mounts.known import unmount
 from tests.crash.conftest import Dice
 from tests.crash.stops.writers import BUFFERED, DURABLE, MAPPED, check_written, stop, writing
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.mounts import is_mounted
 from tests.support.processes import is_alive, send, wait_until
 from tests.support.volume import TDEFS, Volume

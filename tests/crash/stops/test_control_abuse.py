@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.conftest import Dice
-from tests.fs.children import NOBODY, in_child, needs_root
+from tests.support.children import NOBODY, in_child, needs_root
 from tests.support.processes import wait_until
 from tests.support.volume import Volume
 

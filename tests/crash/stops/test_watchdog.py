@@ -18,7 +18,7 @@ import pytest
 from tests.crash.conftest import Dice
 from tests.crash.faults.loop_disks import Ext4, run
 from tests.crash.stops.writers import check_written, stop, writing
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.mounts import CONNECTIONS, LET_GO_OF_OTHERS, fusectl
 from tests.support.processes import arguments, is_alive, processes_in, send, wait_until
 from tests.support.volume import Volume

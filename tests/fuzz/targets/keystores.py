@@ -7,13 +7,13 @@ import re
 from dataclasses import replace
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document, Place, ProtectorEntry
-from tdefs.keys.document_text import parse, serialise
 from tdefs.keys.hierarchy import MasterKey
+from tdefs.keys.keystore.entries import Document, Place, ProtectorEntry
+from tdefs.keys.keystore.text import parse, serialise
+from tdefs.keys.keystore.wrapped_keys import new_document, open_keys, open_master_key
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
-from tdefs.keys.seal import new_document, open_keys, open_master_key
 from tests.fuzz.contract import Target, expect, refusal
 from tests.fuzz.mending import edited, keystore_mac, replacing, with_checksum_line
 

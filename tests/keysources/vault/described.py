@@ -14,8 +14,8 @@ import yaml
 
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import KeySource, make_key_source
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.vault.server import OpenBao
 

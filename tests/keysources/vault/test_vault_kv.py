@@ -14,7 +14,7 @@ import hvac.exceptions
 import pytest
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError
 from tests.keysources.vault.described import CONTEXT, SECRET, Described, altered
 

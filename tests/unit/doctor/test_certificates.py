@@ -14,13 +14,13 @@ from tdefs.cli import doctor
 from tdefs.doctor.certificates import examine_certificates
 from tdefs.doctor.findings import Finding, Level
 from tdefs.errors import Exit
-from tdefs.keys.document import ProtectorEntry
 from tdefs.keys.key_source import Certificate, KeySource
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import WrappedProtectorKey
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.certificates import Authority
-from tests.unit.offline.offline_volumes import Command
+from tests.support.offline_volumes import Command
 
 
 class Source(KeySource):

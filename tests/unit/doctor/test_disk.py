@@ -14,7 +14,7 @@ from tdefs.doctor import disk
 from tdefs.doctor.disk import examine_disk, mount_of
 from tdefs.doctor.findings import Level
 from tdefs.mounts.table import MountInfo
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 
 DEVICE = "259:1"
 

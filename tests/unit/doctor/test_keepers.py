@@ -11,7 +11,7 @@ import pytest
 
 from tdefs.doctor import keepers
 from tdefs.doctor.keepers import examine_keepers
-from tests.fs.children import NOBODY, needs_root
+from tests.support.children import NOBODY, needs_root
 
 pytestmark = needs_root
 

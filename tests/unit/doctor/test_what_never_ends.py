@@ -17,7 +17,7 @@ import pytest
 from tdefs import control
 from tdefs.doctor import beside
 from tdefs.doctor.cluster import examine_cluster
-from tdefs.keys.history import append, history_path, read_history
+from tdefs.keys.keystore.history import append, history_path, read_history
 from tdefs.pg.settings import read_settings
 from tdefs.volume.description import Volume
 
@@ -125,7 +125,7 @@ def test_an_answer_that_never_ends_is_no_answer(
 def test_who_holds_the_historys_lock_keeps_nobody_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tdefs.keys.history._LOCK_SECONDS", 0.5)
+    monkeypatch.setattr("tdefs.keys.keystore.history._LOCK_SECONDS", 0.5)
     keystore = tmp_path / "keystore"
     keystore.touch(mode=0o600)
     append(keystore, "first", {}, b"k" * 32)

@@ -18,7 +18,7 @@ from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import Complaints
 from tdefs.data.forms import Encrypted, Expectations, FileForms, Form, Plain
 from tdefs.format.header import ANY_PLACE, FileClass, named, of_class
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Policy

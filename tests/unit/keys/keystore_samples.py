@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore import create_keystore
+from tdefs.keys.keystore.file import create_keystore
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
 
 VOLUME_ID = bytes(range(16))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.keystore import create_keystore, load_keystore
+from tdefs.keys.keystore.file import create_keystore, load_keystore
 from tdefs.keys.protectors.command import CommandProtector, KeyCommand
 from tests.unit.keys.keystore_samples import KEY_HEX, VOLUME_ID, everything_shown
 

@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.history: what was written down cannot be changed, added or removed unseen."""
+"""The promises of keystore.history: what was written down cannot be changed, added or removed unseen."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.keys.document import HistoryAnchor
-from tdefs.keys.history import (
+from tdefs.keys.keystore.entries import HistoryAnchor
+from tdefs.keys.keystore.history import (
     History,
     HistoryFiles,
     append,

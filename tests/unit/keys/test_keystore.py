@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.keystore and tdefs.keys.seal."""
+"""The promises of tdefs.keys.keystore.file and tdefs.keys.keystore.wrapped_keys."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document
-from tdefs.keys.document_text import serialise
 from tdefs.keys.hierarchy import KeyRing, key_fingerprint
-from tdefs.keys.keystore import Keystore, create_keystore, load_keystore
+from tdefs.keys.keystore.entries import Document
+from tdefs.keys.keystore.file import Keystore, create_keystore, load_keystore
+from tdefs.keys.keystore.text import serialise
 from tdefs.keys.protectors.base import Protector, WrappedProtectorKey
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
@@ -265,7 +265,7 @@ def test_keystore_relabelled_for_another_volume_does_not_open(path: Path) -> Non
 
 def test_data_keys_exchanged_under_a_right_mac_do_not_unwrap(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second line of defence: even without the MAC, an entry opens only in its own place."""
-    monkeypatch.setattr("tdefs.keys.seal._mac", lambda document, master: AnyMac())
+    monkeypatch.setattr("tdefs.keys.keystore.wrapped_keys._mac", lambda document, master: AnyMac())
     error = altered_by_stranger(path, exchange_data_keys)
     assert error.exit_code == Exit.KEYSTORE_DAMAGED
     assert "round 1 of data key dk_1" in error.detail

@@ -9,21 +9,23 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document
-from tdefs.keys.document_text import parse, serialise
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.key_changes import (
+from tdefs.keys.keystore.changes import (
+    add_protector,
+    change_protector,
     create_data_key,
     destroy_rounds,
+    remove_protector,
     revoke_rounds,
     rotate_data_key,
     rotate_master_key,
 )
-from tdefs.keys.keystore import Keystore, Unlocked
-from tdefs.keys.protector_changes import add_protector, change_protector, remove_protector
+from tdefs.keys.keystore.entries import Document
+from tdefs.keys.keystore.file import Keystore, Unlocked
+from tdefs.keys.keystore.text import parse, serialise
+from tdefs.keys.keystore.wrapped_keys import kept_protector_key, new_document, open_history_key, sign
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
-from tdefs.keys.seal import kept_protector_key, new_document, open_history_key, sign
 from tests.unit.keys.keystore_samples import (
     KEY_HEX,
     VOLUME_ID,

@@ -15,15 +15,15 @@ import pytest
 
 import tdefs
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import Document
-from tdefs.keys.document_text import serialise
-from tdefs.keys.keystore import Keystore, Unlocked, create_keystore, load_keystore
+from tdefs.keys.keystore.changes import add_protector, change_protector
+from tdefs.keys.keystore.entries import Document
+from tdefs.keys.keystore.file import Keystore, Unlocked, create_keystore, load_keystore
+from tdefs.keys.keystore.text import serialise
 from tdefs.keys.memory import available_bytes
-from tdefs.keys.protector_changes import add_protector, change_protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import MAX_TOTAL_WORK, PassphraseProtector, ScryptCost
-from tests.fs.children import in_child
 from tests.support.account import Account
+from tests.support.children import in_child
 from tests.unit.keys.keystore_samples import VOLUME_ID, WRONG_PASSPHRASE, new_keystore, passphrase
 
 _MCL_FUTURE_ONFAULT = 6
@@ -168,7 +168,7 @@ def test_a_passphrase_beyond_the_limit_of_address_space_is_an_error_and_no_trace
 _UNLOCK_WITH_LITTLE = """
 import ctypes, os, resource, sys
 from pathlib import Path
-from tdefs.keys.keystore import load_keystore
+from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 
 path, uid, gid, limit, flags = Path(sys.argv[1]), *map(int, sys.argv[2:])

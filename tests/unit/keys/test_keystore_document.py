@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.document: damage is told apart from everything else, whatever the bytes."""
+"""The promises of tdefs.keys.keystore.entries: damage is told apart from everything else, whatever the bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document_text import MAX_BYTES, parse, serialise
+from tdefs.keys.keystore.text import MAX_BYTES, parse, serialise
 from tests.unit.keys.keystore_samples import GOLDEN, new_keystore
 
 GOLDEN_DATA = GOLDEN.read_bytes()

@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.saving: whenever a change stops, the old or the new keystore is there whole.
+"""The promises of keystore.transaction: whenever a change stops, the old or the new keystore is there whole.
 
 What a kill before each call leaves is printed as a table by
 
@@ -19,17 +19,16 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit, TdefsError, from_os_error
-from tdefs.keys import saving
-from tdefs.keys.document_text import serialise
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.history import check_history, read_history
-from tdefs.keys.key_changes import rotate_data_key, rotate_master_key
-from tdefs.keys.keystore import Keystore, Unlocked, create_keystore, load_keystore
-from tdefs.keys.protector_changes import add_protector, change_protector
+from tdefs.keys.keystore import transaction
+from tdefs.keys.keystore.changes import add_protector, change_protector, rotate_data_key, rotate_master_key
+from tdefs.keys.keystore.file import Keystore, Unlocked, create_keystore, load_keystore
+from tdefs.keys.keystore.history import check_history, read_history
+from tdefs.keys.keystore.text import serialise
+from tdefs.keys.keystore.transaction import KeystoreChange, repair
+from tdefs.keys.keystore.wrapped_keys import open_history_key
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
-from tdefs.keys.saving import KeystoreChange, repair
-from tdefs.keys.seal import open_history_key
 from tdefs.private import OwnDirectory, UntrustedError
 from tests.unit.keys.keystore_samples import CHEAP, VOLUME_ID, passphrase
 from tests.unit.keys.stopped_calls import StoppedCalls, calls_of, kill_before, table
@@ -233,7 +232,7 @@ def test_second_change_is_refused_and_told_who_is_at_it(path: Path) -> None:
 
 def test_lock_ends_with_the_process_that_holds_it(path: Path) -> None:
     program = (
-        "import os, sys; from pathlib import Path; from tdefs.keys.saving import KeystoreChange\n"
+        "import os, sys; from pathlib import Path; from tdefs.keys.keystore.transaction import KeystoreChange\n"
         "KeystoreChange(Path(sys.argv[1]), 'dies').__enter__(); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", program, str(path)], check=False)
@@ -242,7 +241,7 @@ def test_lock_ends_with_the_process_that_holds_it(path: Path) -> None:
 
 def test_new_keystore_that_cannot_be_read_back_is_not_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = path.read_bytes()
-    read_back = saving._read_back
+    read_back = transaction._read_back
 
     def of_a_bad_disk(directory: OwnDirectory, new: str) -> bytes:
         data = bytearray(read_back(directory, new))
@@ -254,7 +253,7 @@ def test_new_keystore_that_cannot_be_read_back_is_not_used(path: Path, monkeypat
         return serialise(rotate_data_key(unlocked, "dk_1").document)
 
     for lie in (of_a_bad_disk, of_another_keystore, lambda directory, new: original):
-        monkeypatch.setattr(saving, "_read_back", lie)
+        monkeypatch.setattr(transaction, "_read_back", lie)
         with pytest.raises(TdefsError):
             rotate_data(path)
         assert path.read_bytes() == original

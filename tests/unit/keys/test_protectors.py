@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.command import CommandProtector, KeyCommand
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost

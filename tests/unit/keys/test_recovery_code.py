@@ -7,11 +7,11 @@ import random
 import pytest
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector
 from tdefs.keys.recovery_text import CODE_BITS, new_code, read_code, show_code
-from tdefs.keys.seal import now
 from tdefs.keys.wrapping import WrapContext
 from tests.unit.keys.keystore_samples import VOLUME_ID, everything_shown
 

@@ -16,16 +16,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from tdefs.cli.this_host import survey
+from tdefs.cli.common.this_host import survey
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import tpm
-from tdefs.keys.document import ProtectorEntry
-from tdefs.keys.keystore import Keystore
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.file import Keystore
+from tdefs.keys.keystore.wrapped_keys import new_document, now
 from tdefs.keys.protectors.base import NotMineError
 from tdefs.keys.protectors.this_host import HostRefusedError, ThisHostProtector
 from tdefs.keys.protectors.this_host_key import HostKeyHolder
 from tdefs.keys.protectors.this_host_tpm import PCRS, TpmHolder
-from tdefs.keys.seal import new_document, now
 from tdefs.keys.tpm import Sealed, Tpm
 from tdefs.keys.wrapping import WrapContext
 from tests.unit.keys.keystore_samples import VOLUME_ID, everything_shown, passphrase

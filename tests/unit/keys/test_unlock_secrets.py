@@ -15,13 +15,13 @@ import pytest
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import secrets
-from tdefs.keys.document import ProtectorEntry
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector
 from tdefs.keys.recovery_text import show_code
-from tdefs.keys.seal import now
 from tdefs.keys.wrapping import WrapContext
 from tests.support.volume import TDEFS
 from tests.unit.keys.keystore_samples import PASSPHRASE, VOLUME_ID, everything_shown

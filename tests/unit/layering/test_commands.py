@@ -5,21 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
 import pytest
 
 import tdefs.cli
-from tdefs.cli.main import build_parser
+from tdefs.cli.main import COMMANDS, build_parser
 
-COMMANDS = sorted(
-    module.name.replace("_", "-")
-    for module in iter_modules(tdefs.cli.__path__)
-    if hasattr(import_module(f"tdefs.cli.{module.name}"), "register")
-)
+#: The modules that are commands.
+MODULES = {
+    module.name.removeprefix("tdefs.cli.")
+    for module in walk_packages(tdefs.cli.__path__, "tdefs.cli.")
+    if hasattr(import_module(module.name), "register")
+}
 
 
 def test_every_command_is_in_the_help() -> None:
+    assert set(COMMANDS.values()) == MODULES
     listed = [line.split()[0] for line in build_parser().format_help().splitlines() if line.startswith("    ")]
     assert set(COMMANDS) <= set(listed)
 

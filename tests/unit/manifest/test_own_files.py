@@ -19,7 +19,7 @@ from tdefs.manifest.state import MANIFEST_FILE, Binding, look, write_manifest
 from tdefs.manifest.tree import open_root
 from tdefs.private import UntrustedError
 from tdefs.volume.description import Volume
-from tests.fs.children import NOBODY, needs_root
+from tests.support.children import NOBODY, needs_root
 
 pytestmark = needs_root
 

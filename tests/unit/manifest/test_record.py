@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdefs.keys.history import HistoryFiles, append, read_history, records_under
+from tdefs.keys.keystore.history import HistoryFiles, append, read_history, records_under
 from tdefs.manifest.counter import EVENT, newest_counter, note_counter
 from tdefs.manifest.record import BadManifestError, Flag, Listing, Manifest, NodeKind, decode, digest, encode
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tdefs.cli import ls, verify
-from tdefs.cli.key_files import KeyFiles
+from tdefs.cli.key.files import KeyFiles
 from tdefs.errors import Exit
 from tdefs.offline.link_targets import leads_out
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 UNLOCK = ("--key-command", KEY_COMMAND)
 

@@ -15,7 +15,7 @@ from tdefs.cli import verify
 from tdefs.errors import Exit
 from tdefs.offline.reader import CHUNK_SIZE
 from tdefs.volume.description import VolumeLock
-from tests.unit.offline.offline_volumes import (
+from tests.support.offline_volumes import (
     KEY_COMMAND,
     PG_DATA,
     SEGMENT_PAGES,

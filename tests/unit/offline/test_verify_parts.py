@@ -1,4 +1,7 @@
-"""Verifying a tablespace or WAL without its cluster. Covers tdefs/cli/home_cluster.py and tdefs/pg/home.py."""
+"""Verifying a tablespace or WAL without its cluster.
+
+Covers tdefs/cli/common/home_cluster.py and tdefs/pg/home.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pytest
 
 from tdefs.cli import verify
 from tdefs.errors import Exit, TdefsError
-from tests.unit.offline.offline_volumes import (
+from tests.support.offline_volumes import (
     KEY_COMMAND,
     SEGMENT_PAGES,
     Command,

@@ -1,6 +1,6 @@
 """How ``tdefs verify`` reads: several files at a time, in one order, with progress, until it is interrupted.
 
-Covers tdefs/offline/in_order.py, tdefs/offline/file_checking.py and tdefs/cli/progress.py.
+Covers tdefs/offline/in_order.py, tdefs/offline/file_checking.py and tdefs/cli/common/progress.py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import progress, verify
+from tdefs.cli import verify
+from tdefs.cli.common import progress
 from tdefs.errors import Exit
 from tdefs.offline.in_order import in_order
+from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume, good_pages
 from tests.support.processes import wait_until
 from tests.support.terminal import Terminal
 from tests.support.volume import TDEFS
-from tests.unit.offline.offline_volumes import KEY_COMMAND, Command, SmallVolume, good_pages
 
 UNLOCK = ("--key-command", KEY_COMMAND)
 #: A hole of that length takes some seconds to read.

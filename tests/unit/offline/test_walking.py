@@ -23,7 +23,7 @@ from tdefs.offline.reader import (
     volume_at,
     walk,
 )
-from tests.unit.offline.offline_volumes import SmallVolume
+from tests.support.offline_volumes import SmallVolume
 
 STRAY = os.fsdecode(b"base/5/16384\xff")
 

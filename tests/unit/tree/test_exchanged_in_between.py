@@ -19,7 +19,7 @@ from tdefs.tree.inodes import InodeTable
 from tdefs.volume.believed import Believed
 from tdefs.volume.description import Volume
 from tdefs.volume.session_record import Ending, LastSession
-from tests.fs.children import needs_root
+from tests.support.children import needs_root
 from tests.support.served_volume import VOLUME_ID, ScriptedCalls, ServedVolume
 
 SECRET = b"a victim's"

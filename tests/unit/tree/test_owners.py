@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.data.calls import Owner
-from tests.fs.children import NOBODY, needs_root
+from tests.support.children import NOBODY, needs_root
 from tests.support.served_volume import Crash, ServedVolume
 
 pytestmark = needs_root

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.keys.document import Statements
+from tdefs.keys.keystore.entries import Statements
 from tdefs.offline.reader import EMPTY, ENCRYPTED, PLAIN, OfflineReader, describe
 from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.policy.model import Policy

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Self
 
 from tdefs.keys import fields
 from tdefs.keys.attempts import PATIENCE_SECONDS
-from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
+from tdefs.keys.keystore.entries import ProtectorEntry, damaged
 from tdefs.keys.protectors.base import NotMineError, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.aws_kms.answers import untrusted

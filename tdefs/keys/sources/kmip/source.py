@@ -10,11 +10,11 @@ from functools import partial
 from typing import Self
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import Certificate, KeySource
+from tdefs.keys.keystore.entries import ProtectorEntry, damaged
+from tdefs.keys.keystore.unsaved import warn_on_stderr
 from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey, WrongSecretError
-from tdefs.keys.removing import remove_made
 from tdefs.keys.settings import SettingsReader
 from tdefs.keys.sources.kmip.client import Client
 from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields
@@ -156,7 +156,7 @@ class KmipSource(KeySource, WrappingKeys):
         except TdefsError as error:
             # Who does not answer is asked again, and has the key then; what is refused stays so.
             if error.exit_code in (Exit.KEY_SERVER_REFUSED, Exit.WRAPPING_KEY_UNUSABLE):
-                remove_made(_made(self._settings.name, uid), partial(_end, uid, client))
+                _made(self._settings.name, uid).remove(partial(_end, uid, client), warn_on_stderr)
             raise
 
     def _configured_key(self, client: Client) -> tuple[str, bytes]:

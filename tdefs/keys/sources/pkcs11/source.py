@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
 from tdefs.keys.attempts import PATIENCE_SECONDS, attempt
-from tdefs.keys.document import ProtectorEntry, damaged
 from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.key_source import KeySource
+from tdefs.keys.keystore.entries import ProtectorEntry, damaged
 from tdefs.keys.protectors.base import Made, NotMineError, WrappedProtectorKey, WrongSecretError
 from tdefs.keys.secrets import ask_passphrase
 from tdefs.keys.settings import SettingsReader

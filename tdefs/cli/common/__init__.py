@@ -1,0 +1,1 @@
+"""What several commands share: options, unlocking, output, and how a command runs."""

@@ -1,0 +1,236 @@
+"""Finding the cluster that a volume's tablespace or WAL belongs to: named by the user, or by who links to it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdefs.cli.common.link_places import mountpoints_of, trusted_mounts
+from tdefs.cli.common.unlocking import add_keystore_arguments, unlock, use_configured_secret
+from tdefs.config import load_config
+from tdefs.control import ask_status
+from tdefs.doctor.cluster import find_clusters
+from tdefs.errors import Exit, TdefsError
+from tdefs.format.errors import FormatError
+from tdefs.keys.secrets import is_secret_given
+from tdefs.offline.reader import OfflineReader
+from tdefs.pg.control import (
+    CONTROL_FILE,
+    MOST_CONTROL_BYTES,
+    BadControlFile,
+    UnknownControlVersion,
+    parse_control_file,
+)
+from tdefs.pg.home import HomeCluster
+from tdefs.pg.structure import WAL_FROM_ELSEWHERE
+from tdefs.private import read_regular
+from tdefs.text import printable
+from tdefs.volume.believed import Opened
+from tdefs.volume.description import DATA_DIRECTORY, PRIVATE_DIRECTORY, Volume, read_volume
+
+
+def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> HomeCluster:
+    """Return the cluster that *volume* is a part of: *pgdata* is its data directory, or in a backing directory.
+
+    :param args: those of the command line; where the configuration does not say how to unlock that volume, the
+        same secret as for the other one does.
+    :raises TdefsError: USAGE if there is no cluster, or more than one; what is wrong with the volume's keystore or
+        secret.
+    """
+    place = pgdata.resolve()
+    if (place / PRIVATE_DIRECTORY).exists():
+        place /= DATA_DIRECTORY
+    found = _clusters(place)
+    found = [place] if place in found else found
+    if len(found) != 1:
+        raise TdefsError(
+            Exit.USAGE,
+            f'there is {"no cluster" if not found else "more than one cluster"} in "{printable(str(pgdata))}"',
+            detail=", ".join(printable(str(one)) for one in found),
+            hint="name a data directory, which has global/pg_control, or the backing directory of its volume",
+        )
+
+    def known_of(other: Volume) -> Opened:
+        configured = _configured(args, other)
+        # the keystore that the command line names is that of the volume that is verified
+        return unlock(configured or argparse.Namespace(**{**vars(args), "keystore": None}), other)
+
+    mountpoints = mountpoints_of(volume, load_config(args.config))
+    home = _Candidate(found[0], found[0], _volume_of(found[0]))
+    return _read(home, _wal_directory(home, mountpoints, known_of), known_of)
+
+
+def linking_clusters(args: argparse.Namespace, volume: Volume) -> Iterator[HomeCluster]:
+    """Yield the clusters that can be found whose pg_tblspc or pg_wal leads to where *volume* is, or was, mounted.
+
+    Looked for on the mounts of other volumes, beside the mount point, and in the backing directories that the
+    configuration names. One that cannot be read is a warning. Nobody is asked for a secret.
+    """
+    config = load_config(args.config)
+
+    def known_of(other: Volume) -> Opened:
+        configured = _configured(args, other)
+        if configured is None:
+            raise TdefsError(Exit.NO_SECRET, "the configuration does not say how to unlock its volume")
+        return unlock(configured, other)
+
+    mountpoints = mountpoints_of(volume, config)
+    unmounted = [path.resolve() for path in config.volumes]
+    for home in _candidates(volume, unmounted, mountpoints):
+        belongs = "to which this volume may belong"
+        try:
+            if not _leads_to(home, mountpoints, known_of):
+                continue
+            belongs = "to which this volume belongs"
+            yield _read(home, _wal_directory(home, mountpoints, known_of), known_of)
+        except (TdefsError, OSError) as error:
+            print(
+                f'tdefs: warning: the cluster in "{printable(str(home.pgdata))}", {belongs}, '
+                f"cannot be asked: {printable(str(error))}\n"
+                "HINT:  name its data directory with --pgdata",
+                file=sys.stderr,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A data directory: where it is stored, where its files can be read, and in which volume, if in one."""
+
+    stored: Path
+    pgdata: Path
+    volume: Volume | None = None
+
+
+def _candidates(volume: Volume, unmounted: list[Path], mountpoints: set[Path]) -> Iterator[_Candidate]:
+    """Yield data directories.
+
+    What is mounted is looked at in its backing directory: a daemon that does not answer must not matter here.
+    """
+    mounts = [mount for mount in trusted_mounts(volume) if mount.backing != volume.backing]
+    for mount in mounts:
+        data = mount.backing / DATA_DIRECTORY
+        for stored in _clusters(data):
+            with suppress(TdefsError, OSError):
+                yield _Candidate(stored, mount.mountpoint / stored.relative_to(data), read_volume(mount.backing))
+    for backing in unmounted:
+        if backing != volume.backing and all(backing != mount.backing for mount in mounts):
+            for stored in _clusters(backing / DATA_DIRECTORY):
+                with suppress(TdefsError, OSError):
+                    yield _Candidate(stored, stored, read_volume(backing))
+    for mountpoint in mountpoints:
+        on_mount = any(mountpoint.is_relative_to(mount.mountpoint) for mount in mounts)
+        if mountpoint.name == "pg_wal" and not on_mount and mountpoint.parent in _clusters(mountpoint.parent):
+            yield _Candidate(mountpoint.parent, mountpoint.parent)
+
+
+def _clusters(place: Path) -> list[Path]:
+    with suppress(OSError):
+        return find_clusters(place)
+    return []
+
+
+def _leads_to(home: _Candidate, mountpoints: set[Path], known_of: Callable[[Volume], Opened]) -> bool:
+    """Tell whether a tablespace or the WAL of the cluster lies on one of the mount points.
+
+    :raises TdefsError: its links cannot be read for want of keys.
+    """
+    if _wal_directory(home, mountpoints, known_of) is not None:
+        return True
+    names: list[str] = []
+    with suppress(OSError):
+        names = os.listdir(home.stored / "pg_tblspc")
+    targets = [_target(home, f"pg_tblspc/{name}", known_of) for name in names]
+    return any(_lies_on(target, home.pgdata, mountpoint) for target in targets for mountpoint in mountpoints)
+
+
+def _wal_directory(home: _Candidate, mountpoints: set[Path], known_of: Callable[[Volume], Opened]) -> str | None:
+    """Return where pg_wal lies below one of the mount points; ``None`` if it does not."""
+    target = _target(home, "pg_wal", known_of)
+    below = [target.relative_to(one).parts for one in mountpoints if _lies_on(target, home.pgdata, one)]
+    return "/".join(below[0]) if below else None
+
+
+def _lies_on(target: Path, pgdata: Path, mountpoint: Path) -> bool:
+    """Tell whether a part of the cluster is on a mount that the rest is not on: not a mount around all of it."""
+    return target.is_relative_to(mountpoint) and not pgdata.is_relative_to(mountpoint)
+
+
+def _target(home: _Candidate, name: str, known_of: Callable[[Volume], Opened]) -> Path:
+    """Return where the directory *name* of a cluster lies: as its link says, which nobody follows here.
+
+    :raises TdefsError: the link cannot be read for want of keys.
+    """
+    place = home.pgdata / name
+    with suppress(OSError, FormatError):
+        if (home.stored / name).is_symlink():
+            place = place.parent / _link_target(home, name, known_of)
+    return Path(os.path.normpath(place))
+
+
+def _link_target(home: _Candidate, name: str, known_of: Callable[[Volume], Opened]) -> Path:
+    """Return where a link leads to: as the daemon says that serves its volume, or as the keys tell."""
+    if home.volume is None:
+        return (home.stored / name).readlink()
+    # one that does not answer would have whoever reads the link wait for ever
+    if home.stored != home.pgdata and ask_status(home.volume) is not None:
+        return (home.pgdata / name).readlink()
+    path = os.fspath((home.stored / name).relative_to(home.volume.data))
+    return Path(os.fsdecode(_reader(home.volume, known_of).link_target(path)))
+
+
+def _reader(volume: Volume, known_of: Callable[[Volume], Opened]) -> OfflineReader:
+    known = known_of(volume)
+    return OfflineReader(volume, known.unlocked.ring, known.believed)
+
+
+def _configured(args: argparse.Namespace, volume: Volume) -> argparse.Namespace | None:
+    """Return arguments with the secret that the configuration has for *volume*; ``None`` if it has none."""
+    parser = argparse.ArgumentParser()
+    add_keystore_arguments(parser)
+    configured = parser.parse_args([], argparse.Namespace(run=args.run))
+    configured.config = args.config
+    use_configured_secret(configured, load_config(args.config).for_backing(volume.backing))
+    return configured if is_secret_given(configured) else None
+
+
+def _read(home: _Candidate, wal_directory: str | None, known_of: Callable[[Volume], Opened]) -> HomeCluster:
+    pgdata = home.pgdata
+    try:
+        control = parse_control_file(_content(home, known_of))
+    except (BadControlFile, UnknownControlVersion, FormatError) as error:
+        raise TdefsError(
+            Exit.USAGE,
+            f'"{printable(str(pgdata / CONTROL_FILE))}" cannot be used: {error}',
+            hint="verify the cluster's own volume first",
+        ) from None
+    wal = pgdata / "pg_wal"
+    return HomeCluster(
+        os.fspath(pgdata),
+        control,
+        wal_is_elsewhere=wal_directory is not None or wal.is_symlink() or wal.is_mount(),
+        wal_directory=wal_directory,
+        wal_is_incomplete=any((pgdata / name).exists() for name in WAL_FROM_ELSEWHERE),
+    )
+
+
+def _volume_of(pgdata: Path) -> Volume | None:
+    """Return the volume in whose backing directory *pgdata* lies, if it lies in one."""
+    backing = next(
+        (place for place in pgdata.parents if os.access(place / PRIVATE_DIRECTORY, os.F_OK)),
+        None,
+    )
+    return None if backing is None else read_volume(backing)
+
+
+def _content(home: _Candidate, known_of: Callable[[Volume], Opened]) -> bytes:
+    """Return the pg_control of the cluster, decrypted if it is read in a backing directory."""
+    if home.volume is None or home.pgdata != home.stored:
+        return read_regular(home.pgdata / CONTROL_FILE, MOST_CONTROL_BYTES)
+    path = os.fspath((home.stored / CONTROL_FILE).relative_to(home.volume.data))
+    with _reader(home.volume, known_of).open(path) as file:
+        return bytes(next(file.chunks(), b""))

@@ -1,0 +1,1 @@
+"""``tdefs key``: one module for each group of subcommands."""

@@ -1,0 +1,72 @@
+"""``tdefs key history``: who unlocked and changed the keystore."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tdefs.cli.common.output import print_json, print_line, print_table
+from tdefs.cli.common.place import volume_of
+from tdefs.cli.common.unlocking import open_recorded, read_keystore, unlocking_secret
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.keystore.changes import find_data_key
+from tdefs.keys.keystore.history import check_history, history_path, read_history
+from tdefs.keys.keystore.wrapped_keys import open_history_key
+from tdefs.text import printable
+
+
+def run_history(args: argparse.Namespace) -> int:
+    """Print the history; check it unless told not to.
+
+    :raises TdefsError: HISTORY_BROKEN, after it was printed; DATA_KEY_UNKNOWN if neither the history nor the
+        keystore knows the key that was asked for.
+    """
+    volume = volume_of(args)
+    keystore = read_keystore(args, volume)
+    document, key = keystore.document, None
+    if not args.unchecked:
+        unlocked = open_recorded(keystore, unlocking_secret(args, volume), "key history")
+        key = open_history_key(document.volume_id, document.history, unlocked.master)
+    found = check_history(read_history(keystore.path), key, document.history, document.revision)
+    records = [record for record in found.records if args.key is None or _concerns(record, args.key)]
+    if args.key is not None and not records:
+        find_data_key(document, args.key)
+    if args.json:
+        print_json(
+            {
+                "checked": key is not None,
+                "records": records,
+                "findings": found.findings,
+                "notes": found.notes,
+            }
+        )
+    else:
+        rows = [_row(record) for record in records]
+        print_table(("n", "time", "event", "who", "what"), rows, numbers=("n",))
+        print_line()
+        for note in found.notes:
+            print_line(f"note: {printable(note)}")
+        print_line("not checked" if key is None else f"checked: {len(found.findings)} findings")
+    if found.findings:
+        raise TdefsError(
+            Exit.HISTORY_BROKEN,
+            f'the history "{history_path(keystore.path)}" is not as it was written',
+            detail="; ".join(found.findings),
+            hint="compare it with a copy; a keystore copied without its history lacks the records of before, too",
+        )
+    return Exit.OK
+
+
+def _concerns(record: dict[str, Any], key: str) -> bool:
+    """Tell whether a record names the data key: that which was changed, or one of those that were made first."""
+    what = record["what"]
+    return key == what.get("key") or key in str(what.get("keys", "")).split()
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    who, what = record["who"], record["what"]
+    user = f"{who.get('user')}@{who.get('host')}"
+    if "sudo_user" in who:
+        user = f"{who['sudo_user']} as {user}"
+    told = " ".join(f"{name}={value}" for name, value in what.items())
+    return str(record["n"]), str(record["time"]), str(record["event"]), user, told

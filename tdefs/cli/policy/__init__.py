@@ -1,0 +1,1 @@
+"""``tdefs policy``: checking, explaining, choosing and accepting a policy."""

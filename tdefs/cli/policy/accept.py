@@ -1,0 +1,126 @@
+"""``tdefs policy accept``: have the keystore note which policy a volume may use."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tdefs.cli.common.keystore_change import changing
+from tdefs.cli.common.output import print_line
+from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.unlocking import add_keystore_arguments
+from tdefs.cli.policy.choice import add_policy_arguments, named_policy
+from tdefs.config import load_config
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.keystore.changes import find_volume, restate_volume
+from tdefs.keys.keystore.entries import Statements
+from tdefs.policy.changes import newly_plain
+from tdefs.policy.model import Policy
+from tdefs.policy.parse import load_policy
+from tdefs.text import printable
+from tdefs.volume.description import is_in_use
+from tdefs.volume.policy_choice import PolicyChoice, check_key_names, remembered_policy
+from tdefs.volume.registry import recognised
+
+
+def add_accept(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command ``accept``."""
+    accept = commands.add_parser(
+        "accept",
+        help="have the keystore note that this policy is meant; a mount uses no other one",
+        description="Notes in the keystore, for which a secret is needed, which policy the volume may use: a "
+        "digest of what it decides, so that comments may change. Says what it leaves in the clear that the one "
+        "before did not, and asks. Files that are there stay as they are; a mount uses it from its next start on.",
+    )
+    add_place(accept)
+    add_policy_arguments(accept, "default: what the configuration names, else the file of the one before")
+    accept.add_argument("--yes", action="store_true", help="do not ask")
+    add_keystore_arguments(accept)
+    accept.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    volume = volume_of(args)
+    named = named_policy(args, load_config(args.config).for_backing(volume.backing))
+    with changing(args, volume, "policy accept") as change:
+        entry = recognised(change.document, volume)
+        if entry is None:  # the directory was exchanged since
+            raise TdefsError(Exit.VOLUME_NOT_REGISTERED, f'the keystore does not know volume "{volume.backing}"')
+        old = find_volume(change.document, entry.id).statements
+        choice = named or remembered_policy(old)
+        check_key_names(choice, change.unlocked.ring)
+        new = statements_with(old, choice)
+        _ask(args, old, choice)
+        change.save(
+            restate_volume(change.unlocked, entry.id, new),
+            volume=entry.id,
+            policy=printable(new.policy) or "none",
+            digest=new.policy_digest or "none",
+            plain_files="yes" if new.plain_files else "no",
+        )
+        change.tell_revision()
+    print_line(
+        f'the policy "{printable(new.policy)}" is accepted for volume {entry.id}'
+        if new.policy
+        else f"volume {entry.id} has no policy: everything is encrypted"
+    )
+    if new.plain_files and not choice.policy.leaves_anything_plain():
+        print_line("files that are in the clear already stay so, and readable")
+    if is_in_use(volume):
+        print_line("it is mounted: the mount goes on as it began; unmount it and mount it again to use this")
+    return Exit.OK
+
+
+def statements_with(old: Statements, choice: PolicyChoice) -> Statements:
+    """Return what a volume may do once a policy is accepted; what is in the clear already must stay readable."""
+    return Statements(
+        plain_files=old.plain_files or choice.policy.leaves_anything_plain(),
+        lowest_suite=old.lowest_suite,
+        policy_digest=choice.digest,
+        policy="" if choice.file is None else str(choice.file),
+    )
+
+
+def _ask(args: argparse.Namespace, old: Statements, choice: PolicyChoice) -> None:
+    """Say what is in the clear from now on that was not before, and ask whether that is meant.
+
+    :raises TdefsError: POLICY_NOT_ACCEPTED if it is not.
+    """
+    for warning in choice.policy.warnings:
+        print(f"tdefs: warning: {printable(warning)}", file=sys.stderr)
+    before = _accepted(old)
+    plain = newly_plain(before or Policy.everything(), choice.policy)
+    if not plain:
+        return
+    print("tdefs: new files will be in the clear that were encrypted before:", file=sys.stderr)
+    if before is None:
+        print(
+            "tdefs: the policy of before was changed, and cannot be compared: all that this one leaves in the"
+            " clear is listed",
+            file=sys.stderr,
+        )
+    for line in plain:
+        print(f"    {printable(line)}", file=sys.stderr)
+    if args.yes:
+        return
+    if not sys.stdin.isatty():
+        raise TdefsError(
+            Exit.POLICY_NOT_ACCEPTED,
+            "the policy leaves files in the clear, and nobody is there to say that this is meant",
+            hint="add --yes if it is",
+        )
+    print('Type "yes" if this is meant: ', end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip() != "yes":
+        raise TdefsError(Exit.POLICY_NOT_ACCEPTED, "the policy was not accepted, and nothing was changed")
+
+
+def _accepted(old: Statements) -> Policy | None:
+    """Return the policy that is accepted so far, ``None`` if its file is not what it was."""
+    if not old.policy_digest:
+        return Policy.everything()
+    try:
+        policy = load_policy(Path(old.policy))
+    except (TdefsError, OSError):
+        return None
+    return policy if policy.digest() == old.policy_digest else None

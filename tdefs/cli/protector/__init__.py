@@ -1,0 +1,1 @@
+"""``tdefs protector``: the protectors of a keystore, and how they follow a new master key."""

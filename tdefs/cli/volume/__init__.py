@@ -1,0 +1,1 @@
+"""``tdefs volume``: the volumes that a keystore knows."""

@@ -1,0 +1,222 @@
+"""The keystore file: creating it, loading it without a secret, and unlocking the keys in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.exposure import exposure
+from tdefs.keys.hierarchy import KeyRing, MasterKey
+from tdefs.keys.keystore.entries import Document, Place, ProtectorEntry, Statements
+from tdefs.keys.keystore.text import MAX_BYTES, parse, serialise
+from tdefs.keys.keystore.unsaved import remove_unsaved
+from tdefs.keys.keystore.wrapped_keys import new_document, open_keys, open_master_key
+from tdefs.keys.limits import check_costs
+from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
+from tdefs.private import own_place
+from tdefs.yamlfile import let_read
+
+FIRST_DATA_KEY = "dk_1"
+
+
+@dataclass(frozen=True)
+class Unlocked:
+    """A keystore document with its current master key and its data keys; ``protector_id`` opened it."""
+
+    document: Document
+    master: MasterKey
+    protector_id: str
+    ring: KeyRing
+
+
+@dataclass(frozen=True)
+class Keystore:
+    """A keystore that was read and found undamaged, still locked. ``document`` holds no open secret."""
+
+    path: Path
+    document: Document
+
+    def __post_init__(self) -> None:
+        """Refuse what would take long to unlock, before anything is tried. Raises TdefsError(KEYSTORE_DAMAGED)."""
+        check_costs(self.document)
+
+    @property
+    def volume_id(self) -> bytes:
+        """The 16-byte id of the volume whose keys these are."""
+        return self.document.volume_id
+
+    def kinds(self) -> list[str]:
+        """Return the kinds of protectors that the keystore has, sorted, each once."""
+        return sorted({entry.kind for entry in self.document.protectors})
+
+    def check_volume(self, volume_id: bytes) -> None:
+        """Raise TdefsError(KEYSTORE_FOREIGN) unless the keys are those of the volume ``volume_id``."""
+        if volume_id != self.volume_id:
+            raise TdefsError(
+                Exit.KEYSTORE_FOREIGN,
+                f'the keystore "{self.path}" belongs to another volume',
+                detail=f"the keystore is for volume {self.volume_id.hex()}, this is volume {volume_id.hex()}",
+                hint="name this volume's own keystore with --keystore",
+            )
+
+    def unlock(self, protector: Protector) -> KeyRing:
+        """Return the data keys, unlocked with ``protector``. Raises as :meth:`open`."""
+        return self.open(protector).ring
+
+    def open(self, protector: Protector) -> Unlocked:
+        """Unlock with ``protector``.
+
+        Raises TdefsError: NO_SECRET if the keystore has no protector of this kind (before the secret is
+        asked for), WRONG_SECRET or WRAPPING_KEY_UNUSABLE if none of them opens, KEYSTORE_DAMAGED if the
+        keystore was altered by someone without the master key, and what fetching the secret raises.
+        """
+        if protector.kind not in self.kinds():
+            raise TdefsError(
+                Exit.NO_SECRET,
+                f"{protector.words} does not open the keystore, which has no protector of kind {protector.kind}",
+                detail=f'the keystore "{self.path}" has protectors of kind: {", ".join(self.kinds())}',
+                hint="use --passphrase-file, --passphrase-fd or the prompt for a passphrase, --key-command for a"
+                " command, --key-source for a key source, --recovery-code-file for a recovery code; one"
+                " of kind this-host opens without any of these, on its own host",
+            )
+        masters, by = self._master_keys(protector)
+        current = masters[self.document.current_master_key().name]
+        return Unlocked(self.document, current, by, open_keys(self.document, masters))
+
+    def _master_keys(self, protector: Protector) -> tuple[dict[str, MasterKey], str]:
+        """Return by name every master key that ``protector`` opens, and which entry opened the current one."""
+        opened: dict[str, MasterKey] = {}
+        by = ""
+        refusal: TdefsError | None = None
+        current = self.document.current_master_key().name
+        for entry in self.document.protectors:
+            if entry.master_key in opened:
+                continue
+            try:
+                opened[entry.master_key] = open_master_key(self.document, entry, protector)
+            except NotMineError:
+                continue
+            except TdefsError as error:
+                # A key server may have revoked the key of one protector, and have that of the next.
+                if error.exit_code not in (Exit.WRONG_SECRET, Exit.WRAPPING_KEY_UNUSABLE):
+                    raise
+                refusal = refusal or error
+                continue
+            if entry.master_key == current:
+                by = entry.id
+        if current not in opened:
+            raise refusal or WrongSecretError(
+                f"none of the keystore's protectors of kind {protector.kind} was made by {protector.words}",
+                detail="they are of another host, or of another key or place than the configuration names",
+            )
+        return opened, by
+
+
+def create_keystore(
+    path: Path,
+    volume_id: bytes,
+    protector: Protector,
+    *,
+    data_key_names: Sequence[str] = (FIRST_DATA_KEY,),
+    place: Place | None = None,
+    statements: Statements | None = None,
+) -> KeyRing:
+    """Create the keystore of a new volume, which is at ``place``, at ``path`` (mode 0600); return its data keys.
+
+    ``statements`` are what the volume may do; without them the strictest.
+
+    It gets a master key, round 1 of each of ``data_key_names``, of which the first becomes the default,
+    and one protector. What is returned was unlocked from the very bytes that are written, so a protector
+    that cannot undo what it did is found now and not at the first mount. When this returns it is durable.
+
+    Raises TdefsError: VOLUME_EXISTS if there is something at ``path``, which is left as it is; OS_ERROR;
+    and what the protector raises. What the protector made elsewhere is removed then.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+    document = new_document(volume_id, protector, data_key_names, place, statements)
+    try:
+        return write_new_keystore(path, document, protector)
+    except BaseException:
+        remove_what_is_not_saved(path, protector, document.protectors)
+        raise
+
+
+def remove_what_is_not_saved(path: Path, protector: Protector, entries: Iterable[ProtectorEntry]) -> None:
+    """Undo what ``protector`` made elsewhere for ``entries`` that the keystore at ``path`` does not have.
+
+    Raises nothing: what is left behind is told on stderr.
+    """
+    try:
+        saved = {entry.wrapped for entry in load_keystore(path).document.protectors}
+    except TdefsError as error:
+        # the directory may be what failed, so nothing but its absence is certain
+        remove_unsaved(protector, entries, set() if error.exit_code is Exit.KEYSTORE_MISSING else None)
+    else:
+        remove_unsaved(protector, entries, saved)
+
+
+def write_new_keystore(path: Path, document: Document, protector: Protector) -> KeyRing:
+    """Write a keystore where there is none; as :func:`create_keystore`, which has it made."""
+    data = serialise(document)
+    ring = Keystore(path, parse(data)).unlock(protector)
+    try:
+        with own_place(path) as directory:
+            directory.write_durably(path.name, data, replace=False)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError as error:
+        raise _os_error("create", path, error) from error
+    return ring
+
+
+def load_keystore(path: Path) -> Keystore:
+    """Read the keystore at ``path``; no secret is needed.
+
+    Raises TdefsError: KEYSTORE_MISSING; KEYSTORE_EXPOSED if group or others have any permission, or, unless
+    this process is root's, the owner is neither root nor its user; FILE_UNTRUSTED; KEYSTORE_DAMAGED; OS_ERROR.
+    """
+    try:
+        with own_place(path) as directory:
+            data = directory.read(path.name, MAX_BYTES + 1, judge=lambda _, status: _check_file(path, status))
+    except (FileNotFoundError, NotADirectoryError):
+        raise TdefsError(
+            Exit.KEYSTORE_MISSING,
+            f'there is no keystore "{path}"',
+            hint="name the keystore with --keystore, or restore it from a backup",
+        ) from None
+    except OSError as error:
+        raise _os_error("read", path, error) from error
+    return Keystore(path, parse(data))
+
+
+def _check_file(path: Path, status: os.stat_result) -> None:
+    exposed = exposure(path, status)
+    if exposed:
+        how = "belongs to another user" if exposed.foreign else "is accessible to other users"
+        raise TdefsError(
+            Exit.KEYSTORE_EXPOSED,
+            f'the keystore "{path}" {how}',
+            detail=exposed.detail,
+            hint=exposed.remedy,
+        )
+
+
+def _exists(path: Path) -> TdefsError:
+    return TdefsError(
+        Exit.VOLUME_EXISTS,
+        f'there is a file at "{path}" already, and a keystore is never overwritten',
+        hint="choose another place with --keystore, or move the file away if nothing needs its keys",
+    )
+
+
+def _os_error(action: str, path: Path, error: OSError) -> TdefsError:
+    return TdefsError(
+        Exit.OS_ERROR,
+        f'could not {action} the keystore "{path}"',
+        detail=error.strerror or str(error),
+        hint=let_read(path, error) if action == "read" else "",
+    )

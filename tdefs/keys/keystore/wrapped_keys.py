@@ -1,0 +1,289 @@
+"""Sealing a keystore document: wrapping the keys in it and making the MAC over all of it; and the reverse."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
+from tdefs.keys.hierarchy import AES_256_XTS, SECRET_BYTES, DataKey, KeyRing, MasterKey, key_fingerprint
+from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.keystore.entries import (
+    ACTIVE,
+    MAC_BYTES,
+    REVOKED,
+    DataKeyEntry,
+    Document,
+    HistoryAnchor,
+    MasterKeyEntry,
+    Place,
+    ProtectorEntry,
+    RoundEntry,
+    Statements,
+    VolumeEntry,
+    damaged,
+)
+from tdefs.keys.keystore.text import signed_bytes
+from tdefs.keys.protectors.base import Protector, WrongSecretError
+from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
+
+FIRST_MASTER_KEY = "mk_1"
+FIRST_PROTECTOR = "pr_1"
+FIRST_VOLUME = "vol_1"
+
+_DERIVED_KEY_BYTES = 32
+_MAC_PURPOSE = b"tdefs v1 keystore mac"
+# What keys derive from a master key, or from a protector key, by what they wrap.
+_DATA_KEY_WRAPPING = b"tdefs v1 data key wrapping"
+_MASTER_KEY_WRAPPING = b"tdefs v1 master key wrapping"
+_PROTECTOR_KEY_WRAPPING = b"tdefs v1 protector key wrapping"
+_HISTORY_KEY_WRAPPING = b"tdefs v1 history key wrapping"
+_HISTORY_KEY_NAME = "history"
+
+
+def now() -> datetime:
+    """Return the time as a keystore has it: UTC, whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def new_document(
+    volume_id: bytes,
+    protector: Protector,
+    data_key_names: Sequence[str],
+    place: Place | None = None,
+    statements: Statements | None = None,
+) -> Document:
+    """Return the sealed document of a new volume: new keys, and one protector that opens mk_1.
+
+    ``data_key_names`` are the data keys, the default first; ``place`` is where the volume is, which the keystore
+    then knows, and ``statements`` what it may do. Raises ValueError if a name is invalid or there twice or none is
+    given, and what ``protector.wrap`` raises.
+    """
+    if not data_key_names or len(set(data_key_names)) != len(data_key_names):
+        raise ValueError("a keystore has at least one data key, and each name once")
+    created = now()
+    master = MasterKey(FIRST_MASTER_KEY, os.urandom(SECRET_BYTES))
+    keys = [DataKey(name, 1, AES_256_XTS, os.urandom(SECRET_BYTES)) for name in data_key_names]
+    unsigned = Document(
+        volume_id=volume_id,
+        created=created,
+        master_keys=(MasterKeyEntry(master.name, created, current=True),),
+        protectors=(new_protector_entry(volume_id, protector, FIRST_PROTECTOR, "", master),),
+        data_keys=tuple(
+            DataKeyEntry(key.name, key is keys[0], (new_round_entry(volume_id, key, master),)) for key in keys
+        ),
+        mac=bytes(MAC_BYTES),
+        revision=1,
+        history=new_history_anchor(volume_id, master),
+        volumes=() if place is None else (new_volume_entry(FIRST_VOLUME, place, statements or Statements()),),
+    )
+    return sign(unsigned, master)
+
+
+def new_volume_entry(id: str, place: Place, may: Statements) -> VolumeEntry:
+    """Return the entry of a volume that is registered now, and what it ``may`` do."""
+    return VolumeEntry(
+        id,
+        now(),
+        path=place.path,
+        device=place.device,
+        inode=place.inode,
+        plain_files=may.plain_files,
+        lowest_suite=may.lowest_suite,
+        policy_digest=may.policy_digest,
+        policy=may.policy,
+    )
+
+
+def sign(document: Document, master: MasterKey) -> Document:
+    """Return ``document`` with the MAC that the current master key makes."""
+    return replace(document, mac=_mac(document, master).finalize())
+
+
+def check_mac(document: Document, master: MasterKey) -> None:
+    """Raise TdefsError(KEYSTORE_DAMAGED) unless the current master key ``master`` has made the MAC."""
+    try:
+        _mac(document, master).verify(document.mac)
+    except InvalidSignature:
+        raise damaged("it was altered by someone without the master key") from None
+
+
+def _mac(document: Document, master: MasterKey) -> HMAC:
+    key = hkdf_sha256(master.secret, _MAC_PURPOSE + document.volume_id, _DERIVED_KEY_BYTES)
+    mac = HMAC(key, SHA256())
+    mac.update(signed_bytes(document))
+    return mac
+
+
+# --- protectors
+
+
+def new_protector_entry(
+    volume_id: bytes, protector: Protector, id: str, label: str, master: MasterKey
+) -> ProtectorEntry:
+    """Return an entry with a new protector key, wrapped by ``protector``. Raises what that raises."""
+    key = os.urandom(SECRET_BYTES)
+    wrapped = protector.wrap(key, _protector_key_context(volume_id, id, protector.kind))
+    entry = ProtectorEntry(id, protector.kind, now(), master.name, wrapped.params, wrapped.wrapped, label)
+    return give_master_key(volume_id, entry, key, master)
+
+
+def give_master_key(volume_id: bytes, entry: ProtectorEntry, key: bytes, master: MasterKey) -> ProtectorEntry:
+    """Return ``entry``, whose protector key is ``key``, such that it opens ``master``."""
+    return replace(
+        entry,
+        master_key=master.name,
+        wrapped_master_key=_wrap(
+            key, _MASTER_KEY_WRAPPING, master.secret, _master_context(volume_id, entry, master.name)
+        ),
+        kept_key=_wrap(master.secret, _PROTECTOR_KEY_WRAPPING, key, _kept_context(volume_id, entry, master.name)),
+    )
+
+
+def kept_protector_key(volume_id: bytes, entry: ProtectorEntry, master: MasterKey) -> bytes:
+    """Return the protector key of ``entry`` by way of the master key."""
+    context = _kept_context(volume_id, entry, master.name)
+    try:
+        return _unwrap(master.secret, _PROTECTOR_KEY_WRAPPING, entry.kept_key, context)
+    except UnwrapFailedError:
+        raise damaged(f"the key of protector {entry.id} cannot be unwrapped") from None
+
+
+def open_master_key(document: Document, entry: ProtectorEntry, protector: Protector) -> MasterKey:
+    """Return the master key of ``entry``.
+
+    Raises NotMineError, WrongSecretError, TdefsError(KEYSTORE_DAMAGED), and what fetching the secret raises.
+    """
+    key = protector.unwrap(entry, _protector_key_context(document.volume_id, entry.id, entry.kind))
+    return master_key_by_protector_key(document.volume_id, entry, key)
+
+
+def master_key_by_protector_key(volume_id: bytes, entry: ProtectorEntry, key: bytes) -> MasterKey:
+    """Return the master key of ``entry``, whose protector key is ``key``."""
+    context = _master_context(volume_id, entry, entry.master_key)
+    try:
+        secret = _unwrap(key, _MASTER_KEY_WRAPPING, entry.wrapped_master_key, context)
+    except UnwrapFailedError:
+        raise damaged(f"the master key of protector {entry.id} cannot be unwrapped") from None
+    return MasterKey(entry.master_key, secret)
+
+
+# --- data keys and the history's key
+
+
+def new_round_entry(volume_id: bytes, key: DataKey, master: MasterKey) -> RoundEntry:
+    """Return the entry of a new round."""
+    entry = RoundEntry(key.round, key.algorithm, now(), ACTIVE, None, None, key_fingerprint(key))
+    return wrap_round(volume_id, entry, key, master)
+
+
+def wrap_round(volume_id: bytes, entry: RoundEntry, key: DataKey, master: MasterKey) -> RoundEntry:
+    """Return ``entry`` with ``key``, which it is of, wrapped by ``master``."""
+    context = _data_key_context(volume_id, key.name, key.round, master.name)
+    return replace(
+        entry,
+        wrapped_by=master.name,
+        wrapped=_wrap(master.secret, _DATA_KEY_WRAPPING, key.secret, context),
+        fingerprint=key_fingerprint(key),
+    )
+
+
+def open_keys(document: Document, masters: Mapping[str, MasterKey]) -> KeyRing:
+    """Check the MAC and unwrap every data key with ``masters``, which has at least the current one.
+
+    Raises TdefsError: KEYSTORE_DAMAGED; WRONG_SECRET if a data key's master key is not among ``masters``.
+    """
+    check_mac(document, masters[document.current_master_key().name])
+    rounds = [(key.name, entry) for key in document.data_keys for entry in key.rounds]
+    master = masters[document.current_master_key().name]
+    return KeyRing(
+        document.volume_id,
+        document.default_data_key().name,
+        [
+            unwrap_round(document.volume_id, name, entry, masters)
+            for name, entry in rounds
+            if entry.wrapped is not None
+        ],
+        revoked=[(name, entry.round) for name, entry in rounds if entry.state == REVOKED],
+        destroyed=document.destroyed_rounds(),
+        revision=document.revision,
+        history_key=open_history_key(document.volume_id, document.history, master),
+    )
+
+
+def unwrap_round(volume_id: bytes, name: str, entry: RoundEntry, masters: Mapping[str, MasterKey]) -> DataKey:
+    """Return one round that is not destroyed. Raises as :func:`open_keys`."""
+    where = f"round {entry.round} of data key {name}"
+    master = masters.get(entry.wrapped_by or "")
+    if master is None:
+        raise WrongSecretError(
+            f"{where} is wrapped by master key {entry.wrapped_by}, which this secret does not unlock"
+        )
+    context = _data_key_context(volume_id, name, entry.round, master.name)
+    try:
+        secret = _unwrap(master.secret, _DATA_KEY_WRAPPING, entry.wrapped or b"", context)
+    except UnwrapFailedError:
+        raise damaged(f"{where} cannot be unwrapped") from None
+    key = DataKey(name, entry.round, entry.algorithm, secret)
+    if entry.fingerprint and entry.fingerprint != key_fingerprint(key):
+        raise damaged(f"{where} has another fingerprint than the one noted")
+    return key
+
+
+def new_history_anchor(volume_id: bytes, master: MasterKey) -> HistoryAnchor:
+    """Return the anchor of an empty history, with a new key."""
+    return wrap_history_key(
+        volume_id, HistoryAnchor("", b"", 0, bytes(MAC_BYTES)), os.urandom(SECRET_BYTES), master
+    )
+
+
+def wrap_history_key(volume_id: bytes, anchor: HistoryAnchor, key: bytes, master: MasterKey) -> HistoryAnchor:
+    """Return ``anchor`` with ``key`` wrapped by ``master``."""
+    wrapped = _wrap(master.secret, _HISTORY_KEY_WRAPPING, key, _history_context(volume_id, master.name))
+    return replace(anchor, wrapped_by=master.name, wrapped=wrapped)
+
+
+def open_history_key(volume_id: bytes, anchor: HistoryAnchor, master: MasterKey) -> bytes:
+    """Return the key of the history's MACs. Raises TdefsError(KEYSTORE_DAMAGED)."""
+    try:
+        return _unwrap(
+            master.secret, _HISTORY_KEY_WRAPPING, anchor.wrapped, _history_context(volume_id, master.name)
+        )
+    except UnwrapFailedError:
+        raise damaged("the key of the history cannot be unwrapped") from None
+
+
+# --- wrapping, and the contexts
+
+
+def _wrap(key: bytes, purpose: bytes, secret: bytes, context: WrapContext) -> bytes:
+    return wrap_secret(hkdf_sha256(key, purpose, _DERIVED_KEY_BYTES), secret, context)
+
+
+def _unwrap(key: bytes, purpose: bytes, wrapped: bytes, context: WrapContext) -> bytes:
+    return unwrap_secret(hkdf_sha256(key, purpose, _DERIVED_KEY_BYTES), wrapped, context)
+
+
+def _protector_key_context(volume_id: bytes, id: str, kind: str) -> WrapContext:
+    return WrapContext(volume_id, f"protector key by {kind}", id, 0, id)
+
+
+def _master_context(volume_id: bytes, entry: ProtectorEntry, master_name: str) -> WrapContext:
+    return WrapContext(volume_id, "master key", master_name, 0, entry.id)
+
+
+def _kept_context(volume_id: bytes, entry: ProtectorEntry, master_name: str) -> WrapContext:
+    return WrapContext(volume_id, "protector key", entry.id, 0, master_name)
+
+
+def _data_key_context(volume_id: bytes, name: str, round: int, master_name: str) -> WrapContext:
+    return WrapContext(volume_id, "data key", name, round, master_name)
+
+
+def _history_context(volume_id: bytes, master_name: str) -> WrapContext:
+    return WrapContext(volume_id, "history key", _HISTORY_KEY_NAME, 0, master_name)

@@ -1,0 +1,49 @@
+"""The commands for the keys on a server, with a key source that has none."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Self
+
+import pytest
+
+from tdefs.cli.key_source import wrapping_keys as key_source_keys
+from tdefs.errors import Exit, TdefsError
+from tdefs.keys.key_source import KeySource
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.protectors.base import WrappedProtectorKey
+from tdefs.keys.settings import SettingsReader
+from tdefs.keys.wrapping import WrapContext
+
+
+class Token(KeySource):
+    """A key source whose key never leaves it, and is not managed by tdefs."""
+
+    kind = "token"
+
+    @classmethod
+    def from_settings(cls, read: SettingsReader) -> Self:
+        return cls()
+
+    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
+        raise NotImplementedError
+
+    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "words", [["keys"], ["create"], ["register", "--key-fd", "0"], ["activate"], ["revoke"], ["destroy"]]
+)
+def test_a_source_without_keys_on_a_server_is_a_usage_error(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_source_keys, "source_finder", lambda _args: lambda _name: Token())
+    parser = argparse.ArgumentParser()
+    key_source_keys.register_key_commands(parser.add_subparsers())
+    uid = ["uid"] if words[0] in ("activate", "revoke", "destroy") else []
+    args = parser.parse_args([words[0], "kms1", *uid, *words[1:]])
+    with pytest.raises(TdefsError) as caught:
+        args.run(args)
+    assert caught.value.exit_code is Exit.USAGE
+    assert "token" in caught.value.detail
