@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
     volume = volume_of(args)
     keystore = keystore_path(args, volume).absolute()
     known = unlock(args, volume)
-    binding = binding_of(volume, known.unlocked.ring, keystore)
+    binding = binding_of(volume, known, keystore)
     if args.list:
         return _list(_as_served(examine(binding)), as_json=args.json)
     if is_in_use(volume):

@@ -128,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
         check_accepted(choice, may, volume)
         check_key_names(choice, ring)
         policy = choice.policy
-        state = look(binding_of(volume, ring, keystore))
+        state = look(binding_of(volume, known, keystore))
         believed = replace(known.believed, had_header=lambda path: state.binds(os.fsencode(path)))
         log_file = None if args.foreground else _given(args.log_file, settings.log_file)
         if log_file is None and not args.foreground and not read_only:

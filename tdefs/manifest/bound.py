@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import Told
 from tdefs.manifest.comparing import DISPENSABLE_KINDS, LISTED_KINDS, SPEAKING_KINDS, Change, Difference
-from tdefs.manifest.counter import note_counter
 from tdefs.manifest.found import ChangedFile, Tampering
 from tdefs.manifest.journal import Journal, prepare_journal
 from tdefs.manifest.record import PLAIN_TAG, Listing, NodeKind
@@ -22,6 +21,7 @@ from tdefs.manifest.tree import fits, join
 from tdefs.policy.paths import Kind, classify
 from tdefs.private import UntrustedError, reason_of
 from tdefs.text import printable_path
+from tdefs.volume.known import note_counter
 
 if TYPE_CHECKING:
     from tdefs.tree.inodes import Inode

@@ -98,7 +98,7 @@ def daemon(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Daemon:
 
 
 def test_created_key_is_there_and_known_to_the_daemon(keys: Keys, daemon: Daemon) -> None:
-    said = keys.run("create", "payroll", "--protect", "mk_1", "--algorithm", "aes-256-xts", *UNLOCK)
+    said = keys.run("create", "payroll", *UNLOCK)
     assert said == "data key payroll is created (aes-256-xts), protected by mk_1\n"
     assert daemon.ring.names() == ["dk_1", "dk_2", "payroll"]
     assert list(daemon.ring) == list(keys.ring())
@@ -307,14 +307,13 @@ def test_reload_of_a_volume_that_is_not_mounted_says_so(keys: Keys) -> None:
     assert keys.refused("reload", *UNLOCK).exit_code == Exit.NOT_MOUNTED
 
 
-@pytest.mark.parametrize("words", [("repair",), ("rotate-master", "--repair"), ("rotate-master", "-r")])
-def test_repair_says_that_there_is_nothing_or_what_it_did(keys: Keys, words: tuple[str, ...]) -> None:
+def test_repair_says_that_there_is_nothing_or_what_it_did(keys: Keys) -> None:
     """Without a secret; and it changes no key."""
     keystore = keys.small.volume.keystore
     before = keystore.read_bytes()
-    assert keys.run(*words) == "nothing was left by a stopped change, and the keystore is whole\n"
+    assert keys.run("repair") == "nothing was left by a stopped change, and the keystore is whole\n"
     keystore.with_name("keystore.new").write_bytes(b"torn")
-    said = keys.run(*words)
+    said = keys.run("repair")
     assert f'"{keystore.with_name("keystore.new")}", which was incomplete, is removed' in said
     assert "the keystore is as it was before (revision 1)" in said
     assert not keystore.with_name("keystore.new").exists()

@@ -12,7 +12,7 @@ import tdefs
 ROOT = Path(tdefs.__file__).parent
 #: What serves a mount, and so acts on what the kernel knows for whoever asks.
 SERVING = (
-    *("data/descriptors", "data/durability", "data/files", "data/reading", "data/zeros"),
+    *("data/descriptors", "data/durability", "data/backing_store", "data/data_file", "data/reading", "data/zeros"),
     *("fuse/operations", "tree/attributes", "tree/held", "tree/inodes", "tree/links", "tree/namespace"),
     "tree/opening",
 )
