@@ -7,8 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from tdefs.control import as_refusal
+from tdefs.daemon.policy_reload import PolicyReload
 from tdefs.daemon.served import ServedMount
 from tdefs.daemon.status import DaemonStatus, KeyStatus
+from tdefs.errors import TdefsError
 from tdefs.format.pages import PythonPageCipher, page_cipher
 from tdefs.keys.keystore.entries import ACTIVE, REVOKED
 from tdefs.keys.ring_message import RingRefusedError, open_ring
@@ -55,8 +58,9 @@ def status_of(served: ServedMount) -> DaemonStatus:
 class Answers:
     """The answers for one mount."""
 
-    def __init__(self, served: ServedMount) -> None:
+    def __init__(self, served: ServedMount, policy: PolicyReload) -> None:
         self._served = served
+        self._policy = policy
 
     async def status(self, _asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return the status of the daemon."""
@@ -72,6 +76,15 @@ class Answers:
         self._served.opener.use_ring(ring)
         log.info("new keys: revision %d of the keystore", ring.revision)
         return {"keystore_revision": ring.revision}
+
+    async def policy(self, _asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the policy again, and use it."""
+        try:
+            changed = await self._policy.run()
+        except TdefsError as error:
+            log.warning("the policy was not reloaded, and the old one goes on: %s", error.message)
+            return {"refused": as_refusal(error)}
+        return {"changed": changed, "policy_digest": self._served.policy.policy.digest()}
 
     async def accept(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Take differences from the manifest for meant."""

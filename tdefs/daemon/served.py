@@ -42,6 +42,8 @@ class ServedMount:
     """Where links are made anew; None for a volume that is only read."""
     policy: PolicyChoice
     """The policy in use, which can be exchanged."""
+    first_revision: int
+    """The keystore's revision when it was unlocked."""
     watched: Watched | None = None
     """The daemon's end of the watchdog, once it serves."""
     device: str = ""
@@ -88,6 +90,7 @@ class ServedMount:
             operations=operations,
             staging=staging,
             policy=request.policy,
+            first_revision=ring.revision,
         )
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from tdefs.daemon.report import report
 from tdefs.daemon.reserve import with_own_rights
 from tdefs.daemon.served import ServedMount
 from tdefs.daemon.status import DaemonStatus
-from tdefs.fuse.loop import in_thread
+from tdefs.data.workers import in_thread
 from tdefs.fuse.virtual import DIRECTORY, Dispatcher, VirtualFile, VirtualFiles
 from tdefs.text import printable_path
 
