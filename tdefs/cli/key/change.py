@@ -201,9 +201,9 @@ def _named(name: str, rounds: list[int]) -> str:
 
 def _policy_keys(args: argparse.Namespace, change: OpenChange, volume: Volume) -> set[str]:
     """Return the data keys that the policy names: the daemon's, the configuration's or the keystore's."""
-    status = daemon_status(volume) or {}
+    status = daemon_status(volume)
     settings = load_config(args.config).for_backing(volume.backing)
-    policy = status.get("policy") or settings.policy or statements_of(change.document, volume).policy
+    policy = (status and status.policy) or settings.policy or statements_of(change.document, volume).policy
     try:
         return set(load_policy(Path(policy)).key_names()) if policy else set()
     except (TdefsError, OSError) as error:

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from tdefs import control
 from tdefs.cli import cat, ls, mount, verify
 from tdefs.cli.common import daemon_keys
 from tdefs.cli.key import command as key
 from tdefs.cli.policy import command as policy_command
+from tdefs.daemon.status import KeyStatus
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.fields import show_time
@@ -25,6 +27,7 @@ from tdefs.keys.keystore.transaction import KeystoreChange
 from tdefs.keys.keystore.wrapped_keys import sign
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.ring_message import RingRefusedError, open_ring
+from tests.support.daemon_status import daemon_status
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.unit.cli.volume_command import VolumeCommand
 
@@ -71,11 +74,8 @@ class Daemon:
         if self.silent:
             return None
         if name == "status":
-            return {
-                "keystore_revision": self.ring.revision,
-                "data_keys": [{"name": one.name, "round": one.round} for one in self.ring],
-                "policy": None,
-            }
+            held = tuple(KeyStatus(one.name, one.round, one.algorithm, "active") for one in self.ring)
+            return daemon_status(keystore_revision=self.ring.revision, data_keys=held).to_json()
         return self._adopt(json.loads(json.dumps(more)))
 
     def _adopt(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,6 +92,7 @@ def daemon(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Daemon:
     daemon = Daemon(keys.ring())
     monkeypatch.setattr(daemon_keys, "is_in_use", lambda volume: True)
     monkeypatch.setattr(daemon_keys, "ask", daemon.ask)
+    monkeypatch.setattr(control, "ask", daemon.ask)
     monkeypatch.setattr(daemon_keys, "_PATIENCE_SECONDS", 0.3)
     return daemon
 
