@@ -29,9 +29,10 @@ def copy_keystore(
 ) -> KeyRing:
     """Write a copy of *source* at *path* and return its data keys; *protector* opens both.
 
-    Keys and protectors are the same. The copy has a history of its own, with a key of its own. Its first record says
-    where the copy comes from. The earlier records stay with the original, and are not missing here. The copy knows
-    one volume, which is at *place*, and may do what *statements* say. After an error neither file is there.
+    Keys and protectors are the same. The copy has a history of its own, with a key of its own. Its first record
+    says where the copy comes from. The earlier records stay with the original, and are not missing here. The
+    copy knows one volume, which is at *place*, and may do what *statements* say. After an error neither file is
+    there.
 
     :raises TdefsError: VOLUME_EXISTS if there is something at *path*, or the history of a keystore that was there;
         and as :meth:`Keystore.open`.

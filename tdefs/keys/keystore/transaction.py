@@ -1,10 +1,10 @@
 """Changing a keystore file: one change at a time, and whenever it stops, the old or the new one is there whole.
 
-Beside the keystore lies ``NAME.lock``. The process that changes the keystore has locked it with flock(2), and has
-written into it which process that is. While a change is under way there is also ``NAME.new``. The steps are those
-of PostgreSQL's proposed pg_alterckey: lock; undo what an earlier attempt left; write down in the history what will
-be done; build the new keystore beside the old one; fsync; read back, and check that it opens; swap by rename; fsync
-the directory; unlock.
+Beside the keystore lies ``NAME.lock``. The process that changes the keystore has locked it with flock(2), and
+has written into it which process that is. While a change is under way there is also ``NAME.new``. The steps are
+those of PostgreSQL's proposed pg_alterckey: lock; undo what an earlier attempt left; write down in the history
+what will be done; build the new keystore beside the old one; fsync; read back, and check that it opens; swap by
+rename; fsync the directory; unlock.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class KeystoreChange:
         :param secrets: what must open it; each of them is tried.
         :param what: what the history says of the change. It is written down there first.
         :returns: the keystore as it was written.
-        :raises TdefsError: OS_ERROR for a keystore that cannot be read back right, KEYSTORE_FULL, and what a secret
-            raises.
+        :raises TdefsError: OS_ERROR for a keystore that cannot be read back right, KEYSTORE_FULL, and what a
+            secret raises.
         :raises OSError: a file cannot be written.
         """
         new = beside(self.path, "new")
