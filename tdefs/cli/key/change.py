@@ -18,7 +18,9 @@ from tdefs.cli.key.files import KeyFiles
 from tdefs.cli.protector.renewal import Renewal, candidates
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.keystore.changes import (
+from tdefs.keys.keystore.entries import ACTIVE, DESTROYED
+from tdefs.keys.keystore.file import Unlocked, remove_what_is_not_saved
+from tdefs.keys.keystore.key_changes import (
     chosen_rounds,
     create_data_key,
     destroy_rounds,
@@ -27,8 +29,6 @@ from tdefs.keys.keystore.changes import (
     rotate_data_key,
     rotate_master_key,
 )
-from tdefs.keys.keystore.entries import ACTIVE, DESTROYED
-from tdefs.keys.keystore.file import Unlocked, remove_what_is_not_saved
 from tdefs.keys.keystore.transaction import repair
 from tdefs.keys.keystore.unsaved import warn_on_stderr
 from tdefs.keys.protectors.this_host import ThisHostProtector
