@@ -1,11 +1,10 @@
 """scripts/pg-regress.sh --tap: PostgreSQL's suite of logical replication passes on an encrypted mount.
 
-A usual run takes the files of it that do most to the files below; ``TDEFS_TEST_WHOLE=1`` takes all of them.
+A usual run takes the files of it that do most to the files below; ``scripts/test.sh --whole`` takes all of them.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -14,11 +13,11 @@ import pytest
 
 from tests.suites.tap_build import prepare
 from tests.suites.tap_run import FileTally, TapTally
+from tests.support.whole import WHOLE
 
 REPOSITORY = Path(__file__).parents[2]
 #: Seconds after which it hangs.
 LIMIT = 2400
-WHOLE = os.environ.get("TDEFS_TEST_WHOLE", "") not in ("", "0")
 #: Rows and tables copied, rewrites, truncation, changes that spill to files on both sides, prepared transactions,
 #: statistics that outlive a restart, and what was once a bug.
 SHORT = (
