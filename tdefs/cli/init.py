@@ -13,7 +13,7 @@ from pathlib import Path
 from tdefs.cli.common.output import print_line
 from tdefs.cli.common.unlocking import add_config, open_recorded, source_finder, use_configured_secret
 from tdefs.cli.policy.accept import statements_with
-from tdefs.cli.policy.choice import PolicyChoice, add_policy_arguments, named_policy
+from tdefs.cli.policy.choice import add_policy_arguments, named_policy
 from tdefs.config import load_config
 from tdefs.errors import Exit
 from tdefs.keys.hierarchy import KeyRing, history_key_of
@@ -32,6 +32,7 @@ from tdefs.keys.scrypt_option import add_scrypt_cost
 from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
 from tdefs.policy.model import Policy
 from tdefs.volume.description import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
+from tdefs.volume.policy_choice import PolicyChoice
 from tdefs.volume.registry import place_of
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from tdefs.cli.common.link_places import link_judge, trusted_mounts
 from tdefs.cli.common.output import print_json, print_table
 from tdefs.cli.common.unlocking import add_keystore_arguments, read_keystore, unlock
-from tdefs.control import ask
+from tdefs.control import ask_status
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import Document
 from tdefs.keys.secrets import is_secret_given
@@ -82,7 +82,7 @@ def _told_by_daemon(volume: Volume) -> Callable[[Description], Description]:
     """Return what adds to the description of a link where it leads to, if a daemon serves the volume."""
     mounts = [mount.mountpoint for mount in trusted_mounts(volume) if mount.backing == volume.backing]
     # one that does not answer would have whoever reads the link wait for ever
-    if not mounts or ask(volume, "status") is None:
+    if not mounts or ask_status(volume) is None:
         return lambda one: one
 
     def told(one: Description) -> Description:

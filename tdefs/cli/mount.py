@@ -16,16 +16,11 @@ from tdefs.cli.common.background import run_in_background
 from tdefs.cli.common.log_file import LogFile, default_log
 from tdefs.cli.common.tampering import binding_of
 from tdefs.cli.common.unlocking import add_keystore_arguments, unlock
-from tdefs.cli.policy.choice import (
-    add_policy_arguments,
-    check_accepted,
-    check_key_names,
-    named_policy,
-    remembered_policy,
-)
+from tdefs.cli.policy.choice import add_policy_arguments, named_policy
 from tdefs.config import LONGEST_WATCHDOG, REFUSE, load_config
 from tdefs.daemon.limits import low_limits
-from tdefs.daemon.session import MountRequest, run_session
+from tdefs.daemon.request import MountRequest
+from tdefs.daemon.session import run_session
 from tdefs.data.calls import SystemCalls
 from tdefs.data.read_only import ReadOnlyCalls, is_read_only
 from tdefs.errors import Exit, TdefsError
@@ -45,6 +40,7 @@ from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.text import printable
 from tdefs.volume.backing import claim
 from tdefs.volume.description import Volume, VolumeLock, is_running, read_volume
+from tdefs.volume.policy_choice import check_accepted, check_key_names, remembered_policy
 from tdefs.volume.session_record import UNPROVEN, Ending, LastSession, read_session
 from tdefs.way import follow
 
@@ -132,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
         check_accepted(choice, may, volume)
         check_key_names(choice, ring)
         policy = choice.policy
-        state = look(binding_of(volume, ring, keystore))
+        state = look(binding_of(volume, known, keystore))
         believed = replace(known.believed, had_header=lambda path: state.binds(os.fsencode(path)))
         log_file = None if args.foreground else _given(args.log_file, settings.log_file)
         if log_file is None and not args.foreground and not read_only:
@@ -166,18 +162,20 @@ def _run(args: argparse.Namespace) -> int:
                 believed=believed,
                 book=known.book,
                 keystore=keystore,
-                policy=choice.file,
+                policy=choice,
+                policy_is_named=named is not None,
                 mountpoint=mountpoint,
                 options=options,
                 memory_locked=lock_memory(),
                 log_file=log_file,
+                background=not args.foreground,
                 watchdog=watchdog,
                 read_only=read_only,
                 state=state,
                 refuses_tampering=settings.tampering == REFUSE,
             )
             try:
-                run_session(request, ring, policy, ReadOnlyCalls() if read_only else SystemCalls(), ready)
+                run_session(request, ring, ReadOnlyCalls() if read_only else SystemCalls(), ready)
             except TdefsError:
                 raise
             except BaseException:

@@ -72,9 +72,7 @@ def _run(args: argparse.Namespace) -> int:
             link_judge(args, volume),
         )
     damage = len(report.findings)
-    report.findings += tampering_findings(
-        examine(binding_of(volume, known.unlocked.ring, keystore_path(args, volume)))
-    )
+    report.findings += tampering_findings(examine(binding_of(volume, known, keystore_path(args, volume))))
     if args.json:
         print_json(_as_object(volume, report, mounted=mounted))
     else:

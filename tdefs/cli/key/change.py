@@ -41,12 +41,9 @@ _SHOWN_FILES = 50
 
 def run_create(args: argparse.Namespace) -> int:
     """``tdefs key create``."""
-
-    def create(old: Unlocked) -> Unlocked:
-        return create_data_key(old, args.name, algorithm=args.algorithm, master_key=args.protect)
-
-    new = _change(args, "key create", create, key=args.name)
-    print_line(f"data key {args.name} is created ({args.algorithm}), protected by {new.master.name}")
+    new = _change(args, "key create", lambda old: create_data_key(old, args.name), key=args.name)
+    algorithm = find_data_key(new.document, args.name).rounds[-1].algorithm
+    print_line(f"data key {args.name} is created ({algorithm}), protected by {new.master.name}")
     return Exit.OK
 
 
@@ -129,8 +126,6 @@ def run_destroy(args: argparse.Namespace) -> int:
 
 def run_rotate_master(args: argparse.Namespace) -> int:
     """``tdefs key rotate-master``."""
-    if args.repair:
-        return run_repair(args)
     volume = volume_of(args)
     with changing(args, volume, "key rotate-master", sees_all=True) as change:
         given = change.protector
@@ -154,7 +149,7 @@ def run_rotate_master(args: argparse.Namespace) -> int:
 
 
 def run_repair(args: argparse.Namespace) -> int:
-    """``tdefs key repair``, and ``--repair`` of ``rotate-master``; needs no secret."""
+    """``tdefs key repair``, which needs no secret."""
     path = keystore_path(args, volume_of(args))
     notes = repair(path)
     args.changed = True
@@ -205,9 +200,9 @@ def _named(name: str, rounds: list[int]) -> str:
 
 def _policy_keys(args: argparse.Namespace, change: OpenChange, volume: Volume) -> set[str]:
     """Return the data keys that the policy names: the daemon's, the configuration's or the keystore's."""
-    status = daemon_status(volume) or {}
+    status = daemon_status(volume)
     settings = load_config(args.config).for_backing(volume.backing)
-    policy = status.get("policy") or settings.policy or statements_of(change.document, volume).policy
+    policy = (status and status.policy) or settings.policy or statements_of(change.document, volume).policy
     try:
         return set(load_policy(Path(policy)).key_names()) if policy else set()
     except (TdefsError, OSError) as error:

@@ -10,13 +10,7 @@ from tdefs.cli.common.keystore_change import changing
 from tdefs.cli.common.output import print_line
 from tdefs.cli.common.place import add_place, volume_of
 from tdefs.cli.common.unlocking import add_keystore_arguments
-from tdefs.cli.policy.choice import (
-    PolicyChoice,
-    add_policy_arguments,
-    check_key_names,
-    named_policy,
-    remembered_policy,
-)
+from tdefs.cli.policy.choice import add_policy_arguments, named_policy
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import find_volume, restate_volume
@@ -26,6 +20,7 @@ from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.text import printable
 from tdefs.volume.description import is_in_use
+from tdefs.volume.policy_choice import PolicyChoice, check_key_names, remembered_policy
 from tdefs.volume.registry import recognised
 
 
