@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import trio
 
 from tdefs.data.change_lock import ChangeLock
 from tdefs.data.losses import Losses
-from tdefs.format.content import Content, FileState
+from tdefs.format.content import Content
 
 
 class DataFile:
@@ -29,11 +28,9 @@ class DataFile:
     """
 
     __slots__ = (
-        "_state",
         "content",
         "direct",
         "fd",
-        "handles",
         "lock",
         "losses",
         "names_durable",
@@ -47,7 +44,6 @@ class DataFile:
         self,
         fd: int,
         content: Content,
-        state: FileState,
         status: os.stat_result,
         losses: Losses,
         sync_names: Callable[[], None],
@@ -57,7 +53,6 @@ class DataFile:
     ) -> None:
         """Take over *fd*.
 
-        :param state: what changes of *content*.
         :param losses: what may be lost of it, also from when it was open before.
         :param sync_names: makes the directory entries above the file durable; raises ``OSError``. It is called on
             the event loop, and only while *names_durable* is not set.
@@ -71,18 +66,16 @@ class DataFile:
         self.writable = writable
         #: Whether all directory entries above the file are on the disk. The tree sets it.
         self.names_durable = names_durable
-        self.handles = 0
         #: Whether the kernel's cache is bypassed: the same for all handles that are open at a time.
         self.direct = False
         #: Set while a sync runs beside the event loop: the kernel below reports an error to one sync only.
         self.syncing: trio.Event | None = None
         self.lock = ChangeLock()
-        self._state = state
 
     @property
     def length(self) -> int:
         """The plaintext length in bytes."""
-        return self._state.length
+        return self.content.state.length
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of *data* at plaintext *offset*. Raises ``OSError``."""
@@ -116,20 +109,6 @@ class DataFile:
         finally:
             self.lock.let_go()
 
-    def exchange(self, content: Content, state: FileState) -> None:
+    def exchange(self, content: Content) -> None:
         """Use another content from now on. The caller is inside :meth:`changed_alone`."""
         self.content = content
-        self._state = state
-
-
-@dataclass(frozen=True, slots=True)
-class Handle:
-    """What the kernel calls a file handle: an open file, and how it was opened."""
-
-    file: DataFile
-    flags: int
-
-    @property
-    def durable_writes(self) -> bool:
-        """Return whether each write must be durable when it returns (O_DSYNC, of which O_SYNC is a superset)."""
-        return bool(self.flags & os.O_DSYNC)

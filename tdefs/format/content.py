@@ -44,6 +44,9 @@ Range = tuple[int, int]
 class Content(Protocol):
     """What a file holds, as plaintext bytes; offsets and sizes are in bytes. Errors are ``OSError``."""
 
+    #: What changes of the file beside its bytes.
+    state: FileState
+
     def ranges(self, offset: int, size: int) -> Sequence[Range]:
         """Return which stored bytes a read of *size* at *offset* needs; none where there is nothing to read."""
 

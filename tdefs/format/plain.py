@@ -21,17 +21,17 @@ class SizedStore(Store, Protocol):
 class PlainContent:
     """The content of a file that is stored as it is."""
 
-    __slots__ = ("_check_head", "_state", "_store")
+    __slots__ = ("_check_head", "_store", "state")
 
     def __init__(self, store: SizedStore, state: FileState, check_head: Callable[[bytes], None]) -> None:
         """:param check_head: raises for first bytes that no plain file may have."""
         self._store = store
-        self._state = state
+        self.state = state
         self._check_head = check_head
 
     def ranges(self, offset: int, size: int) -> Sequence[Range]:
         """Return the read itself, cut at the end of the file."""
-        count = min(size, self._state.length - offset)
+        count = min(size, self.state.length - offset)
         return ((offset, count),) if count > 0 else ()
 
     def decode(self, offset: int, size: int, stored: Sequence[bytes | bytearray]) -> bytes | bytearray:
@@ -40,7 +40,7 @@ class PlainContent:
 
     def is_inside(self, offset: int, size: int) -> bool:
         """Return whether a write lies behind the first bytes, and does not make the file longer."""
-        return offset >= _HEAD_SIZE and offset + size <= self._state.length
+        return offset >= _HEAD_SIZE and offset + size <= self.state.length
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of *data*."""
@@ -51,13 +51,13 @@ class PlainContent:
         try:
             self._store.pwrite(data, offset)
         except OSError:
-            if end > self._state.length:
-                self._state.length = self._store.size()
+            if end > self.state.length:
+                self.state.length = self._store.size()
             raise
-        if end > self._state.length:
-            self._state.length = end
+        if end > self.state.length:
+            self.state.length = end
 
     def truncate(self, length: int) -> None:
         """Set the length."""
         self._store.truncate(length)
-        self._state.length = length
+        self.state.length = length

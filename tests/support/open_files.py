@@ -23,4 +23,4 @@ def open_new(path: Path, calls: SystemCalls, begin: Callable[[], bytes | None] =
     os.ftruncate(fd, HEADER_SIZE)
     state = FileState(0)
     content = Suite1().content(BackingStore(calls, fd), state, KEY, begin)
-    return DataFile(fd, content, state, os.fstat(fd), Losses(), lambda: None, writable=True, names_durable=True)
+    return DataFile(fd, content, os.fstat(fd), Losses(), lambda: None, writable=True, names_durable=True)

@@ -20,7 +20,7 @@ from tdefs.format.suite1.pages import PageCipher
 class XtsContent:
     """The content of an encrypted file."""
 
-    __slots__ = ("_begin", "_cipher", "_state", "_store")
+    __slots__ = ("_begin", "_cipher", "_store", "state")
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class XtsContent:
             if anything was ever encrypted under the present one. Raises ``OSError``.
         """
         self._store = store
-        self._state = state
+        self.state = state
         self._begin = begin
         self._cipher = cipher
 
     def ranges(self, offset: int, size: int) -> Sequence[Range]:
         """Return the range of the ciphertext that a read of *size* at *offset* needs; none if it needs nothing."""
-        length = self._state.length
+        length = self.state.length
         end = min(offset + size, length)
         if offset >= end:
             return ()
@@ -62,11 +62,11 @@ class XtsContent:
             )
         plaintext = self._cipher.decrypt(page_of(offset), ciphertext)
         skip = offset % PAGE_SIZE
-        return plaintext[skip : skip + min(size, self._state.length - offset)]
+        return plaintext[skip : skip + min(size, self.state.length - offset)]
 
     def is_inside(self, offset: int, size: int) -> bool:
         """Return whether a write is of whole pages that the file has already, with nothing to be trimmed first."""
-        state = self._state
+        state = self.state
         return not (offset % PAGE_SIZE or size % PAGE_SIZE or state.is_ragged) and offset + size <= state.length
 
     def _read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
@@ -78,16 +78,16 @@ class XtsContent:
             return
         self._trim()
         self._use_new_cipher()
-        before = self._state.length
+        before = self.state.length
         try:
             if offset > before:
                 self._extend(offset)
             self._write_within(offset, data)
         except Exception:
-            self._state.is_tail_written = False
-            if self._state.length != before or offset + len(data) > before:
-                self._state.length = before
-                self._state.is_ragged = True
+            self.state.is_tail_written = False
+            if self.state.length != before or offset + len(data) > before:
+                self.state.length = before
+                self.state.is_ragged = True
                 with suppress(OSError):
                     self._trim()
             raise
@@ -95,40 +95,40 @@ class XtsContent:
     def truncate(self, length: int) -> None:
         """Set the length in bytes; what is beyond the old end reads as zeros."""
         self._trim()
-        if length > self._state.length:
+        if length > self.state.length:
             self._use_new_cipher()
             self._extend(length)
-        elif length < self._state.length:
+        elif length < self.state.length:
             # What stays of the last block behind *length* is old data; reads stop before it, and who makes the
             # file longer writes that block anew.
-            self._state.is_tail_written = False
+            self.state.is_tail_written = False
             self._store.truncate(stored_size(length))
-            self._state.length = length
+            self.state.length = length
 
     def _use_new_cipher(self) -> None:
         """Before an empty file gets longer: see that what was ever encrypted in it was under another key."""
-        if self._state.length == 0:
+        if self.state.length == 0:
             self._cipher = self._begin() or self._cipher
 
     def _trim(self) -> None:
         """Cut off what a write that failed has left behind the end, which would be taken for content later."""
-        if self._state.is_ragged:
-            self._store.truncate(stored_size(self._state.length))
-            self._state.is_ragged = False
+        if self.state.is_ragged:
+            self._store.truncate(stored_size(self.state.length))
+            self.state.is_ragged = False
 
     def _extend(self, length: int) -> None:
         """Make the file longer with zeros: a hole."""
         self._write_tail()
         self._store.truncate(stored_size(length))
-        self._state.length = length
+        self.state.length = length
 
     def _write_within(self, offset: int, data: bytes) -> None:
         """Write where *offset* is not beyond the end."""
         end = offset + len(data)
-        if end > self._state.length:
+        if end > self.state.length:
             self._write_tail()
         if offset % PAGE_SIZE == 0 and end % PAGE_SIZE == 0:
-            self._store_pages(offset, data, offset, end, max(self._state.length, end))
+            self._store_pages(offset, data, offset, end, max(self.state.length, end))
         else:
             self._overlay(offset, data)
 
@@ -137,20 +137,20 @@ class XtsContent:
 
         In the last block, and in the filler, there may be what an earlier truncation left.
         """
-        if self._state.is_tail_written or filler_size(self._state.length) == 0:
+        if self.state.is_tail_written or filler_size(self.state.length) == 0:
             return
-        start = floor_to(self._state.length, PAGE_SIZE)
-        image = bytearray(blocks_end(self._state.length) - start)
-        image[: self._state.length - start] = self._read(start, self._state.length - start)
-        first = floor_to(self._state.length, SECTOR_SIZE)
+        start = floor_to(self.state.length, PAGE_SIZE)
+        image = bytearray(blocks_end(self.state.length) - start)
+        image[: self.state.length - start] = self._read(start, self.state.length - start)
+        first = floor_to(self.state.length, SECTOR_SIZE)
         last_sector = self._cipher.encrypt(page_of(start), image)[first - start :]
-        self._store.pwrite(bytes(last_sector) + bytes(filler_size(self._state.length)), stored_offset(first))
-        self._state.is_tail_written = True
+        self._store.pwrite(bytes(last_sector) + bytes(filler_size(self.state.length)), stored_offset(first))
+        self.state.is_tail_written = True
 
     def _overlay(self, offset: int, data: bytes) -> None:
         """Write *data* over the plaintext of the pages that it touches; *offset* is not beyond the end."""
         end = offset + len(data)
-        length = max(self._state.length, end)
+        length = max(self.state.length, end)
         start = floor_to(offset, PAGE_SIZE)
         image = bytearray(min(ceil_to(end, PAGE_SIZE), blocks_end(length)) - start)
         if offset > start:
@@ -158,7 +158,7 @@ class XtsContent:
             old = self._read(start, min(PAGE_SIZE, len(image)))
             image[: len(old)] = old
         tail = floor_to(end, PAGE_SIZE)
-        if end > tail and end < self._state.length and (tail > start or offset == start):
+        if end > tail and end < self.state.length and (tail > start or offset == start):
             old = self._read(tail, PAGE_SIZE)
             image[tail - start : tail - start + len(old)] = old
         image[offset - start : end - start] = data
@@ -175,10 +175,10 @@ class XtsContent:
         leaves halfway would mean another length.
         """
         ciphertext = self._cipher.encrypt(page_of(start), image)
-        old_size, new_size = stored_size(self._state.length), stored_size(length)
+        old_size, new_size = stored_size(self.state.length), stored_size(length)
         if filler_size(length) and new_size > old_size:
             self._store.truncate(new_size)
         self._store.pwrite(ciphertext[first - start : last - start], stored_offset(first))
         if new_size < old_size:
             self._store.truncate(new_size)
-        self._state.length = length
+        self.state.length = length

@@ -19,8 +19,10 @@ from tdefs.format.header import Header
 from tdefs.format.layout import PAGE_SIZE, floor_to
 from tdefs.format.suite1.content import XtsContent
 from tdefs.format.suite1.layout import BLOCK_SIZE, stored_size
-from tdefs.tree.inodes import Inode, InodeTable
+from tdefs.tree.creating import Creator
+from tdefs.tree.inode import Inode
 from tdefs.tree.opening import Opener
+from tdefs.tree.unsynced_names import UnsyncedNames
 from tdefs.volume.believed import Believed
 from tdefs.volume.description import Volume
 
@@ -39,7 +41,7 @@ def header_is_not_synced() -> None:
     waiting: dict[int, bytes] = {}
     close = Opener._close
 
-    def keep(self: Opener, fd: int, header: Header, length: int = 0) -> None:
+    def keep(self: Creator, path: str, fd: int, header: Header, length: int = 0) -> None:
         self._calls.ftruncate("create:size", fd, stored_size(length))
         waiting[fd] = self._forms.encode(header)
 
@@ -48,19 +50,22 @@ def header_is_not_synced() -> None:
             self._calls.pwrite("create:header", file.fd, waiting.pop(file.fd), 0)
         close(self, inode, file)
 
-    _replace(Opener, _write_new_header=keep, _close=write_and_close)
+    _replace(Creator, _write_new_header=keep)
+    _replace(Opener, _close=write_and_close)
 
 
 def directory_is_not_synced() -> None:
     """The sync of a file, or of a directory, leaves the names that are new in a directory to luck."""
 
-    def forget_names(self: InodeTable, directory: Inode, open_label: str, sync_label: str) -> None:
-        self.names_synced(directory, self.last_unsynced_name(directory))
+    def forget_names(
+        self: UnsyncedNames, directory: Inode, open_label: str, sync_label: str, *, answered: bool
+    ) -> None:
+        self.synced(directory, self.last_in(directory))
 
     async def forget_directory(self: Durability, names: NamesToSync, fd: int) -> None:
         pass
 
-    _replace(InodeTable, sync_names=forget_names)
+    _replace(UnsyncedNames, sync=forget_names)
     _replace(Durability, sync_directory=forget_directory)
 
 
@@ -128,17 +133,17 @@ def cipher_tears() -> None:
         store(self, start, image, start, start + len(image), length)
 
     def write_whole_tail(self: XtsContent) -> None:
-        start = floor_to(self._state.length, PAGE_SIZE)
-        if self._state.length > start:
-            self._overlay(start, bytes(self._read(start, self._state.length - start)))
+        start = floor_to(self.state.length, PAGE_SIZE)
+        if self.state.length > start:
+            self._overlay(start, bytes(self._read(start, self.state.length - start)))
 
     def extend_whole(self: XtsContent, length: int) -> None:
         # a page must not get a hole behind ciphertext that is only valid without it
-        inside = min(length, floor_to(self._state.length + PAGE_SIZE - 1, PAGE_SIZE))
-        if inside > self._state.length:
-            self._overlay(self._state.length, bytes(inside - self._state.length))
+        inside = min(length, floor_to(self.state.length + PAGE_SIZE - 1, PAGE_SIZE))
+        if inside > self.state.length:
+            self._overlay(self.state.length, bytes(inside - self.state.length))
         self._store.truncate(stored_size(length))
-        self._state.length = length
+        self.state.length = length
 
     _replace(suite1, page_cipher=_TearingCipher)
     _replace(XtsContent, _store_pages=store_whole, _write_tail=write_whole_tail, _extend=extend_whole)

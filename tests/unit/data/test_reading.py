@@ -122,7 +122,7 @@ def test_a_read_whose_descriptor_was_exchanged_is_done_again(
     def exchange() -> None:
         with file.changed_alone():
             os.dup2(other.fd, file.fd)
-            file.exchange(other.content, other._state)
+            file.exchange(other.content)
 
     calls.meanwhile = exchange
     assert read(calls, file) == NEW
