@@ -65,7 +65,7 @@ class ChangeLock:
             if self._waiting and not self._sharing:
                 self._released.notify_all()
 
-    def hold(self) -> None:
+    def acquire(self) -> None:
         """Wait until no other thread has the lock in any way, and hold it alone."""
         with self._mutex:
             if self._is_held or self._sharing:
@@ -77,12 +77,12 @@ class ChangeLock:
                     self._waiting -= 1
             self._is_held = True
 
-    def hold_for_change(self) -> None:
+    def acquire_for_change(self) -> None:
         """Hold the lock alone, and count a change."""
-        self.hold()
+        self.acquire()
         self.changes += 1
 
-    def let_go(self, written: int = 0) -> None:
+    def release(self, written: int = 0) -> None:
         """End holding the lock alone.
 
         :param written: how many bytes are to be synced now.

@@ -89,11 +89,11 @@ class DataFile:
                 return
         finally:
             lock.end_pages(written)
-        lock.hold_for_change()
+        lock.acquire_for_change()
         try:
             self.content.write(offset, data)
         finally:
-            lock.let_go(size)
+            lock.release(size)
 
     def truncate(self, length: int) -> None:
         """Set the plaintext length. Raises ``OSError``."""
@@ -103,11 +103,11 @@ class DataFile:
     @contextmanager
     def changed_alone(self) -> Iterator[None]:
         """Let no other thread read or change the file for the time of a ``with`` block that changes it."""
-        self.lock.hold_for_change()
+        self.lock.acquire_for_change()
         try:
             yield
         finally:
-            self.lock.let_go()
+            self.lock.release()
 
     def exchange(self, content: Content) -> None:
         """Use another content from now on. The caller is inside :meth:`changed_alone`."""

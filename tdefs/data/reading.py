@@ -77,14 +77,14 @@ class Reader:
 
     def _read_again(self, file: DataFile, offset: int, size: int) -> Plaintext:
         """Read while nothing else reads or changes the file."""
-        file.lock.hold()
+        file.lock.acquire()
         try:
             content = file.content
             ranges = content.ranges(offset, size)
             stored = [self._calls.pread("read:again", file.fd, count, at) for at, count in ranges]
             return content.decode(offset, size, stored) if stored else b""
         finally:
-            file.lock.let_go()
+            file.lock.release()
 
     def _pread(self, fd: int, size: int, offset: int) -> bytes:
         """Read from the disk, and learn how long a small read takes."""

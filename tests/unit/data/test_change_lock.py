@@ -42,10 +42,10 @@ def test_reads_and_writes_of_pages_run_at_the_same_time() -> None:
 
 def test_a_thread_that_holds_the_lock_alone_keeps_out_all_others() -> None:
     lock = ChangeLock()
-    lock.hold()
+    lock.acquire()
     others = [Attempt(call) for call in (lock.share, lock.begin_pages, lock.share)]
     assert all(other.waits() for other in others)
-    lock.let_go()
+    lock.release()
     assert all(other.succeeds() for other in others)
 
 
@@ -53,29 +53,29 @@ def test_a_thread_holds_the_lock_alone_only_when_all_others_have_ended() -> None
     lock = ChangeLock()
     lock.share()
     lock.begin_pages()
-    alone = Attempt(lock.hold)
+    alone = Attempt(lock.acquire)
     assert alone.waits()
     lock.end_sharing()
     assert alone.waits()
     lock.end_pages(0)
     assert alone.succeeds()
-    second = Attempt(lock.hold)
+    second = Attempt(lock.acquire)
     assert second.waits()
-    lock.let_go()
+    lock.release()
     assert second.succeeds()
 
 
 def test_a_thread_that_waits_to_hold_the_lock_alone_is_not_overtaken() -> None:
     lock = ChangeLock()
     lock.share()
-    alone = Attempt(lock.hold)
+    alone = Attempt(lock.acquire)
     assert alone.waits()
     late = Attempt(lock.share)
     assert late.waits()
     lock.end_sharing()
     assert alone.succeeds()
     assert late.waits()
-    lock.let_go()
+    lock.release()
     assert late.succeeds()
 
 
@@ -92,15 +92,15 @@ def test_a_read_learns_of_each_change_that_began_before_its_end() -> None:
     before = lock.share()
     lock.end_sharing()
     assert lock.changes == before
-    lock.hold_for_change()
-    lock.let_go()
+    lock.acquire_for_change()
+    lock.release()
     assert lock.changes != before
 
 
 def test_a_read_that_holds_the_lock_alone_is_no_change() -> None:
     lock = ChangeLock()
-    lock.hold()
-    lock.let_go()
+    lock.acquire()
+    lock.release()
     assert lock.changes == 0
 
 
@@ -111,8 +111,8 @@ def test_bytes_are_counted_once_by_whatever_thread_they_were_written() -> None:
         for _ in range(500):
             lock.begin_pages()
             lock.end_pages(3)
-            lock.hold_for_change()
-            lock.let_go(4)
+            lock.acquire_for_change()
+            lock.release(4)
 
     threads = [threading.Thread(target=write) for _ in range(4)]
     taken = 0

@@ -50,8 +50,8 @@ class NoLock(ChangeLock):
     def share(self) -> int:
         return self.changes
 
-    begin_pages = hold = hold_for_change = end_sharing = lambda self: None
-    end_pages = let_go = lambda self, written=0: None
+    begin_pages = acquire = acquire_for_change = end_sharing = lambda self: None
+    end_pages = release = lambda self, written=0: None
 
 
 @pytest.fixture
