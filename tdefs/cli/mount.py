@@ -8,22 +8,25 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from logging.handlers import SysLogHandler
 from pathlib import Path
 
 from tdefs.cli.common.background import run_in_background
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.log_file import LogFile, default_log
+from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.tampering import binding_of
-from tdefs.cli.common.unlocking import add_keystore_arguments, unlock
+from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, unlock
 from tdefs.cli.policy.choice import (
-    add_policy_arguments,
+    PolicyOptions,
+    add_policy,
     check_accepted,
     check_key_names,
     named_policy,
     remembered_policy,
 )
-from tdefs.config import LONGEST_WATCHDOG, REFUSE, load_config
+from tdefs.config import LONGEST_WATCHDOG, REFUSE
 from tdefs.daemon.limits import low_limits
 from tdefs.daemon.session import MountRequest, run_session
 from tdefs.data.calls import SystemCalls
@@ -60,7 +63,7 @@ _UNPROVEN_HINT = (
 _MOUNTING_SECONDS = 1.0
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``mount``."""
     parser = subparsers.add_parser(
         "mount",
@@ -76,8 +79,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         nargs="?",
         help="PGDATA, or a directory above it; default: what the configuration says",
     )
-    add_keystore_arguments(parser)
-    add_policy_arguments(parser, "instead of the one that the keystore remembers; one that was accepted")
+    add_keystore_access(parser)
+    add_policy(parser, "instead of the one that the keystore remembers; one that was accepted")
     parser.add_argument(
         "-f",
         "--foreground",
@@ -106,17 +109,29 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=_seconds,
         help="end a daemon that has not answered for so long: abort its connection, kill it; default: 0, never",
     )
-    parser.set_defaults(run=_run)
+    takes(parser, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    config = load_config(args.config)
-    settings = config.for_backing(args.backing)
-    volume = read_volume(args.backing)
-    named = named_policy(args, settings)
+@dataclass(frozen=True, slots=True)
+class _Options:
+    backing: Path
+    mountpoint: Path | None
+    access: KeystoreAccess
+    policy: PolicyOptions
+    foreground: bool
+    options: list[str]
+    log_file: Path | None
+    watchdog: int | None
+
+
+def _run(invocation: Invocation, given: _Options) -> int:
+    config = invocation.config
+    settings = config.for_backing(given.backing)
+    volume = read_volume(given.backing)
+    named = named_policy(given.policy, settings)
     # like all paths before the daemon leaves the directory that relative ones are meant in
-    keystore = _given(args.keystore, settings.keystore) or volume.keystore
-    options = (*_options(args.options), *settings.options)
+    keystore = _given(given.access.keystore, settings.keystore) or volume.keystore
+    options = (*_options(given.options), *settings.options)
     read_only = is_read_only(volume.backing) or "ro" in options
     for warning in claim(volume, read_only=read_only):
         print(f"tdefs: warning: {warning}", file=sys.stderr)
@@ -124,8 +139,8 @@ def _run(args: argparse.Namespace) -> int:
     _acquire(lock, volume)
     try:
         # not before: a dead mount that this process finds may be another one's fresh mount a moment later
-        mountpoint = _prepare_mountpoint(_given(args.mountpoint, settings.mountpoint), volume)
-        known = unlock(args, volume)
+        mountpoint = _prepare_mountpoint(_given(given.mountpoint, settings.mountpoint), volume)
+        known = unlock(given.access, volume)
         refuse_tracer()  # again: root's could have come since, and would stay in the daemon
         ring, may = known.unlocked.ring, known.believed.statements
         choice = named or remembered_policy(may)
@@ -134,12 +149,12 @@ def _run(args: argparse.Namespace) -> int:
         policy = choice.policy
         state = look(binding_of(volume, ring, keystore))
         believed = replace(known.believed, had_header=lambda path: state.binds(os.fsencode(path)))
-        log_file = None if args.foreground else _given(args.log_file, settings.log_file)
-        if log_file is None and not args.foreground and not read_only:
+        log_file = None if given.foreground else _given(given.log_file, settings.log_file)
+        if log_file is None and not given.foreground and not read_only:
             log_file = default_log(volume.log_file)
             if log_file is None:
                 _tell_of_no_log(volume)
-        watchdog = settings.watchdog if args.watchdog is None else args.watchdog
+        watchdog = settings.watchdog if given.watchdog is None else given.watchdog
         if watchdog and (reason := provide_connections()):
             print(
                 f"tdefs: warning: the watchdog cannot work\nDETAIL:  {reason}\n"
@@ -152,7 +167,7 @@ def _run(args: argparse.Namespace) -> int:
         reserve_memory()
 
         def work(ready: Callable[[], None]) -> None:
-            _log_to(_log_handler(log_file, foreground=args.foreground), config.log_level)
+            _log_to(_log_handler(log_file, foreground=given.foreground), config.log_level)
             for warning in policy.warnings:
                 log.warning("%s", warning)
             for limit in low:
@@ -203,7 +218,7 @@ def _run(args: argparse.Namespace) -> int:
                 f"HINT:    {_UNPROVEN_HINT}",
                 file=sys.stderr,
             )
-        if args.foreground:
+        if given.foreground:
             work(tell_service_manager)
         else:
             run_in_background(work, keep=lock.descriptor, check=lock.verify)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_fields, print_json, print_line, print_table
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
+from tdefs.cli.common.unlocking import add_config
 from tdefs.control import ask
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import DestroyedRounds
 from tdefs.keys.keystore.entries import DESTROYED, Document
 from tdefs.keys.keystore.file import load_keystore
-from tdefs.mounts.known import Mount, find_mount, is_dead
+from tdefs.mounts.known import Mount, is_dead
 from tdefs.mounts.users import mounts_inside
 from tdefs.offline.reader import STATES, describe_all
 from tdefs.volume.believed import shown
@@ -41,7 +45,7 @@ _FIELDS = (
 )
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``status``."""
     parser = subparsers.add_parser(
         "status",
@@ -49,9 +53,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Says what is mounted at MOUNTPOINT. Files are counted as they are on the disk; those whose "
         "data key was destroyed are unreadable.",
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+    add_volume(parser)
+    add_config(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_run)
+    takes(parser, _Options, _run)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    volume: VolumeChoice
+    json: bool
 
 
 def living_volume(mount: Mount) -> Volume:
@@ -71,11 +82,11 @@ def living_volume(mount: Mount) -> Volume:
     return volume
 
 
-def _run(args: argparse.Namespace) -> int:
-    mount = find_mount(args.mountpoint)
+def _run(_invocation: Invocation, options: _Options) -> int:
+    mount = options.volume.find_mount()
     volume = living_volume(mount)
     status = gather(volume, mount.mountpoint)
-    if args.json:
+    if options.json:
         print_json(status)
     else:
         _print(status)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import dataclass
 
+from tdefs.cli.common.invocation import Invocation
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume, way_to_mount
 from tdefs.control import ask
 from tdefs.data.read_only import is_read_only
 from tdefs.errors import Exit, TdefsError
-from tdefs.mounts.known import detach_dead, find_mount, is_dead, unmount
+from tdefs.mounts.known import detach_dead, is_dead, unmount
 from tdefs.mounts.place import refuse_foreign_way
 from tdefs.mounts.users import who_keeps
 from tdefs.volume.description import Volume, is_in_use, is_running, read_volume
@@ -24,7 +26,7 @@ _UNSEEN = (
 )
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``umount``."""
     parser = subparsers.add_parser(
         "umount",
@@ -33,13 +35,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "inside, or that is mounted elsewhere, too (a bind mount, another mount namespace); the message says by "
         "whom and where.",
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
-    parser.set_defaults(run=_run)
+    add_volume(parser, help="the mount to end")
+    takes(parser, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    mount = find_mount(args.mountpoint)
-    refuse_foreign_way(args.mountpoint, mount.device)
+@dataclass(frozen=True, slots=True)
+class _Options:
+    volume: VolumeChoice
+
+
+def _run(_invocation: Invocation, options: _Options) -> int:
+    mount, way = way_to_mount(options.volume.required())
+    refuse_foreign_way(way, mount.device)
     if mount.may_be_asked and is_dead(mount.mountpoint):
         detach_dead(mount.mountpoint)
         return Exit.OK

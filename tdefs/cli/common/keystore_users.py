@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.control import ask
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import find_volume
@@ -75,7 +76,7 @@ def _directory(volume: Volume) -> tuple[int, int]:
 
 
 def uses(volume: Volume, keystore: Path) -> bool:
-    """Tell whether *volume* may use *keystore*: its daemon says so, or no other one is known to be its own."""
+    """Return whether *volume* may use *keystore*: its daemon says so, or no other one is known to be its own."""
     status = ask(volume, "status")
     try:
         if status is not None:
@@ -89,7 +90,7 @@ def uses(volume: Volume, keystore: Path) -> bool:
 
 
 def is_same_file(one: Path, other: Path) -> bool:
-    """Tell whether two paths lead to the same file. Raises OSError."""
+    """Return whether two paths lead to the same file. Raises OSError."""
     return os.path.samestat(one.stat(), other.stat())
 
 
@@ -104,14 +105,16 @@ def add_unseen(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def meant_unseen(args: argparse.Namespace, document: Document, users: KeystoreUsers) -> list[str]:
-    """Return the ids of those volumes that cannot be seen, each of which the command line must name.
+def meant_unseen(named: Sequence[str], document: Document, users: KeystoreUsers) -> list[str]:
+    """Return the ids of those volumes that cannot be seen.
+
+    :param named: the ids that the command line names; each of them must be there.
 
     :raises TdefsError: VOLUME_UNSEEN for one that it does not name; VOLUME_UNKNOWN.
     """
-    for id in args.unseen_volume:
+    for id in named:
         find_volume(document, id)
-    refused = [one for one in users.unseen if one.entry.id not in args.unseen_volume]
+    refused = [one for one in users.unseen if one.entry.id not in named]
     if refused:
         ids = [one.entry.id for one in refused]
         many = len(refused) > 1
@@ -162,16 +165,16 @@ def not_registered(document: Document, keystore: Path, volume: Volume) -> TdefsE
     )
 
 
-def warn_unless_registered(args: argparse.Namespace, document: Document, keystore: Path, volume: Volume) -> None:
-    """Say on stderr, once in a command, that no keys can be changed by way of *volume*, if that is so."""
-    if getattr(args, "registration_told", False):
+def warn_unless_registered(invocation: Invocation, document: Document, keystore: Path, volume: Volume) -> None:
+    """Warn on stderr, once in a command, that *keystore* does not know *volume*, if that is so."""
+    if invocation.registration_reported:
         return
-    args.registration_told = True
+    invocation.registration_reported = True
     try:
         if recognised(document, volume) is not None:
             return
     except OSError:
-        return  # who reads the volume is told by what reads it
+        return  # what reads the volume next reports this
     error = not_registered(document, keystore, volume)
     print(
         f"tdefs: warning: {error.message}\n"

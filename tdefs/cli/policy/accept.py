@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.keystore_change import changing
 from tdefs.cli.common.output import print_line
-from tdefs.cli.common.place import add_place, volume_of
-from tdefs.cli.common.unlocking import add_keystore_arguments
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
+from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access
 from tdefs.cli.policy.choice import (
     PolicyChoice,
-    add_policy_arguments,
+    PolicyOptions,
+    add_policy,
     check_key_names,
     named_policy,
     remembered_policy,
 )
-from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import find_volume, restate_volume
 from tdefs.keys.keystore.entries import Statements
@@ -29,7 +31,7 @@ from tdefs.volume.description import is_in_use
 from tdefs.volume.registry import recognised
 
 
-def add_accept(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_accept(commands: Subcommands) -> None:
     """Add the sub-command ``accept``."""
     accept = commands.add_parser(
         "accept",
@@ -38,17 +40,25 @@ def add_accept(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "digest of what it decides, so that comments may change. Says what it leaves in the clear that the one "
         "before did not, and asks. Files that are there stay as they are; a mount uses it from its next start on.",
     )
-    add_place(accept)
-    add_policy_arguments(accept, "default: what the configuration names, else the file of the one before")
+    add_volume(accept)
+    add_policy(accept, "default: what the configuration names, else the file of the one before")
     accept.add_argument("--yes", action="store_true", help="do not ask")
-    add_keystore_arguments(accept)
-    accept.set_defaults(run=_run)
+    add_keystore_access(accept)
+    takes(accept, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    volume = volume_of(args)
-    named = named_policy(args, load_config(args.config).for_backing(volume.backing))
-    with changing(args, volume, "policy accept") as change:
+@dataclass(frozen=True, slots=True)
+class _Options:
+    volume: VolumeChoice
+    policy: PolicyOptions
+    yes: bool
+    access: KeystoreAccess
+
+
+def _run(_invocation: Invocation, options: _Options) -> int:
+    volume = options.volume.find()
+    named = named_policy(options.policy, options.access.settings(volume))
+    with changing(options.access, volume) as change:
         entry = recognised(change.document, volume)
         if entry is None:  # the directory was exchanged since
             raise TdefsError(Exit.VOLUME_NOT_REGISTERED, f'the keystore does not know volume "{volume.backing}"')
@@ -56,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
         choice = named or remembered_policy(old)
         check_key_names(choice, change.unlocked.ring)
         new = statements_with(old, choice)
-        _ask(args, old, choice)
+        _ask(old, choice, is_meant=options.yes)
         change.save(
             restate_volume(change.unlocked, entry.id, new),
             volume=entry.id,
@@ -87,7 +97,7 @@ def statements_with(old: Statements, choice: PolicyChoice) -> Statements:
     )
 
 
-def _ask(args: argparse.Namespace, old: Statements, choice: PolicyChoice) -> None:
+def _ask(old: Statements, choice: PolicyChoice, *, is_meant: bool) -> None:
     """Say what is in the clear from now on that was not before, and ask whether that is meant.
 
     :raises TdefsError: POLICY_NOT_ACCEPTED if it is not.
@@ -107,7 +117,7 @@ def _ask(args: argparse.Namespace, old: Statements, choice: PolicyChoice) -> Non
         )
     for line in plain:
         print(f"    {printable(line)}", file=sys.stderr)
-    if args.yes:
+    if is_meant:
         return
     if not sys.stdin.isatty():
         raise TdefsError(

@@ -204,7 +204,7 @@ def test_recovery_code_is_printed_once_and_unlocks(
     assert protectors.opens(NEW_KEY_COMMAND)
     file.write_text(code[:-1] + ("0" if code[-1] != "0" else "2"))
     with pytest.raises(TdefsError) as caught:
-        command.run(cat, backing, "base/5/16384", "--recovery-code-file", file)
+        command.run(cat, "base/5/16384", "--volume", backing, "--recovery-code-file", file)
     assert caught.value.exit_code == Exit.RECOVERY_CODE_MISTYPED
     assert caught.value.detail == "group 7 is wrong"
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tdefs.cli import status
+from tdefs.cli.common import place
 from tdefs.errors import Exit, TdefsError
 from tdefs.mounts.known import Mount
 from tdefs.volume.description import VolumeLock
@@ -56,7 +57,7 @@ def mounted(small: SmallVolume, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sma
     small.damage("wiped", 100)
     small.plain("empty", b"")
     mount = Mount(MOUNTPOINT, small.volume.backing, "0:42")
-    monkeypatch.setattr(status, "find_mount", lambda mountpoint: mount)
+    monkeypatch.setattr(place, "find_mount", lambda mountpoint: mount)
     monkeypatch.setattr(status, "ask", lambda volume, name: answer(small) if name == "status" else None)
     lock = VolumeLock(small.volume)
     lock.acquire()
