@@ -1,6 +1,6 @@
 """Asking the daemon over its control socket: one line of JSON asks, one line of JSON answers.
 
-The daemon's end is in control_server.py, so that who asks need not load what the daemon runs on.
+The daemon's end is in daemon/control_server.py, so that a command that asks need not load what a daemon runs on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from errno import ETIMEDOUT
 from pathlib import Path
 from typing import Any
 
+from tdefs.daemon.status import DaemonStatus, MalformedStatusError
 from tdefs.data.read_only import control_places
 from tdefs.private import UntrustedError, own_place
 from tdefs.volume.description import Volume
@@ -47,6 +48,14 @@ def ask(
         if found is not None:
             return found
     return None
+
+
+def ask_status(volume: Volume, *, only_of: Collection[int] | None = None) -> DaemonStatus | None:
+    """Return the status of the daemon of *volume*; as :func:`ask`, and ``None``, too, for what is no status."""
+    try:
+        return DaemonStatus.from_json(ask(volume, "status", only_of=only_of))
+    except MalformedStatusError:
+        return None  # what listens there is no daemon of this version
 
 
 def _ask_at(path: Path, request: dict[str, Any], only_of: Collection[int] | None) -> dict[str, Any] | None:

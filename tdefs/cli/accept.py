@@ -13,7 +13,7 @@ from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.tampering import binding_of
 from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, keystore_path, unlock
-from tdefs.control import StrangerError, ask
+from tdefs.control import StrangerError, ask, ask_status
 from tdefs.errors import Exit, TdefsError
 from tdefs.manifest.accepting import REQUEST, accept, request
 from tdefs.manifest.checking import examine
@@ -73,7 +73,7 @@ def _run(invocation: Invocation, options: _Options) -> int:
     volume = options.volume.find()
     keystore = keystore_path(options.access, volume).absolute()
     known = unlock(options.access, volume)
-    binding = binding_of(volume, known.unlocked.ring, keystore)
+    binding = binding_of(volume, known, keystore)
     if options.list:
         return _list(_as_served(examine(binding)), as_json=options.json)
     if is_in_use(volume):
@@ -108,11 +108,11 @@ def _as_served(state: State) -> State:
     """Return it with what the daemon, if there is one, was told of the volume as a whole since it was mounted."""
     volume = state.binding.volume
     try:
-        answer = ask(volume, "status", only_of={0, os.geteuid(), volume.private.stat().st_uid})
+        status = ask_status(volume, only_of={0, os.geteuid(), volume.private.stat().st_uid})
     except StrangerError:
         return state
-    if told := (answer or {}).get("tampering"):
-        state.lost, state.older_than = told["lost"] or "", told["older_than"] or 0
+    if status is not None and (found := status.tampering) is not None:
+        state.lost, state.older_than = found.lost or "", found.older_than or 0
     return state
 
 

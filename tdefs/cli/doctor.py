@@ -15,7 +15,7 @@ from tdefs.cli.common.place import VolumeChoice, add_volume, mount_at
 from tdefs.cli.common.unlocking import add_config
 from tdefs.cli.status import living_volume
 from tdefs.config import Config
-from tdefs.control import ask
+from tdefs.control import ask_status
 from tdefs.doctor.backing import BackingDirectory
 from tdefs.doctor.beside import examine_surroundings
 from tdefs.doctor.certificates import examine_certificates
@@ -84,18 +84,18 @@ def _mount(place: Path, invocation: Invocation) -> tuple[list[Finding], list[Pat
     except UntrustedError as error:
         # what others may have put there is not read, so this is all that can be said
         return [risk(f"{error.message}; nothing else of this mount was examined", error.hint)], None
-    daemon = ask(volume, "status")
+    daemon = ask_status(volume)
     findings = [*examine_host(volume, mount.mountpoint, daemon), *examine_registration(volume, daemon)]
     findings += examine_tampering(daemon)
     clusters = find_clusters(mount.mountpoint)
     if daemon is not None:
-        findings += examine_keepers(daemon["pid"], clusters)
+        findings += examine_keepers(daemon.pid, clusters)
     users = {0, os.geteuid(), *([] if mount.user is None else [mount.user])}
     mountpoints = [each.mountpoint for each in mounts_of(users)]
     for pgdata in clusters:
         findings += examine_cluster(pgdata, mountpoints)
     settings = invocation.config.for_backing(mount.backing)
-    may = _statements(volume, Path((daemon or {}).get("keystore", settings.keystore or volume.keystore)))
+    may = _statements(volume, Path(daemon.keystore) if daemon else settings.keystore or volume.keystore)
     policy, of_policy = next_policy(volume, may, settings)
     findings += of_policy
     findings += examine_next_mount(volume, may, settings, policy, daemon)

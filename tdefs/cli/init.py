@@ -15,7 +15,7 @@ from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.secret_options import CostOption, SecretOptions, add_cost, add_secret, protector_of
 from tdefs.cli.common.unlocking import add_config, open_recorded
 from tdefs.cli.policy.accept import statements_with
-from tdefs.cli.policy.choice import PolicyChoice, PolicyOptions, add_policy, named_policy
+from tdefs.cli.policy.choice import PolicyOptions, add_policy, named_policy
 from tdefs.errors import Exit
 from tdefs.keys.hierarchy import KeyRing, history_key_of
 from tdefs.keys.keystore.copy import copy_command_directory, copy_keystore, remove_copy
@@ -31,6 +31,7 @@ from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_directory import command_directory
 from tdefs.policy.model import Policy
 from tdefs.volume.description import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
+from tdefs.volume.policy_choice import PolicyChoice
 from tdefs.volume.registry import place_of
 
 

@@ -18,7 +18,7 @@ from tdefs.cli.common.output import print_json, print_table
 from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, read_keystore, unlock
-from tdefs.control import ask
+from tdefs.control import ask_status
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import Document
 from tdefs.offline.reader import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all
@@ -89,7 +89,7 @@ def _told_by_daemon(volume: Volume) -> Callable[[Description], Description]:
     """Return what adds to the description of a link where it leads to, if a daemon serves the volume."""
     mounts = [mount.mountpoint for mount in trusted_mounts(volume) if mount.backing == volume.backing]
     # one that does not answer would have whoever reads the link wait for ever
-    if not mounts or ask(volume, "status") is None:
+    if not mounts or ask_status(volume) is None:
         return lambda one: one
 
     def told(one: Description) -> Description:

@@ -18,17 +18,11 @@ from tdefs.cli.common.log_file import LogFile, default_log
 from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.tampering import binding_of
 from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, unlock
-from tdefs.cli.policy.choice import (
-    PolicyOptions,
-    add_policy,
-    check_accepted,
-    check_key_names,
-    named_policy,
-    remembered_policy,
-)
+from tdefs.cli.policy.choice import PolicyOptions, add_policy, named_policy
 from tdefs.config import LONGEST_WATCHDOG, REFUSE
 from tdefs.daemon.limits import low_limits
-from tdefs.daemon.session import MountRequest, run_session
+from tdefs.daemon.request import MountRequest
+from tdefs.daemon.session import run_session
 from tdefs.data.calls import SystemCalls
 from tdefs.data.read_only import ReadOnlyCalls, is_read_only
 from tdefs.errors import Exit, TdefsError
@@ -48,6 +42,7 @@ from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.text import printable
 from tdefs.volume.backing import claim
 from tdefs.volume.description import Volume, VolumeLock, is_running, read_volume
+from tdefs.volume.policy_choice import check_accepted, check_key_names, remembered_policy
 from tdefs.volume.session_record import UNPROVEN, Ending, LastSession, read_session
 from tdefs.way import follow
 
@@ -147,7 +142,7 @@ def _run(invocation: Invocation, given: _Options) -> int:
         check_accepted(choice, may, volume)
         check_key_names(choice, ring)
         policy = choice.policy
-        state = look(binding_of(volume, ring, keystore))
+        state = look(binding_of(volume, known, keystore))
         believed = replace(known.believed, had_header=lambda path: state.binds(os.fsencode(path)))
         log_file = None if given.foreground else _given(given.log_file, settings.log_file)
         if log_file is None and not given.foreground and not read_only:
@@ -181,18 +176,20 @@ def _run(invocation: Invocation, given: _Options) -> int:
                 believed=believed,
                 book=known.book,
                 keystore=keystore,
-                policy=choice.file,
+                policy=choice,
+                policy_is_named=named is not None,
                 mountpoint=mountpoint,
                 options=options,
                 memory_locked=lock_memory(),
                 log_file=log_file,
+                background=not given.foreground,
                 watchdog=watchdog,
                 read_only=read_only,
                 state=state,
                 refuses_tampering=settings.tampering == REFUSE,
             )
             try:
-                run_session(request, ring, policy, ReadOnlyCalls() if read_only else SystemCalls(), ready)
+                run_session(request, ring, ReadOnlyCalls() if read_only else SystemCalls(), ready)
             except TdefsError:
                 raise
             except BaseException:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from tdefs.cli.common.invocation import Invocation
@@ -14,17 +11,14 @@ from tdefs.cli.common.output import print_fields, print_json, print_line, print_
 from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.unlocking import add_config
-from tdefs.control import ask
+from tdefs.control import ask_status
+from tdefs.daemon.report import inside, report
+from tdefs.daemon.status import DaemonStatus
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.hierarchy import DestroyedRounds
-from tdefs.keys.keystore.entries import DESTROYED, Document
-from tdefs.keys.keystore.file import load_keystore
+from tdefs.fuse.measured import Latency
+from tdefs.manifest.found import Tampering
 from tdefs.mounts.known import Mount, is_dead
-from tdefs.mounts.users import mounts_inside
-from tdefs.offline.reader import STATES, describe_all
-from tdefs.volume.believed import shown
 from tdefs.volume.description import Volume, is_in_use, read_volume
-from tdefs.volume.session_record import read_session
 
 _FIELDS = (
     *(
@@ -36,6 +30,7 @@ _FIELDS = (
         "keystore",
         "keystore_revision",
         "policy",
+        "policy_digest",
         "log_file",
         "memory_locked",
         "watchdog",
@@ -43,6 +38,7 @@ _FIELDS = (
     ),
     *("page_cipher", "known_inodes", "open_handles"),
 )
+_REQUEST_HEADERS = ("request", "count", "failures", "bytes", "mean µs", "p50 µs", "p99 µs")
 
 
 def register(subparsers: Subcommands) -> None:
@@ -76,7 +72,7 @@ def living_volume(mount: Mount) -> Volume:
         raise TdefsError(
             Exit.NOT_MOUNTED,
             f'the mount at "{mount.mountpoint}" is dead: its daemon is gone',
-            detail="; ".join(f'mounted inside it: "{inner}"' for inner in _inside(mount.mountpoint)),
+            detail="; ".join(f'mounted inside it: "{inner}"' for inner in inside(mount.mountpoint)),
             hint="'tdefs mount' replaces it, 'tdefs umount' takes it away; the log says why the daemon ended",
         )
     return volume
@@ -85,121 +81,57 @@ def living_volume(mount: Mount) -> Volume:
 def _run(_invocation: Invocation, options: _Options) -> int:
     mount = options.volume.find_mount()
     volume = living_volume(mount)
-    status = gather(volume, mount.mountpoint)
+    status = ask_status(volume)
+    found = report(volume, mount.mountpoint, status)
     if options.json:
-        print_json(status)
+        print_json(found)
     else:
-        _print(status)
+        _print(found, status)
     return Exit.OK
 
 
-def gather(volume: Volume, mountpoint: Path) -> dict[str, Any]:
-    """Return the JSON object that describes a mount; its keys are part of the interface.
-
-    What only the daemon knows is ``None``, or empty, if it does not answer.
-    """
-    answer = ask(volume, "status")
-    daemon = answer or {}
-    session = read_session(volume)
-    states: Counter[str] = Counter()
-    rounds: Counter[tuple[str, int, str]] = Counter()
-    destroyed: DestroyedRounds = dict.fromkeys(
-        (name, number) for name, number in daemon.get("destroyed_rounds", ())
-    )
-    document = _document(Path(daemon.get("keystore", volume.keystore)))
-    believed = shown(volume, document)
-    for found in describe_all(volume, destroyed, believed):
-        states[found.state] += 1
-        if found.data_key is not None and found.round is not None and found.algorithm is not None:
-            rounds[found.data_key, found.round, found.algorithm] += 1
-    key_states: dict[tuple[str, int], str | None] = {}
-    for key in daemon.get("data_keys", ()):
-        rounds[key["name"], key["round"], key["algorithm"]] += 0
-        key_states[key["name"], key["round"]] = key.get("state")
-    key_states |= dict.fromkeys(destroyed, DESTROYED)
-    started = daemon.get("started")
-    return {
-        "mountpoint": str(mountpoint),
-        "mounts_inside": _inside(mountpoint),
-        "backing": str(volume.backing),
-        "volume_id": volume.volume_id.hex(),
-        "daemon_answers": answer is not None,
-        "pid": daemon.get("pid", session.pid if session else None),
-        "since": None
-        if started is None
-        else datetime.fromtimestamp(started, UTC).astimezone().isoformat("T", "seconds"),
-        "keystore": daemon.get("keystore", str(volume.keystore)),
-        "keystore_revision": daemon.get("keystore_revision"),
-        "policy": daemon.get("policy", believed.statements.policy or None),
-        "log_file": daemon.get("log_file"),
-        "memory_locked": daemon.get("memory_locked"),
-        "watchdog": daemon.get("watchdog"),
-        "read_only": daemon.get("read_only"),
-        "tampering": daemon.get("tampering"),
-        "page_cipher": daemon.get("page_cipher"),
-        "known_inodes": daemon.get("known_inodes"),
-        "open_handles": daemon.get("open_handles"),
-        "data_keys": [
-            {
-                "name": name,
-                "round": number,
-                "algorithm": algorithm,
-                "state": key_states.get((name, number)),
-                "files": files,
-            }
-            for (name, number, algorithm), files in sorted(rounds.items())
-        ],
-        "files": {state: states[state] for state in STATES},
-        "requests": daemon.get("requests", {}),
-        "failures": daemon.get("failures", {}),
-    }
-
-
-def _document(keystore: Path) -> Document | None:
-    """Return what the keystore contains, unverified; ``None`` where this user may not read it."""
-    try:
-        return load_keystore(keystore).document
-    except TdefsError:
-        return None
-
-
-def _tampering(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _tampering(found: Tampering) -> Iterator[tuple[str, str]]:
     """Yield what of the volume is not as the last unmount left it."""
-    if found.get("lost"):
-        yield "manifest", found["lost"]
-    if found.get("older_than"):
-        yield "older copy", f"the keystore knows of a newer one, with manifest {found['older_than']}"
-    for one in found.get("differences", ()):
-        yield "not as left", f"{one['path']}: {one['what']}"
-    if (more := found.get("count", 0) - len(found.get("differences", ()))) > 0:
+    if found.lost:
+        yield "manifest", found.lost
+    if found.older_than:
+        yield "older copy", f"the keystore knows of a newer one, with manifest {found.older_than}"
+    for one in found.differences:
+        yield "not as left", f"{one.path}: {one.what}"
+    if (more := found.count - len(found.differences)) > 0:
         yield "not as left", f"and {more} more: 'tdefs accept --list'"
 
 
-def _inside(mountpoint: Path) -> list[str]:
-    """Return the mount points of what is mounted inside, in an order in which they can be unmounted."""
-    return [str(inner.mountpoint) for inner in mounts_inside(mountpoint)]
+def _requests(status: DaemonStatus) -> Iterator[tuple[str | int | None, ...]]:
+    """Yield for each operation how often it was requested, how often it failed, and what it cost."""
+    for name, count in status.requests.items():
+        took = status.latency.get(name, Latency())
+        times = (
+            (round(took.mean_us), took.percentile_us(50), took.percentile_us(99)) if took.count else (None,) * 3
+        )
+        yield name, count, status.failures.get(name, 0), status.bytes.get(name), *times
 
 
-def _print(status: dict[str, Any]) -> None:
-    if not status["daemon_answers"]:
-        print_line("the daemon does not answer this user: what only it knows is missing")
+def _print(found: dict[str, Any], status: DaemonStatus | None) -> None:
+    if status is None:
+        print_line("the daemon does not answer this user: what only the daemon knows is missing")
         print_line()
     shown = {True: "yes", False: "no"}
     print_fields(
-        (name.replace("_", " "), shown[value] if isinstance(value := status[name], bool) else value)
+        (name.replace("_", " "), shown[value] if isinstance(value := found[name], bool) else value)
         for name in _FIELDS
     )
-    print_fields(_tampering(status["tampering"] or {}))
-    print_fields(("mounted inside", inner) for inner in status["mounts_inside"])
+    if status is not None and status.tampering is not None:
+        print_fields(_tampering(status.tampering))
+    print_fields(("mounted inside", inner) for inner in found["mounts_inside"])
     print_line()
     keys = [
-        (key["name"], key["round"], key["algorithm"], key["state"], key["files"]) for key in status["data_keys"]
+        (key["name"], key["round"], key["algorithm"], key["state"], key["files"]) for key in found["data_keys"]
     ]
     print_table(("data key", "round", "algorithm", "state", "files"), keys, numbers=("round", "files"))
     print_line()
-    print_table(("files", "count"), list(status["files"].items()), numbers=("count",))
-    if status["requests"]:
-        failures = status["failures"]
-        rows = [(name, count, failures.get(name, 0)) for name, count in status["requests"].items()]
+    print_table(("files", "count"), list(found["files"].items()), numbers=("count",))
+    if status is not None and status.requests:
         print_line()
-        print_table(("request", "count", "failures"), rows, numbers=("count", "failures"))
+        print_table(_REQUEST_HEADERS, list(_requests(status)), numbers=_REQUEST_HEADERS[1:])
+        print_line("half of the requests, and 99 of 100, took less than p50 and p99 microseconds")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.place import VolumeChoice, add_volume, way_to_mount
-from tdefs.control import ask
+from tdefs.control import ask_status
 from tdefs.data.read_only import is_read_only
 from tdefs.errors import Exit, TdefsError
 from tdefs.mounts.known import detach_dead, is_dead, unmount
@@ -84,8 +84,8 @@ def _run(_invocation: Invocation, options: _Options) -> int:
 
 def _is_only_read(volume: Volume) -> bool:
     """Tell whether the daemon of *volume* changes nothing there, not even the record of the session."""
-    answer = ask(volume, "status")
-    return is_read_only(volume.backing) if answer is None else answer.get("read_only") is True
+    status = ask_status(volume)
+    return is_read_only(volume.backing) if status is None else status.read_only
 
 
 def _has_ended(volume: Volume, session: Session | None) -> bool:

@@ -83,7 +83,7 @@ def _run(invocation: Invocation, options: _Options) -> int:
         )
     damage = len(report.findings)
     report.findings += tampering_findings(
-        examine(binding_of(volume, known.unlocked.ring, keystore_path(options.access, volume)))
+        examine(binding_of(volume, known, keystore_path(options.access, volume)))
     )
     if options.json:
         print_json(_as_object(volume, report, mounted=mounted))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 _MAX_REQUEST = 1 << 20
 _PIECE = 65536
-# Each connection holds one of the descriptors that files need. Whoever comes when there are so many takes the
-# place of who has waited longest.
+# Each connection holds one of the descriptors that files need. A client that comes when there are so many takes
+# the place of the one that has waited longest.
 _MOST_CONNECTIONS = 16
 _BACKLOG = 64
 
-#: What answers a request of a name, given all of the request.
-Answers = dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
+#: By the name of a request, what answers it, given all of the request.
+AnswerTable = Mapping[str, Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]]
 
 
-async def serve_control(path: Path, answers: Answers) -> None:
+async def serve_control(path: Path, answers: AnswerTable) -> None:
     """Answer requests ``{"request": NAME}`` at *path* until cancelled, by calling the function of that name."""
     with ExitStack() as stack:
         try:
@@ -54,7 +54,7 @@ async def serve_control(path: Path, answers: Answers) -> None:
 
         async def answer(stream: trio.SocketStream) -> None:
             async with stream:
-                with trio.move_on_after(TIMEOUT_SECONDS) as connection:
+                with trio.CancelScope() as connection:
                     connections.append(connection)
                     if len(connections) > _MOST_CONNECTIONS:
                         connections[0].cancel()
@@ -68,28 +68,32 @@ async def serve_control(path: Path, answers: Answers) -> None:
         await trio.serve_listeners(answer, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
 
 
-async def _answer(stream: trio.SocketStream, answers: Answers) -> None:
+async def _answer(stream: trio.SocketStream, answers: AnswerTable) -> None:
     """Serve one request; whatever comes in, the daemon lives."""
     request = bytearray()
     try:
-        while b"\n" not in request and len(request) <= _MAX_REQUEST:
-            received = await stream.receive_some(_PIECE)
-            if not received:
-                break
-            request += received
-        reply = reply_to(bytes(request), answers)
-        await stream.send_all(json.dumps(reply).encode() + b"\n")
+        with trio.move_on_after(TIMEOUT_SECONDS) as receiving:
+            while b"\n" not in request and len(request) <= _MAX_REQUEST:
+                received = await stream.receive_some(_PIECE)
+                if not received:
+                    break
+                request += received
+        if receiving.cancelled_caught:
+            return
+        reply = await reply_to(bytes(request), answers)
+        with trio.move_on_after(TIMEOUT_SECONDS):
+            await stream.send_all(json.dumps(reply).encode() + b"\n")
     except trio.BrokenResourceError:
         log.debug("the control client went away")
     except Exception:
         log.exception("unexpected error in a control request")
 
 
-def reply_to(request: bytes, answers: Answers) -> dict[str, Any]:
-    """Return the answer to one request; what is none is told so."""
+async def reply_to(request: bytes, answers: AnswerTable) -> dict[str, Any]:
+    """Return the answer to one request; the answer to anything else is an error."""
     try:
         asked = json.loads(request)
         answer = answers[asked["request"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {"error": "unknown request"}
-    return answer(asked)
+    return await answer(asked)

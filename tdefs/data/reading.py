@@ -6,10 +6,10 @@ from functools import partial
 from typing import cast
 
 from tdefs.data.calls import SystemCalls
-from tdefs.data.files import OpenFile
+from tdefs.data.data_file import DataFile
 from tdefs.data.pace import Pace
+from tdefs.data.workers import in_thread
 from tdefs.format.errors import DamagedLength
-from tdefs.fuse.loop import in_thread
 
 # A thread's round trip is about 150 microseconds. Where the disk answers a small read sooner, waiting for
 # it on the event loop is cheaper for all.
@@ -26,7 +26,7 @@ class Reader:
         #: Of small reads from the disk.
         self._pace = Pace(_QUICK_SECONDS, _SMOOTHING)
 
-    async def read(self, file: OpenFile, offset: int, size: int) -> bytes:
+    async def read(self, file: DataFile, offset: int, size: int) -> bytes:
         """Return *size* bytes of plaintext from *offset* on, fewer only at the end of the file.
 
         :raises DamagedLength: the backing file ends before that.

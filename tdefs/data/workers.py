@@ -80,7 +80,8 @@ class Workers:
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
         self._threads = 0
-        self._at_work = 0
+        #: How many pieces of work are waited for.
+        self.at_work = 0
 
     def start(self) -> int:
         """Start those that shall be there from the beginning; return how many there are."""
@@ -93,17 +94,17 @@ class Workers:
 
         :raises NoThreadError: there is none, and none can be started.
         """
-        if self._at_work >= self._threads and self._threads < MOST_THREADS:
+        if self.at_work >= self._threads and self._threads < MOST_THREADS:
             self._start_one()
         if self._threads == 0:
             raise NoThreadError
         job = _Job(work)
-        self._at_work += 1
+        self.at_work += 1
         try:
             self._jobs.put(job)
             await trio.lowlevel.wait_task_rescheduled(lambda _raise_cancel: trio.lowlevel.Abort.FAILED)
         finally:
-            self._at_work -= 1
+            self.at_work -= 1
         return job.result()
 
     def stop(self) -> None:
@@ -140,3 +141,14 @@ class Workers:
 
 #: Those of this process, which serves one mount.
 workers = Workers()
+
+
+async def in_thread(work: Callable[[], R]) -> R:
+    """Run *work*, which waits for a disk, in a thread. Where no thread can be had, run it here.
+
+    The loop that serves requests gives way while any is at work.
+    """
+    try:
+        return await workers.run(work)
+    except NoThreadError:
+        return work()

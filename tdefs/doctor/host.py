@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from tdefs.daemon.status import DaemonStatus
 from tdefs.doctor.disk import examine_disk
 from tdefs.doctor.findings import Finding, advice, risk
 from tdefs.mounts.known import kernel_limits_raised
@@ -15,7 +15,7 @@ from tdefs.volume.description import Volume
 _ENOUGH_FILES = 4096
 
 
-def examine_host(volume: Volume, mountpoint: Path, daemon: Mapping[str, Any] | None) -> Iterator[Finding]:
+def examine_host(volume: Volume, mountpoint: Path, daemon: DaemonStatus | None) -> Iterator[Finding]:
     """Yield what weakens a mounted volume; *daemon* is what it answers to ``status``, if it does."""
     yield from examine_disk(volume.backing)
     if daemon is None:
@@ -25,7 +25,7 @@ def examine_host(volume: Volume, mountpoint: Path, daemon: Mapping[str, Any] | N
         )
     else:
         yield from _daemon(daemon)
-        keystore = Path(daemon["keystore"])
+        keystore = Path(daemon.keystore)
         if volume.backing in keystore.parents:
             yield advice(
                 "the keystore lies in the backing directory: who loses the disk loses the keys with it",
@@ -38,30 +38,30 @@ def examine_host(volume: Volume, mountpoint: Path, daemon: Mapping[str, Any] | N
         )
 
 
-def _daemon(daemon: Mapping[str, Any]) -> Iterator[Finding]:
-    failures = {name: count for name, count in daemon["failures"].items() if count}
+def _daemon(daemon: DaemonStatus) -> Iterator[Finding]:
+    failures = {name: count for name, count in daemon.failures.items() if count}
     if failures:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(failures.items()))
         yield risk(
-            f"requests failed since the mount: {counts}", f"see the log: {daemon['log_file'] or 'its terminal'}"
+            f"requests failed since the mount: {counts}", f"see the log: {daemon.log_file or 'its terminal'}"
         )
-    if not daemon["memory_locked"] and _has_swap():
+    if not daemon.memory_locked and _has_swap():
         yield risk(
             "the daemon's memory is not locked, and the host swaps: keys may get onto a disk in the clear",
             "let it run as root or with CAP_IPC_LOCK (the systemd unit does), or encrypt the swap space",
         )
-    if not daemon["reserve_spared"]:
+    if not daemon.reserve_spared:
         yield risk(
             "the daemon serves with root's right to the blocks that the disk keeps for root, and past quotas: the "
             "cluster's user can fill the disk to the last block",
             "keep the backing directory on a disk, not on an overlay, or let the cluster's user mount it",
         )
-    if daemon["page_cipher"] != "compiled":
+    if daemon.page_cipher != "compiled":
         yield advice(
             "pages are encrypted by the slower path, in Python",
             "install a C compiler and OpenSSL's headers (libssl-dev), then tdefs again",
         )
-    limit = _file_limit(daemon["pid"])
+    limit = _file_limit(daemon.pid)
     if limit is not None and limit < _ENOUGH_FILES:
         yield risk(
             f"the daemon may open {limit} files: PostgreSQL will see EMFILE when it opens more",

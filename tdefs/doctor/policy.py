@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tdefs.config import VolumeConfig
+from tdefs.daemon.status import DaemonStatus
 from tdefs.doctor.findings import Finding, advice, risk
 from tdefs.errors import TdefsError
 from tdefs.keys.keystore.entries import REVOKED, Statements
@@ -56,7 +56,7 @@ def examine_next_mount(
     may: Statements,
     settings: VolumeConfig,
     policy: Policy | None,
-    daemon: Mapping[str, Any] | None,
+    daemon: DaemonStatus | None,
 ) -> Iterator[Finding]:
     """Yield what will stop the next mount, or have it do otherwise than this one.
 
@@ -74,18 +74,18 @@ def examine_next_mount(
         return
     file = policy_file(may, settings)
     yield from _keys(policy, daemon, file)
-    if daemon["policy_digest"] != policy.digest():
-        if daemon["policy"] == str(file):
+    if daemon.policy_digest != policy.digest():
+        if daemon.policy == str(file):
             what = f"the policy {file} was changed after the mount had begun, which goes on with the old one"
         else:
-            used = f"the policy {daemon['policy']}" if daemon["policy"] else "no policy"
+            used = f"the policy {daemon.policy}" if daemon.policy else "no policy"
             what = f"the mount uses {used}, and the next one will use {file or 'none'}"
         yield advice(what, "unmount and mount again to use it, or say which one is meant in the configuration")
 
 
-def _keys(policy: Policy, daemon: Mapping[str, Any], file: Path | None) -> Iterator[Finding]:
-    by_round = sorted(daemon["data_keys"], key=lambda key: int(key["round"]))
-    newest = {key["name"]: key["state"] for key in by_round}
+def _keys(policy: Policy, daemon: DaemonStatus, file: Path | None) -> Iterator[Finding]:
+    by_round = sorted(daemon.data_keys, key=lambda key: key.round)
+    newest = {key.name: key.state for key in by_round}
     for name in sorted(policy.key_names()):
         if name not in newest:
             yield risk(

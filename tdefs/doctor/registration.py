@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from tdefs.daemon.status import DaemonStatus
 from tdefs.doctor.findings import Finding, risk
 from tdefs.errors import TdefsError
 from tdefs.keys.keystore.file import load_keystore
@@ -13,13 +13,13 @@ from tdefs.volume.description import Volume
 from tdefs.volume.registry import Unseen, look, recognised
 
 
-def examine_registration(volume: Volume, status: Mapping[str, Any] | None) -> Iterator[Finding]:
+def examine_registration(volume: Volume, status: DaemonStatus | None) -> Iterator[Finding]:
     """Yield what is wrong between *volume* and its keystore; nothing where this user may not read that.
 
     :param status: what the daemon says of itself, if it answers.
     """
     try:
-        keystore = load_keystore(Path((status or {}).get("keystore", volume.keystore)))
+        keystore = load_keystore(Path(status.keystore) if status is not None else volume.keystore)
         document = keystore.document
         known = recognised(document, volume)
     except (TdefsError, OSError):

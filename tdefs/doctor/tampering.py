@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from tdefs.daemon.status import DaemonStatus
 from tdefs.doctor.findings import Finding, risk
 from tdefs.manifest.state import OLDER_HINT
 
 _NAMED = 10
 
 
-def examine_tampering(status: Mapping[str, Any] | None) -> Iterator[Finding]:
+def examine_tampering(status: DaemonStatus | None) -> Iterator[Finding]:
     """Yield what the daemon found; nothing where it does not answer.
 
     :param status: what the daemon says of itself.
     """
-    found = (status or {}).get("tampering") or {}
-    if found.get("lost"):
+    found = status.tampering if status is not None else None
+    if found is None:
+        return
+    if found.lost:
         yield risk(
-            f"the manifest of the volume's files {found['lost']}: what changed at rest cannot be told",
+            f"the manifest of the volume's files {found.lost}: what changed at rest cannot be told",
             OLDER_HINT,
         )
-    if found.get("older_than"):
+    if found.older_than:
         yield risk(
-            f"the volume is an older copy: the keystore knows of a newer one, with manifest {found['older_than']}",
+            f"the volume is an older copy: the keystore knows of a newer one, with manifest {found.older_than}",
             OLDER_HINT,
         )
-    count = found.get("count", 0)
+    count = found.count
     if count:
-        named = [f"{one['path']}: {one['what']}" for one in found["differences"][:_NAMED]]
+        named = [f"{one.path}: {one.what}" for one in found.differences[:_NAMED]]
         more = f", and {count - len(named)} more" if count > len(named) else ""
         yield risk(
             f"{count} file{' is' if count == 1 else 's are'} not as the last unmount left "

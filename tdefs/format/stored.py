@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 
+from tdefs.format.content import Store
 from tdefs.format.errors import DamagedLength
 from tdefs.format.layout import (
     HEADER_SIZE,
@@ -26,19 +26,6 @@ from tdefs.format.layout import (
     stored_size,
 )
 from tdefs.format.pages import PageCipher
-
-
-class Store(Protocol):
-    """Where the ciphertext lies; offsets and sizes are stored ones, in bytes. Errors are ``OSError``."""
-
-    def pread(self, size: int, offset: int) -> bytes:
-        """Return *size* bytes from *offset* on, fewer only at the end of the file."""
-
-    def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """Write all of *data* at *offset*, or raise."""
-
-    def truncate(self, size: int) -> None:
-        """Set the stored size."""
 
 
 class StoredFile:

@@ -16,17 +16,16 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec
 
 import pyfuse3
 import trio
 
-from tdefs.data.workers import NoThreadError, workers
+from tdefs.data.workers import workers
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
-R = TypeVar("R")
 
 SUPPORTED_PYFUSE3 = "3.5.0"
 
@@ -48,35 +47,26 @@ _REQUEST_BYTES = 2 * (1 << 20) + (256 << 10)
 _MEMORY_PAUSE_SECONDS = 0.01
 _MEMORY_REMINDER_SECONDS = 60
 
-_threads_at_work = 0
-
-
-async def in_thread(work: Callable[[], R]) -> R:
-    """Run *work*, which waits for a disk, in a thread; the polling loop gives way while any is at work.
-
-    Where no thread can be had it runs here, and all others wait for the disk, too.
-    """
-    global _threads_at_work
-    _threads_at_work += 1
-    try:
-        return await workers.run(work)
-    except NoThreadError:
-        return work()
-    finally:
-        _threads_at_work -= 1
+#: How many tasks wait for the requests that the kernel has sent already.
+_tasks_giving_way = 0
 
 
 async def after_earlier_requests(done: Callable[[], bool]) -> None:
     """Let the requests be served that the kernel has sent already, until *done*, or until there are none."""
-    global _threads_at_work
-    _threads_at_work += 1  # nobody may wait for a request that has not come
+    global _tasks_giving_way
+    _tasks_giving_way += 1  # nobody may wait for a request that has not come
     try:
         for _ in range(_TURNS):
             if done():
                 return
             await trio.lowlevel.checkpoint()
     finally:
-        _threads_at_work -= 1
+        _tasks_giving_way -= 1
+
+
+def _must_give_way() -> bool:
+    """Return whether other tasks must run soon: those whose work in a thread may end, and those that give way."""
+    return workers.at_work > 0 or _tasks_giving_way > 0
 
 
 class PollingWait:
@@ -108,7 +98,7 @@ class PollingWait:
         self._waiting = True
         try:
             self._served += 1
-            if _threads_at_work or self._first or self._served >= _REQUESTS_BETWEEN_YIELDS:
+            if _must_give_way() or self._first or self._served >= _REQUESTS_BETWEEN_YIELDS:
                 self._served = 0
                 self._first = max(0, self._first - 1)
                 await trio.lowlevel.checkpoint()
@@ -116,11 +106,11 @@ class PollingWait:
                 await self._await_memory()
             # A processor that went to sleep takes longer to wake than a client to send its next request.
             until = time.perf_counter() + _SPIN_SECONDS
-            while not _threads_at_work and time.perf_counter() < until:
+            while not _must_give_way() and time.perf_counter() < until:
                 if events := self._poll.poll(0):
                     break
             else:
-                while not (events := self._poll.poll(0 if _threads_at_work else _POLL_MILLISECONDS)):
+                while not (events := self._poll.poll(0 if _must_give_way() else _POLL_MILLISECONDS)):
                     self._served = 0
                     await trio.lowlevel.wait_readable(self._fd)
             if events[0][1] & select.POLLERR:

@@ -33,9 +33,9 @@ from pyfuse3 import (
 )
 
 from tdefs.data.calls import Owner, SystemCalls
+from tdefs.data.data_file import DataFile, Handle
 from tdefs.data.durability import Durability
-from tdefs.data.files import Handle, OpenFile
-from tdefs.data.losses import Loss
+from tdefs.data.losses import Event
 from tdefs.data.reading import Reader
 from tdefs.data.staging import Staging
 from tdefs.errors import errno_of
@@ -93,9 +93,9 @@ class FuseOperations(Replies, pyfuse3.Operations):
         self._namespace = Namespace(calls, inodes, opener, staging)
         self._attributes = Attributes(calls, inodes, opener)
         self._reader = Reader(calls)
-        self._durability = Durability(calls, inodes)
+        self._durability = Durability(calls)
         self._root_fd = root_fd
-        self._handles: dict[int, Handle] = {}
+        self._handles: dict[int, tuple[Inode, Handle]] = {}
         self._directories: dict[int, _Directory] = {}
         self._last_handle = 0
         #: Set as soon as the kernel and libfuse have agreed on how they talk: from then on requests are served.
@@ -229,7 +229,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         node = self._inodes[inode]
         if fh is not None and fields.update_mtime and not (fields.update_size or fields.update_mode):
             # only the kernel itself sets times through a handle: those of writes that it has cached
-            status = self._pass_on_mtime(self._handle(fh).file, attr.st_mtime_ns)
+            status = self._pass_on_mtime(self._handle(fh)[1].file, attr.st_mtime_ns)
             return self._reply_attributes(node, status)
         changes = Changes(
             size=attr.st_size if fields.update_size else None,
@@ -337,14 +337,14 @@ class FuseOperations(Replies, pyfuse3.Operations):
         directory = self._directories.pop(fh)
         directory.inode.handles -= 1
         if directory.inode.handles == 0:
-            directory.inode.closed()
+            directory.inode.losses.closed_by_all()
         self._inodes.descriptors.let_go("releasedir", directory.fd)
 
     @reply
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """Make a directory's entries durable."""
         directory = self._directories[fh]
-        await self._durability.sync_directory(directory.inode, directory.fd)
+        await self._durability.sync_directory(self._inodes.names_in(directory.inode), directory.fd)
 
     # --- files ---------------------------------------------------------------------------------------------
 
@@ -355,57 +355,57 @@ class FuseOperations(Replies, pyfuse3.Operations):
         """Make a file and open it."""
         parent = self._inodes[parent_inode]
         with self._making(parent, name):
-            file = self._namespace.create(parent, name, mode, _owner(ctx))
+            made, file = self._namespace.create(parent, name, mode, _owner(ctx))
             try:
                 inode, status = self._namespace.adopt(parent, name, mode, _owner(ctx))
             except OSError:
-                self._opener.close_if_unused(file)
+                self._opener.close_if_unused(made)
                 raise
-        return self._open_reply(Handle(file, flags)), self._entry(inode, status)
+        return self._open_reply(made, Handle(file, flags)), self._entry(inode, status)
 
     @reply
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a file. The kernel sends O_TRUNC along, so opening may also cut."""
         writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
-        file = self._opener.open(self._inodes[inode], writable=writable)
+        node = self._inodes[inode]
+        file = self._opener.open(node, writable=writable)
         try:
             if flags & os.O_TRUNC:
-                if file.inode.bound and file.content.length:
-                    self._opener.manifest.will_change(file.inode)
-                file.content.truncate(0)
+                if node.bound and file.length:
+                    self._opener.manifest.will_change(node)
+                file.truncate(0)
         except OSError:
-            self._opener.close_if_unused(file)
+            self._opener.close_if_unused(node)
             raise
-        return self._open_reply(Handle(file, flags))
+        return self._open_reply(node, Handle(file, flags))
 
     @reply
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Read."""
-        return await self._reader.read(self._handle(fh).file, off, size)
+        return await self._reader.read(self._handle(fh)[1].file, off, size)
 
     @reply
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Write. The kernel gives the offset also for O_APPEND, since it owns the length."""
-        handle = self._handle(fh)
+        inode, handle = self._handle(fh)
         file = handle.file
         try:
             if not file.writable:
                 # a write-back of pages that were made dirty through a descriptor closed since
-                self._opener.open(file.inode, writable=True)
-            if file.inode.bound and off + len(buf) > file.content.length:
-                self._opener.manifest.will_change(file.inode)
+                self._opener.open(inode, writable=True)
+            if inode.bound and off + len(buf) > file.length:
+                self._opener.manifest.will_change(inode)
             try:
-                file.content.write(off, buf)
+                file.write(off, buf)
             except OSError as error:
                 if not await self.more_room(error):
                     raise
-                file.content.write(off, buf)
+                file.write(off, buf)
         except Exception as error:
             if not file.direct:
-                # a write-back: who wrote was told of success long ago, and learns of it from the next sync
-                file.inode.lost(Loss(errno_of(error), kernel_tells=True))
+                # a write-back: the program's write succeeded long ago, and its next sync reports the error
+                file.losses.failed(errno_of(error), Event.FAILED_WRITE_BACK)
             raise
-        file.unsynced += len(buf)
         if handle.durable_writes:
             await self._durability.sync(file, datasync=True, of_write=True)
         return len(buf)
@@ -418,7 +418,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
     @reply
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Make a file durable."""
-        await self._durability.sync(self._handle(fh).file, datasync=datasync)
+        await self._durability.sync(self._handle(fh)[1].file, datasync=datasync)
 
     @reply
     async def release(self, fh: FileHandleT) -> None:
@@ -432,7 +432,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
         number = arguments[0] if arguments else None
         try:
             if operation in _BY_HANDLE:
-                inode = self._handles[cast(int, number)].file.inode
+                inode = self._handles[cast(int, number)][0]
             elif operation in _BY_DIRECTORY_HANDLE:
                 inode = self._directories[cast(int, number)].inode
             else:
@@ -469,7 +469,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
                     pyfuse3.invalidate_entry_async(parent.number, name, ignore_enoent=True)
             raise
 
-    def _handle(self, fh: int) -> Handle:
+    def _handle(self, fh: int) -> tuple[Inode, Handle]:
         try:
             return self._handles[fh]
         except KeyError:
@@ -479,16 +479,15 @@ class FuseOperations(Replies, pyfuse3.Operations):
         self._last_handle += 1
         return self._last_handle
 
-    def _open_reply(self, handle: Handle) -> FileInfo:
+    def _open_reply(self, inode: Inode, handle: Handle) -> FileInfo:
         number = self._new_handle()
-        self._handles[number] = handle
+        self._handles[number] = inode, handle
         file = handle.file
         keep_cache = True
         if file.handles == 0:
             # PostgreSQL opens WAL with O_DSYNC under wal_sync_method = open_datasync. Past the kernel's cache such
             # a commit is one request, through it two. All handles that are open at a time are alike, and who
             # comes after direct ones does not find what the cache held before, so no view is ever stale.
-            inode = file.inode
             file.direct = handle.durable_writes and classify(os.fsdecode(inode.path())).kind is Kind.WAL
             keep_cache = not inode.bypassed
             inode.bypassed = file.direct
@@ -496,18 +495,19 @@ class FuseOperations(Replies, pyfuse3.Operations):
         return FileInfo(fh=number, keep_cache=keep_cache, direct_io=file.direct)
 
     def _release(self, fh: int) -> None:
-        file = self._handles.pop(fh).file
+        inode, handle = self._handles.pop(fh)
+        file = handle.file
         file.handles -= 1
         if file.handles == 0:
-            file.inode.closed()
-        self._opener.close_if_unused(file)
+            file.losses.closed_by_all()
+        self._opener.close_if_unused(inode)
 
-    def _pass_on_mtime(self, file: OpenFile, mtime_ns: int) -> os.stat_result:
+    def _pass_on_mtime(self, file: DataFile, mtime_ns: int) -> os.stat_result:
         try:
             return self._attributes.pass_on_mtime(file, mtime_ns)
         except OSError as error:
             # the kernel does this within a sync, which then has failed without asking for one
-            file.inode.lost(Loss(errno_of(error), told=True))
+            file.losses.failed(errno_of(error), Event.FAILED_ANSWERED)
             raise
 
     def _dot(self, directory: Inode, name: bytes) -> Inode:

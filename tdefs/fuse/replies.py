@@ -1,4 +1,4 @@
-"""How requests end: whatever goes wrong becomes an errno, is counted and logged."""
+"""How requests end: each is counted and measured; an error becomes an errno, is counted and logged."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import errno
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
+from time import perf_counter_ns
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from pyfuse3 import FUSEError
@@ -16,6 +17,7 @@ from pyfuse3 import FUSEError
 from tdefs.data.complaints import Complaints, Told
 from tdefs.errors import errno_of
 from tdefs.format.errors import FormatError
+from tdefs.fuse.measured import Measured
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ _ORDINARY_ERRORS = frozenset(
 # looks the name up again upon ESTALE.
 _BY_NUMBER = frozenset({"getattr", "link", "open", "opendir", "readlink", "setattr"})
 
+# Requests that move bytes, and how many, by what the operation returns.
+_BYTES: dict[str, Callable[[Any], int]] = {"read": len, "write": int}
+
 # What may be done again when it has failed: it has undone what it did, or does the same.
 _REPEATABLE = frozenset({"create", "link", "mkdir", "mknod", "open", "rename", "setattr", "symlink"})
 
@@ -51,20 +56,25 @@ S = TypeVar("S", bound="Replies")
 
 
 class Replies(ABC):
-    """Counts the requests of one mount, and says what went wrong with them."""
+    """Counts the requests of one mount, and reports what went wrong with them."""
 
     def __init__(self, complaints: Complaints) -> None:
         super().__init__()
-        #: How often each operation was requested.
-        self.requests: Counter[str] = Counter()
+        #: By operation, what its requests cost.
+        self.measured: defaultdict[str, Measured] = defaultdict(Measured)
         self.complaints = complaints
+
+    @property
+    def requests(self) -> Counter[str]:
+        """Return how often each operation was requested."""
+        return Counter({name: measured.count for name, measured in self.measured.items()})
 
     @abstractmethod
     def subject(self, operation: str, arguments: Sequence[object]) -> str:
         """Return for the log which file, or directory, a request with these arguments was about."""
 
     async def more_room(self, error: OSError) -> bool:
-        """Tell whether there is more room since a request failed with *error*, for want of room."""
+        """Return whether there is more room since a request failed with *error*, for want of room."""
         return False
 
     def failed(self, operation: str, arguments: Sequence[object], error: Exception) -> int:
@@ -90,19 +100,28 @@ class Replies(ABC):
 def reply(
     method: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
-    """Turn whatever goes wrong in a request into an errno: any other exception would end the mount."""
+    """Count and measure the requests of an operation, and turn each error into an errno.
+
+    Any other exception would end the mount.
+    """
     name = method.__name__
+    bytes_of = _BYTES.get(name)
 
     @wraps(method)
     async def translated(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        measured = self.measured[name]
+        measured.count += 1
+        begun = perf_counter_ns()
         try:
-            self.requests[name] += 1
             try:
-                return await method(self, *args, **kwargs)
+                result = await method(self, *args, **kwargs)
             except OSError as error:
                 if name not in _REPEATABLE or not await self.more_room(error):
                     raise
-            return await method(self, *args, **kwargs)
+                result = await method(self, *args, **kwargs)
+            if bytes_of is not None:
+                measured.bytes += bytes_of(result)
+            return result
         except FUSEError:
             raise
         except Exception as error:
@@ -112,5 +131,7 @@ def reply(
                 log.exception("unexpected error while reporting one in %s", name)
                 number = errno.EIO
             raise FUSEError(number) from None
+        finally:
+            measured.took(perf_counter_ns() - begun)
 
     return cast("Callable[Concatenate[S, P], Coroutine[Any, Any, R]]", translated)

@@ -6,17 +6,14 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.hmac import HMAC
-
+from tdefs.keys.mac import fits_mac, make_mac
 from tdefs.manifest.bound import Bound
-from tdefs.manifest.counter import note_counter
 from tdefs.manifest.journal import prepare_journal
 from tdefs.manifest.record import Flag, Manifest
 from tdefs.manifest.state import State, write_manifest
 from tdefs.manifest.taking import take
 from tdefs.private import UntrustedError, reason_of
+from tdefs.volume.known import note_counter
 
 REQUEST = "accept"
 _PURPOSE = b"tdefs v1 accept differences"
@@ -53,11 +50,11 @@ def request(state: State, paths: Sequence[bytes], *, older_copy: bool) -> dict[s
     """Return what to ask the daemon: under a MAC, since only who has the keys may say so."""
     assert state.binding.key is not None  # noqa: S101 - there are differences, so there is a manifest
     counter = state.manifest.counter if state.manifest is not None else 0
-    mac = _mac(state.binding.key, state.binding.volume.volume_id, counter, paths, older_copy=older_copy)
+    content = _content(state.binding.volume.volume_id, counter, paths, older_copy=older_copy)
     return {
         "paths": [os.fsdecode(path) for path in paths],
         "older_copy": older_copy,
-        "mac": mac.finalize().hex(),
+        "mac": make_mac(state.binding.key, content).hex(),
     }
 
 
@@ -69,9 +66,11 @@ def answer(bound: Bound, state: State | None, asked: Mapping[str, Any]) -> dict[
     try:
         paths = [os.fsencode(path) for path in asked["paths"]]
         older_copy = bool(asked["older_copy"])
-        mac = _mac(state.binding.key, state.binding.volume.volume_id, counter, paths, older_copy=older_copy)
-        mac.verify(bytes.fromhex(asked["mac"]))
-    except (KeyError, TypeError, ValueError, InvalidSignature):
+        mac = bytes.fromhex(asked["mac"])
+    except (KeyError, TypeError, ValueError):
+        paths, older_copy, mac = [], False, b""
+    content = _content(state.binding.volume.volume_id, counter, paths, older_copy=older_copy)
+    if not fits_mac(mac, state.binding.key, content):
         return {"refused": "whoever asks has not the volume's keys"}
     try:
         accepted = bound.accept(paths, older_copy=older_copy)
@@ -80,7 +79,6 @@ def answer(bound: Bound, state: State | None, asked: Mapping[str, Any]) -> dict[
     return {"accepted": accepted}
 
 
-def _mac(key: bytes, volume_id: bytes, counter: int, paths: Sequence[bytes], *, older_copy: bool) -> HMAC:
-    mac = HMAC(key, SHA256())
-    mac.update(_PURPOSE + volume_id + counter.to_bytes(8, "little") + bytes([older_copy]) + b"\0".join(paths))
-    return mac
+def _content(volume_id: bytes, counter: int, paths: Sequence[bytes], *, older_copy: bool) -> bytes:
+    """Return what the MAC of a request is over."""
+    return _PURPOSE + volume_id + counter.to_bytes(8, "little") + bytes([older_copy]) + b"\0".join(paths)

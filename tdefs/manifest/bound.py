@@ -7,12 +7,12 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from errno import EIO, EROFS
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import Told
 from tdefs.manifest.comparing import DISPENSABLE_KINDS, LISTED_KINDS, SPEAKING_KINDS, Change, Difference
-from tdefs.manifest.counter import note_counter
+from tdefs.manifest.found import ChangedFile, Tampering
 from tdefs.manifest.journal import Journal, prepare_journal
 from tdefs.manifest.record import PLAIN_TAG, Listing, NodeKind
 from tdefs.manifest.state import NAMED, State, counted, mark, mark_unbound, write_manifest
@@ -21,6 +21,7 @@ from tdefs.manifest.tree import fits, join
 from tdefs.policy.paths import Kind, classify
 from tdefs.private import UntrustedError, reason_of
 from tdefs.text import printable_path
+from tdefs.volume.known import note_counter
 
 if TYPE_CHECKING:
     from tdefs.tree.inodes import Inode
@@ -139,24 +140,24 @@ class Bound:
             self._journal.close()
             self._journal = None
 
-    def status(self) -> dict[str, Any]:
-        """Return for the status what is bound, and what differs."""
+    def status(self) -> Tampering | None:
+        """Return for the status what is bound, and what differs; ``None`` without a state."""
         state = self._state
         if state is None:
-            return {}
+            return None
         names = sorted(state.differences.items())
-        return {
-            "setting": "refuse" if self._refuses else "report",
-            "counter": self._manifest.counter if self._manifest is not None else None,
-            "lost": state.lost or None,
-            "older_than": state.older_than or None,
-            "unbound": len(state.unbound),
-            "count": len(names),
-            "differences": [
-                {"path": printable_path(path), "what": found.change.value, "detail": found.detail}
+        return Tampering(
+            setting="refuse" if self._refuses else "report",
+            counter=self._manifest.counter if self._manifest is not None else None,
+            lost=state.lost or None,
+            older_than=state.older_than or None,
+            unbound=len(state.unbound),
+            count=len(names),
+            differences=tuple(
+                ChangedFile(printable_path(path), found.change.value, found.detail)
                 for path, found in names[:_MOST_TOLD]
-            ],
-        }
+            ),
+        )
 
     def accept(self, paths: Iterable[bytes], *, older_copy: bool) -> int:
         """Have differences be meant from now on; return how many there are. Raises OSError.

@@ -26,13 +26,10 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.hmac import HMAC
-
 from tdefs.daemon.reserve import with_own_rights
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import HINTS
+from tdefs.keys.mac import fits_mac, make_mac
 from tdefs.manifest.record import Manifest
 from tdefs.private import UntrustedError, own_directory
 from tdefs.volume.description import Volume
@@ -85,17 +82,17 @@ def read_journal(volume: Volume, key: bytes, manifest: Manifest) -> Changed:
 def parse_journal(data: bytes, key: bytes, manifest: Manifest) -> Changed:
     """Return what the bytes of a journal say; nothing if they are not of *manifest*."""
     head, mac = data[: _HEAD.size], data[_HEAD.size : _HEAD.size + _MAC_BYTES]
-    if len(head) < _HEAD.size or not _fits(key, mac, _BEGIN_PURPOSE, head):
+    if len(head) < _HEAD.size or not fits_mac(mac, key, _BEGIN_PURPOSE, head):
         return Changed()
     if head[:-_RANDOM_BYTES] != _head_of(manifest)[:-_RANDOM_BYTES]:
         return Changed()
     found = Changed(begun=True, mac=mac)
-    found.everything = _fits(key, data[_ALL_AT : _ALL_AT + _MAC_BYTES], _ALL_PURPOSE, head)
+    found.everything = fits_mac(data[_ALL_AT : _ALL_AT + _MAC_BYTES], key, _ALL_PURPOSE, head)
     while len(data) >= found.end + _SIZE.size:
         (size,) = _SIZE.unpack_from(data, found.end)
         end = found.end + _SIZE.size + size
         record, mac = data[found.end : end], data[end : end + _MAC_BYTES]
-        if size == 0 or not _fits(key, mac, _RECORD_PURPOSE, found.mac, record):
+        if size == 0 or not fits_mac(mac, key, _RECORD_PURPOSE, found.mac, record):
             break
         found.paths += record[_SIZE.size :].split(b"\0")
         found.end, found.mac = end + _MAC_BYTES, mac
@@ -169,7 +166,7 @@ class Journal:
 
     def _begin(self, volume: Volume, manifest: Manifest) -> None:
         head = _head_of(manifest)
-        mac = _mac(self._key, _BEGIN_PURPOSE, head).finalize()
+        mac = make_mac(self._key, _BEGIN_PURPOSE, head)
         # what is written over is the journal of the manifest before, which a power cut would bring back if the
         # sync of its successor's name has failed
         with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
@@ -193,7 +190,7 @@ class Journal:
             return False
         text = b"\0".join(paths)
         record = _SIZE.pack(len(text)) + text
-        mac = _mac(self._key, _RECORD_PURPOSE, self._found.mac, record).finalize()
+        mac = make_mac(self._key, _RECORD_PURPOSE, self._found.mac, record)
         with with_own_rights():
             try:
                 self._write(record + mac)
@@ -222,7 +219,7 @@ class Journal:
     def end(self) -> None:
         """Note durably that nothing is bound any more. Raises OSError."""
         with with_own_rights():
-            everything = _mac(self._key, _ALL_PURPOSE, self._head).finalize()
+            everything = make_mac(self._key, _ALL_PURPOSE, self._head)
             self._calls.pwrite("journal:all", self._fd, everything, _ALL_AT)
             self._calls.fdatasync("journal:all", self._fd)
         self._found.everything = True
@@ -235,18 +232,3 @@ class Journal:
 def _read(fd: int) -> bytes:
     with os.fdopen(fd, "rb", closefd=False) as file:
         return file.read(_MAX_BYTES)
-
-
-def _fits(key: bytes, mac: bytes, *pieces: bytes) -> bool:
-    try:
-        _mac(key, *pieces).verify(mac)
-    except InvalidSignature:
-        return False
-    return True
-
-
-def _mac(key: bytes, *pieces: bytes) -> HMAC:
-    mac = HMAC(key, SHA256())
-    for piece in pieces:
-        mac.update(piece)
-    return mac

@@ -12,7 +12,6 @@ from tdefs.errors import TdefsError
 from tdefs.keys.hierarchy import KeyRing, derive_state_key
 from tdefs.keys.keystore.file import load_keystore
 from tdefs.manifest.comparing import SPEAKING_KINDS, Difference, compare
-from tdefs.manifest.counter import newest_counter
 from tdefs.manifest.journal import Changed, read_journal, write_journal
 from tdefs.manifest.record import MAX_BYTES, BadManifestError, Flag, Manifest, decode, encode, is_genuine
 from tdefs.manifest.tree import Tree, look_through, open_root
@@ -20,6 +19,7 @@ from tdefs.policy.paths import classify
 from tdefs.private import UntrustedError, own_directory
 from tdefs.text import printable_path
 from tdefs.volume.description import Volume
+from tdefs.volume.known import KnownVolumes, known_volumes
 from tdefs.volume.registry import recognised
 
 MANIFEST_FILE = "manifest"
@@ -36,7 +36,7 @@ class Binding:
 
     ``key`` is the state key; None without a keystore that has a history: then nothing is bound. ``history_key``
     and ``keystore`` are where the counter is kept, under ``entry``, the keystore's name for the volume; None for a
-    copy that it does not know at this place.
+    copy that it does not know at this place. ``known`` is what the keystore's history says.
     """
 
     volume: Volume
@@ -44,12 +44,15 @@ class Binding:
     history_key: bytes | None = field(repr=False)
     keystore: Path
     entry: str | None
+    known: KnownVolumes = field(default_factory=KnownVolumes)
 
     @classmethod
-    def of(cls, volume: Volume, ring: KeyRing, keystore: Path, entry: str | None) -> Binding:
-        """Return that of *volume*, given its keys."""
+    def of(
+        cls, volume: Volume, ring: KeyRing, keystore: Path, entry: str | None, known: KnownVolumes | None = None
+    ) -> Binding:
+        """Return that of *volume*, given its keys, and what the history of its *keystore* knows."""
         key = derive_state_key(ring.history_key) if ring.history_key is not None else None
-        return cls(volume, key, ring.history_key, keystore, entry)
+        return cls(volume, key, ring.history_key, keystore, entry, known or KnownVolumes())
 
 
 @dataclass(slots=True)
@@ -75,10 +78,15 @@ class State:
         binding = self.binding
         if binding.entry is not None or binding.history_key is None:
             return
-        entry = entry_of(binding.volume, binding.keystore)
+        try:
+            document = load_keystore(binding.keystore).document
+            entry = recognised(document, binding.volume)
+        except (TdefsError, OSError):
+            return
         if entry is not None:
-            self.binding = replace(binding, entry=entry)
-            self.newest = newest_counter(binding.keystore, binding.history_key, entry)
+            known = known_volumes(binding.keystore, document, binding.history_key)
+            self.binding = replace(binding, entry=entry.id, known=known)
+            self.newest = known.counter(entry.id)
 
     @property
     def is_sound(self) -> bool:
@@ -163,8 +171,8 @@ def look(binding: Binding, *, compares: bool = True) -> State:
     state = State(binding)
     if binding.key is None:
         return state
-    if binding.entry is not None and binding.history_key is not None:
-        state.newest = newest_counter(binding.keystore, binding.history_key, binding.entry)
+    if binding.entry is not None:
+        state.newest = binding.known.counter(binding.entry)
     try:
         state.manifest = decode(_read(binding.volume, binding.key), binding.volume.volume_id, binding.key)
         state.lost = _why_of_another(state.manifest, binding)
@@ -182,9 +190,9 @@ def look(binding: Binding, *, compares: bool = True) -> State:
         state.manifest = None
     if state.manifest is None:
         return state
-    if binding.entry is None and binding.history_key is not None and state.manifest.entry:
+    if binding.entry is None and state.manifest.entry:
         # a copy: of a moment that may be long ago
-        state.newest = newest_counter(binding.keystore, binding.history_key, state.manifest.entry)
+        state.newest = binding.known.counter(state.manifest.entry)
     if Flag.FOLLOWS_LOST in state.manifest.flags:
         state.lost = "before the last one was missing or altered"
     state.older_than = state.manifest.older_than
@@ -234,15 +242,6 @@ def mark(manifest: Manifest, path: bytes) -> bool:
     was_bound |= not listing.unbound[at]
     listing.unbound[at] = 1
     return was_bound
-
-
-def entry_of(volume: Volume, keystore: Path) -> str | None:
-    """Return the name that the keystore has for *volume*; ``None`` if it does not know it at its place."""
-    try:
-        entry = recognised(load_keystore(keystore).document, volume)
-    except (TdefsError, OSError):
-        return None
-    return entry.id if entry is not None else None
 
 
 def counted(files: int) -> str:

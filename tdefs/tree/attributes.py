@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from errno import ESTALE
 
 from tdefs.data.calls import SystemCalls
-from tdefs.data.files import OpenFile
+from tdefs.data.data_file import DataFile
 from tdefs.tree.inodes import Inode, InodeTable
 from tdefs.tree.opening import Opener
 
@@ -65,7 +65,7 @@ class Attributes:
         with self._inodes.reached("setattr:open", inode) as fd:
             return self._change_closed(fd, changes)
 
-    def pass_on_mtime(self, file: OpenFile, mtime_ns: int) -> os.stat_result:
+    def pass_on_mtime(self, file: DataFile, mtime_ns: int) -> os.stat_result:
         """Set the modification time that the kernel kept while it cached writes; it ignores what else is returned.
 
         Nothing here may look at the backing file's times. Where the file system below has multigrain timestamps
@@ -76,7 +76,7 @@ class Attributes:
         self._calls.set_mtime("setattr:mtime", file.fd, mtime_ns)
         return file.status
 
-    def _change_open(self, file: OpenFile, changes: Changes) -> os.stat_result:
+    def _change_open(self, file: DataFile, changes: Changes) -> os.stat_result:
         """Set attributes through the descriptor: the file may have no name any more."""
         if changes.uid is not None or changes.gid is not None:
             uid, gid = _or_keep(changes.uid), _or_keep(changes.gid)
@@ -104,11 +104,11 @@ class Attributes:
     def _truncate(self, inode: Inode, size: int) -> None:
         file = self._opener.open(inode, writable=True)
         try:
-            if inode.bound and size != file.content.length:
+            if inode.bound and size != file.length:
                 self._opener.manifest.will_change(inode, goes=size == 0)
-            file.content.truncate(size)
+            file.truncate(size)
         finally:
-            self._opener.close_if_unused(file)
+            self._opener.close_if_unused(inode)
 
 
 def _or_keep(number: int | None) -> int:

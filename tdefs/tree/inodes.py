@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import Told
 from tdefs.data.descriptors import Descriptors
-from tdefs.data.losses import Loss
+from tdefs.data.losses import Event, Losses
 from tdefs.errors import errno_of
 from tdefs.text import printable_path
 from tdefs.tree.held import Held
 
 if TYPE_CHECKING:
-    from tdefs.data.files import OpenFile
+    from tdefs.data.data_file import DataFile
     from tdefs.data.forms import Form
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Inode:
         "handles",
         "key",
         "lookups",
-        "loss",
+        "losses",
         "names",
         "number",
         "open_file",
@@ -87,15 +87,15 @@ class Inode:
         self.lookups = 0
         #: What the file says of itself, once it was read.
         self.form: Form | None = None
-        self.open_file: OpenFile | None = None
+        self.open_file: DataFile | None = None
         #: Whether the manifest may bind it: until its length, header or name changes; see tdefs.manifest.bound.
         self.bound = True
         #: Of a directory: how many have it open.
         self.handles = 0
         #: Whether it was written past the kernel's cache, which may hold older bytes since.
         self.bypassed = False
-        #: What every sync must tell; see tdefs.data.losses.
-        self.loss: Loss | None = None
+        #: What every sync must report. Its open file shares it.
+        self.losses = Losses()
         #: Set when no name is known any more, while the kernel still refers to it.
         self.ghost: Ghost | None = None
         #: Whether the log has said that something else lies in its place.
@@ -120,15 +120,6 @@ class Inode:
     def is_planted(self) -> bool:
         """Tell whether this is a FIFO, socket or device in the backing directory: tdefs stores these as files."""
         return not (self.is_file or self.is_directory or self.is_link)
-
-    def lost(self, loss: Loss) -> None:
-        """Note that data of it may be lost."""
-        self.loss = self.loss.followed_by(loss) if self.loss is not None else loss
-
-    def closed(self) -> None:
-        """Note that nobody has it open any more."""
-        if self.loss is not None and self.loss.is_over_when_closed():
-            self.loss = None
 
     def path(self) -> bytes:
         """Return the path relative to the mount point, for the classifier; without a name, the last one."""
@@ -162,6 +153,27 @@ def path_of(parent: Inode, name: bytes) -> str:
     return os.fsdecode(above + b"/" + name if above else name)
 
 
+class NamesIn:
+    """The names in one directory, for a sync of it that a program asked for."""
+
+    def __init__(self, inodes: InodeTable, directory: Inode) -> None:
+        self._inodes = inodes
+        self._directory = directory
+        self.losses = directory.losses
+
+    def last_unsynced(self) -> int | None:
+        """Return a number for the last name that came, and may not be on the disk."""
+        return self._inodes.last_unsynced_name(self._directory)
+
+    def synced(self, last: int | None) -> None:
+        """Note that the directory was synced when *last* was its last name."""
+        self._inodes.names_synced(self._directory, last)
+
+    def lost(self, errno: int) -> None:
+        """Note that the sync failed with *errno*, which the program that asked for it gets."""
+        self._inodes.names_lost(self._directory, errno, told=True)
+
+
 class InodeTable:
     """All known inodes of one mount. Nothing here awaits, so each call is atomic for the event loop."""
 
@@ -186,7 +198,7 @@ class InodeTable:
         self._unsynced: dict[tuple[int, int], int] = {}
         self._names_added = 0
         #: Losses of files that the kernel has forgotten, by key.
-        self._lost: dict[tuple[int, int], Loss] = {}
+        self._lost: dict[tuple[int, int], Losses] = {}
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -214,7 +226,7 @@ class InodeTable:
             inode = Inode(self._free_number(key), key, stat.S_IFMT(status.st_mode), generation)
             self._by_number[inode.number] = inode
             self._by_key[key] = inode
-            inode.loss = self._lost.pop(key, None)
+            inode.losses = self._lost.pop(key, inode.losses)
         if inode.ghost is not None:
             inode.ghost = None
             self.held.drop(inode)
@@ -223,6 +235,8 @@ class InodeTable:
             if inode.is_directory:
                 inode.names.clear()
             inode.names.append(place)
+            if inode.open_file is not None and self.unsynced_above(inode):
+                inode.open_file.names_durable = False
         return inode
 
     def hold(self, inode: Inode, parent: Inode, name: bytes) -> None:
@@ -255,7 +269,7 @@ class InodeTable:
         if place in inode.names:
             inode.names.remove(place)
         inode.names.append((new_parent, new_name))
-        self.name_added(new_parent)
+        self.name_added(new_parent, inode)
 
     def rekey(self, inode: Inode, status: os.stat_result) -> None:
         """Note that another file in the backing directory, with *status*, has taken the place of *inode*'s.
@@ -268,10 +282,26 @@ class InodeTable:
             self._by_key[key] = inode
         inode.key = key
 
-    def name_added(self, parent: Inode) -> None:
-        """Note that a name came into *parent*: a sync of what it leads to must make it durable, too."""
+    def name_added(self, parent: Inode, inode: Inode) -> None:
+        """Note that a name of *inode* came into *parent*: a sync of what it leads to must make it durable, too."""
         self._names_added += 1
         self._unsynced[parent.key] = self._names_added
+        if inode.open_file is not None:
+            inode.open_file.names_durable = False
+        elif inode.is_directory:
+            for below in self._by_number.values():
+                if below.open_file is not None and parent in self.unsynced_above(below):
+                    below.open_file.names_durable = False
+
+    def sync_names_above(self, inode: Inode) -> None:
+        """Make the names durable that lead to *inode*, which is open, and note that they are.
+
+        :raises OSError: a name may be lost.
+        """
+        for directory in self.unsynced_above(inode):
+            self.sync_names(directory, "fsync:directory", "fsync:entry", told=True)
+        if inode.open_file is not None:
+            inode.open_file.names_durable = True
 
     def last_unsynced_name(self, directory: Inode) -> int | None:
         """Return a number for the last name that came into *directory* and may not be on the disk."""
@@ -287,8 +317,8 @@ class InodeTable:
 
         :param told: whether an error is the answer to a sync that somebody asked for.
         """
-        if directory.loss is not None and told:
-            directory.loss.tell(kernel_asks=False)
+        if told:
+            directory.losses.report(Event.SYNC_OF_WRITE)
         last = self.last_unsynced_name(directory)
         above = self.directory_fd(directory)
         fd = self.descriptors.open_at(open_label, b".", os.O_RDONLY | os.O_DIRECTORY, 0, above)
@@ -309,9 +339,9 @@ class InodeTable:
         for inode in self._by_number.values():
             file = inode.open_file
             if file is not None and file.handles > 0 and directory in self.unsynced_above(inode):
-                inode.lost(Loss(errno, told=True))
+                inode.losses.failed(errno, Event.FAILED_ANSWERED)
         if directory.handles > 0 or not told:
-            directory.lost(Loss(errno, told=told))
+            directory.losses.failed(errno, Event.FAILED_ANSWERED if told else Event.FAILED_UNNOTICED)
 
     def unsynced_above(self, inode: Inode) -> list[Inode]:
         """Return the directories above *inode* with names that may not be on the disk, the nearest first."""
@@ -325,6 +355,10 @@ class InodeTable:
                 waiting += [parent for parent, _ in directory.names]
         return found
 
+    def names_in(self, directory: Inode) -> NamesIn:
+        """Return what a sync of *directory* needs to know of the names in it."""
+        return NamesIn(self, directory)
+
     def is_entry_durable(self, inode: Inode) -> bool:
         """Tell whether the names of *inode* itself are known to be on the disk."""
         return all(parent.key not in self._unsynced for parent, _ in inode.names)
@@ -335,16 +369,16 @@ class InodeTable:
         if inode is None or inode is self.root:
             return
         inode.lookups -= lookups
-        if inode.lookups <= 0 and inode.loss is not None:
-            inode.loss.kernel_forgot()
+        if inode.lookups <= 0:
+            inode.losses.kernel_forgot()
         self.drop_if_unused(inode)
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Drop *inode* when neither the kernel nor an open file refers to it."""
         if inode.lookups <= 0 and inode.open_file is None and inode is not self.root:
             self._by_number.pop(inode.number, None)
-            if inode.loss is not None and inode.names:
-                self._lost[inode.key] = inode.loss
+            if inode.losses and inode.names:
+                self._lost[inode.key] = inode.losses
             if self._by_key.get(inode.key) is inode:
                 del self._by_key[inode.key]
             self._close_directory(inode)

@@ -10,7 +10,7 @@ from errno import EEXIST, EINVAL, ENOENT, EPERM
 from functools import partial
 
 from tdefs.data.calls import Owner, SystemCalls
-from tdefs.data.files import OpenFile
+from tdefs.data.data_file import DataFile
 from tdefs.data.forms import identity_at
 from tdefs.data.staging import Staging
 from tdefs.format.header import ANY_PLACE, Identity
@@ -97,10 +97,10 @@ class Namespace:
                 self._undo("create", parent, name, lambda: self._calls.unlink("adopt:undo", name, directory))
             raise
         inode = self._inodes.enter(parent, name, status)
-        self._inodes.name_added(parent)
+        self._inodes.name_added(parent, inode)
         return inode, status
 
-    def create(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> OpenFile:
+    def create(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> tuple[Inode, DataFile]:
         """Make a regular file and open it; :meth:`adopt` completes it."""
         _refuse_private(parent, name)
         return self._opener.create(parent, name, stat.S_IMODE(mode), owner)
@@ -117,7 +117,8 @@ class Namespace:
     ) -> tuple[Inode, os.stat_result]:
         """Make a regular file, a socket, a FIFO or, where the daemon may, a device node."""
         if stat.S_ISREG(mode) or stat.S_IFMT(mode) == 0:
-            self._opener.close_if_unused(self.create(parent, name, mode, owner))
+            made, _ = self.create(parent, name, mode, owner)
+            self._opener.close_if_unused(made)
         else:
             _refuse_private(parent, name)
             self._manifest.will_come(parent, name)
@@ -166,7 +167,7 @@ class Namespace:
             self._manifest.will_come(parent, name)
             self._links.copy(inode, parent, name)
             made = self.lookup(parent, name)
-            self._inodes.name_added(parent)
+            self._inodes.name_added(parent, made[0])
             return made
         directory = self._inodes.directory_fd(parent)
         given_up: tuple[Identity, ...] = ()
@@ -190,7 +191,7 @@ class Namespace:
             self._undo("link", parent, name, lambda: self._calls.unlink("link:undo", name, directory))
             raise
         self._inodes.enter(parent, name, status)
-        self._inodes.name_added(parent)
+        self._inodes.name_added(parent, inode)
         return inode, status
 
     def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:

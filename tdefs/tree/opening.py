@@ -9,18 +9,22 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from errno import EACCES, EPERM, EROFS, EXDEV
+from functools import partial
 
+from tdefs.data.backing_store import BackingStore
 from tdefs.data.calls import Owner, SystemCalls
 from tdefs.data.complaints import Complaints, Told
-from tdefs.data.files import BackingStore, Content, OpenFile, PlainContent
+from tdefs.data.data_file import DataFile
 from tdefs.data.forms import Broken, Empty, Encrypted, FileForms, Form, Plain, check_identity, identity_at
-from tdefs.data.losses import Loss
+from tdefs.data.losses import Event
 from tdefs.data.zeros import StoredDoubts, mark_plain, mark_zeros, remove_mark
 from tdefs.errors import errno_of
+from tdefs.format.content import Content
 from tdefs.format.errors import DamagedLength, FormatError, PlantedNode, SharedFileId
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Header, Identity
 from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
 from tdefs.format.pages import PageCipher
+from tdefs.format.plain import PlainContent
 from tdefs.format.special import PLANTED_NODE, Special, special_of
 from tdefs.format.stored import StoredFile
 from tdefs.keys.hierarchy import KeyRing
@@ -66,7 +70,7 @@ class Opener:
         self._twins = Twins(calls, inodes)
         self.complaints = complaints
         #: Open files without handles, the least recently used first.
-        self._idle: OrderedDict[OpenFile, None] = OrderedDict()
+        self._idle: OrderedDict[Inode, None] = OrderedDict()
         inodes.descriptors.give_up = self._close_some_idle
 
     @property
@@ -91,7 +95,7 @@ class Opener:
         """Tell whether a FIFO, socket or device may lie where *inode* does: not where PostgreSQL opens a file."""
         return not any(classify(path).kind in _NEVER_SPECIAL for path in self._inodes.paths(inode))
 
-    def open(self, inode: Inode, *, writable: bool) -> OpenFile:
+    def open(self, inode: Inode, *, writable: bool) -> DataFile:
         """Return the open file of *inode*, opened now if it is not.
 
         :raises OSError: EIO or ENOKEY for a file that cannot be presented; the log says why.
@@ -101,9 +105,9 @@ class Opener:
         if inode.open_file is not None:
             self._check_other_names(inode)
             self._check_twins(inode)
-            self._idle.pop(inode.open_file, None)
+            self._idle.pop(inode, None)
             if writable and not inode.open_file.writable:
-                self._make_writable(inode.open_file)
+                self._make_writable(inode, inode.open_file)
             return inode.open_file
         fd, can_write = self._open_backing(inode, writable=writable)
         try:
@@ -117,10 +121,9 @@ class Opener:
             self._inodes.descriptors.let_go("open:undo", fd)
             raise
         # what is not settled yet is settled by the first who opens it to write
-        inode.open_file = OpenFile(inode, fd, content, status, writable=can_write and not isinstance(form, Empty))
-        return inode.open_file
+        return self._opened(inode, fd, content, status, writable=can_write and not isinstance(form, Empty))
 
-    def create(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> OpenFile:
+    def create(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> tuple[Inode, DataFile]:
         """Make a new file, encrypted or plain as the policy says, and open it.
 
         :raises OSError: nothing is left of the file then.
@@ -152,8 +155,21 @@ class Opener:
         inode.form = form
         if isinstance(form, Encrypted):
             self._twins.ids.add(form.header.file_id, inode.key)
-        self._inodes.name_added(parent)
-        inode.open_file = OpenFile(inode, fd, content, status, writable=True)
+        self._inodes.name_added(parent, inode)
+        return inode, self._opened(inode, fd, content, status, writable=True)
+
+    def _opened(
+        self, inode: Inode, fd: int, content: Content, status: os.stat_result, *, writable: bool
+    ) -> DataFile:
+        inode.open_file = DataFile(
+            fd,
+            content,
+            status,
+            inode.losses,
+            partial(self._inodes.sync_names_above, inode),
+            writable=writable,
+            names_durable=not self._inodes.unsynced_above(inode),
+        )
         return inode.open_file
 
     def create_special(self, parent: Inode, name: bytes, mode: int, owner: Owner, special: Special) -> None:
@@ -180,39 +196,41 @@ class Opener:
         """Take back a step of something that failed; if that fails, too, the next mount will have to."""
         self.complaints.undo(operation, printable_path(os.fsencode(path)), work)
 
-    def close_if_unused(self, file: OpenFile) -> None:
+    def close_if_unused(self, inode: Inode) -> None:
         """Put a file without handles aside: for each connection PostgreSQL opens the same ones again."""
-        if file.handles > 0 or file.inode.open_file is not file:
+        file = inode.open_file
+        if file is None or file.handles > 0:
             return
-        if not file.inode.names or file.inode.lookups <= 0:
-            self._close(file)
+        if not inode.names or inode.lookups <= 0:
+            self._close(inode, file)
             return
-        self._idle[file] = None
-        self._idle.move_to_end(file)
+        self._idle[inode] = None
+        self._idle.move_to_end(inode)
         if len(self._idle) > _IDLE_FILES:
-            oldest, _ = self._idle.popitem(last=False)
-            self._close(oldest)
+            self._close_idle_file(self._idle.popitem(last=False)[0])
 
     def close_idle(self, inode: Inode) -> None:
         """Close the file of *inode* if it is only put aside; without a name its descriptor is held."""
-        if inode.open_file is not None and inode.open_file in self._idle:
-            del self._idle[inode.open_file]
-            self._close(inode.open_file)
+        if inode in self._idle:
+            del self._idle[inode]
+            self._close_idle_file(inode)
+
+    def _close_idle_file(self, inode: Inode) -> None:
+        assert inode.open_file is not None  # noqa: S101 - what is put aside is open
+        self._close(inode, inode.open_file)
 
     def _close_some_idle(self) -> bool:
         """Close what was put aside longest ago, at last what has no name; return whether there was anything."""
         closed = 0
         while self._idle and closed < _IDLE_FILES_GIVEN_UP:
-            file, _ = self._idle.popitem(last=False)
-            self._close(file)
+            self._close_idle_file(self._idle.popitem(last=False)[0])
             closed += 1
         return closed > 0 or self._inodes.held.give_up()
 
     def close_all_idle(self) -> None:
         """Close everything that is put aside."""
         while self._idle:
-            file, _ = self._idle.popitem()
-            self._close(file)
+            self._close_idle_file(self._idle.popitem()[0])
 
     def use_ring(self, ring: KeyRing) -> None:
         """Use other keys from now on. What programs have open stays readable to them until they close it."""
@@ -233,45 +251,43 @@ class Opener:
             if inode.open_file is None and isinstance(inode.form, Plain | Empty | Broken):
                 inode.form = None
 
-    def _close(self, file: OpenFile) -> None:
-        """Close; nobody asked for that, so there is nobody to be told of an error but who syncs next."""
-        inode = file.inode
+    def _close(self, inode: Inode, file: DataFile) -> None:
+        """Close. No program asked for that, so an error is reported to the next one that syncs."""
         path = inode.shown()
         inode.open_file = None
         if not inode.names and inode.lookups > 0:
-            links = self._note_last_status(file)
+            links = self._note_last_status(inode, file)
             if inode not in self._inodes.held:
                 if links == 0:
                     # there is nothing left to lose, so nobody need be told of an error of close(2)
                     self._inodes.held.keep(inode, file.fd)
                     return
-                self._hold_linked(file)
+                self._hold_linked(inode, file)
         try:
             self._calls.close("file:close", file.fd)
         except OSError as error:
             # a network file system writes then
             self.complaints.failed("close", path, error)
-            inode.lost(Loss(errno_of(error)))
+            inode.losses.failed(errno_of(error), Event.FAILED_UNNOTICED)
         self._inodes.drop_if_unused(inode)
 
-    def _note_last_status(self, file: OpenFile) -> int:
+    def _note_last_status(self, inode: Inode, file: DataFile) -> int:
         """Note what the kernel may still ask of a file without a name; return how many links are left of it."""
-        inode = file.inode
         try:
             file.status = self._calls.fstat("file:last", file.fd)
         except OSError as error:
             self.complaints.failed("close", inode.shown(), error)
-        inode.ghost = Ghost(file.status, file.content.length, file.status.st_nlink, inode.path())
+        inode.ghost = Ghost(file.status, file.length, file.status.st_nlink, inode.path())
         return file.status.st_nlink
 
-    def _hold_linked(self, file: OpenFile) -> None:
+    def _hold_linked(self, inode: Inode, file: DataFile) -> None:
         """Keep a descriptor of a file that has names, but none here, so that its own can be closed."""
         try:
             fd = self._inodes.descriptors.open_at("close:hold", b"", os.O_PATH, 0, file.fd)
         except OSError as error:
-            self.complaints.failed("close (hold)", file.inode.shown(), error)
+            self.complaints.failed("close (hold)", inode.shown(), error)
         else:
-            self._inodes.held.keep(file.inode, fd)
+            self._inodes.held.keep(inode, fd)
 
     def length(self, inode: Inode, status: os.stat_result) -> int:
         """Return the plaintext length of a regular file whose backing file has *status*.
@@ -279,7 +295,7 @@ class Opener:
         :raises OSError: it cannot be told at the moment. A wrong answer would be remembered by the kernel.
         """
         if inode.open_file is not None:
-            return inode.open_file.content.length
+            return inode.open_file.length
         if inode.ghost is not None:
             return inode.ghost.length
         if status.st_size == 0:
@@ -326,7 +342,7 @@ class Opener:
             self._calls.fdatasync(label, fd)
         except OSError as error:
             # what it tells may be about data, and nobody who synced has been told
-            inode.lost(Loss(errno_of(error)))
+            inode.losses.failed(errno_of(error), Event.FAILED_UNNOTICED)
             raise
 
     def _open_for_header(self, inode: Inode) -> int:
@@ -395,21 +411,19 @@ class Opener:
             finally:
                 self._calls.chmod("open:relock", fd, mode)
 
-    def _make_writable(self, file: OpenFile) -> None:
+    def _make_writable(self, inode: Inode, file: DataFile) -> None:
         """Exchange a read-only descriptor for one that can write, under the same number, and settle the file."""
-        fd = self._open_closed("open:rw", file.inode, os.O_RDWR)
+        fd = self._open_closed("open:rw", inode, os.O_RDWR)
         try:
             os.dup2(fd, file.fd, inheritable=False)
         finally:
             self._inodes.descriptors.let_go("open:upgrade", fd)
-        if file.inode.form is None or isinstance(file.inode.form, Empty):
-            form = self._read_form(file.inode, file.fd)
+        if inode.form is None or isinstance(inode.form, Empty):
+            form = self._read_form(inode, file.fd)
             if isinstance(form, Empty):
-                form = self._settle(file.inode, file.fd, form)
+                form = self._settle(inode, file.fd, form)
             size = self._calls.fstat("open:stat", file.fd).st_size
-            before = file.content
-            file.content = self._content(file.inode, file.fd, form, size, can_write=True)
-            before.changes += 1  # who reads aside may have read the header
+            file.exchange(self._content(inode, file.fd, form, size, can_write=True))
         file.writable = True
 
     def _read_form(self, inode: Inode, fd: int) -> Form:

@@ -18,12 +18,12 @@ from tdefs.keys.keystore.file import Unlocked
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.volume.description import Volume
+from tdefs.volume.known import KnownVolumes, known_volumes
 from tdefs.volume.registry import recognised, statements_of
 from tdefs.volume.session_record import (
     Ending,
     LastSession,
     SessionBook,
-    known_sessions,
     last_session,
     read_session,
 )
@@ -72,10 +72,16 @@ STRICTEST = Believed()
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A volume whose keystore is unlocked, and what that makes certain; ``book`` is for a daemon's own session."""
+    """A volume whose keystore is unlocked, and what that makes certain.
+
+    ``entry`` is the id of the volume's entry in the keystore, ``None`` for a copy that it does not know; ``known``
+    is what its history knows; ``book`` is for a daemon's own session.
+    """
 
     unlocked: Unlocked
     believed: Believed
+    entry: str | None
+    known: KnownVolumes
     book: SessionBook
 
 
@@ -87,15 +93,15 @@ def opened(volume: Volume, unlocked: Unlocked, keystore: Path) -> Opened:
     document, key = unlocked.document, history_key_of(unlocked.ring)
     entry = recognised(document, volume)
     id = None if entry is None else entry.id
-    known = known_sessions(keystore, document, key)
+    known = known_volumes(keystore, document, key)
     believed = Believed(statements_of(document, volume), last_session(volume, id, known, key))
-    return Opened(unlocked, believed, SessionBook(volume, id, keystore, key, known))
+    return Opened(unlocked, believed, id, known, SessionBook(volume, id, keystore, key, known))
 
 
 def book_of(volume: Volume, entry: str, unlocked: Unlocked, keystore: Path) -> SessionBook:
     """Return where sessions of *volume* are written down, which is *entry* in the *unlocked* keystore."""
     key = history_key_of(unlocked.ring)
-    return SessionBook(volume, entry, keystore, key, known_sessions(keystore, unlocked.document, key))
+    return SessionBook(volume, entry, keystore, key, known_volumes(keystore, unlocked.document, key))
 
 
 def shown(volume: Volume, document: Document | None) -> Believed:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from tdefs.keys import fields
 from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import KEY_NAME
-from tdefs.keys.keystore.entries import Document
-from tdefs.keys.keystore.history import append, check_history, read_history
-from tdefs.keys.state_mac import fits_state_mac, state_mac
+from tdefs.keys.keystore.history import append
+from tdefs.keys.mac import fits_state_mac, state_mac
 from tdefs.private import UntrustedError, own_directory, reason_of
+from tdefs.volume.known import BEGIN, END, TAKEN_OVER, KnownVolumes
 
 if TYPE_CHECKING:  # a volume's lock tells who holds it, which it reads here
     from tdefs.volume.description import Volume
@@ -38,7 +37,6 @@ _ID_BYTES = 16
 _MAX_NUMBER = 2**63 - 1
 #: In place of a policy's digest: since the last clean end there were several.
 SEVERAL_POLICIES = "several"
-_BEGIN, _END, _TAKEN_OVER = "mount", "unmount", "session taken over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +94,6 @@ class LastSession:
     reason: str = ""
     plain_files: bool = False
     policy: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class KnownSessions:
-    """What the history of a keystore knows: of each entry the newest session, and whether that was ended.
-
-    ``fault`` says why the history tells nothing, where it does not.
-    """
-
-    newest: Mapping[str, tuple[int, str, bool]] = field(default_factory=dict)
-    fault: str = ""
-
-    def number(self, volume: str) -> int:
-        """Return the number of the newest session of an entry, 0 if none is known."""
-        return self.newest.get(volume, (0, "", False))[0]
 
 
 # --- the file
@@ -180,24 +163,7 @@ def _write(volume: Volume, record: bytes) -> None:
 # --- what of it is believed
 
 
-def known_sessions(keystore: Path, document: Document, history_key: bytes) -> KnownSessions:
-    """Return what the history of *keystore*, which has the *document*, knows of sessions."""
-    try:
-        found = check_history(read_history(keystore), history_key, document.history, document.revision)
-    except (OSError, UntrustedError) as error:
-        return KnownSessions(fault=f"the keystore's history cannot be read: {reason_of(error)}")
-    if found.findings:
-        return KnownSessions(fault=f"the keystore's history is not as it was written: {found.findings[0]}")
-    newest: dict[str, tuple[int, str, bool]] = {}
-    for record in found.by_key:
-        what = record["what"]
-        match record["event"], what.get("volume"), what.get("session"), what.get("session_id"):
-            case (str(event), str(volume), int(number), str(id)) if event in (_BEGIN, _END, _TAKEN_OVER):
-                newest[volume] = number, id, event == _END
-    return KnownSessions(newest)
-
-
-def last_session(volume: Volume, entry: str | None, known: KnownSessions, history_key: bytes) -> LastSession:
+def last_session(volume: Volume, entry: str | None, known: KnownVolumes, history_key: bytes) -> LastSession:
     """Return how the last session of *volume* ended.
 
     Only a record that the history confirms says that it ended uncleanly: with this, files whose header is zero are
@@ -250,7 +216,7 @@ class SessionBook:
     """
 
     def __init__(
-        self, volume: Volume, entry: str | None, keystore: Path, history_key: bytes, known: KnownSessions
+        self, volume: Volume, entry: str | None, keystore: Path, history_key: bytes, known: KnownVolumes
     ) -> None:
         """:param entry: the id of the volume's entry in the keystore, if it has one."""
         self._volume = volume
@@ -286,7 +252,7 @@ class SessionBook:
             number=number,
             id=os.urandom(_ID_BYTES).hex(),
         )
-        fault = self._tell_history(_BEGIN)
+        fault = self._tell_history(BEGIN)
         self._write()
         return fault
 
@@ -295,7 +261,7 @@ class SessionBook:
         if self._session is None:
             raise ValueError("no session was begun")
         self._session = replace(self._session, clean=True)
-        fault = self._tell_history(_END)
+        fault = self._tell_history(END)
         self._write()
         return fault
 
@@ -310,7 +276,7 @@ class SessionBook:
             number=1 + self._known.number(self._entry or ""),
             id=os.urandom(_ID_BYTES).hex(),
         )
-        fault = self._tell_history(_TAKEN_OVER)
+        fault = self._tell_history(TAKEN_OVER)
         self._write()
         return fault
 

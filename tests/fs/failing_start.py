@@ -17,7 +17,7 @@ import trio
 
 from tdefs.cli.common import background
 from tdefs.cli.main import run
-from tdefs.daemon import control_server, session
+from tdefs.daemon import control_server, serving
 from tdefs.daemon.signals import EndSignals
 from tdefs.data.workers import Workers, workers
 from tdefs.fuse import loop
@@ -47,7 +47,7 @@ async def ask_the_mount(
     await workers.run(partial(os.listdir, mountpoint))
 
 
-_announce = session._announce
+_announce = serving._announce
 
 
 async def announce_later(*arguments: Any) -> None:
@@ -67,15 +67,15 @@ class Unsayable:
 
 STEPS: dict[str, Callable[[], Any]] = {
     "threads": lambda: setattr(Workers, "start", fail),
-    "device": lambda: setattr(session, "devices_at", fail),
+    "device": lambda: setattr(serving, "devices_at", fail),
     "loop": lambda: setattr(trio, "run", fail),
     "signals": lambda: setattr(EndSignals, "unmount_on_first", fail_later),
     "signals, later": lambda: setattr(EndSignals, "unmount_on_first", listen_and_fail),
     "serving": lambda: setattr(pyfuse3, "main", fail_later),
     "polling": lambda: setattr(loop, "install_polling_wait", fail),
-    "kernel limits": lambda: setattr(session, "raise_kernel_limits", fail),
-    "control socket": lambda: setattr(session, "_control", fail_later),
-    "slow": lambda: setattr(session, "raise_kernel_limits", slowly),
+    "kernel limits": lambda: setattr(serving, "raise_kernel_limits", fail),
+    "control socket": lambda: setattr(serving, "_control", fail_later),
+    "slow": lambda: setattr(serving, "raise_kernel_limits", slowly),
     "ready": lambda: setattr(background, "_READY", {"ready": Unsayable()}),
     "control socket, inside": lambda: setattr(control_server, "_BACKLOG", "many"),
 }
@@ -85,6 +85,6 @@ if __name__ == "__main__":
     if step in ("serving", "kernel limits", "control socket"):
         setattr(EndSignals, "unmount_on_first", ask_the_mount)  # noqa: B010 - it is not its own method
     if step in ("signals, later", "control socket"):
-        setattr(session, "_announce", announce_later)  # noqa: B010
+        setattr(serving, "_announce", announce_later)  # noqa: B010
     STEPS[step]()
     run()

@@ -1,6 +1,6 @@
 """A mount uses the policy that somebody with a secret has accepted, or encrypts everything.
 
-Covers tdefs/cli/policy/choice.py and tdefs/cli/policy/accept.py.
+Covers tdefs/volume/policy_choice.py and tdefs/cli/policy/accept.py.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from tests.support.workspace import Workspace
 
 #: Seconds that a standby may take to have what the primary has.
 LAG = 60
+#: A passphrase is derived from at each unlock; how long that takes is not what these tests are about.
+CHEAP = ("--scrypt-cost", "14")
 
 
 class PassphraseVolume(Volume):
@@ -43,7 +45,7 @@ class PassphraseVolume(Volume):
         old, new = self.key_file.with_name(f"old-{secrets.token_hex(4)}"), self.key_file.with_name("new")
         new.touch(0o600)
         new.write_text(secrets.token_hex(16))
-        self.run("protector", "change", "pr_1", "--new-passphrase-file", new, "--scrypt-cost", "14")
+        self.run("protector", "change", "pr_1", "--new-passphrase-file", new, *CHEAP)
         self.key_file.rename(old)
         new.rename(self.key_file)
         return old
@@ -80,7 +82,7 @@ class Host:
 
     def make_primary(self, space: Workspace) -> None:
         """Makes a volume and a cluster in it, and starts the server."""
-        self.volume.init()
+        self.volume.init(*CHEAP)
         self.volume.mount(owner=space.account)
         self.server.initdb()
         self.server.configure({"wal_keep_size": "256MB", "autovacuum": "off", "hot_standby": "on"})

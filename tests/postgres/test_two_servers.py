@@ -14,7 +14,7 @@ import pytest
 
 from tdefs.errors import Exit
 from tdefs.keys.keystore.file import load_keystore
-from tests.postgres.replication import Host
+from tests.postgres.replication import CHEAP, Host
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
@@ -69,7 +69,7 @@ def standby(scratch: Workspace, primary: Host, kind: str) -> Host:
         volume.enable_auto_open()
         say("init --existing-keystore, auto-open enable")
     else:
-        host.volume.init()
+        host.volume.init(*CHEAP)
         say("init: its own keys, its own secret")
     host.follow(primary, scratch)
     say("mount, pg_basebackup -R into it, server started")

@@ -150,29 +150,30 @@ class ServedVolume:
     def create(self, path: str, data: bytes = b"") -> None:
         """Makes a file, writes to it and closes it."""
         owner = Owner(os.geteuid(), os.getegid())
-        file = self.namespace.create(*self.place(path), stat.S_IFREG | 0o600, owner)
+        inode, file = self.namespace.create(*self.place(path), stat.S_IFREG | 0o600, owner)
         try:
-            file.content.write(0, data)
+            file.write(0, data)
         finally:
-            self.opener.close_if_unused(file)
+            self.opener.close_if_unused(inode)
 
     def write(self, path: str, offset: int, data: bytes) -> None:
-        file = self.opener.open(self.inode(path), writable=True)
+        inode = self.inode(path)
+        file = self.opener.open(inode, writable=True)
         try:
-            file.content.write(offset, data)
+            file.write(offset, data)
         finally:
-            self.opener.close_if_unused(file)
+            self.opener.close_if_unused(inode)
 
     def read(self, path: str) -> bytes:
         """The whole content; EIO for a file that cannot be presented."""
         inode = self.inode(path)
         file = self.opener.open(inode, writable=False)
         try:
-            at, count = file.content.extent(0, file.content.length)
+            at, count = file.content.extent(0, file.length)
             stored = os.pread(file.fd, count, at)
-            return bytes(file.content.decode(0, file.content.length, stored))
+            return bytes(file.content.decode(0, file.length, stored))
         finally:
-            self.opener.close_if_unused(file)
+            self.opener.close_if_unused(inode)
 
     def length(self, path: str) -> int:
         """What stat(2) would show."""

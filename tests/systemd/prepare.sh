@@ -29,7 +29,8 @@ sed -i 's/watchdog: 60/watchdog: 3/' /etc/tdefs/tdefs.yaml
 # shellcheck source=/dev/null
 . /etc/tdefs/main.env
 (umask 077 && head -c 24 /dev/urandom | base64 >/etc/tdefs/main.passphrase)
-tdefs init "$BACKING" --keystore /etc/tdefs/main.keystore --passphrase-file /etc/tdefs/main.passphrase
+tdefs init "$BACKING" --keystore /etc/tdefs/main.keystore --passphrase-file /etc/tdefs/main.passphrase \
+    --scrypt-cost 14 # it is unlocked again and again here
 install -d "$MOUNTPOINT"
 tdefs mount "$BACKING" "$MOUNTPOINT" --watchdog 0
 chown postgres: "$MOUNTPOINT"

@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from tdefs.cli.common.keystore_users import is_same_file
-from tdefs.control import StrangerError, ask
+from tdefs.control import StrangerError, ask, ask_status
+from tdefs.daemon.status import DaemonStatus
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import DataKey, KeyRing
 from tdefs.keys.ring_message import RingRefusedError, seal_ring
@@ -26,7 +26,7 @@ class _NotToldError(Exception):
     """A daemon does not know of the keys; the text says why."""
 
 
-def daemon_status(volume: Volume) -> dict[str, Any] | None:
+def daemon_status(volume: Volume) -> DaemonStatus | None:
     """Return what the daemon of *volume* says of itself; ``None`` if the volume is not mounted.
 
     :raises TdefsError: DAEMON_NOT_TOLD if it does not answer.
@@ -78,7 +78,7 @@ def _tell(volume: Volume, keystore: Path, old: KeyRing, new: KeyRing, patience: 
     status = _status(volume, patience)
     if status is None:
         return False
-    other = Path(status.get("keystore", keystore))
+    other = Path(status.keystore)
     if not _may_be_same(other, keystore):
         print(
             f'tdefs: the daemon of volume "{printable(str(volume.backing))}" uses another keystore,'
@@ -86,7 +86,7 @@ def _tell(volume: Volume, keystore: Path, old: KeyRing, new: KeyRing, patience: 
             file=sys.stderr,
         )
         return False
-    held = {(key["name"], key["round"]) for key in status.get("data_keys", ())}
+    held = {(key.name, key.round) for key in status.data_keys}
     known: dict[tuple[str, int], DataKey] = {(key.name, key.round): key for ring in (old, new) for key in ring}
     users = {0, os.geteuid(), keystore.stat().st_uid}
     try:
@@ -108,10 +108,10 @@ def _may_be_same(other: Path, keystore: Path) -> bool:
         return True
 
 
-def _status(volume: Volume, patience: float) -> dict[str, Any] | None:
+def _status(volume: Volume, patience: float) -> DaemonStatus | None:
     deadline = time.monotonic() + patience
     while is_in_use(volume):
-        status = ask(volume, "status")
+        status = ask_status(volume)
         if status is not None:
             return status
         if time.monotonic() > deadline:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tdefs.cli.common.link_places import mountpoints_of, trusted_mounts
 from tdefs.cli.common.unlocking import KeystoreAccess, unlock
-from tdefs.control import ask
+from tdefs.control import ask_status
 from tdefs.doctor.cluster import find_clusters
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError
@@ -173,7 +173,7 @@ def _link_target(home: _Candidate, name: str, known_of: Callable[[Volume], Opene
     if home.volume is None:
         return (home.stored / name).readlink()
     # reading the link through a daemon that does not answer would wait for ever
-    if home.stored != home.pgdata and ask(home.volume, "status") is not None:
+    if home.stored != home.pgdata and ask_status(home.volume) is not None:
         return (home.pgdata / name).readlink()
     path = os.fspath((home.stored / name).relative_to(home.volume.data))
     return Path(os.fsdecode(_reader(home.volume, known_of).link_target(path)))

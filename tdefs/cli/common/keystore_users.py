@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdefs.cli.common.invocation import Invocation
-from tdefs.control import ask
+from tdefs.control import ask_status
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import find_volume
 from tdefs.keys.keystore.entries import Document
@@ -77,15 +77,15 @@ def _directory(volume: Volume) -> tuple[int, int]:
 
 def uses(volume: Volume, keystore: Path) -> bool:
     """Return whether *volume* may use *keystore*: its daemon says so, or no other one is known to be its own."""
-    status = ask(volume, "status")
+    status = ask_status(volume)
     try:
         if status is not None:
-            return is_same_file(Path(status["keystore"]), keystore)
+            return is_same_file(Path(status.keystore), keystore)
         if is_same_file(volume.keystore, keystore):
             return True
         other = load_keystore(volume.keystore)
         return other.volume_id != volume.volume_id or recognised(other.document, volume) is None
-    except (TdefsError, OSError, KeyError):
+    except (TdefsError, OSError):
         return True
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tdefs.keys.hierarchy import KeyRing
-from tdefs.manifest.state import MANIFEST_FILE, OLDER_HINT, Binding, State, entry_of
+from tdefs.manifest.state import MANIFEST_FILE, OLDER_HINT, Binding, State
 from tdefs.offline.report import Finding
 from tdefs.policy.paths import classify
+from tdefs.text import printable
+from tdefs.volume.believed import Opened
 from tdefs.volume.description import PRIVATE_DIRECTORY, Volume
 
+log = logging.getLogger(__name__)
 
-def binding_of(volume: Volume, ring: KeyRing, keystore: Path) -> Binding:
-    """Return what the manifest of *volume* is checked with, given its keys and the keystore that they are from."""
-    return Binding.of(volume, ring, keystore, entry_of(volume, keystore))
+
+def binding_of(volume: Volume, opened: Opened, keystore: Path) -> Binding:
+    """Return what the manifest of *volume*, which was *opened* with *keystore*, is checked with."""
+    if not opened.known.is_read:
+        log.warning("%s", printable(opened.known.fault))
+    return Binding.of(volume, opened.unlocked.ring, keystore, opened.entry, opened.known)
 
 
 def tampering_findings(state: State) -> Iterator[Finding]:

@@ -45,8 +45,6 @@ class CreateOptions:
     """Of ``tdefs key create``."""
 
     name: str
-    algorithm: str
-    protect: str | None
     volume: VolumeChoice
     access: KeystoreAccess
 
@@ -87,7 +85,6 @@ class DestroyOptions(RevokeOptions):
 class RotateMasterOptions:
     """Of ``tdefs key rotate-master``."""
 
-    repair: bool
     unseen_volume: Sequence[str]
     volume: VolumeChoice
     access: KeystoreAccess
@@ -111,12 +108,9 @@ class ReloadOptions:
 
 def run_create(_invocation: Invocation, options: CreateOptions) -> int:
     """``tdefs key create``."""
-
-    def create(old: Unlocked) -> Unlocked:
-        return create_data_key(old, options.name, algorithm=options.algorithm, master_key=options.protect)
-
-    new = _change(options, create)
-    print_line(f"data key {options.name} is created ({options.algorithm}), protected by {new.master.name}")
+    new = _change(options, lambda old: create_data_key(old, options.name))
+    algorithm = find_data_key(new.document, options.name).rounds[-1].algorithm
+    print_line(f"data key {options.name} is created ({algorithm}), protected by {new.master.name}")
     return Exit.OK
 
 
@@ -199,10 +193,8 @@ def run_destroy(_invocation: Invocation, options: DestroyOptions) -> int:
     return Exit.OK
 
 
-def run_rotate_master(invocation: Invocation, options: RotateMasterOptions) -> int:
+def run_rotate_master(_invocation: Invocation, options: RotateMasterOptions) -> int:
     """``tdefs key rotate-master``."""
-    if options.repair:
-        return run_repair(invocation, RepairOptions(options.volume, options.access))
     volume = options.volume.find()
     with changing(options.access, volume, unseen=options.unseen_volume) as change:
         given = change.protector
@@ -226,7 +218,7 @@ def run_rotate_master(invocation: Invocation, options: RotateMasterOptions) -> i
 
 
 def run_repair(invocation: Invocation, options: RepairOptions) -> int:
-    """``tdefs key repair``, and ``--repair`` of ``rotate-master``; needs no secret."""
+    """``tdefs key repair``, which needs no secret."""
     path = keystore_path(options.access, options.volume.find())
     notes = repair(path)
     invocation.changed = True
@@ -278,9 +270,9 @@ def _named(name: str, rounds: list[int]) -> str:
 
 def _policy_keys(access: KeystoreAccess, change: OpenChange, volume: Volume) -> set[str]:
     """Return the data keys that the policy names: the daemon's, the configuration's or the keystore's."""
-    status = daemon_status(volume) or {}
+    status = daemon_status(volume)
     settings = access.settings(volume)
-    policy = status.get("policy") or settings.policy or statements_of(change.document, volume).policy
+    policy = (status and status.policy) or settings.policy or statements_of(change.document, volume).policy
     try:
         return set(load_policy(Path(policy)).key_names()) if policy else set()
     except (TdefsError, OSError) as error:

@@ -15,7 +15,6 @@ from tdefs.cli.key import change as key_change
 from tdefs.cli.key import history as key_history
 from tdefs.cli.key import show as key_show
 from tdefs.cli.key.verify import VerifyOptions, run_verify
-from tdefs.keys.hierarchy import AES_256_XTS
 
 _Options = TypeVar("_Options")
 
@@ -56,10 +55,6 @@ def register(subparsers: Subcommands) -> None:
 def _register_changes(commands: Subcommands) -> None:
     create = commands.add_parser("create", help="make a data key, for use in the policy")
     create.add_argument("name", metavar="NAME", help="such as dk_2")
-    create.add_argument("--algorithm", default=AES_256_XTS, help=f"default: {AES_256_XTS}")
-    create.add_argument(
-        "--protect", metavar="MASTER_KEY", help="the master key that wraps it; default: the current one"
-    )
     _add_locked(create, key_change.CreateOptions, key_change.run_create, argument=False)
 
     rotate = commands.add_parser("rotate", help="start a new round: new files use it at once, also in a mount")
@@ -84,9 +79,6 @@ def _register_changes(commands: Subcommands) -> None:
     _add_locked(destroy, key_change.DestroyOptions, key_change.run_destroy, argument=False)
 
     master = commands.add_parser("rotate-master", help="make a new master key, and wrap all keys anew")
-    master.add_argument(
-        "-r", "--repair", action="store_true", help="rotate nothing, but do and tell what 'tdefs key repair' does"
-    )
     add_unseen(master)
     _add_locked(master, key_change.RotateMasterOptions, key_change.run_rotate_master)
 

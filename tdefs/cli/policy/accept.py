@@ -12,14 +12,7 @@ from tdefs.cli.common.output import print_line
 from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access
-from tdefs.cli.policy.choice import (
-    PolicyChoice,
-    PolicyOptions,
-    add_policy,
-    check_key_names,
-    named_policy,
-    remembered_policy,
-)
+from tdefs.cli.policy.choice import PolicyOptions, add_policy, named_policy
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import find_volume, restate_volume
 from tdefs.keys.keystore.entries import Statements
@@ -28,6 +21,7 @@ from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.text import printable
 from tdefs.volume.description import is_in_use
+from tdefs.volume.policy_choice import PolicyChoice, check_key_names, remembered_policy
 from tdefs.volume.registry import recognised
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.hierarchy import AES_256_XTS, ALGORITHMS, KEY_NAME, SECRET_BYTES, DataKey, MasterKey
+from tdefs.keys.hierarchy import AES_256_XTS, KEY_NAME, SECRET_BYTES, DataKey, MasterKey
 from tdefs.keys.keystore.entries import (
     ACTIVE,
     DESTROYED,
@@ -79,10 +79,8 @@ def chosen_rounds(entry: DataKeyEntry, number: int | None) -> list[RoundEntry]:
     return found
 
 
-def create_data_key(
-    unlocked: Unlocked, name: str, *, algorithm: str = AES_256_XTS, master_key: str | None = None
-) -> Unlocked:
-    """Add data key *name* with its round 1, wrapped by the current master key, which is the only choice.
+def create_data_key(unlocked: Unlocked, name: str) -> Unlocked:
+    """Add data key *name* with its round 1.
 
     :raises TdefsError: USAGE, DATA_KEY_EXISTS.
     """
@@ -92,16 +90,6 @@ def create_data_key(
             f"{name!a} is no name for a data key",
             hint="a name is a lower-case letter, then up to 30 of a-z, 0-9 and _, such as dk_2",
         )
-    if algorithm not in ALGORITHMS:
-        raise TdefsError(
-            Exit.USAGE, f"unknown algorithm {algorithm!a}", hint=f"one of: {', '.join(sorted(ALGORITHMS))}"
-        )
-    if master_key not in (None, unlocked.master.name):
-        raise TdefsError(
-            Exit.USAGE,
-            f"master key {master_key!a} cannot protect a data key",
-            detail=f"the current master key is {unlocked.master.name}",
-        )
     document = unlocked.document
     if any(entry.name == name for entry in document.data_keys):
         raise TdefsError(
@@ -109,7 +97,7 @@ def create_data_key(
             f"the keystore has a data key {name} already",
             hint=f"'tdefs key rotate {name}' gives it a new round",
         )
-    key = DataKey(name, 1, algorithm, os.urandom(SECRET_BYTES))
+    key = DataKey(name, 1, AES_256_XTS, os.urandom(SECRET_BYTES))
     entry = DataKeyEntry(name, False, (new_round_entry(document.volume_id, key, unlocked.master),))
     return _changed(unlocked, data_keys=(*document.data_keys, entry))
 

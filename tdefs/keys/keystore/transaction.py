@@ -24,7 +24,8 @@ from tdefs.keys import fields
 from tdefs.keys.keystore.checking import faults
 from tdefs.keys.keystore.entries import Document
 from tdefs.keys.keystore.file import Keystore, Unlocked, load_keystore
-from tdefs.keys.keystore.history import append, check_history, read_history
+from tdefs.keys.keystore.history import append, read_history
+from tdefs.keys.keystore.history_checking import check_history
 from tdefs.keys.keystore.text import MAX_BYTES, parse, serialise
 from tdefs.keys.keystore.wrapped_keys import now, open_history_key, sign
 from tdefs.keys.protectors.base import Protector

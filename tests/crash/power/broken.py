@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from tdefs.cli import main, mount
 from tdefs.data import forms
 from tdefs.data.calls import SystemCalls
-from tdefs.data.durability import Durability
-from tdefs.data.files import OpenFile
+from tdefs.data.data_file import DataFile
+from tdefs.data.durability import Durability, NamesToSync
 from tdefs.format.header import Header
 from tdefs.format.layout import BLOCK_SIZE, PAGE_SIZE, floor_to, stored_size
 from tdefs.format.stored import StoredFile
@@ -42,10 +42,10 @@ def header_is_not_synced() -> None:
         self._calls.ftruncate("create:size", fd, stored_size(length))
         waiting[fd] = self._forms.encode(header)
 
-    def write_and_close(self: Opener, file: OpenFile) -> None:
+    def write_and_close(self: Opener, inode: Inode, file: DataFile) -> None:
         if file.fd in waiting:
             self._calls.pwrite("create:header", file.fd, waiting.pop(file.fd), 0)
-        close(self, file)
+        close(self, inode, file)
 
     _replace(Opener, _write_new_header=keep, _close=write_and_close)
 
@@ -56,7 +56,7 @@ def directory_is_not_synced() -> None:
     def forget_names(self: InodeTable, directory: Inode, open_label: str, sync_label: str) -> None:
         self.names_synced(directory, self.last_unsynced_name(directory))
 
-    async def forget_directory(self: Durability, directory: Inode, fd: int) -> None:
+    async def forget_directory(self: Durability, names: NamesToSync, fd: int) -> None:
         pass
 
     _replace(InodeTable, sync_names=forget_names)
@@ -67,7 +67,7 @@ def durable_writes_are_not_synced() -> None:
     """A write with O_DSYNC past the kernel's cache returns before it is durable."""
     sync = Durability.sync
 
-    async def forget(self: Durability, file: OpenFile, *, datasync: bool) -> None:
+    async def forget(self: Durability, file: DataFile, *, datasync: bool) -> None:
         if not file.direct:
             await sync(self, file, datasync=datasync)
 

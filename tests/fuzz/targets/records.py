@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from tdefs.daemon.control_server import reply_to
 from tdefs.errors import Exit, TdefsError
 from tdefs.pg.control import BadControlFile, UnknownControlVersion, parse_control_file
@@ -70,11 +72,11 @@ def _session(data: bytes) -> str:
 def _control(data: bytes) -> str:
     asked: list[str] = []
 
-    def answer(_asked: Mapping[str, Any]) -> dict[str, Any]:
+    async def answer(_asked: Mapping[str, Any]) -> dict[str, Any]:
         asked.append("status")
         return {"pid": 1}
 
-    reply = reply_to(data, {"status": answer})
+    reply = trio.run(reply_to, data, {"status": answer})
     json.dumps(reply)
     expect(reply == ({"pid": 1} if asked else {"error": "unknown request"}), "another reply")
     return "answered" if asked else "refused"

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from tdefs import control
 from tdefs.cli import cat, ls, mount, verify
 from tdefs.cli.common import daemon_keys
 from tdefs.cli.key import command as key
 from tdefs.cli.policy import command as policy_command
+from tdefs.daemon.status import KeyStatus
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.fields import show_time
@@ -25,6 +27,7 @@ from tdefs.keys.keystore.transaction import KeystoreChange
 from tdefs.keys.keystore.wrapped_keys import sign
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.ring_message import RingRefusedError, open_ring
+from tests.support.daemon_status import daemon_status
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.unit.cli.volume_command import VolumeCommand
 
@@ -71,11 +74,8 @@ class Daemon:
         if self.silent:
             return None
         if name == "status":
-            return {
-                "keystore_revision": self.ring.revision,
-                "data_keys": [{"name": one.name, "round": one.round} for one in self.ring],
-                "policy": None,
-            }
+            held = tuple(KeyStatus(one.name, one.round, one.algorithm, "active") for one in self.ring)
+            return daemon_status(keystore_revision=self.ring.revision, data_keys=held).to_json()
         return self._adopt(json.loads(json.dumps(more)))
 
     def _adopt(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,12 +92,13 @@ def daemon(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Daemon:
     daemon = Daemon(keys.ring())
     monkeypatch.setattr(daemon_keys, "is_in_use", lambda volume: True)
     monkeypatch.setattr(daemon_keys, "ask", daemon.ask)
+    monkeypatch.setattr(control, "ask", daemon.ask)
     monkeypatch.setattr(daemon_keys, "_PATIENCE_SECONDS", 0.3)
     return daemon
 
 
 def test_created_key_is_there_and_known_to_the_daemon(keys: Keys, daemon: Daemon) -> None:
-    said = keys.run("create", "payroll", "--protect", "mk_1", "--algorithm", "aes-256-xts", *UNLOCK)
+    said = keys.run("create", "payroll", *UNLOCK)
     assert said == "data key payroll is created (aes-256-xts), protected by mk_1\n"
     assert daemon.ring.names() == ["dk_1", "dk_2", "payroll"]
     assert list(daemon.ring) == list(keys.ring())
@@ -306,14 +307,13 @@ def test_reload_of_a_volume_that_is_not_mounted_says_so(keys: Keys) -> None:
     assert keys.refused("reload", *UNLOCK).exit_code == Exit.NOT_MOUNTED
 
 
-@pytest.mark.parametrize("words", [("repair",), ("rotate-master", "--repair"), ("rotate-master", "-r")])
-def test_repair_says_that_there_is_nothing_or_what_it_did(keys: Keys, words: tuple[str, ...]) -> None:
+def test_repair_says_that_there_is_nothing_or_what_it_did(keys: Keys) -> None:
     """Without a secret; and it changes no key."""
     keystore = keys.small.volume.keystore
     before = keystore.read_bytes()
-    assert keys.run(*words) == "nothing was left by a stopped change, and the keystore is whole\n"
+    assert keys.run("repair") == "nothing was left by a stopped change, and the keystore is whole\n"
     keystore.with_name("keystore.new").write_bytes(b"torn")
-    said = keys.run(*words)
+    said = keys.run("repair")
     assert f'"{keystore.with_name("keystore.new")}", which was incomplete, is removed' in said
     assert "the keystore is as it was before (revision 1)" in said
     assert not keystore.with_name("keystore.new").exists()

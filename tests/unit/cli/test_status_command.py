@@ -1,51 +1,39 @@
-"""What ``tdefs status`` tells of a mount. Covers tdefs/cli/status.py."""
+"""What ``tdefs status`` tells of a mount. Covers tdefs/cli/status.py and tdefs/daemon/report.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tdefs.cli import status
 from tdefs.cli.common import place
+from tdefs.daemon.status import DaemonStatus, KeyStatus
 from tdefs.errors import Exit, TdefsError
+from tdefs.fuse.measured import Latency
 from tdefs.mounts.known import Mount
 from tdefs.volume.description import VolumeLock
+from tests.support.daemon_status import daemon_status
 from tests.support.offline_volumes import Command, SmallVolume
 
 MOUNTPOINT = Path("/mnt/tdefs-test")
 
 
-def answer(small: SmallVolume) -> dict[str, Any]:
-    """Return what the daemon of tdefs/daemon/session.py answers."""
-    return {
-        "pid": 4321,
-        "mountpoint": str(MOUNTPOINT),
-        "mounts_inside": [],
-        "backing": str(small.volume.backing),
-        "volume_id": small.volume.volume_id.hex(),
-        "keystore": "/etc/tdefs/keystore",
-        "policy": None,
-        "log_file": "/var/log/tdefs",
-        "started": 1700000000.5,
-        "memory_locked": True,
-        "watchdog": 60,
-        "read_only": False,
-        "page_cipher": "compiled",
-        "keystore_revision": 7,
-        "data_keys": [
-            {"name": key.name, "round": key.round, "algorithm": key.algorithm, "state": "active"}
-            for key in small.ring
-        ],
-        "destroyed_rounds": [["dk_3", 1]],
-        "known_inodes": 7,
-        "open_handles": 3,
-        "requests": {"open": 10, "read": 20},
-        "failures": {"open": 2},
-        "tampering": None,
-    }
+def answer(small: SmallVolume) -> DaemonStatus:
+    """Return what the daemon of a mount of this volume answers."""
+    return daemon_status(
+        mountpoint=str(MOUNTPOINT),
+        backing=str(small.volume.backing),
+        volume_id=small.volume.volume_id.hex(),
+        data_keys=tuple(KeyStatus(key.name, key.round, key.algorithm, "active") for key in small.ring),
+        destroyed_rounds=(("dk_3", 1),),
+        requests={"open": 10, "read": 20},
+        failures={"open": 2},
+        bytes={"read": 8192},
+        latency={"read": Latency(150, (10, 0, 5, 5))},
+    )
 
 
 @pytest.fixture
@@ -58,7 +46,7 @@ def mounted(small: SmallVolume, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sma
     small.plain("empty", b"")
     mount = Mount(MOUNTPOINT, small.volume.backing, "0:42")
     monkeypatch.setattr(place, "find_mount", lambda mountpoint: mount)
-    monkeypatch.setattr(status, "ask", lambda volume, name: answer(small) if name == "status" else None)
+    monkeypatch.setattr(status, "ask_status", lambda volume: answer(small))
     lock = VolumeLock(small.volume)
     lock.acquire()
     yield small
@@ -94,6 +82,10 @@ def test_json_has_stable_keys(mounted: SmallVolume, command: Command) -> None:
         "requests": {"open": 10, "read": 20},
         "failures": {"open": 2},
         "tampering": None,
+        "policy_digest": "ab" * 32,
+        "reserve_spared": True,
+        "bytes": {"read": 8192},
+        "latency": {"read": {"total_us": 150, "buckets": [10, 0, 5, 5]}},
     }
 
 
@@ -107,8 +99,8 @@ def test_text_shows_keys_counts_and_failures(mounted: SmallVolume, command: Comm
         ["watchdog", "60"],
         ["dk_1", "1", "aes-256-xts", "active", "2"],
         ["damaged", "1"],
-        ["open", "10", "2"],
-        ["read", "20", "0"],
+        ["open", "10", "2", "-", "-", "-", "-"],
+        ["read", "20", "0", "8192", "8", "1", "8"],
     ):
         assert row in rows
 
@@ -118,9 +110,9 @@ def test_files_of_a_destroyed_key_count_as_unreadable(
 ) -> None:
     mounted.encrypt("base/5/16386", b"x", key="dk_2")
     said = answer(mounted)
-    said["data_keys"] = [key for key in said["data_keys"] if key["name"] == "dk_1"]
-    said["destroyed_rounds"] = [["dk_2", 1]]
-    monkeypatch.setattr(status, "ask", lambda volume, name: said)
+    kept = tuple(key for key in said.data_keys if key.name == "dk_1")
+    said = replace(said, data_keys=kept, destroyed_rounds=(("dk_2", 1),))
+    monkeypatch.setattr(status, "ask_status", lambda volume: said)
     found = command.json(status, MOUNTPOINT)
     assert found["files"] == {"encrypted": 2, "plain": 0, "empty": 1, "damaged": 1, "unreadable": 1}
     lost = {"name": "dk_2", "round": 1, "algorithm": "aes-256-xts", "state": "destroyed", "files": 1}
@@ -131,7 +123,7 @@ def test_files_of_a_destroyed_key_count_as_unreadable(
 def test_daemon_that_does_not_answer_leaves_the_rest(
     mounted: SmallVolume, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "ask", lambda volume, name: None)
+    monkeypatch.setattr(status, "ask_status", lambda volume: None)
     mounted.crash()
     found = command.json(status, MOUNTPOINT)
     assert found["daemon_answers"] is False

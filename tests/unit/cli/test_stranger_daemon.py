@@ -10,21 +10,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tdefs.cli.key import command as key
+from tdefs.daemon.status import KeyStatus
 from tdefs.errors import Exit, TdefsError
 from tests.support.children import NOBODY, needs_root
+from tests.support.daemon_status import daemon_status
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 
 #: What a listener says that it has: a round that it may have learned, by which the message would be sealed.
-LEAKED = [{"name": "dk_1", "round": 1, "algorithm": "aes-256-xts", "state": "active"}]
+LEAKED = (KeyStatus("dk_1", 1, "aes-256-xts", "active"),)
 
 
 @contextmanager
-def claimed(volume_directory: Path, data_keys: list[dict[str, Any]], *, user: int) -> Iterator[list[bytes]]:
+def claimed(volume_directory: Path, data_keys: tuple[KeyStatus, ...], *, user: int) -> Iterator[list[bytes]]:
     """Somebody has the volume's lock and listens in the daemon's place, as *user*; what they were asked."""
     heard: list[bytes] = []
     directory = os.open(volume_directory, os.O_PATH)  # a socket's address is limited to 107 bytes
@@ -49,7 +50,7 @@ def claimed(volume_directory: Path, data_keys: list[dict[str, Any]], *, user: in
                     if not request:  # the other side did not like who listens
                         continue
                     heard.append(request)
-                    connection.sendall(json.dumps({"data_keys": data_keys}).encode() + b"\n")
+                    connection.sendall(json.dumps(daemon_status(data_keys=data_keys).to_json()).encode() + b"\n")
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -76,7 +77,7 @@ def asked(heard: list[bytes]) -> set[str]:
 
 
 def test_who_says_to_have_no_key_is_told_none(small: SmallVolume, command: Command) -> None:
-    with claimed(small.volume.private, [], user=os.geteuid()) as heard:
+    with claimed(small.volume.private, (), user=os.geteuid()) as heard:
         assert "none of the keys" in rotated(small, command).detail
     assert asked(heard) == {"status"}
 

@@ -6,16 +6,17 @@ import errno
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import trio
 
 from tdefs.data.calls import SystemCalls
+from tdefs.data.data_file import DataFile
 from tdefs.data.durability import Durability
-from tdefs.data.files import OpenFile
+from tdefs.format.content import Content
 from tdefs.tree.inodes import Inode, InodeTable
 
 
@@ -52,7 +53,7 @@ class Tree:
         self._root = root
         self.root_fd = os.open(root, os.O_RDONLY)
         self.inodes = InodeTable(self.calls, self.root_fd)
-        self.durability = Durability(self.calls, self.inodes)
+        self.durability = Durability(self.calls)
         self._files: list[int] = []
 
     def directory(self, parent: Inode, name: str) -> Inode:
@@ -60,31 +61,46 @@ class Tree:
         os.mkdir(name, dir_fd=fd)
         return self._entered(parent, name)
 
-    def file(self, parent: Inode, name: str) -> OpenFile:
+    def file(self, parent: Inode, name: str) -> DataFile:
         fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=self.inodes.directory_fd(parent))
         self._files.append(fd)
-        inode = self._entered(parent, name)
-        return cast(OpenFile, SimpleNamespace(fd=fd, inode=inode, unsynced=0, syncing=None))
+        return self.opened(fd, self._entered(parent, name))
+
+    def opened(self, fd: int, inode: Inode) -> DataFile:
+        """As the opener does it, without what reads and writes."""
+        inode.open_file = DataFile(
+            fd,
+            cast(Content, None),
+            os.fstat(fd),
+            inode.losses,
+            partial(self.inodes.sync_names_above, inode),
+            writable=True,
+            names_durable=not self.inodes.unsynced_above(inode),
+        )
+        return inode.open_file
+
+    def inode_of(self, file: DataFile) -> Inode:
+        return next(inode for inode in self.inodes if inode.open_file is file)
 
     def _entered(self, parent: Inode, name: str) -> Inode:
         status = os.stat(name, dir_fd=self.inodes.directory_fd(parent))
         inode = self.inodes.enter(parent, os.fsencode(name), status)
         inode.lookups = 1
-        self.inodes.name_added(parent)
+        self.inodes.name_added(parent, inode)
         return inode
 
-    def sync(self, file: OpenFile) -> list[str]:
+    def sync(self, file: DataFile) -> list[str]:
         """Sync and return the names of what was synced."""
         self.calls.synced.clear()
         trio.run(self._sync, file)
         return list(self.calls.synced)
 
-    async def _sync(self, file: OpenFile) -> None:
+    async def _sync(self, file: DataFile) -> None:
         await self.durability.sync(file, datasync=False)
 
     def sync_directory(self, directory: Inode, fd: int) -> None:
         async def work() -> None:
-            await self.durability.sync_directory(directory, fd)
+            await self.durability.sync_directory(self.inodes.names_in(directory), fd)
 
         trio.run(work)
 
@@ -128,7 +144,7 @@ def test_a_rename_needs_a_sync_of_where_the_file_came_to_lie(tree: Tree) -> None
     other = tree.directory(tree.inodes.root, "other")
     file = tree.file(tree.inodes.root, "file")
     tree.sync(file)
-    tree.inodes.moved(file.inode, tree.inodes.root, b"file", other, b"file")
+    tree.inodes.moved(tree.inode_of(file), tree.inodes.root, b"file", other, b"file")
     assert tree.sync(file)[1:] == ["other"]
 
 
@@ -136,8 +152,9 @@ def test_every_name_of_a_file_with_several_is_made_durable(tree: Tree) -> None:
     other = tree.directory(tree.inodes.root, "other")
     file = tree.file(tree.inodes.root, "file")
     tree.sync(file)
-    file.inode.names.append((other, b"link"))
-    tree.inodes.name_added(other)
+    inode = tree.inode_of(file)
+    inode.names.append((other, b"link"))
+    tree.inodes.name_added(other, inode)
     assert sorted(tree.sync(file)) == ["file", "other"]
 
 
@@ -171,7 +188,7 @@ def test_a_name_that_comes_during_a_sync_of_its_directory_is_not_taken_for_durab
 
 def test_a_directory_that_the_kernel_forgot_is_still_known_to_have_new_names(tree: Tree) -> None:
     base = tree.directory(tree.inodes.root, "base")
-    tree.file(base, "file")
+    tree.inode_of(tree.file(base, "file")).open_file = None  # it is closed
     for inode in [tree.inodes[number] for number in list(known(tree))]:
         tree.inodes.forget(inode.number, inode.lookups)
     status = os.stat("base", dir_fd=tree.root_fd)
@@ -180,8 +197,7 @@ def test_a_directory_that_the_kernel_forgot_is_still_known_to_have_new_names(tre
     file = tree.inodes.enter(again, b"file", os.stat("base/file", dir_fd=tree.root_fd))
     fd = os.open("base/file", os.O_RDWR, dir_fd=tree.root_fd)
     try:
-        opened = cast(OpenFile, SimpleNamespace(fd=fd, inode=file, unsynced=0, syncing=None))
-        assert tree.sync(opened) == ["file", "base", "root"]
+        assert tree.sync(tree.opened(fd, file)) == ["file", "base", "root"]
     finally:
         os.close(fd)
 

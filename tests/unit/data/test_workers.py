@@ -12,16 +12,16 @@ from typing import NoReturn
 import pytest
 import trio
 
-from tdefs.data.workers import FIRST_THREADS, MOST_THREADS, NoThreadError, Workers
+from tdefs.data import workers as workers_module
+from tdefs.data.workers import FIRST_THREADS, MOST_THREADS, NoThreadError, Workers, in_thread
 from tdefs.fuse import loop
-from tdefs.fuse.loop import in_thread
 
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
     """Those that :func:`in_thread` uses, none of them started."""
     own = Workers()
-    monkeypatch.setattr(loop, "workers", own)
+    monkeypatch.setattr(workers_module, "workers", own)
     yield own
     own.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,10 @@ import pytest
 from tdefs.doctor import host
 from tdefs.doctor.cluster import examine_cluster, find_clusters
 from tdefs.doctor.findings import Level
+from tests.support.daemon_status import daemon_status
 
 CAPTURED = Path(__file__).parents[1] / "pg" / "data"
-HEALTHY = {
-    "failures": {},
-    "memory_locked": True,
-    "reserve_spared": True,
-    "page_cipher": "compiled",
-    "pid": os.getpid(),
-    "log_file": "/var/log/tdefs.log",
-    "keystore": "/etc/tdefs/keystore",
-}
+HEALTHY = daemon_status(pid=os.getpid(), log_file="/var/log/tdefs.log")
 
 
 @pytest.fixture
@@ -143,7 +137,7 @@ def test_what_the_daemon_says_is_judged(
     monkeypatch.setattr(host, "_has_swap", lambda: True)
     monkeypatch.setattr(host, "_file_limit", lambda pid: 1 << 20)
     assert list(host._daemon(HEALTHY)) == []
-    [finding] = host._daemon({**HEALTHY, **change})
+    [finding] = host._daemon(replace(HEALTHY, **change))
     assert finding.level is level
     assert said in finding.what
 

@@ -12,8 +12,9 @@ import pyfuse3
 import pytest
 import trio
 
+from tdefs.data.workers import in_thread
 from tdefs.fuse import loop
-from tdefs.fuse.loop import PollingWait, in_thread, install_polling_wait
+from tdefs.fuse.loop import PollingWait, install_polling_wait
 
 R = TypeVar("R")
 

@@ -102,9 +102,9 @@ class Reader:
     def content(self, relpath: str) -> bytes:
         inode = self._inode(relpath)
         file = self._opener.open(inode, writable=False)
-        at, count = file.content.extent(0, file.content.length)
-        content = bytes(file.content.decode(0, file.content.length, os.pread(file.fd, count, at)))
-        self._opener.close_if_unused(file)
+        at, count = file.content.extent(0, file.length)
+        content = bytes(file.content.decode(0, file.length, os.pread(file.fd, count, at)))
+        self._opener.close_if_unused(inode)
         return content
 
     def target(self, relpath: str) -> str:

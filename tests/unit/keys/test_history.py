@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.keys.keystore import history
 from tdefs.keys.keystore.entries import HistoryAnchor
-from tdefs.keys.keystore.history import (
-    History,
-    HistoryFiles,
-    append,
-    check_history,
-    head_path,
-    history_path,
-    read_history,
-)
+from tdefs.keys.keystore.history import append, head_path, history_path, read_history
+from tdefs.keys.keystore.history_checking import History, HistoryFiles, check_history
 from tdefs.private import UntrustedError
 from tests.unit.keys.keystore_samples import GOLDEN, private_copy
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(range(1, 33))
 EMPTY = HistoryAnchor("mk_1", bytes(60), 0, bytes(32))
+
+
+@pytest.fixture(params=[1 << 16, 300], ids=["read as a whole", "read from its end"], autouse=True)
+def tail(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every promise holds where the whole history is what is read first, and where that is one or two lines."""
+    monkeypatch.setattr(history, "_TAIL_BYTES", request.param)
 
 
 @pytest.fixture
@@ -274,3 +274,26 @@ def test_head_is_its_owners_alone_and_no_link_is_followed(keystore: Path, anchor
     head.symlink_to(head.with_name("elsewhere"))
     with pytest.raises(UntrustedError, match="symbolic link"):
         append(keystore, "unlock", {}, KEY)
+
+
+def test_record_is_written_though_the_head_cannot_be_read(keystore: Path, anchor: HistoryAnchor) -> None:
+    head_path(keystore).unlink()
+    head_path(keystore).mkdir()
+    with pytest.raises((OSError, UntrustedError)):
+        append(keystore, "unlock", {"command": "late"}, KEY)
+    head_path(keystore).rmdir()
+    assert check(keystore, anchor).records[-1]["what"] == {"command": "late"}
+
+
+def test_failures_that_nobody_has_unlocked_since_are_all_covered_by_the_next_mac(
+    keystore: Path, anchor: HistoryAnchor
+) -> None:
+    for _ in range(20):
+        append(keystore, "unlock failed", {}, None)
+    append(keystore, "unlock", {}, KEY)
+    found = check(keystore, anchor)
+    assert (found.findings, found.notes) == ([], [])
+    assert [record["n"] for record in found.records] == list(range(1, 28))
+    lines = read_history(keystore).lines.splitlines(keepends=True)
+    history_path(keystore).write_bytes(b"".join(without(10)(lines)))
+    assert check(keystore, anchor).findings

@@ -130,22 +130,16 @@ def test_new_round_is_current_and_the_old_ones_stay_readable(unlocked: Unlocked)
 
 
 def test_created_data_key_is_there_once(unlocked: Unlocked) -> None:
-    new = create_data_key(unlocked, "payroll", master_key="mk_1")
+    new = create_data_key(unlocked, "payroll")
     ring = opened(new.document).ring
     assert ring.names() == ["dk_1", "dk_2", "payroll"]
     assert ring.default_name == "dk_1"
     assert failure(lambda: create_data_key(new, "payroll")).exit_code == Exit.DATA_KEY_EXISTS
 
 
-@pytest.mark.parametrize(
-    ("name", "algorithm", "master_key"),
-    [("Bad", "aes-256-xts", None), ("dk_3", "rot13", None), ("dk_3", "aes-256-xts", "mk_9")],
-)
-def test_impossible_data_key_is_a_usage_error(
-    unlocked: Unlocked, name: str, algorithm: str, master_key: str | None
-) -> None:
-    error = failure(lambda: create_data_key(unlocked, name, algorithm=algorithm, master_key=master_key))
-    assert error.exit_code == Exit.USAGE
+@pytest.mark.parametrize("name", ["Bad", "3_dk", "a" * 32])
+def test_impossible_data_key_is_a_usage_error(unlocked: Unlocked, name: str) -> None:
+    assert failure(lambda: create_data_key(unlocked, name)).exit_code == Exit.USAGE
 
 
 def test_revoked_round_reads_old_files_and_gets_no_new_ones(unlocked: Unlocked) -> None:

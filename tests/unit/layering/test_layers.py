@@ -22,7 +22,7 @@ FORBIDDEN = {
     "keys": FUSE | SERVING | {"tdefs.format", "tdefs.policy", "tdefs.offline", "tdefs.cli", "tdefs.volume"},
     "policy": FUSE | SERVING | {"tdefs.format", "tdefs.keys", "tdefs.offline", "tdefs.cli", "tdefs.volume"},
     "pg": FUSE | SERVING | {"tdefs.offline", "tdefs.cli"},
-    "data": ABOVE | {"tdefs.daemon", "tdefs.offline"},
+    "data": ABOVE | {"pyfuse3", "tdefs.tree", "tdefs.fuse", "tdefs.daemon", "tdefs.offline"},
     "tree": ABOVE | {"pyfuse3", "tdefs.daemon", "tdefs.fuse", "tdefs.offline"},
     "fuse": ABOVE | {"tdefs.daemon", "tdefs.offline"},
     "daemon": ABOVE,

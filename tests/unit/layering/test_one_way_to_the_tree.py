@@ -12,7 +12,7 @@ import tdefs
 ROOT = Path(tdefs.__file__).parent
 #: What serves a mount, and so acts on what the kernel knows for whoever asks.
 SERVING = (
-    *("data/descriptors", "data/durability", "data/files", "data/reading", "data/zeros"),
+    *("data/descriptors", "data/durability", "data/backing_store", "data/data_file", "data/reading", "data/zeros"),
     *("fuse/operations", "tree/attributes", "tree/held", "tree/inodes", "tree/links", "tree/namespace"),
     "tree/opening",
 )
@@ -93,6 +93,7 @@ def test_every_module_that_is_given_the_system_calls_is_looked_at() -> None:
         "data/read_only": "it refuses them",
         "tree/file_ids": "it only reads",
         "daemon/session": "of the whole file system, by the descriptor of the root",
+        "daemon/served": "it gives them to the parts of a mount",
     }
     users = {
         f"{part}/{path.stem}"

@@ -116,11 +116,12 @@ class BoundVolume(ServedVolume):
 
     def write(self, path: str, offset: int, data: bytes) -> None:
         """As the operation does: what extends is told before."""
-        file = self.opener.open(self.inode(path), writable=True)
-        if file.inode.bound and offset + len(data) > file.content.length:
-            self.manifest.will_change(file.inode)
-        file.content.write(offset, data)
-        self.opener.close_if_unused(file)
+        inode = self.inode(path)
+        file = self.opener.open(inode, writable=True)
+        if inode.bound and offset + len(data) > file.length:
+            self.manifest.will_change(inode)
+        file.write(offset, data)
+        self.opener.close_if_unused(inode)
 
     def truncate(self, path: str, size: int) -> None:
         Attributes(self.calls, self.inodes, self.opener).change(self.inode(path), Changes(size=size))

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdefs.keys.keystore.history import HistoryFiles, append, read_history, records_under
-from tdefs.manifest.counter import EVENT, newest_counter, note_counter
+from tdefs.keys.keystore.history import append, read_history
+from tdefs.keys.keystore.history_checking import HistoryFiles, check_history
 from tdefs.manifest.record import BadManifestError, Flag, Listing, Manifest, NodeKind, decode, digest, encode
+from tdefs.volume.known import MANIFEST, known_in, note_counter
 
 VOLUME_ID, KEY = bytes(range(16)), bytes(range(32))
 
@@ -61,13 +62,17 @@ def test_a_manifest_of_another_volume_or_another_key_is_none() -> None:
         decode(sample(), VOLUME_ID, bytes(32))
 
 
+def newest_counter(keystore: Path, entry: str) -> int:
+    return known_in(check_history(read_history(keystore), KEY, None, 0)).counter(entry)
+
+
 def test_the_newest_counter_of_a_volume_is_that_of_its_own_records(tmp_path: Path) -> None:
     keystore = tmp_path / "keystore"
     keystore.touch()
     for entry, counter in (("vol_1", 1), ("vol_2", 9), ("vol_1", 2)):
         note_counter(keystore, KEY, entry, counter)
-    assert newest_counter(keystore, KEY, "vol_1") == 2
-    assert newest_counter(keystore, KEY, "vol_3") == 0
+    assert newest_counter(keystore, "vol_1") == 2
+    assert newest_counter(keystore, "vol_3") == 0
 
 
 def test_a_counter_that_was_written_without_the_key_is_not_believed(tmp_path: Path) -> None:
@@ -75,11 +80,11 @@ def test_a_counter_that_was_written_without_the_key_is_not_believed(tmp_path: Pa
     keystore = tmp_path / "keystore"
     keystore.touch()
     note_counter(keystore, KEY, "vol_1", 1)
-    append(keystore, EVENT, {"volume": "vol_1", "counter": 1 << 40}, None)
-    append(keystore, EVENT, {"volume": "vol_1", "counter": 1 << 41}, bytes(32))
-    assert newest_counter(keystore, KEY, "vol_1") == 1
+    append(keystore, MANIFEST, {"volume": "vol_1", "counter": 1 << 40}, None)
+    append(keystore, MANIFEST, {"volume": "vol_1", "counter": 1 << 41}, bytes(32))
+    assert newest_counter(keystore, "vol_1") == 1
     append(keystore, "unlock", {}, KEY)  # whose MAC covers the lines before
-    assert newest_counter(keystore, KEY, "vol_1") == 1
-    files = read_history(keystore)
-    assert [one["what"]["counter"] for one in records_under(files, KEY, EVENT)] == [1]
-    assert list(records_under(HistoryFiles(b"junk\n", b""), KEY, EVENT)) == []
+    assert newest_counter(keystore, "vol_1") == 1
+    found = check_history(read_history(keystore), KEY, None, 0)
+    assert [one["what"]["counter"] for one in found.by_key if one["event"] == MANIFEST] == [1]
+    assert check_history(HistoryFiles(b"junk\n", b""), KEY, None, 0).by_key == []

@@ -110,7 +110,7 @@ def test_file_that_is_open_when_its_key_is_destroyed_stays_so_until_it_is_closed
     served.opener.use_ring(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
     assert served.read(OLD) == b"old content"
     file.handles -= 1
-    served.opener.close_if_unused(file)
+    served.opener.close_if_unused(inode)
     served.opener.use_ring(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
     assert error_of(lambda: served.read(OLD)) == errno.ENOKEY
 

@@ -30,11 +30,11 @@ def header(served: ServedVolume, path: str) -> Header:
 
 
 def truncate(served: ServedVolume, path: str, length: int) -> None:
-    file = served.opener.open(served.inode(path), writable=True)
+    inode = served.inode(path)
     try:
-        file.content.truncate(length)
+        served.opener.open(inode, writable=True).truncate(length)
     finally:
-        served.opener.close_if_unused(file)
+        served.opener.close_if_unused(inode)
 
 
 def emptied(served: ServedVolume) -> None:
@@ -84,13 +84,13 @@ def test_what_is_written_after_a_file_was_emptied_is_under_another_key(
 
 def test_a_file_made_and_filled_gets_one_header(served: ServedVolume) -> None:
     owner = Owner(os.geteuid(), os.getegid())
-    file = served.namespace.create(*served.place(CONF), 0o600, owner)
-    file.inode.lookups = 1  # as long as the kernel knows it
-    served.opener.close_if_unused(file)
+    inode, _ = served.namespace.create(*served.place(CONF), 0o600, owner)
+    inode.lookups = 1  # as long as the kernel knows it
+    served.opener.close_if_unused(inode)
     made = header(served, CONF)
     served.calls.made.clear()
     for _ in range(3):
-        served.opener.close_idle(file.inode)
+        served.opener.close_idle(inode)
         served.write(CONF, 0, OLD)
     assert not [label for label in served.calls.made if label.startswith("begin:")]
     assert header(served, CONF) == made
@@ -103,8 +103,10 @@ def test_opening_an_empty_file_again_and_again_writes_nothing(served: ServedVolu
     before = served.stored(TABLE)
     served.calls.made.clear()
     for _ in range(3):
-        served.opener.close_if_unused(served.opener.open(served.inode(TABLE), writable=True))
-        served.opener.close_idle(served.inode(TABLE))
+        inode = served.inode(TABLE)
+        served.opener.open(inode, writable=True)
+        served.opener.close_if_unused(inode)
+        served.opener.close_idle(inode)
     assert not {"begin:header", "begin:sync", "begin:truncated"} & set(served.calls.made)
     assert served.stored(TABLE) == before
 
@@ -116,8 +118,8 @@ def test_all_who_have_the_file_open_use_the_new_key(served: ServedVolume) -> Non
     writer = served.opener.open(inode, writable=True)
     reader.handles = 2
     before = writer.content.changes
-    writer.content.truncate(0)
-    writer.content.write(0, NEW)
+    writer.truncate(0)
+    writer.write(0, NEW)
     at, count = reader.content.extent(0, len(NEW))
     assert bytes(reader.content.decode(0, len(NEW), os.pread(reader.fd, count, at))) == NEW
     assert reader.content.changes > before, "who read ciphertext aside would decrypt it with another key"
@@ -192,8 +194,8 @@ def test_a_file_without_a_name_goes_on_under_a_new_key(served: ServedVolume) -> 
     file.handles = 1
     served.unlink(CONF)
     served.calls.made.clear()
-    file.content.truncate(0)
-    file.content.write(0, NEW)
+    file.truncate(0)
+    file.write(0, NEW)
     assert "begin:header" in served.calls.made
     assert "begin:sync" not in served.calls.made
     at, count = file.content.extent(0, len(NEW))

@@ -79,7 +79,7 @@ def test_all_users_of_a_file_share_one_descriptor_and_one_length(served: ServedV
     served.create(TABLE, SECRET)
     inode = served.inode(TABLE)
     one, two = (served.opener.open(inode, writable=writable) for writable in (False, True))
-    one.content.write(len(SECRET), SECRET)
+    one.write(len(SECRET), SECRET)
     assert one is two
     assert served.opener.length(inode, (served.data / TABLE).stat()) == 2 * len(SECRET)
 
@@ -233,7 +233,7 @@ def test_an_empty_file_opened_for_reading_is_encrypted_when_it_becomes_writable(
     inode = served.inode(TABLE)
     served.opener.open(inode, writable=False)
     served.calls.fail.clear()
-    served.opener.open(inode, writable=True).content.write(0, SECRET)
+    served.opener.open(inode, writable=True).write(0, SECRET)
     assert SECRET not in served.stored(TABLE)
 
 

@@ -150,9 +150,9 @@ def test_sixteen_megabytes_of_plain_zeros_stay_readable(
     served.create(WAL, bytes(length) if written else b"")
     inode = served.inode(WAL)
     file = served.opener.open(inode, writable=True)
-    file.content.truncate(length)
+    file.truncate(length)
     if tail:
-        file.content.write(length - len(tail), tail)
+        file.write(length - len(tail), tail)
     served.remount(policy=policies["all"])
     served.inode(WAL).lookups += 1
     assert served.length(WAL) == length
@@ -232,7 +232,7 @@ def test_a_reader_sees_zeros_also_while_the_file_is_encrypted(
     assert writer is reader
     assert reader.content is not before
     assert before.changes, "a read that was under way does not know that the file was encrypted"
-    writer.content.write(0, SECRET)
+    writer.write(0, SECRET)
     assert not clear(served, WAL)
     assert served.read(WAL)[: len(SECRET)] == SECRET
 

@@ -59,7 +59,7 @@ def test_an_open_file_keeps_its_form(served: ServedVolume) -> None:
     assert isinstance(inode.form, Plain)
     assert served.stored(FIRST).startswith(b"still plain")
     file.handles -= 1
-    served.opener.close_if_unused(file)
+    served.opener.close_if_unused(inode)
 
 
 def test_a_closed_file_without_a_header_is_looked_at_again(served: ServedVolume) -> None:

@@ -62,7 +62,7 @@ def test_an_open_file_goes_on_being_written_after_its_rename(served: ServedVolum
     file = served.opener.open(served.inode(ONE), writable=True)
     file.handles += 1
     served.rename(ONE, TWO)
-    file.content.write(4, b" more")
+    file.write(4, b" more")
     served.remount()
     assert served.read(TWO) == b"rows more"
 

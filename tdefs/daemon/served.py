@@ -1,0 +1,94 @@
+"""One mount while it is served: the parts that it is made of, and how far it has come."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field, replace
+
+from tdefs.daemon.request import MountRequest
+from tdefs.data.calls import SystemCalls
+from tdefs.data.complaints import Complaints
+from tdefs.data.forms import FileForms
+from tdefs.data.staging import DIRECTORY as STAGING_DIRECTORY
+from tdefs.data.staging import Staging
+from tdefs.fuse.operations import FuseOperations
+from tdefs.keys.hierarchy import KeyRing
+from tdefs.manifest.bound import Bound
+from tdefs.policy.in_use import PolicyInUse
+from tdefs.tree.inodes import InodeTable
+from tdefs.tree.opening import Opener
+from tdefs.volume.backing import open_data
+from tdefs.volume.policy_choice import PolicyChoice
+from tdefs.volume.session_record import Ending
+
+
+@dataclass(slots=True)
+class ServedMount:
+    """The parts of one mount. The session makes it, and hands it to all that serve it or report on it."""
+
+    request: MountRequest
+    calls: SystemCalls
+    root_fd: int
+    forms: FileForms
+    inodes: InodeTable
+    bound: Bound
+    complaints: Complaints
+    """What went wrong, and whether something is left behind."""
+    opener: Opener
+    operations: FuseOperations
+    staging: Staging | None
+    """Where links are made anew; None for a volume that is only read."""
+    policy: PolicyChoice
+    """The policy in use, which can be exchanged."""
+    device: str = ""
+    """``MAJOR:MINOR``, once it is mounted; nothing for a mount that was taken away already."""
+    reserve_spared: bool = False
+    """Whether programs cannot take the blocks that the disk keeps for root."""
+    started: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+    served: bool = False
+    """It could be used, and the caller who asked for it knows."""
+    ended: bool = False
+    """It was unmounted, after everything that was written to it had been passed on."""
+
+    @classmethod
+    def of(cls, request: MountRequest, ring: KeyRing, calls: SystemCalls) -> ServedMount:
+        """Make the parts; nothing is mounted, and nothing of the volume is changed yet.
+
+        :raises OSError: the data directory cannot be opened.
+        """
+        root_fd = open_data(request.volume)
+        last = request.believed.last
+        expected = request.believed.expectations(request.volume)
+        # what the last session left half made was put right before, unless nothing may be changed
+        expected = replace(expected, lost_headers=expected.lost_headers and request.read_only)
+        forms = FileForms(ring, expected)
+        inodes = InodeTable(calls, root_fd)
+        staging = None if request.read_only else Staging(request.volume.private / STAGING_DIRECTORY)
+        policy = PolicyInUse(request.policy.policy)
+        # what sessions wrote in the clear that left no manifest may lie where this policy encrypts
+        left_plain = last.ending is Ending.UNCLEAN and last.policy != policy.policy.digest()
+        bound = Bound(calls, request.state, refuses=request.refuses_tampering, left_plain=left_plain)
+        complaints = Complaints()
+        opener = Opener(calls, inodes, forms, policy, complaints, bound)
+        operations = FuseOperations(calls, inodes, opener, root_fd, staging)
+        return cls(
+            request=request,
+            calls=calls,
+            root_fd=root_fd,
+            forms=forms,
+            inodes=inodes,
+            bound=bound,
+            complaints=complaints,
+            opener=opener,
+            operations=operations,
+            staging=staging,
+            policy=request.policy,
+        )
+
+    def close(self) -> None:
+        """Close the descriptors of the backing directory, once nothing is served any more."""
+        os.close(self.root_fd)
+        if self.staging is not None:
+            self.staging.close()

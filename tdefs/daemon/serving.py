@@ -1,0 +1,112 @@
+"""Serving a mount: the tasks beside the request loop, and how it is seen that the mount has ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from tdefs.daemon.answers import Answers
+from tdefs.daemon.control_server import AnswerTable, serve_control
+from tdefs.daemon.request import MountRequest
+from tdefs.daemon.reserve import with_own_rights
+from tdefs.daemon.served import ServedMount
+from tdefs.daemon.signals import EndSignals
+from tdefs.daemon.watched import Watched
+from tdefs.data.read_only import control_places
+from tdefs.fuse.loop import Connection
+from tdefs.manifest import accepting
+from tdefs.mounts.known import devices_at, is_listed, is_living, raise_kernel_limits
+from tdefs.private import UntrustedError, own_place
+
+log = logging.getLogger(__name__)
+
+# Between attempts to serve the control socket, at most.
+_MOST_PAUSE_SECONDS = 64
+
+
+async def serve(
+    served: ServedMount, connection: Connection, signals: EndSignals, ready: Callable[[], None]
+) -> None:
+    """Serve requests until the kernel says that the mount is gone.
+
+    :param ready: is called once the mount serves. However serving ends, no program waits for an answer then, and
+        no task that this function waits for does.
+    """
+    request = served.request
+    watched = Watched(request.watchdog, served.device, request.mountpoint, request.log_file)
+    answers = Answers(served, watched)
+
+    def note_end() -> None:
+        served.ended = _is_unmounted(served)
+
+    async with trio.open_nursery() as nursery:
+        try:
+            # first, since the mount can be used, and the daemon be asked to end, as soon as anything serves it
+            await nursery.start(signals.unmount_on_first, request.mountpoint, served.device)
+            nursery.start_soon(_announce, served, ready)
+            if request.watchdog and served.device:
+                nursery.start_soon(watched.stay)
+            if (control := _control_socket(request)) is not None:
+                table = {"status": answers.status, "keys": answers.keys, accepting.REQUEST: answers.accept}
+                nursery.start_soon(_control, control, table)
+            await connection.serve(note_end)
+        finally:
+            connection.cut()
+        nursery.cancel_scope.cancel()
+
+
+def _is_unmounted(served: ServedMount) -> bool:
+    """Return whether the connection has ended since the file system was unmounted everywhere, and not by an abort.
+
+    The kernel says the same in both cases (ENODEV). It passes on what was written to a file when that is closed
+    at the latest, and keeps the file system as long as one is open; so nothing is lost where it has taken it away,
+    or nothing was open. To be asked at once: a file system that was aborted goes as soon as nobody has it open.
+    """
+    if not served.device:
+        return True
+    if is_listed(served.device, served.request.volume.backing):
+        return False
+    # the kernel drops the last releases unsent when it unmounts
+    return served.operations.open_handles == 0 or not is_living(served.device)
+
+
+def _control_socket(request: MountRequest) -> Path | None:
+    """Return where the daemon is to answer; ``None``, after a line in the log, if there is no place for that."""
+    if not request.read_only:
+        return request.volume.control_socket
+    try:
+        path = control_places(request.volume.backing)[0]
+        with with_own_rights(), own_place(path.parent) as above, suppress(FileExistsError):
+            os.mkdir(path.parent.name, 0o755, dir_fd=above.fd)
+    except (OSError, UntrustedError) as error:
+        log.warning("no control socket, so 'tdefs status' will know less: %s", error)
+        return None
+    return path
+
+
+async def _announce(served: ServedMount, ready: Callable[[], None]) -> None:
+    """Report that the mount serves, once it does."""
+    await served.operations.serves.wait()
+    if served.device not in devices_at(served.request.mountpoint):
+        return  # unmounted already
+    if not raise_kernel_limits(served.device):
+        log.info("this user may not raise the kernel's read-ahead and dirty limits of the mount")
+    ready()
+    served.served = True
+
+
+async def _control(path: Path, answers: AnswerTable) -> None:
+    """Serve the control socket. An error in it, a lack of memory too, does not end the mount."""
+    pause = 1
+    while True:
+        try:
+            return await serve_control(path, answers)
+        except Exception:
+            log.exception("unexpected error at the control socket: it begins anew in %d s", pause)
+            await trio.sleep(pause)
+            pause = min(2 * pause, _MOST_PAUSE_SECONDS)
