@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
+from typing import ClassVar
 
 
 class Exit(IntEnum):
@@ -92,6 +93,51 @@ class TdefsError(Exception):
         if self.hint:
             lines.append(f"HINT:  {self.hint}")
         return "\n".join(lines)
+
+
+class DistinguishedError(TdefsError):
+    """A failure that code must distinguish from others: it has a class of its own, which has the exit code."""
+
+    code: ClassVar[Exit]
+
+    def __init__(self, message: str, *, detail: str = "", hint: str = "") -> None:
+        super().__init__(self.code, message, detail=detail, hint=hint)
+
+
+class VolumeInUseError(DistinguishedError):
+    """Another process uses the volume."""
+
+    code = Exit.VOLUME_IN_USE
+
+
+class KeystoreMissingError(DistinguishedError):
+    """There is no keystore at its place."""
+
+    code = Exit.KEYSTORE_MISSING
+
+
+class KeystoreDamagedError(DistinguishedError):
+    """The keystore is not as it was written."""
+
+    code = Exit.KEYSTORE_DAMAGED
+
+
+class DataKeyRevokedError(DistinguishedError):
+    """No round of the data key may be used for new files."""
+
+    code = Exit.DATA_KEY_REVOKED
+
+
+class DataKeyDestroyedError(DistinguishedError):
+    """The round of the data key was destroyed."""
+
+    code = Exit.DATA_KEY_DESTROYED
+
+
+class DaemonNotToldError(DistinguishedError):
+    """The daemon of a mounted volume does not use the new keys."""
+
+    code = Exit.DAEMON_NOT_TOLD
 
 
 def errno_of(error: Exception) -> int:

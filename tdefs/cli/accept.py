@@ -14,7 +14,7 @@ from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.tampering import binding_of
 from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, keystore_path, unlock
 from tdefs.control import StrangerError, ask, ask_status
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import DaemonNotToldError, Exit, TdefsError
 from tdefs.manifest.accepting import REQUEST, accept, request
 from tdefs.manifest.checking import examine
 from tdefs.manifest.state import Binding, State
@@ -94,8 +94,7 @@ def _accept_mounted(invocation: Invocation, options: _Options, binding: Binding)
     users = {0, os.geteuid(), binding.volume.private.stat().st_uid}
     answer = ask(binding.volume, REQUEST, only_of=users, **request(state, paths, older_copy=options.older_copy))
     if answer is None or "accepted" not in answer:
-        raise TdefsError(
-            Exit.DAEMON_NOT_TOLD,
+        raise DaemonNotToldError(
             f'the daemon of volume "{binding.volume.backing}" could not be told',
             detail=(answer or {}).get("refused", "it did not answer this user"),
             hint="try as root or as the daemon's user; else unmount, and accept then",

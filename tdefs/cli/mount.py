@@ -25,7 +25,7 @@ from tdefs.daemon.request import MountRequest
 from tdefs.daemon.session import run_session
 from tdefs.data.calls import SystemCalls
 from tdefs.data.read_only import ReadOnlyCalls, is_read_only
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, TdefsError, VolumeInUseError
 from tdefs.host import (
     keep_freed_memory,
     lock_memory,
@@ -228,7 +228,7 @@ def _acquire(lock: VolumeLock, volume: Volume) -> None:
     """Take the volume's lock; say so where the daemon that has it is no longer mounted."""
     try:
         lock.acquire()
-    except TdefsError as error:
+    except VolumeInUseError as error:
         session = read_session(volume)
         if session is None or session.clean or not is_running(session.pid):
             # a daemon that only reads leaves no record
@@ -236,8 +236,7 @@ def _acquire(lock: VolumeLock, volume: Volume) -> None:
             points = [mount.mountpoint for mount in mounts_of(users) if mount.backing == volume.backing]
             if all(map(is_dead, points)):
                 raise
-            raise TdefsError(
-                error.exit_code,
+            raise VolumeInUseError(
                 error.message,
                 detail="; ".join(f'it is mounted at "{place}"' for place in points),
                 hint="unmount it with 'tdefs umount' first",
@@ -246,8 +245,7 @@ def _acquire(lock: VolumeLock, volume: Volume) -> None:
             raise
         served = f'process {session.pid} serves what was detached from "{session.mountpoint}" while in use'
         places = [f"it is mounted {place}" for place in places_of(volume.backing)]
-        raise TdefsError(
-            error.exit_code,
+        raise VolumeInUseError(
             error.message,
             detail="; ".join([served, *places]),
             hint="it ends when the last file in it is closed: stop what was started there",

@@ -19,7 +19,7 @@ from tdefs.cli.common.unlocking import (
     record,
     unlocking_secret,
 )
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import DaemonNotToldError, TdefsError
 from tdefs.keys.hierarchy import KEY_NAME, KeyRing
 from tdefs.keys.keystore.changes import moved
 from tdefs.keys.keystore.entries import Document
@@ -125,9 +125,7 @@ class OpenChange:
         volumes = [volume for volume in self.users.seen if volume is not unmounted]
         try:
             tell_daemons(volumes, self.path, ring, ring, patience=0)
-        except TdefsError as error:
-            if error.exit_code is not Exit.DAEMON_NOT_TOLD:
-                raise
+        except DaemonNotToldError as error:
             print(
                 f"tdefs: {error.message}\nDETAIL:  {error.detail}\n"
                 "It needs nothing of this change: its keys are the same, and its next start reads the keystore.",

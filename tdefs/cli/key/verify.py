@@ -11,7 +11,7 @@ from tdefs.cli.common.output import print_table
 from tdefs.cli.common.place import VolumeChoice
 from tdefs.cli.common.this_host import holders
 from tdefs.cli.common.unlocking import KeystoreAccess, open_recorded, read_keystore, unlocking_secret
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, KeystoreDamagedError, TdefsError
 from tdefs.keys.keystore.checking import check_protector, check_round
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.file import Unlocked
@@ -63,7 +63,7 @@ def run_verify(invocation: Invocation, options: VerifyOptions) -> int:
 
             rows.append((f"data key {key.name} round {one.round}", tried(check)))
     print_table(("what", "result"), rows)
-    damage = [error for error in errors if error.exit_code is Exit.KEYSTORE_DAMAGED]
+    damage = [error for error in errors if isinstance(error, KeystoreDamagedError)]
     if errors:
         first = (damage or errors)[0]
         raise TdefsError(

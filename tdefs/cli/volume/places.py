@@ -14,7 +14,7 @@ from tdefs.cli.common.keystore_users import uses
 from tdefs.cli.common.output import print_line
 from tdefs.cli.common.place import VolumeChoice
 from tdefs.cli.common.unlocking import KeystoreAccess
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, TdefsError, VolumeInUseError
 from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.keystore.changes import add_volume, find_volume, move_volume
 from tdefs.keys.keystore.entries import VolumeEntry
@@ -171,9 +171,7 @@ def _take_over(volume: Volume, unlocked: Unlocked, id: str, keystore: Path, *, i
             if last.clean and last.volume == id:
                 return
             fault = book_of(volume, id, unlocked, keystore).take_over(last)
-    except TdefsError as error:
-        if error.exit_code is not Exit.VOLUME_IN_USE:
-            raise
+    except VolumeInUseError:
         return
     except OSError as error:
         fault = f"the record of its session cannot be written: {error.strerror}"

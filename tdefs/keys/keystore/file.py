@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, KeystoreMissingError, TdefsError
 from tdefs.keys.exposure import exposure
 from tdefs.keys.hierarchy import KeyRing, MasterKey
 from tdefs.keys.keystore.entries import Document, Place, ProtectorEntry, Statements
@@ -152,9 +152,11 @@ def remove_what_is_not_saved(path: Path, protector: Protector, entries: Iterable
     """
     try:
         saved = {entry.wrapped for entry in load_keystore(path).document.protectors}
-    except TdefsError as error:
+    except KeystoreMissingError:
+        remove_unsaved(protector, entries, set())
+    except TdefsError:
         # the directory may be what failed, so nothing but its absence is certain
-        remove_unsaved(protector, entries, set() if error.exit_code is Exit.KEYSTORE_MISSING else None)
+        remove_unsaved(protector, entries, None)
     else:
         remove_unsaved(protector, entries, saved)
 
@@ -183,8 +185,7 @@ def load_keystore(path: Path) -> Keystore:
         with own_place(path) as directory:
             data = directory.read(path.name, MAX_BYTES + 1, judge=lambda _, status: _check_file(path, status))
     except (FileNotFoundError, NotADirectoryError):
-        raise TdefsError(
-            Exit.KEYSTORE_MISSING,
+        raise KeystoreMissingError(
             f'there is no keystore "{path}"',
             hint="name the keystore with --keystore, or restore it from a backup",
         ) from None
