@@ -28,7 +28,7 @@ def register(subparsers: Subcommands) -> None:
     """Add the command ``accept``."""
     parser = subparsers.add_parser(
         "accept",
-        help="say that files which differ from what the last unmount left are meant to be so",
+        help="accept files that changed while the volume was not mounted",
         description="Files that were removed, added, emptied or exchanged while the volume was not mounted are "
         "refused. This says of some that they are meant to be as they are now, such as after one was restored "
         "from a backup. Works with and without a mount; of a mounted volume what is accepted is served at once. "
@@ -38,15 +38,14 @@ def register(subparsers: Subcommands) -> None:
         "paths",
         metavar="PATH",
         nargs="*",
-        help="relative to the mount's root, or below the mount point or the backing directory's data; "
-        "of a directory all that is in it, too",
+        help="a file or a directory with all files in it, relative to the mount's root, or absolute",
     )
     parser.add_argument("--all", action="store_true", help="accept all that differs")
     parser.add_argument("--list", action="store_true", help="list what differs, and accept nothing")
     parser.add_argument(
         "--older-copy",
         action="store_true",
-        help="accept that the volume is an older copy, as after a restore from a backup, or has lost its manifest",
+        help="accept that the volume is an older copy, or has lost its manifest",
     )
     parser.add_argument("--json", action="store_true", help="with --list: print JSON")
     add_volume(parser, argument=False)

@@ -53,24 +53,24 @@ def register(subparsers: Subcommands) -> None:
     """Add the command ``auto-open`` with its sub-commands."""
     parser = subparsers.add_parser(
         "auto-open",
-        help="let this host, and no other, open the keystore without a person: enable, disable, status",
+        help="let this host unlock the keystore without a person",
     )
     commands = subcommands(parser)
 
     enable = commands.add_parser(
         "enable",
-        help="have this host open the keystore; needs one secret that opens it",
+        help="let this host unlock the keystore; needs a secret that unlocks it",
         description="Adds a protector for this host, bound to its TPM, or, where there is none, to a host key: a"
         " file that only root, or the daemon's own user, can read. One that this host has already is replaced.",
     )
     chosen = enable.add_mutually_exclusive_group()
-    chosen.add_argument("--tpm", action="store_true", help="by the TPM (the default where there is one)")
-    chosen.add_argument("--host-key", action="store_true", help="by a host key")
+    chosen.add_argument("--tpm", action="store_true", help="bind to the TPM (default, if there is one)")
+    chosen.add_argument("--host-key", action="store_true", help="bind to a host key, which is a file")
     enable.add_argument(
         "--pcrs",
         metavar="N[,N]|none",
         type=_pcrs,
-        help="only while these PCRs of the TPM stay as they are; default: 7 where Secure Boot is on, else none",
+        help="bind to the state of these PCRs of the TPM; default: 7 if Secure Boot is on, else none",
     )
     enable.add_argument("--label", help="a note for people; default: this host's name")
     add_unseen(enable)
@@ -78,15 +78,13 @@ def register(subparsers: Subcommands) -> None:
     add_keystore_access(enable)
     takes(enable, _EnableOptions, _enable)
 
-    disable = commands.add_parser(
-        "disable", help="have this host open the keystore no more; another secret is needed from then on"
-    )
+    disable = commands.add_parser("disable", help="stop this host from unlocking the keystore")
     add_unseen(disable)
     add_volume(disable)
     add_keystore_access(disable)
     takes(disable, _DisableOptions, _disable)
 
-    status = commands.add_parser("status", help="say whether this host opens the keystore, and by what")
+    status = commands.add_parser("status", help="show whether this host unlocks the keystore, and how")
     add_volume(status)
     add_keystore(status)
     status.add_argument("--json", action="store_true", help="print JSON")

@@ -28,7 +28,7 @@ def register(subparsers: Subcommands) -> None:
     """Add the command ``cat``."""
     parser = subparsers.add_parser(
         "cat",
-        help="decrypt one file to standard output, without a mount",
+        help="print one file, decrypted, without a mount",
         description="Writes the content of one file to standard output, decrypted if it is encrypted. While the "
         "volume is mounted, what the kernel has not passed on yet is missing.",
     )

@@ -44,7 +44,7 @@ def register(subparsers: Subcommands) -> None:
     """Add the command ``doctor``."""
     parser = subparsers.add_parser(
         "doctor",
-        help="what weakens a mount: PostgreSQL's settings, files in the clear, the host",
+        help="look for what weakens a mount: settings, files in the clear, the host",
         description="Examines the mount at MOUNTPOINT and the PostgreSQL cluster on it, changes nothing, and says "
         "what weakens them: settings that lose commits, WAL or tablespaces in the clear, copies of the cluster in "
         "the clear near the mount point and the backing directory, links and plain files in the backing "

@@ -51,7 +51,7 @@ def register(subparsers: Subcommands) -> None:
         "--existing-keystore",
         metavar="FILE",
         type=Path,
-        help="copy this keystore, with its keys and protectors, instead of making new keys: for a standby",
+        help="copy this keystore instead of making new keys, as for a standby",
     )
     add_policy(parser, "default: everything is encrypted")
     add_secret(parser)

@@ -34,7 +34,7 @@ def register(subparsers: Subcommands) -> None:
     """Add the command ``ls``."""
     parser = subparsers.add_parser(
         "ls",
-        help="list the files of a volume: encrypted or not, data key, round, algorithm",
+        help="list the files of a volume and how each one is encrypted",
         description="Lists the files of a volume as they are on the disk; needs no key. What a file says of "
         "itself is checked only so far as that goes without one: 'tdefs verify' checks the rest. The keystore is "
         "asked which data keys were destroyed: files of these are unreadable. Where symbolic links lead to is "

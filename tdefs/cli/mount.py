@@ -62,7 +62,7 @@ def register(subparsers: Subcommands) -> None:
     """Add the command ``mount``."""
     parser = subparsers.add_parser(
         "mount",
-        help="unlock a volume and serve it; returns when the mount serves",
+        help="unlock a volume and mount it",
         description="Mounts a volume. The daemon runs as the user who calls this: as the cluster's own user, or "
         "as root, in which case every user's access is checked against the files' owners and modes.",
     )
@@ -75,12 +75,12 @@ def register(subparsers: Subcommands) -> None:
         help="PGDATA, or a directory above it; default: what the configuration says",
     )
     add_keystore_access(parser)
-    add_policy(parser, "instead of the one that the keystore remembers; one that was accepted")
+    add_policy(parser, "an accepted policy; default: the one that the keystore remembers")
     parser.add_argument(
         "-f",
         "--foreground",
         action="store_true",
-        help="stay in the foreground, log to stderr; tells systemd when the mount serves",
+        help="stay in the foreground, log to stderr, and notify systemd",
     )
     parser.add_argument(
         "-o",
@@ -95,14 +95,13 @@ def register(subparsers: Subcommands) -> None:
         "--log-file",
         metavar="FILE",
         type=Path,
-        help="default: a file for each volume in /var/log/tdefs, as root; BACKING/.tdefs/log as another user; the "
-        "system's log for a volume that is mounted read-only",
+        help="default: for root a file in /var/log/tdefs, for others BACKING/.tdefs/log; if read-only, the system log",
     )
     parser.add_argument(
         "--watchdog",
         metavar="SECONDS",
         type=_seconds,
-        help="end a daemon that has not answered for so long: abort its connection, kill it; default: 0, never",
+        help="kill a daemon that has not answered for this time; default: 0, never",
     )
     takes(parser, _Options, _run)
 

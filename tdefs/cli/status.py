@@ -45,9 +45,9 @@ def register(subparsers: Subcommands) -> None:
     """Add the command ``status``."""
     parser = subparsers.add_parser(
         "status",
-        help="what is mounted: keys (no secrets), counts of encrypted and plain files, requests and failures",
-        description="Says what is mounted at MOUNTPOINT. Files are counted as they are on the disk; those whose "
-        "data key was destroyed are unreadable.",
+        help="show a mount: its keys, its files, its requests and failures",
+        description="Shows what is mounted. Files are counted as they are on the disk. Files whose data key was "
+        "destroyed count as unreadable.",
     )
     add_volume(parser)
     add_config(parser)

@@ -1,4 +1,4 @@
-"""``tdefs umount``: write everything out and end a mount."""
+"""``tdefs umount``: write everything to the disk and end a mount."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def register(subparsers: Subcommands) -> None:
     """Add the command ``umount``."""
     parser = subparsers.add_parser(
         "umount",
-        help="write everything out and end a mount",
+        help="write everything to the disk and end a mount",
         description="Writes everything out and ends a mount. One stays that is in use, that has other mounts "
         "inside, or that is mounted elsewhere, too (a bind mount, another mount namespace); the message says by "
         "whom and where.",

@@ -1,4 +1,4 @@
-"""``tdefs verify``: read every header and page of a volume, and report what is wrong."""
+"""``tdefs verify``: read every header and page of a volume and report damage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def register(subparsers: Subcommands) -> None:
     """Add the command ``verify``."""
     parser = subparsers.add_parser(
         "verify",
-        help="read every header and page of a volume, and report what is wrong",
+        help="read every header and page of a volume and report damage",
         description="Reads a whole volume without a mount and without changing anything: headers with their MAC "
         "and their place, lengths, and of relation files the pages' headers, and their checksums if the cluster "
         "has data checksums. It tells where each symbolic link leads to, and what was planted. Of a "
@@ -44,7 +44,7 @@ def register(subparsers: Subcommands) -> None:
         "--pgdata",
         metavar="DIR",
         type=Path,
-        help="the data directory of the cluster whose tablespace or WAL this is, or the backing directory of that",
+        help="the cluster of this tablespace or WAL: its data directory, or the backing directory of that",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress on standard error")

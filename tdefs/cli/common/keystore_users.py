@@ -101,7 +101,7 @@ def add_unseen(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         action="append",
         default=[],
-        help="make the change although this volume, which uses the keystore, cannot be seen; may be given again",
+        help="change the keys although this volume cannot be seen (repeatable)",
     )
 
 

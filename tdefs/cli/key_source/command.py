@@ -23,17 +23,17 @@ def register(subparsers: Subcommands) -> None:
     """Add the command ``key-source`` with its sub-commands."""
     parser = subparsers.add_parser(
         "key-source",
-        help="key servers, tokens and the like that the configuration describes: list, test; and their keys",
+        help="test key servers and tokens, and manage the keys on them",
     )
     commands = subcommands(parser)
 
-    listing = commands.add_parser("list", help="list the key sources; asks none of them")
+    listing = commands.add_parser("list", help="list the key sources, without asking them")
     add_config(listing)
     listing.add_argument("--json", action="store_true", help="print JSON")
     takes(listing, _ListOptions, _list)
 
-    test = commands.add_parser("test", help="have a key source wrap and unwrap a key that nobody uses")
-    test.add_argument("name", metavar="NAME", help="what the configuration calls it")
+    test = commands.add_parser("test", help="let a key source wrap and unwrap a key that nobody uses")
+    test.add_argument("name", metavar="NAME", help="a key source of the configuration")
     add_config(test)
     takes(test, _TestOptions, _test)
 

@@ -59,7 +59,7 @@ def register_key_commands(commands: Subcommands) -> None:
     revoke = _command(commands, "revoke", "end the use of a key on the server")
     _add_uid(revoke)
     revoke.add_argument(
-        "--reason", choices=REVOCATION_REASONS, default="unspecified", help="what the server notes"
+        "--reason", choices=REVOCATION_REASONS, default="unspecified", help="the reason that the server notes"
     )
 
     takes(revoke, _RevokeOptions, _revoke)
@@ -117,15 +117,13 @@ def wrapping_keys(invocation: Invocation, name: str) -> WrappingKeys:
 
 def _command(commands: Subcommands, name: str, help: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help)
-    parser.add_argument("source", metavar="SOURCE", help="what the configuration calls the key source")
+    parser.add_argument("source", metavar="SOURCE", help="a key source of the configuration")
     add_config(parser)
     return parser
 
 
 def _add_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--name", type=_key_name, help="what the server calls it; default: tdefs- and a random text"
-    )
+    parser.add_argument("--name", type=_key_name, help="its name on the server; default: tdefs- and a random text")
 
 
 def _add_uid(parser: argparse.ArgumentParser) -> None:

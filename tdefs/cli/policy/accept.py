@@ -29,13 +29,13 @@ def add_accept(commands: Subcommands) -> None:
     """Add the sub-command ``accept``."""
     accept = commands.add_parser(
         "accept",
-        help="have the keystore note that this policy is meant; a mount uses no other one",
+        help="accept a policy for a volume; a mount uses no other policy",
         description="Notes in the keystore, for which a secret is needed, which policy the volume may use: a "
         "digest of what it decides, so that comments may change. Says what it leaves in the clear that the one "
         "before did not, and asks. Files that are there stay as they are; a mount uses it from its next start on.",
     )
     add_volume(accept)
-    add_policy(accept, "default: what the configuration names, else the file of the one before")
+    add_policy(accept, "default: the policy that the configuration names, else the file of the accepted one")
     accept.add_argument("--yes", action="store_true", help="do not ask")
     add_keystore_access(accept)
     takes(accept, _Options, _run)

@@ -23,15 +23,15 @@ from tdefs.volume.registry import statements_of
 def register(subparsers: Subcommands) -> None:
     """Add the command ``policy`` with its sub-commands."""
     parser = subparsers.add_parser(
-        "policy", help="check a policy file, explain what it decides, accept it for a volume"
+        "policy", help="check a policy, explain what it decides, accept it for a volume"
     )
     commands = subcommands(parser)
 
-    check = commands.add_parser("check", help="validate a policy file; every error with its line")
+    check = commands.add_parser("check", help="check a policy file and print each error with its line")
     check.add_argument("file", metavar="FILE", type=Path)
     takes(check, _CheckOptions, _check)
 
-    explain = commands.add_parser("explain", help="say what a path is, whether it is encrypted, and why")
+    explain = commands.add_parser("explain", help="explain what a path is, whether it is encrypted, and why")
     explain.add_argument(
         "path", metavar="PATH", help="relative to the mount point, as pg_relation_filepath() prints it"
     )

@@ -49,9 +49,7 @@ _NO_KEY = "its wrapping key is unusable"
 
 def register(subparsers: Subcommands) -> None:
     """Add the command ``protector`` with its sub-commands."""
-    parser = subparsers.add_parser(
-        "protector", help="who can unlock the keystore: add, remove, change, label, list, test"
-    )
+    parser = subparsers.add_parser("protector", help="manage the secrets that unlock the keystore")
     commands = subcommands(parser)
 
     add = commands.add_parser("add", help="add a way to unlock the keystore")
@@ -61,7 +59,7 @@ def register(subparsers: Subcommands) -> None:
     add_keystore_access(add, recovery_prompt=False)
     takes(add, _AddOptions, _add)
 
-    change = commands.add_parser("change", help="give a protector a new secret, perhaps of another kind")
+    change = commands.add_parser("change", help="give a protector a new secret, also of another kind")
     change.add_argument("id", metavar="ID", help="such as pr_1")
     add_volume(change, argument=False)
     add_new_secret(change, "--new-recovery-code")
@@ -69,20 +67,19 @@ def register(subparsers: Subcommands) -> None:
     add_keystore_access(change)
     takes(change, _ChangeOptions, _change)
 
-    label = commands.add_parser("label", help="give a protector another label; its secret stays")
+    label = commands.add_parser("label", help="give a protector another label")
     label.add_argument("id", metavar="ID", help="such as pr_1")
     label.add_argument("label", metavar="TEXT", help='a note for people, such as a name; "" for none')
     add_volume(label, argument=False)
     add_keystore_access(label)
     takes(label, _LabelOptions, _label)
 
-    remove = commands.add_parser("remove", help="remove a protector; the last one stays")
+    remove = commands.add_parser("remove", help="remove a protector, but not the last one")
     remove.add_argument("id", metavar="ID", help="such as pr_2")
     remove.add_argument(
         "--destroy-wrapping-key",
         action="store_true",
-        help="also destroy the key that the key server has for this protector alone; older copies of the keystore "
-        "then do not open by it, either",
+        help="also destroy the key that the key server keeps for this protector alone",
     )
     add_unseen(remove)
     add_volume(remove, argument=False)
@@ -95,8 +92,8 @@ def register(subparsers: Subcommands) -> None:
     listing.add_argument("--json", action="store_true", help="print JSON")
     takes(listing, _ListOptions, _list)
 
-    test = commands.add_parser("test", help="say which protectors the given secret opens")
-    test.add_argument("--id", metavar="ID", help="this one must be among them")
+    test = commands.add_parser("test", help="show which protectors a secret opens")
+    test.add_argument("--id", metavar="ID", help="fail unless the secret opens this protector")
     add_volume(test)
     add_keystore_access(test)
     takes(test, _TestOptions, _test)

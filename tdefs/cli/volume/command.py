@@ -34,7 +34,7 @@ from tdefs.volume.registry import Unseen, look, recognised
 def register(subparsers: Subcommands) -> None:
     """Add the command ``volume`` with its sub-commands."""
     parser = subparsers.add_parser(
-        "volume", help="which volumes a keystore knows, and where: list, moved, copied, add, forget"
+        "volume", help="tell the keystore of a volume that was moved, restored or copied"
     )
     commands = subcommands(parser)
 
@@ -46,30 +46,30 @@ def register(subparsers: Subcommands) -> None:
 
     moved = commands.add_parser(
         "moved",
-        help="say that the volume is here now: it was moved, or restored from a backup, and the old one is gone",
+        help="say that the volume is here now, and no longer at its old place",
         description="Has the keystore know the volume at this place instead of the old one. Refused while the "
         "volume is at the old place still. With --keystore the volume remembers that keystore from then on.",
     )
     add_volume(moved, help="the volume that is here now")
     moved.add_argument(
-        "--from", metavar="ID", dest="old", help="which one it was, if several are gone: such as vol_1"
+        "--from", metavar="ID", dest="old", help="the old volume, such as vol_1, if several are gone"
     )
     add_keystore_access(moved)
     takes(moved, MovedOptions, run_moved)
 
     copied = commands.add_parser(
         "copied",
-        help="say that this is a second volume, and give it a keystore of its own, a copy of the first one's",
+        help="say that this is a second volume, and copy the keystore for it",
         description="Copies the keystore, with its keys and protectors, and has the volume, which must not be "
         "mounted, use the copy from then on. The two keystores change apart.",
     )
     add_volume(copied, help="the volume that is here now")
-    copied.add_argument("--keystore", metavar="FILE", type=Path, help="where its own keystore is to be")
+    copied.add_argument("--keystore", metavar="FILE", type=Path, help="the place of its new keystore")
     copied.add_argument(
         "--existing-keystore",
         metavar="FILE",
         type=Path,
-        help="the one to copy; default: what the volume remembers",
+        help="the keystore to copy; default: the one that the volume remembers",
     )
     add_secret(copied, recovery=True)
     add_config(copied)
@@ -77,7 +77,7 @@ def register(subparsers: Subcommands) -> None:
 
     add = commands.add_parser(
         "add",
-        help="say that this is a second volume, which uses the same keystore",
+        help="say that this is a second volume that shares the keystore",
         description="Has the keystore know one volume more, such as a copy that is to stay. With --keystore the "
         "volume remembers that keystore from then on.",
     )
@@ -85,7 +85,7 @@ def register(subparsers: Subcommands) -> None:
     add_keystore_access(add)
     takes(add, AddOptions, run_add)
 
-    forget = commands.add_parser("forget", help="say that a volume is no more; not while it is at its place")
+    forget = commands.add_parser("forget", help="say that a volume no longer exists")
     forget.add_argument("known", metavar="ID", help="such as vol_2")
     add_volume(forget, argument=False)
     add_keystore_access(forget)
