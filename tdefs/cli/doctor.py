@@ -12,6 +12,7 @@ from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_json, print_line
 from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.place import VolumeChoice, add_volume, mount_at
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.cli.common.unlocking import add_config
 from tdefs.cli.status import living_volume
 from tdefs.config import Config
@@ -27,9 +28,9 @@ from tdefs.doctor.policy import examine_next_mount, next_policy
 from tdefs.doctor.registration import examine_registration
 from tdefs.doctor.tampering import examine_tampering
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import make_key_source
 from tdefs.keys.keystore.entries import Statements
 from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.sources.kinds import make_key_source
 from tdefs.mounts.known import mounts_of
 from tdefs.private import UntrustedError
 from tdefs.text import printable
@@ -116,7 +117,7 @@ def _key_sources(config: Config) -> Iterator[Finding]:
     """Yield what is wrong with any key source of the configuration: it describes what this host relies on."""
     for name, settings in config.key_sources.items():
         try:
-            source = make_key_source(settings)
+            source = make_key_source(settings, TerminalDialogue())
         except TdefsError as error:
             yield risk(f'key source "{name}" cannot be used: {error.message}', error.hint or "see docs/KMS.md")
         else:

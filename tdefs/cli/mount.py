@@ -95,7 +95,7 @@ def register(subparsers: Subcommands) -> None:
         "--log-file",
         metavar="FILE",
         type=Path,
-        help="default: for root a file in /var/log/tdefs, for others BACKING/.tdefs/log; if read-only, the system log",
+        help="default: a file in /var/log/tdefs for root, else BACKING/.tdefs/log; the system log if read-only",
     )
     parser.add_argument(
         "--watchdog",

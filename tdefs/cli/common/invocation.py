@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import Config, load_config
-from tdefs.keys.key_source import KeySource, make_key_source
+from tdefs.keys.sources.base import KeySource
+from tdefs.keys.sources.kinds import make_key_source
 
 
 class Invocation:
@@ -41,5 +43,5 @@ class Invocation:
         :raises TdefsError: the configuration does not describe it, or it cannot be used.
         """
         if name not in self._key_sources:
-            self._key_sources[name] = make_key_source(self.config.key_source(name))
+            self._key_sources[name] = make_key_source(self.config.key_source(name), TerminalDialogue())
         return self._key_sources[name]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from tdefs.cli.common.invocation import Invocation
+from tdefs.cli.common.terminal import ask_passphrase, lent_terminal, warn
 from tdefs.config import VolumeConfig
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import DEFAULT_COST, LEAST_COST, MOST_COST, PassphraseProtector, ScryptCost
-from tdefs.keys.protectors.recovery import RecoveryCodeProtector
-from tdefs.keys.recovery_text import new_code, show_code
-from tdefs.keys.secrets import (
-    ask_passphrase,
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector, new_code, show_code
+from tdefs.keys.secret_files import (
     read_passphrase_credential,
     read_passphrase_descriptor,
     read_passphrase_file,
@@ -86,12 +84,11 @@ class CostOption:
         cost = self.scrypt_cost
         if cost < DEFAULT_COST and not self.invocation.cost_reported:
             self.invocation.cost_reported = True
-            print(
-                f"tdefs: warning: a passphrase of cost {cost} is {1 << (DEFAULT_COST - cost)} times easier to"
-                f" guess than one of the default, {DEFAULT_COST}, for somebody who has a copy of the keystore\n"
-                "HINT:  leave out --scrypt-cost, unless the host cannot spare the memory; make the passphrase"
+            warn(
+                f"a passphrase of cost {cost} is {1 << (DEFAULT_COST - cost)} times easier to guess than one of"
+                f" the default, {DEFAULT_COST}, for somebody who has a copy of the keystore",
+                hint="leave out --scrypt-cost, unless the host cannot spare the memory; make the passphrase"
                 " longer",
-                file=sys.stderr,
             )
         return ScryptCost(n=1 << cost)
 
@@ -120,13 +117,12 @@ class NewSecretOptions:
             code = show_code(new_code())
             return RecoveryCodeProtector(code.encode), code
         if self.new_key_command is not None:
-            command = CommandProtector(self.new_key_command, keystore, authprompt=self.authprompt, confirm=True)
-            return command, None
+            return _command(self.new_key_command, keystore, authprompt=self.authprompt, confirm=True), None
         if self.new_key_source is not None:
             return self.invocation.key_source(self.new_key_source), None
         read: Callable[[], bytes]
         if self.new_passphrase_file is not None:
-            read = partial(read_passphrase_file, self.new_passphrase_file)
+            read = partial(read_passphrase_file, self.new_passphrase_file, warn)
         elif self.new_passphrase_fd is not None:
             read = partial(read_passphrase_descriptor, self.new_passphrase_fd)
         elif self.new_passphrase_credential is not None:
@@ -154,21 +150,23 @@ def protector_of(
     :raises TdefsError: USAGE for --authprompt without a key command, old or new; KEY_COMMAND_FAILED for the
         placeholders of a key command.
     """
+    read: Callable[[], bytes]
     if secret.key_command is not None:
-        return CommandProtector(secret.key_command, keystore, authprompt=secret.authprompt, confirm=confirm)
+        return _command(secret.key_command, keystore, authprompt=secret.authprompt, confirm=confirm)
     if secret.authprompt and secret.new_key_command is None:
         raise TdefsError(Exit.USAGE, "--authprompt is given, but no key command that could use it")
     if secret.key_source is not None:
         return invocation.key_source(secret.key_source)
     if secret.recovery_code_file is not None:
-        return RecoveryCodeProtector(partial(read_passphrase_file, secret.recovery_code_file, "recovery code"))
+        return RecoveryCodeProtector(
+            partial(read_passphrase_file, secret.recovery_code_file, warn, "recovery code")
+        )
     if secret.recovery_code:
         return RecoveryCodeProtector(
             partial(ask_passphrase, confirm=False, name="Recovery code", instead="use --recovery-code-file")
         )
-    read: Callable[[], bytes]
     if secret.passphrase_file is not None:
-        read = partial(read_passphrase_file, secret.passphrase_file)
+        read = partial(read_passphrase_file, secret.passphrase_file, warn)
     elif secret.passphrase_fd is not None:
         read = partial(read_passphrase_descriptor, secret.passphrase_fd)
     elif secret.passphrase_credential is not None:
@@ -176,6 +174,11 @@ def protector_of(
     else:
         read = partial(ask_passphrase, confirm=confirm)
     return PassphraseProtector(read, cost=(cost or CostOption(invocation)).chosen())
+
+
+def _command(command: str, keystore: Path, *, authprompt: bool, confirm: bool) -> CommandProtector:
+    lend_terminal = lent_terminal if authprompt else None
+    return CommandProtector(command, keystore, lend_terminal=lend_terminal, confirm=confirm)
 
 
 def add_secret(parser: argparse.ArgumentParser, *, recovery: bool = False, recovery_prompt: bool = True) -> None:

@@ -17,8 +17,9 @@ from tdefs.cli.common.unlocking import add_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.fields import show_time
 from tdefs.keys.private_files import read_file
-from tdefs.keys.secrets import read_passphrase_descriptor
-from tdefs.keys.wrapping_keys import REVOCATION_REASONS, WRAPPING_KEY_BYTES, ServerKey, WrappingKeys
+from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES
+from tdefs.keys.secret_files import read_passphrase_descriptor
+from tdefs.keys.sources.base import REVOCATION_REASONS, ServerKey, WrappingKeys
 
 _HEX_KEY = re.compile(rb"[0-9A-Fa-f]{%d}\s*" % (2 * WRAPPING_KEY_BYTES))
 _NAME = re.compile(r"[ -~]{1,128}", re.ASCII)

@@ -16,7 +16,7 @@ from tdefs.cli.common.this_host import holders
 from tdefs.cli.common.unlocking import KeystoreAccess
 from tdefs.config import VolumeConfig
 from tdefs.errors import TdefsError
-from tdefs.keys.attempts import UnreachableError
+from tdefs.keys.failures import UnreachableError
 from tdefs.keys.hierarchy import MasterKey
 from tdefs.keys.keystore.entries import Document, ProtectorEntry
 from tdefs.keys.keystore.wrapped_keys import new_protector_entry, open_master_key

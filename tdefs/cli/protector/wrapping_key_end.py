@@ -5,8 +5,8 @@ from __future__ import annotations
 from tdefs.cli.common.unlocking import KeystoreAccess
 from tdefs.cli.key_source.wrapping_keys import wrapping_keys
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import KeySource
 from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.sources.base import KeySource
 from tdefs.volume.description import Volume
 
 
