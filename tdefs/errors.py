@@ -122,6 +122,12 @@ class KeystoreDamagedError(DistinguishedError):
     code = Exit.KEYSTORE_DAMAGED
 
 
+class NoSecretError(DistinguishedError):
+    """There is no secret: no terminal, an unreadable file, no protector of that kind."""
+
+    code = Exit.NO_SECRET
+
+
 class DataKeyRevokedError(DistinguishedError):
     """No round of the data key may be used for new files."""
 

@@ -13,7 +13,7 @@ from tdefs.cli.common.link_places import mountpoints_of, trusted_mounts
 from tdefs.cli.common.unlocking import KeystoreAccess, unlock
 from tdefs.control import ask_status
 from tdefs.doctor.cluster import find_clusters
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, NoSecretError, TdefsError
 from tdefs.format.errors import FormatError
 from tdefs.offline.reader import OfflineReader
 from tdefs.pg.control import (
@@ -72,7 +72,7 @@ def linking_clusters(access: KeystoreAccess, volume: Volume) -> Iterator[HomeClu
     def known_of(other: Volume) -> Opened:
         configured = access.configured(other)
         if configured is None:
-            raise TdefsError(Exit.NO_SECRET, "the configuration does not say how to unlock its volume")
+            raise NoSecretError("the configuration does not say how to unlock its volume")
         return unlock(configured, other)
 
     mountpoints = mountpoints_of(volume, config)

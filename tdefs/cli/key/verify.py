@@ -11,7 +11,7 @@ from tdefs.cli.common.output import print_table
 from tdefs.cli.common.place import VolumeChoice
 from tdefs.cli.common.this_host import holders
 from tdefs.cli.common.unlocking import KeystoreAccess, open_recorded, read_keystore, unlocking_secret
-from tdefs.errors import Exit, KeystoreDamagedError, TdefsError
+from tdefs.errors import Exit, KeystoreDamagedError, NoSecretError, TdefsError
 from tdefs.keys.keystore.checking import check_protector, check_round
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.file import Unlocked
@@ -84,11 +84,10 @@ def _check_protector(unlocked: Unlocked, entry: ProtectorEntry, makers: dict[str
     for name, make in makers.items():
         try:
             open_master_key(document, entry, make())
-        except NotMineError:
+        except (NotMineError, NoSecretError):  # such as a PIN, which nobody is there to type
             continue
         except TdefsError as error:
-            if error.exit_code is not Exit.NO_SECRET:  # such as a PIN, with nobody there to type it
-                refusal = refusal or error
+            refusal = refusal or error
             continue
         return f"opens {master.name} by {name}"
     if refusal is not None:

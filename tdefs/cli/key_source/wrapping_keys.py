@@ -14,7 +14,7 @@ from tdefs.cli.common.output import print_json, print_line, print_table
 from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.secret_options import descriptor_number
 from tdefs.cli.common.unlocking import add_config
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, NoSecretError, TdefsError
 from tdefs.keys.fields import show_time
 from tdefs.keys.private_files import read_file
 from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES
@@ -184,8 +184,7 @@ def _read_key(options: _RegisterOptions) -> bytes:
             return text
     if _HEX_KEY.fullmatch(text):
         return bytes.fromhex(text.decode("ascii"))
-    raise TdefsError(
-        Exit.NO_SECRET,
+    raise NoSecretError(
         "what was given as the key is none",
         detail=f"a key is {2 * WRAPPING_KEY_BYTES} hexadecimal digits, or a file of {WRAPPING_KEY_BYTES} bytes",
         hint="'openssl rand -hex 32' makes one",

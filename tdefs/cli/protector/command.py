@@ -26,6 +26,7 @@ from tdefs.cli.common.unlocking import (
 from tdefs.cli.protector.recovery_code_output import show_code
 from tdefs.cli.protector.wrapping_key_end import destroy_wrapping_key, source_with_key_of
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.failures import UnusableError
 from tdefs.keys.fields import show_time
 from tdefs.keys.keystore.changes import (
     add_protector,
@@ -283,9 +284,7 @@ def _tried(document: Document, entry: ProtectorEntry, protector: Protector) -> s
         return _OTHER_KIND
     except WrongSecretError:
         return _OTHER_SECRET
-    except TdefsError as error:
-        if error.exit_code is not Exit.WRAPPING_KEY_UNUSABLE:
-            raise
+    except UnusableError:
         return _NO_KEY
     if entry.master_key == document.current_master_key().name:
         check_mac(document, master)

@@ -85,6 +85,19 @@ def test_no_command_asks_for_an_option_by_name() -> None:
     assert not asking
 
 
+def test_no_code_asks_an_error_for_its_exit_code_to_decide_what_to_do() -> None:
+    deciding = {
+        f"{module.relative_to(Path(tdefs.__file__).parent)}:{node.lineno}"
+        for module in Path(tdefs.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Compare)
+        and any(
+            isinstance(one, ast.Attribute) and one.attr == "exit_code" for one in [node.left, *node.comparators]
+        )
+    }
+    assert not deciding
+
+
 WRONG = {
     ("key", "rotat"): ("tdefs key [-h]", "did you mean rotate?"),
     ("stauts",): ("tdefs [-h]", "did you mean status?"),
