@@ -147,7 +147,7 @@ class DaemonNotToldError(DistinguishedError):
 
 
 def errno_of(error: Exception) -> int:
-    """Return the errno that tells the kernel of *error*: EIO for what has none of its own."""
+    """Return the errno that reports *error* to the kernel: EIO for an error that has none of its own."""
     if isinstance(error, OverflowError):
         # an offset or a length that, with the header before it, no file system has
         return errno.EFBIG
@@ -169,7 +169,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def from_os_error(error: OSError) -> TdefsError:
-    """Return what to tell the user of an error of the operating system that nothing has explained better."""
+    """Return the error for the user about an error of the operating system that no other code has explained."""
     place = f' "{os.fsdecode(error.filename)}"' if error.filename is not None else ""
     hint = ""
     if isinstance(error, PermissionError):

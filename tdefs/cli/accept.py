@@ -1,4 +1,4 @@
-"""``tdefs accept``: say that files which are not as the last unmount left them are meant to be as they are."""
+"""``tdefs accept``: accept files that changed while the volume was not mounted."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _run(invocation: Invocation, options: _Options) -> int:
 
 
 def _accept_mounted(invocation: Invocation, options: _Options, binding: Binding) -> int:
-    """Have the daemon take it, which may know of differences that came to light when files were opened."""
+    """Have the daemon accept it. It may know of more differences, which it found when files were opened."""
     state = examine(binding)
     paths = sorted(_chosen(options, state))
     users = {0, os.geteuid(), binding.volume.private.stat().st_uid}
@@ -103,7 +103,7 @@ def _accept_mounted(invocation: Invocation, options: _Options, binding: Binding)
 
 
 def _as_served(state: State) -> State:
-    """Return it with what the daemon, if there is one, was told of the volume as a whole since it was mounted."""
+    """Return *state* with what the daemon, if there is one, knows of the volume as a whole."""
     volume = state.binding.volume
     try:
         status = ask_status(volume, only_of={0, os.geteuid(), volume.private.stat().st_uid})
@@ -115,7 +115,7 @@ def _as_served(state: State) -> State:
 
 
 def _chosen(options: _Options, state: State) -> set[bytes]:
-    """Return what is meant of what differs.
+    """Return the differences that the command line names.
 
     :raises TdefsError: FILE_NOT_FOUND for a path that does not.
     """

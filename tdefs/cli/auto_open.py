@@ -50,7 +50,7 @@ root, has all that is needed to open the keystore. Leave {directory} out of back
 
 
 def register(subparsers: Subcommands) -> None:
-    """Add the command ``auto-open`` with its sub-commands."""
+    """Add the command ``auto-open`` with its subcommands."""
     parser = subparsers.add_parser(
         "auto-open",
         help="let this host unlock the keystore without a person",

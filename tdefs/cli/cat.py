@@ -52,7 +52,7 @@ def _run(_invocation: Invocation, options: _Options) -> int:
     try:
         with reader.open(options.path) as file:
             for chunk in file.chunks():
-                # to the end, whoever reads it: whether the file is sound shows only there
+                # to the end, even if nobody reads it: only there it shows whether the file is sound
                 sys.stdout.buffer.write(chunk)
                 check_output()
     except FormatError as error:

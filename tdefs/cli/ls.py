@@ -1,6 +1,6 @@
 """``tdefs ls``: which files are encrypted, and with which key; asks the files themselves.
 
-Only where symbolic links lead to takes a secret to tell, or a daemon that has it. Nobody is asked for one.
+Only the targets of symbolic links need a secret, or a daemon that has it. Nobody is asked for one.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _run(invocation: Invocation, options: _Options) -> int:
     if options.json:
         print_json([_as_object(one, leads_out) for one in found])
         return Exit.OK
-    # a damaged file's error takes the place of what cannot be told, and a link has its target there
+    # the last column has the error of a damaged file, or the target of a link
     rows = [
         (
             one.path,
@@ -88,7 +88,7 @@ def _run(invocation: Invocation, options: _Options) -> int:
 def _told_by_daemon(volume: Volume) -> Callable[[Description], Description]:
     """Return what adds to the description of a link where it leads to, if a daemon serves the volume."""
     mounts = [mount.mountpoint for mount in trusted_mounts(volume) if mount.backing == volume.backing]
-    # one that does not answer would have whoever reads the link wait for ever
+    # reading a link through a daemon that does not answer would wait for ever
     if not mounts or ask_status(volume) is None:
         return lambda one: one
 

@@ -123,7 +123,7 @@ def _run(invocation: Invocation, given: _Options) -> int:
     settings = config.for_backing(given.backing)
     volume = read_volume(given.backing)
     named = named_policy(given.policy, settings)
-    # like all paths before the daemon leaves the directory that relative ones are meant in
+    # made absolute before the daemon leaves the directory that relative paths refer to
     keystore = _given(given.access.keystore, settings.keystore) or volume.keystore
     options = (*_options(given.options), *settings.options)
     read_only = is_read_only(volume.backing) or "ro" in options
@@ -252,7 +252,7 @@ def _acquire(lock: VolumeLock, volume: Volume) -> None:
 
 
 def _appears(mountpoint: Path) -> bool:
-    """Tell whether there is a mount; one that another process is about to make gets the time for that."""
+    """Return whether there is a mount; one that another process is about to make gets the time for that."""
     deadline = time.monotonic() + _MOUNTING_SECONDS
     while all(mount.mountpoint != mountpoint for mount in tdefs_mounts()):
         if time.monotonic() > deadline:
@@ -340,7 +340,7 @@ class _SystemLog(SysLogHandler):
     """The system's log; where there is none, what is logged goes nowhere until there is one."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Leave it at that: the one who mounts has been told, and wants no traceback for each line."""
+        """Do nothing: the user was warned at the mount, and needs no traceback for each line."""
 
 
 def _log_handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:

@@ -67,7 +67,7 @@ def living_volume(mount: Mount) -> Volume:
     :raises TdefsError: NOT_MOUNTED if the daemon is gone.
     """
     volume = None if mount.may_be_asked and is_dead(mount.mountpoint) else read_volume(mount.backing)
-    # the kernel may answer a stat() of a dead mount from its cache; the lock that a daemon holds tells for certain
+    # the kernel may answer a stat() of a dead mount from its cache; the lock of the daemon is certain
     if volume is None or not is_in_use(volume):
         raise TdefsError(
             Exit.NOT_MOUNTED,

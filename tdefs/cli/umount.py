@@ -21,7 +21,7 @@ from tdefs.volume.session_record import SESSION_FILE, Session, read_session
 _WAIT_SECONDS = 60
 _POLL_SECONDS = 0.02
 _UNSEEN = (
-    "this user can see nobody who keeps it: it may be mounted in a mount namespace of another user's process, or "
+    "this user cannot see what keeps it: it may be mounted in a mount namespace of another user's process, or "
     "in one that only a file keeps ('findmnt -t nsfs')"
 )
 
@@ -77,19 +77,19 @@ def _run(_invocation: Invocation, options: _Options) -> int:
             Exit.OS_ERROR,
             f'"{mount.mountpoint}" is unmounted, but not everything is known to be on the disk',
             detail="the disk below failed; the next mount looks for files that were left half made",
-            hint=f'see the daemon\'s log "{volume.log_file}", unless it was told to log elsewhere',
+            hint=f'see the daemon\'s log "{volume.log_file}", unless it logs elsewhere',
         )
     return Exit.OK
 
 
 def _is_only_read(volume: Volume) -> bool:
-    """Tell whether the daemon of *volume* changes nothing there, not even the record of the session."""
+    """Return whether the daemon of *volume* changes nothing there, not even the record of the session."""
     status = ask_status(volume)
     return is_read_only(volume.backing) if status is None else status.read_only
 
 
 def _has_ended(volume: Volume, session: Session | None) -> bool:
-    """Tell whether the daemon of *session* has ended; another one may have the volume mounted by now."""
+    """Return whether the daemon of *session* has ended; another one may have the volume mounted by now."""
     if not is_in_use(volume):
         return True
     now = read_session(volume)
@@ -99,7 +99,7 @@ def _has_ended(volume: Volume, session: Session | None) -> bool:
 
 
 def _left_clean(volume: Volume, session: Session | None) -> bool:
-    """Tell whether *session*, which has ended, wrote everything out; a later one says nothing of it."""
+    """Return whether *session*, which has ended, wrote everything out; a later one says nothing of it."""
     now = read_session(volume)
     if session is not None and now is not None and now.pid != session.pid:
         return True

@@ -53,7 +53,7 @@ def tell_daemons(
 
     :param old: the keys of before the change, by which they know us.
     :param patience: how many seconds a mount gets that is just being made, if not as many as it needs.
-    :param silent: do not say which ones were told.
+    :param silent: do not print which daemons got the keys.
     :raises TdefsError: DAEMON_NOT_TOLD, once all were tried, naming those that do not know.
     """
     told: list[Volume] = []
@@ -101,7 +101,7 @@ def _tell(volume: Volume, keystore: Path, old: KeyRing, new: KeyRing, patience: 
 
 
 def _may_be_same(other: Path, keystore: Path) -> bool:
-    """Tell whether a daemon that names *other* may use *keystore*; it may see other paths than this process."""
+    """Return whether a daemon that names *other* may use *keystore*; it may see other paths than this process."""
     try:
         return is_same_file(other, keystore)
     except OSError:

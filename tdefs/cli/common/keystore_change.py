@@ -54,7 +54,7 @@ class OpenChange:
         self.users = users
         #: The ids of those that cannot be seen, where that is meant.
         self.unseen: list[str] = []
-        #: Whether it was tried to save, which the history tells by itself.
+        #: Whether it was tried to save; the history then has a record of that.
         self.was_tried = False
 
     @property
@@ -101,7 +101,7 @@ class OpenChange:
             )
 
     def tell(self, old: KeyRing) -> None:
-        """Tell every daemon that uses the keystore of a change of keys; *old* are those of before.
+        """Send a change of keys to every daemon that uses the keystore; *old* are the keys before.
 
         :raises TdefsError: DAEMON_NOT_TOLD. That of a volume that cannot be seen is a note.
         """
@@ -118,7 +118,7 @@ class OpenChange:
             raise
 
     def tell_revision(self, *, unmounted: Volume | None = None) -> None:
-        """Tell every daemon of a change that leaves its keys what they are; one that is not told needs nothing.
+        """Send every daemon a change that leaves its keys as they are. One that does not get it needs nothing.
 
         :param unmounted: a volume that has no daemon, since the caller holds its lock.
         """

@@ -51,8 +51,8 @@ def users_of(document: Document, keystore: Path, volume: Volume) -> KeystoreUser
 def _mounted_with(keystore: Path, volume_id: bytes, known: Sequence[Volume]) -> list[Volume]:
     """Return the volumes that are mounted on this host with *keystore*, beside those that are *known*.
 
-    Every user can mount what passes for a tdefs volume. Only what was mounted by, and belongs to, one who may read
-    the keystore is looked at.
+    Every user can mount something that looks like a tdefs volume. Only mounts that a reader of the keystore has
+    made, and whose volumes belong to one, are looked at.
     """
     found = []
     places = set(map(_directory, known))
@@ -90,7 +90,10 @@ def uses(volume: Volume, keystore: Path) -> bool:
 
 
 def is_same_file(one: Path, other: Path) -> bool:
-    """Return whether two paths lead to the same file. Raises OSError."""
+    """Return whether two paths lead to the same file.
+
+    :raises OSError: one of them cannot be looked at.
+    """
     return os.path.samestat(one.stat(), other.stat())
 
 
@@ -121,7 +124,7 @@ def meant_unseen(named: Sequence[str], document: Document, users: KeystoreUsers)
         raise TdefsError(
             Exit.VOLUME_UNSEEN,
             f"{'volumes' if many else 'volume'} {', '.join(ids)}, which {'use' if many else 'uses'} the keystore,"
-            " cannot be seen, so what this change does to it cannot be told",
+            " cannot be seen, so the effect of this change on it is not known",
             detail="\n".join(shown_unseen(one) for one in refused),
             hint="make it visible (is its disk mounted?); if it was moved, say so there with 'tdefs volume moved';"
             f" if it is no more, 'tdefs volume forget {ids[0]}'; if the change is meant all the same, add "

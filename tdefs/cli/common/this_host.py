@@ -65,7 +65,7 @@ def survey(document: Document, protector: ThisHostProtector) -> list[HostEntry]:
 
 
 def opening_host(keystore: Keystore, settings: VolumeConfig) -> ThisHostProtector | None:
-    """Return this host, if it opens *keystore*; if it was meant to, and does not, say why on stderr."""
+    """Return this host, if it opens *keystore*. If it should and does not, print why on stderr."""
     protector = ThisHostProtector(holders(settings))
     found = survey(keystore.document, protector)
     if any(one.opens for one in found):

@@ -1,4 +1,4 @@
-"""The sub-commands of ``tdefs key`` that change the keystore, and tell the daemons of mounted volumes."""
+"""The subcommands of ``tdefs key`` that change the keystore and pass the change on to the daemons."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _Options = TypeVar("_Options")
 
 
 def register(subparsers: Subcommands) -> None:
-    """Add the command ``key`` with its sub-commands."""
+    """Add the command ``key`` with its subcommands."""
     parser = subparsers.add_parser(
         "key",
         help="create, rotate, revoke and destroy keys, and read their history",

@@ -29,7 +29,7 @@ class HistoryOptions:
 
 
 def run_history(invocation: Invocation, options: HistoryOptions) -> int:
-    """Print the history; check it unless told not to.
+    """Print the history, checked by its MACs unless ``--unchecked`` is given.
 
     :raises TdefsError: HISTORY_BROKEN, after it was printed; DATA_KEY_UNKNOWN if neither the history nor the
         keystore knows the key that was asked for.
@@ -71,7 +71,7 @@ def run_history(invocation: Invocation, options: HistoryOptions) -> int:
 
 
 def _concerns(record: dict[str, Any], key: str) -> bool:
-    """Tell whether a record names the data key: that which was changed, or one of those that were made first."""
+    """Return whether a record names the data key: that which was changed, or one of those that were made first."""
     what = record["what"]
     return key == what.get("key") or key in str(what.get("keys", "")).split()
 

@@ -1,4 +1,4 @@
-"""The sub-commands of ``tdefs key`` that need no secret: list, show."""
+"""The subcommands of ``tdefs key`` that need no secret: list, show."""
 
 from __future__ import annotations
 

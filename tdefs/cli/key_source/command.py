@@ -20,7 +20,7 @@ from tdefs.keys.sources.settings import Settings
 
 
 def register(subparsers: Subcommands) -> None:
-    """Add the command ``key-source`` with its sub-commands."""
+    """Add the command ``key-source`` with its subcommands."""
     parser = subparsers.add_parser(
         "key-source",
         help="test key servers and tokens, and manage the keys on them",

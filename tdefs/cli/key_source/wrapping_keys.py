@@ -26,7 +26,7 @@ _NAME = re.compile(r"[ -~]{1,128}", re.ASCII)
 
 
 def register_key_commands(commands: Subcommands) -> None:
-    """Add the sub-commands of ``key-source`` for the keys on a server."""
+    """Add the subcommands of ``key-source`` for the keys on a server."""
     keys = _command(commands, "keys", "list the keys on the server of a key source")
     keys.add_argument("--json", action="store_true", help="print JSON")
     takes(keys, _KeysOptions, _keys)
@@ -104,7 +104,10 @@ class _RevokeOptions:
 
 
 def wrapping_keys(invocation: Invocation, name: str) -> WrappingKeys:
-    """Return the keys of the key source ``name``. Raises TdefsError: USAGE if its kind has none on a server."""
+    """Return the keys of the key source ``name``.
+
+    :raises TdefsError: USAGE if its kind has no keys on a server.
+    """
     source = invocation.key_source(name)
     if not isinstance(source, WrappingKeys):
         raise TdefsError(

@@ -26,7 +26,7 @@ from tdefs.volume.registry import recognised
 
 
 def add_accept(commands: Subcommands) -> None:
-    """Add the sub-command ``accept``."""
+    """Add the subcommand ``accept``."""
     accept = commands.add_parser(
         "accept",
         help="accept a policy for a volume; a mount uses no other policy",
@@ -92,7 +92,7 @@ def statements_with(old: Statements, choice: PolicyChoice) -> Statements:
 
 
 def _ask(old: Statements, choice: PolicyChoice, *, is_meant: bool) -> None:
-    """Say what is in the clear from now on that was not before, and ask whether that is meant.
+    """Print what will be in the clear that was encrypted before, and ask whether that is wanted.
 
     :raises TdefsError: POLICY_NOT_ACCEPTED if it is not.
     """
@@ -116,10 +116,10 @@ def _ask(old: Statements, choice: PolicyChoice, *, is_meant: bool) -> None:
     if not sys.stdin.isatty():
         raise TdefsError(
             Exit.POLICY_NOT_ACCEPTED,
-            "the policy leaves files in the clear, and nobody is there to say that this is meant",
+            "the policy leaves files in the clear, and nobody is there to confirm this",
             hint="add --yes if it is",
         )
-    print('Type "yes" if this is meant: ', end="", file=sys.stderr, flush=True)
+    print('Type "yes" to confirm: ', end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip() != "yes":
         raise TdefsError(Exit.POLICY_NOT_ACCEPTED, "the policy was not accepted, and nothing was changed")
 

@@ -21,7 +21,7 @@ from tdefs.volume.registry import statements_of
 
 
 def register(subparsers: Subcommands) -> None:
-    """Add the command ``policy`` with its sub-commands."""
+    """Add the command ``policy`` with its subcommands."""
     parser = subparsers.add_parser(
         "policy", help="check a policy, explain what it decides, accept it for a volume"
     )

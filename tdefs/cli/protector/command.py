@@ -1,4 +1,4 @@
-"""``tdefs protector``: who can unlock the keystore."""
+"""``tdefs protector``: the ways to unlock the keystore."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _NO_KEY = "its wrapping key is unusable"
 
 
 def register(subparsers: Subcommands) -> None:
-    """Add the command ``protector`` with its sub-commands."""
+    """Add the command ``protector`` with its subcommands."""
     parser = subparsers.add_parser("protector", help="manage the secrets that unlock the keystore")
     commands = subcommands(parser)
 
@@ -183,7 +183,7 @@ def _change(_invocation: Invocation, options: _ChangeOptions) -> int:
         _forget_host_key(options.access, volume, old)
         change.tell_revision()
     print_line(
-        f"protector {options.id} ({protector.kind}) has a new secret; the old one opens the keystore no more"
+        f"protector {options.id} ({protector.kind}) has a new secret; the old one does not open it any more"
     )
     return Exit.OK
 
@@ -261,7 +261,7 @@ def _test(invocation: Invocation, options: _TestOptions) -> int:
     if options.id is not None:
         find_protector(document, options.id)
     protector = unlocking_secret(options.access, volume)
-    with suppress(WrongSecretError):  # of which the table tells
+    with suppress(WrongSecretError):  # the table shows it
         open_recorded(keystore, protector, invocation.command)
     results = {entry.id: _tried(document, entry, protector) for entry in document.protectors}
     print_table(

@@ -1,7 +1,8 @@
 """New protector keys for a new master key: for each protector that can be asked without a person.
 
-A protector key opens the master key, and keeps doing so after that was rotated: who had one still has what opens
-the new one. So a rotation gives each protector a new one whose secret is at hand, and says which it could not.
+A protector key opens the master key, and the next one after a rotation, too: somebody who had the old protector
+key could open the new master key. So a rotation gives a new key to each protector whose secret is at hand. It
+reports the others.
 """
 
 from __future__ import annotations

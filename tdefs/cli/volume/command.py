@@ -32,7 +32,7 @@ from tdefs.volume.registry import Unseen, look, recognised
 
 
 def register(subparsers: Subcommands) -> None:
-    """Add the command ``volume`` with its sub-commands."""
+    """Add the command ``volume`` with its subcommands."""
     parser = subparsers.add_parser(
         "volume", help="tell the keystore of a volume that was moved, restored or copied"
     )
@@ -165,7 +165,7 @@ def _forget(_invocation: Invocation, options: _ForgetOptions) -> int:
             raise TdefsError(
                 Exit.VOLUME_REGISTERED,
                 f'volume {entry.id} is at "{printable(entry.path)}", and uses the keystore',
-                hint="remove it first if it is to be no more; 'tdefs volume copied' gives it one of its own",
+                hint="remove it first if it is no longer needed; 'tdefs volume copied' gives it one of its own",
             )
         change.save(forget_volume(change.unlocked, entry.id), volume=entry.id, path=printable(entry.path))
         change.tell_revision()

@@ -83,7 +83,8 @@ def _old_entry(named: str | None, change: OpenChange, volume: Volume) -> VolumeE
             f'volume {candidates[0].id} is still at "{printable(candidates[0].path)}", so "{volume.backing}" is a'
             " second one",
             hint=f'"tdefs volume copied {volume.backing} --keystore FILE" gives it a keystore of its own, "tdefs'
-            f' volume add {volume.backing}" has both share one; remove the old one first if it is to be no more',
+            f' volume add {volume.backing}" has both share one; remove the old one first'
+            " if it is no longer needed",
         )
     if len(gone) > 1:
         raise TdefsError(
@@ -156,7 +157,7 @@ def _take_over(volume: Volume, unlocked: Unlocked, id: str, keystore: Path, *, i
     """Have what a copy has with it, its manifest and the record of its last session, be the volume's own.
 
     A copy in the middle of a session, or one that was restored, is older than what the history knows: that it is
-    meant is said by who gives the secret. One that is mounted has its own session.
+    wanted is confirmed by the secret. A mounted volume has its own session.
 
     :param is_locked: whether the caller holds the volume's lock.
     """

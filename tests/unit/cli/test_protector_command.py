@@ -78,7 +78,7 @@ def test_key_command_finds_its_files_again_beside_a_keystore_by_way_of_a_symboli
 
 def test_changed_secret_replaces_the_old_one(protectors: Protectors) -> None:
     said = protectors.run("change", "pr_1", *UNLOCK, "--new-key-command", NEW_KEY_COMMAND)
-    assert "the old one opens the keystore no more" in said
+    assert "the old one does not open it any more" in said
     assert not protectors.opens(KEY_COMMAND)
     assert protectors.opens(NEW_KEY_COMMAND)
 
