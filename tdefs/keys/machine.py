@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from tdefs.keys.failures import UnavailableError
-from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.wrapping import hkdf_sha256
 
 MACHINE_ID_FILE = Path("/etc/machine-id")
 NAME_BYTES = 16
