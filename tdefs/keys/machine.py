@@ -23,7 +23,10 @@ _ATTRIBUTE_BYTES = 4
 
 
 def machine_id(path: Path = MACHINE_ID_FILE) -> bytes:
-    """Return the 16 bytes of machine-id(5). Raises UnavailableError if there is none."""
+    """Return the 16 bytes of machine-id(5).
+
+    :raises UnavailableError: there is none.
+    """
     try:
         text = path.read_text("ascii", "replace").strip()
     except OSError:

@@ -101,7 +101,10 @@ class ObtainingProtector(Protector):
 
     @abstractmethod
     def obtain(self, context: WrapContext) -> Obtained:
-        """Return the secret to wrap with. Raise TdefsError if there is none."""
+        """Return the secret to wrap with.
+
+        :raises TdefsError: the secret cannot be had.
+        """
 
     @abstractmethod
     def recover(self, params: Parameters, context: WrapContext) -> bytes:

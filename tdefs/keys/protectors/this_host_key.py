@@ -118,7 +118,11 @@ def _bound(key: bytes, machine: bytes) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    """Return the 32 bytes in a host key. Raises TdefsError if other users have access to it, and OSError."""
+    """Return the 32 bytes in a host key.
+
+    :raises TdefsError: KEYSTORE_EXPOSED if other users have access to it; WRAPPING_KEY_UNUSABLE if it is damaged.
+    :raises OSError: it cannot be read.
+    """
     _check(path.parent, path.parent.stat(), "directory of host keys")
     with own_place(path) as directory:
         content = directory.read(
