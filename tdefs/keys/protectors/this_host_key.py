@@ -11,7 +11,7 @@ from pathlib import Path
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.failures import UnavailableError, UnusableError
 from tdefs.keys.hierarchy import SECRET_BYTES
-from tdefs.keys.private_files import exposure
+from tdefs.keys.private_files import refuse_exposed
 from tdefs.keys.protectors.base import Made, NotMineError
 from tdefs.keys.protectors.obtaining import Parameters
 from tdefs.keys.protectors.this_host import Holder, new_secret
@@ -135,13 +135,4 @@ def _read(path: Path) -> bytes:
 
 def _check(path: Path, status: os.stat_result, what: str) -> None:
     """Raise TdefsError(KEYSTORE_EXPOSED) if a user other than its owner and root has access to it."""
-    exposed = exposure(path, status)
-    if exposed:
-        how = "belongs to another user" if exposed.foreign else "is accessible to other users"
-        raise TdefsError(
-            Exit.KEYSTORE_EXPOSED,
-            f'the {what} "{path}" {how}',
-            detail=exposed.detail,
-            # The daemon of another user may need it as it is.
-            hint="" if exposed.foreign else exposed.remedy,
-        )
+    refuse_exposed(path, status, what, may_take_over=False)
