@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from tdefs.daemon.request import MountRequest
+from tdefs.daemon.watched import Watched
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import Complaints
 from tdefs.data.forms import FileForms
@@ -43,6 +44,10 @@ class ServedMount:
     """Where links are made anew; None for a volume that is only read."""
     policy: PolicyChoice
     """The policy in use, which can be exchanged."""
+    first_revision: int
+    """The keystore's revision when it was unlocked."""
+    watched: Watched | None = None
+    """The daemon's end of the watchdog, once it serves."""
     device: str = ""
     """``MAJOR:MINOR``, once it is mounted; nothing for a mount that was taken away already."""
     reserve_spared: bool = False
@@ -87,6 +92,7 @@ class ServedMount:
             operations=operations,
             staging=staging,
             policy=request.policy,
+            first_revision=ring.revision,
         )
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
-"""How a Vault client logs in: with a token that somebody else keeps fresh, or as an AppRole."""
+"""How a Vault client logs in: with a token that another program keeps fresh, or as an AppRole."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,17 +12,23 @@ import hvac
 import hvac.exceptions
 import requests
 
-from tdefs.keys.settings import SettingsReader
-from tdefs.keys.vault.files import read_credential
-from tdefs.keys.vault.names import read_path
+from tdefs.keys.private_files import read_file, unfit
+from tdefs.keys.sources.settings import SettingsReader
+from tdefs.keys.sources.vault.names import read_path
+
+#: What a token, role id or secret id is made of. It goes into a header, so it must not contain the end of a line.
+_CREDENTIAL = re.compile(rb"[!-~]{1,8192}")
 
 
 class Login(ABC):
-    """Who the client is. Its secret is read from a file each time, as it may have been renewed there."""
+    """The identity of the client. Its secret is read from a file each time, since it may be renewed there."""
+
+    #: The path of the auth method, for messages.
+    auth_path: str
 
     @abstractmethod
     def enter(self, client: hvac.Client) -> None:
-        """Give ``client`` a token. Raises TdefsError(KEY_SOURCE_UNAVAILABLE) for a file that is not fit."""
+        """Give ``client`` a token. Raises UnavailableError for a file that is not fit."""
 
     @abstractmethod
     def leave(self, client: hvac.Client) -> None:
@@ -29,21 +36,22 @@ class Login(ABC):
 
     @abstractmethod
     def refused(self) -> str:
-        """Say what it may be if the server does not let it in."""
+        """Return the possible reasons if the server refuses the login."""
 
 
 @dataclass(frozen=True)
 class TokenFile(Login):
-    """A token in a file, such as Vault Agent or ``bao agent`` keeps fresh."""
+    """A token in a file, such as one that Vault Agent or ``bao agent`` keeps fresh."""
 
     path: Path
+    auth_path: str = "token"
 
     def enter(self, client: hvac.Client) -> None:
         """See Login."""
-        client.token = read_credential(self.path, "token")
+        client.token = _read_credential(self.path, "token", secret=True)
 
     def leave(self, client: hvac.Client) -> None:
-        """See Login. The token is somebody else's to revoke."""
+        """See Login. Revoking the token is the task of the program that wrote it."""
 
     def refused(self) -> str:
         """See Login."""
@@ -63,8 +71,8 @@ class AppRole(Login):
         """See Login."""
         role_id = self.role_id
         if self.role_id_file is not None:
-            role_id = read_credential(self.role_id_file, "role id", secret=False)
-        secret_id = read_credential(self.secret_id_file, "secret id")
+            role_id = _read_credential(self.role_id_file, "role id", secret=False)
+        secret_id = _read_credential(self.secret_id_file, "secret id", secret=True)
         client.auth.approle.login(role_id, secret_id, mount_point=self.auth_path)
 
     def leave(self, client: hvac.Client) -> None:
@@ -78,7 +86,7 @@ class AppRole(Login):
 
 
 def read_login(read: SettingsReader) -> Login:
-    """Return what the configuration says: ``auth`` and the fields of each way."""
+    """Return the login that the configuration describes: ``auth``, and the fields of that way."""
     if read.choice("auth", ("token", "approle"), "token") == "token":
         return TokenFile(read.path("token_file"))
     role_id, role_id_file = read.text("role_id", ""), read.optional_path("role_id_file")
@@ -87,3 +95,12 @@ def read_login(read: SettingsReader) -> Login:
     if not role_id.isprintable() or not role_id.isascii():
         raise read.wrong("role_id", "role_id must be printable ASCII")
     return AppRole(role_id, role_id_file, read.path("secret_id_file"), read_path(read, "auth_path", "approle"))
+
+
+def _read_credential(path: Path, what: str, *, secret: bool) -> str:
+    """Return the one word in the file, which is a ``what``, such as a token. Raises as read_file."""
+    found = read_file(path, what, secret=secret).strip()
+    if not _CREDENTIAL.fullmatch(found):
+        detail = "it is empty" if not found else "it holds more than one word, or characters that belong in none"
+        raise unfit(path, what, detail)
+    return found.decode("ascii")

@@ -1,11 +1,13 @@
-"""What the configuration says of one key source, and reading it field by field."""
+"""What the configuration says about one key source, and reading it field by field."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tdefs.errors import Exit, TdefsError
 
@@ -34,7 +36,7 @@ class Settings:
 
 
 class SettingsReader:
-    """Reads the fields of one key source; what is wrong with any of them raises TdefsError(CONFIG_INVALID).
+    """Reads the fields of one key source. Each method raises TdefsError(CONFIG_INVALID) for a wrong field.
 
     No message quotes a value: somebody may have written a secret where the name of its file belongs.
     """
@@ -99,7 +101,7 @@ class SettingsReader:
         return self.settings.error(message, field=field, hint=hint)
 
     def finish(self) -> None:
-        """Refuse fields that nobody has read."""
+        """Raise TdefsError for a field that the kind has not read."""
         for field in self.settings.values:
             if field not in self._known:
                 nearest = difflib.get_close_matches(field[:64], self._known, n=1)
@@ -117,3 +119,26 @@ class SettingsReader:
 
     def _error(self, field: str, message: str, hint: str = "") -> TdefsError:
         return self.settings.error(message, field=field, hint=hint)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether ``host`` is this host; nothing is looked up. A secret may pass without TLS only there.
+
+    :param host: an address or a name, without brackets or port.
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_safe(url: str) -> bool:
+    """Return whether nobody on the way can read what is sent to ``url``: HTTPS, or HTTP on this host."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return False
+    if not host or parts.username is not None or parts.password is not None:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))

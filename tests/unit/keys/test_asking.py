@@ -6,9 +6,11 @@ import time
 
 import pytest
 
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys import attempts
-from tdefs.keys.attempts import UnreachableError, attempt
+from tdefs.keys.failures import UnreachableError
+from tdefs.keys.sources import asking
+from tdefs.keys.sources.asking import attempt
 
 
 class Server:
@@ -27,13 +29,13 @@ class Server:
 
 def test_a_server_that_answers_is_asked_once_and_nothing_is_told() -> None:
     server, told = Server(0), list[str]()
-    assert attempt(server.ask, "kms", report=told.append) == "the answer"
+    assert attempt(server.ask, "kms", note=told.append) == "the answer"
     assert (server.asked, told) == (1, [])
 
 
 def test_it_is_asked_again_and_each_failure_told_with_its_reason() -> None:
     server, told = Server(2), list[str]()
-    assert attempt(server.ask, "kms", report=told.append) == "the answer"
+    assert attempt(server.ask, "kms", note=told.append) == "the answer"
     assert server.asked == 3
     reasons = [line for line in told if line.startswith("nobody answers at kms:5696: connection refused; trying")]
     assert len(reasons) == 2
@@ -43,7 +45,7 @@ def test_the_last_failure_is_raised_within_the_limit() -> None:
     server, told = Server(1000), list[str]()
     began = time.monotonic()
     with pytest.raises(UnreachableError) as caught:
-        attempt(server.ask, "kms", patience_seconds=2, report=told.append)
+        attempt(server.ask, "kms", patience_seconds=2, note=told.append)
     assert 0.4 < time.monotonic() - began < 4
     assert 2 <= server.asked == len(told) + 1
     assert caught.value.exit_code is Exit.KEY_SERVER_UNREACHABLE
@@ -54,10 +56,10 @@ def test_another_error_ends_it_at_once() -> None:
         raise TdefsError(Exit.KEY_SERVER_REFUSED, "not you")
 
     with pytest.raises(TdefsError, match="not you"):
-        attempt(refuse, "kms", report=pytest.fail)
+        attempt(refuse, "kms", note=pytest.fail)
 
 
 def test_who_waits_is_told_for_what(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(attempts, "NOTICE_SECONDS", 0.05)
-    attempt(lambda: time.sleep(0.3), 'key source "kms1"')
+    monkeypatch.setattr(asking, "NOTICE_SECONDS", 0.05)
+    attempt(lambda: time.sleep(0.3), 'key source "kms1"', note=TerminalDialogue().note)
     assert capsys.readouterr().err == 'tdefs: waiting for key source "kms1"\n'

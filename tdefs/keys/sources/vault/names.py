@@ -1,18 +1,17 @@
-"""What things in Vault are called, as far as tdefs takes it: mounts, keys, paths, namespaces, the address."""
+"""The names of things in Vault that tdefs accepts: mounts, keys, paths, namespaces, the address."""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import urlsplit
 
-from tdefs.keys.loopback import is_loopback
-from tdefs.keys.settings import SettingsReader
+from tdefs.keys.sources.settings import SettingsReader, is_loopback
 
 _PART = r"(?!\.+(?:/|$))[A-Za-z0-9_.-]+"
 _NAME = re.compile(_PART, re.ASCII)
 _PATH = re.compile(rf"{_PART}(?:/{_PART})*", re.ASCII)
 _MAX_CHARACTERS = 512
-#: What a keystore may have in the place of such a name, the empty text among it.
+#: What a keystore may have as such a name; the empty text is allowed.
 PLACE = re.compile(r"[!-~]{0,512}", re.ASCII)
 _PATH_LIKE = "letters, digits, - _ and . in parts separated by /, such as team1/postgres"
 
@@ -26,7 +25,7 @@ def read_name(read: SettingsReader, field: str) -> str:
 
 
 def read_path(read: SettingsReader, field: str, default: str | None = None) -> str:
-    """Return a path, without slashes at its ends; ``default`` may be the empty text, for none."""
+    """Return a path, without slashes at its ends; ``default`` may be the empty text, which means no path."""
     path = read.text(field, default)
     if path == default:
         return path
@@ -37,7 +36,7 @@ def read_path(read: SettingsReader, field: str, default: str | None = None) -> s
 
 
 def read_address(read: SettingsReader) -> str:
-    """Return the address ``https://HOST[:PORT]``; ``http`` is for this host alone, such as for an agent."""
+    """Return the address ``https://HOST[:PORT]``; ``http`` is for this host only, such as for an agent."""
     text = read.text("address")
     try:
         parts = urlsplit(text)
