@@ -13,10 +13,9 @@ class Exchanging:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._calls = files.tree.calls
         self._inodes = files.tree.inodes
 
-    def exchange(self, inode: Inode, fd: int) -> None:
+    def exchange(self, inode: Inode, fd: int, status: os.stat_result) -> None:
         """Note that the file that *fd* is open for has taken the place of *inode*'s, under all its names.
 
         The new file holds the same plaintext, maybe under another key or in the clear. The inode keeps its number,
@@ -25,9 +24,9 @@ class Exchanging:
         waited for syncs and writes of the file. A read that is under way is done again.
 
         :param fd: open for reading and writing; the caller closes it.
+        :param status: of the new file.
         :raises OSError: the new file cannot be presented. The inode has its old backing still.
         """
-        status = self._calls.fstat("exchange:stat", fd)
         old_backing, old_form = inode.backing, inode.form
         self._files.twins.forget(inode)
         self._inodes.exchange_backing(inode, status)

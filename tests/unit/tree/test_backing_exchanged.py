@@ -82,7 +82,7 @@ def test_an_open_file_goes_on_with_its_number_handles_and_data(served: ServedVol
     rewrite(served, fd, identity_at(TABLE))
     put_at(served, TABLE)
     changes = file.content
-    Exchanging(served.files).exchange(inode, fd)
+    Exchanging(served.files).exchange(inode, fd, os.fstat(fd))
 
     assert (inode.number, inode.generation, inode.names, inode.lookups, inode.handles, file.fd) == before
     assert inode.backing == Backing.of(os.fstat(fd)) != old_backing
@@ -120,7 +120,7 @@ def test_a_file_with_several_names_stays_one_inode_under_all_of_them(served: Ser
 
     rewrite(served, fd, ANY_PLACE)
     put_at(served, TABLE, SECOND)
-    Exchanging(served.files).exchange(inode, fd)
+    Exchanging(served.files).exchange(inode, fd, os.fstat(fd))
 
     assert served.inode(TABLE) is served.inode(SECOND) is inode
     assert (inode.number, len(inode.names)) == (number, 2)
@@ -138,7 +138,7 @@ def test_a_file_that_gets_the_old_inode_number_below_is_another_inode(served: Se
     os.link(served.data / TABLE, served.data / "kept")  # as if the number were used again
     rewrite(served, fd, identity_at(TABLE))
     put_at(served, TABLE)
-    Exchanging(served.files).exchange(inode, fd)
+    Exchanging(served.files).exchange(inode, fd, os.fstat(fd))
     other = served.inode("kept")
     assert other is not inode
     assert other.number != inode.number
@@ -156,7 +156,7 @@ def test_a_new_file_that_cannot_be_presented_changes_nothing(served: ServedVolum
     damaged[-1] ^= 1
     os.pwrite(fd, damaged, 0)
     with pytest.raises(OSError, match="Input/output error"):
-        Exchanging(served.files).exchange(inode, fd)
+        Exchanging(served.files).exchange(inode, fd, os.fstat(fd))
     assert (inode.backing, inode.form, file.content) == before
     assert served.inode(TABLE) is inode
     assert content(file) == CONTENT
