@@ -31,7 +31,8 @@ def add_accept(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="have the keystore note that this policy is meant; a mount uses no other one",
         description="Notes in the keystore, for which a secret is needed, which policy the volume may use: a "
         "digest of what it decides, so that comments may change. Says what it leaves in the clear that the one "
-        "before did not, and asks. Files that are there stay as they are; a mount uses it from its next start on.",
+        "before did not, and asks. Files that are there stay as they are. A mount "
+        "uses it from its next start on, or after 'tdefs policy reload'.",
     )
     add_place(accept)
     add_policy_arguments(accept, "default: what the configuration names, else the file of the one before")
@@ -68,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
     if new.plain_files and not choice.policy.leaves_anything_plain():
         print_line("files that are in the clear already stay so, and readable")
     if is_in_use(volume):
-        print_line("it is mounted: the mount goes on as it began; unmount it and mount it again to use this")
+        print_line("it is mounted, and the mount goes on as before until 'tdefs policy reload', or the next mount")
     return Exit.OK
 
 

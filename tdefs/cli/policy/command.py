@@ -1,4 +1,4 @@
-"""``tdefs policy``: check a policy file, explain which of its rules decides for a path, accept it."""
+"""``tdefs policy``: check a policy file, explain which of its rules decides for a path, accept it, reload it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from tdefs.cli.common.output import print_line
 from tdefs.cli.common.unlocking import add_keystore_place, keystore_path
 from tdefs.cli.policy.accept import add_accept
+from tdefs.cli.policy.reload import add_reload
 from tdefs.keys.keystore.file import load_keystore
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
@@ -20,7 +21,8 @@ from tdefs.volume.registry import statements_of
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command ``policy`` with its sub-commands."""
     parser = subparsers.add_parser(
-        "policy", help="check a policy file, explain what it decides, accept it for a volume"
+        "policy",
+        help="check a policy file, explain what it decides, accept it for a volume, have a mount reload it",
     )
     commands = parser.add_subparsers(dest="policy_command", metavar="COMMAND", required=True)
 
@@ -42,6 +44,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     explain.set_defaults(run=_explain)
 
     add_accept(commands)
+    add_reload(commands)
 
 
 def _check(args: argparse.Namespace) -> int:
