@@ -25,7 +25,7 @@ from tdefs.text import printable_path
 from tdefs.volume.known import note_counter
 
 if TYPE_CHECKING:
-    from tdefs.tree.inodes import Inode
+    from tdefs.tree.inode import Inode
 
 log = logging.getLogger(__name__)
 
@@ -377,7 +377,7 @@ class Bound:
 
     def _all_paths(self, inode: Inode) -> list[bytes]:
         """Return the paths of *inode*, with those by which the kernel does not know it."""
-        several = self._state.tree.several.get(inode.key, ()) if self._state is not None else ()
+        several = self._state.tree.several.get(inode.backing, ()) if self._state is not None else ()
         return list(dict.fromkeys([*_paths(inode), *several]))
 
     def _unbind(self, paths: Iterable[bytes], certain: Sequence[bytes] = ()) -> None:
