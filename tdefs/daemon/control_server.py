@@ -16,8 +16,8 @@ from typing import Any
 import trio
 
 from tdefs.control import TIMEOUT_SECONDS
-from tdefs.daemon.reserve import with_own_rights
 from tdefs.private import UntrustedError, own_place
+from tdefs.reserve import with_own_rights
 
 log = logging.getLogger(__name__)
 

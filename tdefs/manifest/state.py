@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tdefs.daemon.reserve import with_own_rights
 from tdefs.errors import TdefsError
 from tdefs.keys.hierarchy import KeyRing, derive_state_key
 from tdefs.keys.keystore.file import load_keystore
@@ -17,6 +16,7 @@ from tdefs.manifest.record import MAX_BYTES, BadManifestError, Flag, Manifest, d
 from tdefs.manifest.tree import Tree, look_through, open_root
 from tdefs.policy.paths import classify
 from tdefs.private import UntrustedError, own_directory
+from tdefs.reserve import with_own_rights
 from tdefs.text import printable_path
 from tdefs.volume.description import Volume
 from tdefs.volume.known import KnownVolumes, known_volumes
