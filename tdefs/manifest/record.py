@@ -163,7 +163,7 @@ def encode(manifest: Manifest, key: bytes) -> bytes:
 
 
 def is_genuine(fd: int, key: bytes) -> bool:
-    """Tell whether the open file is a manifest under the state *key*, with little memory: it may be anything.
+    """Return whether the open file is a manifest under the state *key*, with little memory: it may be anything.
 
     Raises OSError.
     """

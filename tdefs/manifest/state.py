@@ -90,26 +90,26 @@ class State:
 
     @property
     def is_sound(self) -> bool:
-        """Tell whether nothing is to be told of."""
+        """Return whether nothing is to be told of."""
         return not self.differences and not self.lost and not self.older_than
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether what the manifest does not know should not be there."""
+        """Return whether what the manifest does not know should not be there."""
         return self.manifest is not None and not self.changed.begun and Flag.INCOMPLETE not in self.manifest.flags
 
     def is_added(self, path: bytes) -> bool:
-        """Tell of a path that the manifest does not know whether it should not be there."""
+        """Return of a path that the manifest does not know whether it should not be there."""
         if path in self.unbound or self.changed.everything:
             return False
         return self.is_complete or self.is_speaking(path)
 
     def is_speaking(self, path: bytes) -> bool:
-        """Tell whether the name alone says something to PostgreSQL, so that it is noted whenever it comes."""
+        """Return whether the name alone says something to PostgreSQL, so that it is noted whenever it comes."""
         return self.manifest is not None and classify(os.fsdecode(path)).kind in SPEAKING_KINDS
 
     def binds(self, path: bytes) -> bool:
-        """Tell whether the manifest says what must be at *path*."""
+        """Return whether the manifest says what must be at *path*."""
         place = self.manifest.find(path) if self.manifest is not None else None
         return place is not None and not place[0].unbound[place[1]]
 

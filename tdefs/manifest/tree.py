@@ -132,7 +132,7 @@ def _is_marked(file: int, length: int) -> bool:
 
 
 def fits(tag: bytes, head: bytes, volume_id: bytes) -> bool:
-    """Tell whether the file that has the *tag* in the manifest can be one that starts with *head*."""
+    """Return whether the file that has the *tag* in the manifest can be one that starts with *head*."""
     if tag == PLAIN_TAG:
         return not resembles_header(head, volume_id)
     return tag in (NO_TAG, digest(head[:RECORD_SIZE]))

@@ -121,7 +121,7 @@ def _others_are_allowed() -> bool:
 
 
 def _has_capability(which: str) -> bool:
-    """Tell whether CAP_SYS_ADMIN is in one of this process's sets (proc(5)); True if that cannot be told."""
+    """Return whether CAP_SYS_ADMIN is in one of this process's sets (proc(5)); True if that cannot be told."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

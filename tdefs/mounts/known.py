@@ -59,7 +59,7 @@ class Mount:
 
     @property
     def may_be_asked(self) -> bool:
-        """Tell whether this process may wait for an answer: another user may serve it in order to give none."""
+        """Return whether this process may wait for an answer: another user may serve it in order to give none."""
         return self.user in (None, 0, os.geteuid())
 
 
@@ -88,12 +88,12 @@ def devices_at(mountpoint: Path) -> list[str]:
 
 
 def is_listed(device: str, backing: Path) -> bool:
-    """Tell whether this process can see *device* mounted anywhere; its number may be another mount's by now."""
+    """Return whether this process can see *device* mounted anywhere; its number may be another mount's by now."""
     return any(mount.device == device and mount.backing == backing for mount in tdefs_mounts())
 
 
 def is_living(device: str) -> bool:
-    """Tell whether a file system that is not listed and whose connection has ended exists: detached, and in use.
+    """Return whether a file system that is not listed and whose connection has ended exists: detached, and in use.
 
     One that is just being taken away is waited for, and does not. Where that cannot be told the answer is yes.
     """
@@ -148,7 +148,7 @@ def raise_kernel_limits(device: str) -> bool:
 
 
 def kernel_limits_raised(mountpoint: Path) -> bool:
-    """Tell whether the kernel's limits of the mount are as :func:`raise_kernel_limits` sets them, or higher."""
+    """Return whether the kernel's limits of the mount are as :func:`raise_kernel_limits` sets them, or higher."""
     limits = _KERNEL_LIMITS / device_of(mountpoint)
     try:
         read_ahead = int((limits / "read_ahead_kb").read_text(encoding="ascii"))
@@ -185,7 +185,7 @@ def provide_connections() -> str:
 
 
 def is_dead(mountpoint: Path) -> bool:
-    """Tell whether *mountpoint* is a mount whose daemon is gone. A daemon that is not is waited for."""
+    """Return whether *mountpoint* is a mount whose daemon is gone. A daemon that is not is waited for."""
     try:
         # unlike the answer to stat(2), the kernel never keeps this one
         os.statvfs(mountpoint)

@@ -64,7 +64,7 @@ class Session:
         return replace(self, mac=state_mac(history_key, _PURPOSE, self._content()))
 
     def is_authentic(self, history_key: bytes) -> bool:
-        """Tell whether a tdefs with the volume's keys made this record."""
+        """Return whether a tdefs with the volume's keys made this record."""
         return fits_state_mac(history_key, _PURPOSE, self._content(), self.mac)
 
     def _content(self) -> bytes:
