@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 _FEW_REMOVALS = 8
 _REMOVAL_SECONDS = 1.0
 _MOST_AT_ONCE = 1024
-# so many differences are told by name to who asks for the status
+# so many differences are named in the status
 _MOST_TOLD = 100
-# and so many in the log: who can plant a million files must not fill the disk with it at each mount
+# and so many in the log: a user who can plant a million files must not fill the disk with it at each mount
 _MOST_LOGGED = 10_000
 
 
 class Bound:
     """The manifest of one mount. Without a state, as in a volume that was never unmounted, nothing is bound.
 
-    What may be bound is told by ``Inode.bound``, which is one look for each write; paths are made only once.
+    ``Inode.bound`` says what may be bound, at the cost of one look for each write; paths are made only once.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Bound:
                 self._refuse(path, found)
 
     def check_below(self, directory: Inode) -> None:
-        """Refuse to move a directory in which something differs: at another place nobody could tell.
+        """Refuse to move a directory in which something differs: at another place that could not be seen any more.
 
         :raises OSError: EIO.
         """

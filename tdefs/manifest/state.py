@@ -90,7 +90,7 @@ class State:
 
     @property
     def is_sound(self) -> bool:
-        """Return whether nothing is to be told of."""
+        """Return whether there is nothing to report."""
         return not self.differences and not self.lost and not self.older_than
 
     @property
@@ -114,14 +114,14 @@ class State:
         return place is not None and not place[0].unbound[place[1]]
 
     def describe(self) -> list[str]:
-        """Return what is to be told of, one line for each thing."""
+        """Return what to report, one line for each thing."""
         lines = self.describe_volume()
         if self.differences:
             lines.append(f"{counted(len(self.differences))} not as the last unmount left things: {self.named()}")
         return lines
 
     def describe_volume(self) -> list[str]:
-        """Return what is to be told of the volume as a whole."""
+        """Return what to report about the volume as a whole."""
         lines = []
         if self.lost:
             lines.append(f"the manifest of the volume's files {self.lost}: what changed at rest cannot be told")
@@ -162,7 +162,7 @@ class Unbound:
 
 
 def look(binding: Binding, *, compares: bool = True) -> State:
-    """Return what is known of a volume that nobody changes now, or, of a living one, whatever can be told.
+    """Return what is known of a volume that no process changes now; of a mounted one, as much as can be seen.
 
     Names, kinds and lengths are compared; headers are when a file is opened, see tdefs.manifest.bound.
 

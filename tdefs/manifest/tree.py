@@ -18,7 +18,8 @@ from tdefs.volume.description import Volume
 from tdefs.way import follow
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# PostgreSQL's trees have five levels, and people's some more; who plants thousands must not keep a mount busy
+# PostgreSQL's trees have five levels, and other trees some more. Thousands of planted levels must not keep a mount
+# busy
 _MOST_LEVELS = 64
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
