@@ -27,6 +27,7 @@ from tdefs.keys.keystore.file import (
     load_keystore,
     remove_what_is_not_saved,
 )
+from tdefs.keys.keystore.unsaved import warn_on_stderr
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_files import command_directory
 from tdefs.policy.model import Policy
@@ -138,6 +139,7 @@ def _complete(
                 data_key_names=ordered,
                 place=place_of(volume),
                 statements=statements,
+                warn=warn_on_stderr,
             )
         try:
             save_volume(volume, history_key_of(ring))
@@ -147,7 +149,7 @@ def _complete(
             else:
                 entries = load_keystore(volume.keystore).document.protectors
                 volume.keystore.unlink()
-                remove_what_is_not_saved(volume.keystore, protector, entries)
+                remove_what_is_not_saved(volume.keystore, protector, entries, warn_on_stderr)
             raise
     except BaseException:
         abandon_volume(volume)

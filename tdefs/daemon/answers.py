@@ -14,7 +14,7 @@ from tdefs.daemon.status import DaemonStatus, KeyStatus
 from tdefs.errors import TdefsError
 from tdefs.format.pages import PythonPageCipher, page_cipher
 from tdefs.keys.keystore.entries import ACTIVE, REVOKED
-from tdefs.keys.ring_message import RingRefusedError, open_ring
+from tdefs.keys.ring_message import RingRefusedError, decrypt_ring
 from tdefs.manifest import accepting
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Answers:
     async def keys(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Use new keys; nothing else runs meanwhile."""
         try:
-            ring = open_ring(asked, self._served.forms.ring)
+            ring = decrypt_ring(asked, self._served.forms.ring)
         except RingRefusedError as error:
             log.warning("new keys were refused: %s", error)
             return {"refused": str(error)}
