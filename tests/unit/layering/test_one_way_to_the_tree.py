@@ -96,6 +96,7 @@ def test_every_module_that_is_given_the_system_calls_is_looked_at() -> None:
         "data/read_only": "it refuses them",
         "tree/file_ids": "it only reads",
         "daemon/session": "of the whole file system, by the descriptor of the root",
+        "daemon/policy_reload": "of the whole file system, by the descriptor of the root",
         "daemon/served": "it gives them to the parts of a mount",
     }
     users = {
