@@ -38,7 +38,7 @@ _HALF_DROPPED = (
 )
 
 
-def set_abandoned_aside(
+def split_off_abandoned(
     findings: list[Finding],
     unreadable: set[str],
     reader: OfflineReader,

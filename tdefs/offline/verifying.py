@@ -14,7 +14,7 @@ from threading import Event, Lock
 from tdefs.format.errors import FormatError, PlantedNode, SharedFileId
 from tdefs.format.special import PLANTED_NODE, name_of_node
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.offline.abandoned import set_abandoned_aside
+from tdefs.offline.abandoned import split_off_abandoned
 from tdefs.offline.file_checking import SMALL_FILE_HINT, FileCheck, FileChecker, read_error_hint
 from tdefs.offline.in_order import in_order
 from tdefs.offline.reader import EMPTY, LINK, OfflineReader, walk_all
@@ -109,15 +109,15 @@ class Verifier:
             self._note(f"how the last session ended is not proven: {UNPROVEN} {self._last.reason}")
         self._read_control_files([path for path, _ in files])
         self._is_part = not self._clusters
-        self._take_in_own([path for path, _ in files])
+        self._use_own_clusters([path for path, _ in files])
         asks = self._is_part or any(self._is_homeless(path) for path, _ in files)
         named = homes() if asks else ()
-        self._take_in(named, [path for path, _ in files])
+        self._use_homes(named, [path for path, _ in files])
         self._check_files(files, progress)
         self._check_file_ids()
         self._check_structure(named)
         unreadable = {path for path, length in self._lengths.items() if length is None}
-        aside = set_abandoned_aside(self._report.findings, unreadable, self._reader, self._clusters)
+        aside = split_off_abandoned(self._report.findings, unreadable, self._reader, self._clusters)
         self._report.findings, notes = aside
         self._report.notes += notes
         self._say_what_was_not_checked()
@@ -157,7 +157,7 @@ class Verifier:
         kind = classify(path).kind
         return kind in (Kind.RELATION, Kind.CATALOG, Kind.WAL) and cluster_above(path, self._clusters) is None
 
-    def _take_in_own(self, paths: Sequence[str]) -> None:
+    def _use_own_clusters(self, paths: Sequence[str]) -> None:
         """Use the volume's clusters for tablespaces that lie beside them in the volume.
 
         The mount point is not known here. So a link in pg_tblspc counts for a directory with the same end of the
@@ -198,7 +198,7 @@ class Verifier:
         self._clusters[directory] = None
         self._report.checksums[directory] = "not needed: the cluster is retired"
 
-    def _take_in(self, homes: Sequence[HomeCluster], paths: Sequence[str]) -> None:
+    def _use_homes(self, homes: Sequence[HomeCluster], paths: Sequence[str]) -> None:
         """Use the clusters in *homes* for their tablespaces, recognised by the version of the catalogs."""
         if not homes:
             return
@@ -228,17 +228,17 @@ class Verifier:
         with closing(checks):
             for found in checks:
                 done += 1
-                self._take_note_of(found)
+                self._record(found)
         tick()
 
     def _count(self, read: int) -> None:
         with self._lock:
             self._read += read
 
-    def _take_note_of(self, found: FileCheck) -> None:
+    def _record(self, found: FileCheck) -> None:
         self._lengths[found.path] = found.length
         for finding in found.findings:
-            self._report.findings.append(self._retired_or_not(finding))
+            self._report.findings.append(self._hint_if_retired(finding))
         self._report.pages += found.pages
         directory = cluster_above(found.path, self._clusters)
         if found.unchecked_pages and directory not in self._retired:
@@ -333,7 +333,7 @@ class Verifier:
 
     # --- the report
 
-    def _retired_or_not(self, finding: Finding) -> Finding:
+    def _hint_if_retired(self, finding: Finding) -> Finding:
         """Return the finding, with another hint if the file belongs to a retired cluster."""
         if cluster_above(finding.path, self._clusters) in self._retired:
             return replace(finding, hint=_RETIRED_HINT)
