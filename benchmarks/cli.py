@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures PostgreSQL on plain disk, tdefs and its peers, in one run on one disk. "
-        "docs/PERFORMANCE.md tells what is measured, and how to read it.",
+        "docs/PERFORMANCE.md says what is measured, and how to read it.",
     )
     made.add_argument("--quick", action="store_true", help="less of everything: ends within 5 minutes, is noisy")
     made.add_argument(

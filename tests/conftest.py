@@ -92,7 +92,7 @@ def mounted(volume: Volume) -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Adds the logs to the report of a failed test; nothing secret is ever in them."""
+    """Add the logs to the report of a failed test; nothing secret is ever in them."""
     report = yield
     space = item.config.stash.get(_WORKSPACE, None)
     if space is not None and report.failed:
