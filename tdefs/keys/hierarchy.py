@@ -84,7 +84,7 @@ def derive_file_key(data_key: DataKey, file_id: bytes) -> bytes:
         29  16  the file id
 
     Bytes 0..31 of the result are the XTS data key (K1), bytes 32..63 the tweak key (K2).
-    Raises ValueError if ``file_id`` is not 16 bytes.
+    :raises ValueError: *file_id* is not 16 bytes.
     """
     if len(file_id) != FILE_ID_BYTES:
         raise ValueError(f"a file id has {FILE_ID_BYTES} bytes, not {len(file_id)}")
@@ -108,7 +108,7 @@ def derive_link_key(data_key: DataKey, link_id: bytes) -> bytes:
         0   34  ASCII "tdefs v1 symbolic link aes-256-gcm", no terminator
         34  16  the link id
 
-    Raises ValueError if ``link_id`` is not 16 bytes.
+    :raises ValueError: *link_id* is not 16 bytes.
     """
     if len(link_id) != LINK_ID_BYTES:
         raise ValueError(f"a link id has {LINK_ID_BYTES} bytes, not {len(link_id)}")
@@ -116,7 +116,7 @@ def derive_link_key(data_key: DataKey, link_id: bytes) -> bytes:
 
 
 def key_fingerprint(data_key: DataKey) -> bytes:
-    """Return 8 bytes that identify ``data_key`` and tell nothing about it; they may be shown.
+    """Return 8 bytes that identify *data_key* and reveal nothing about its secret; they may be shown.
 
     HKDF-SHA256, input the data key's 32 bytes, no salt, ``info`` the 24 bytes of ASCII
     "tdefs v1 key fingerprint", no terminator.
@@ -125,7 +125,7 @@ def key_fingerprint(data_key: DataKey) -> bytes:
 
 
 def derive_state_key(history_key: bytes) -> bytes:
-    """Return the 32-byte key of the MACs over what a daemon writes down of its volume: session, manifest.
+    """Return the 32-byte key of the MACs over what a daemon writes down about its volume: session, manifest.
 
     HKDF-SHA256, input the 32 bytes of the history's key, no salt, ``info`` the 21 bytes of ASCII
     "tdefs v1 volume state", no terminator.
@@ -134,9 +134,10 @@ def derive_state_key(history_key: bytes) -> bytes:
 
 
 class KeyRing:
-    """The unlocked data keys of one volume, every round of each that is not destroyed.
+    """The unlocked data keys of one volume, with every round that is not destroyed.
 
-    ``revision`` is that of the keystore which they come from: of two rings the one with the higher is newer.
+    ``revision`` is that of the keystore that they come from. Of two rings the one with the higher revision is
+    newer.
     """
 
     def __init__(
@@ -150,7 +151,10 @@ class KeyRing:
         revision: int = 0,
         history_key: bytes | None = None,
     ) -> None:
-        """Raise ValueError if the volume id is not 16 bytes, a round is double or the default is missing."""
+        """Make a ring of *keys*.
+
+        :raises ValueError: the volume id is not 16 bytes, a round is there twice, or the default key is missing.
+        """
         if len(volume_id) != VOLUME_ID_BYTES:
             raise ValueError(f"a volume id has {VOLUME_ID_BYTES} bytes, not {len(volume_id)}")
         self.volume_id = volume_id
@@ -181,13 +185,13 @@ class KeyRing:
         return sorted(self._rounds)
 
     def is_revoked(self, key: DataKey) -> bool:
-        """Tell whether no new file may use this round."""
+        """Return whether no new file may use this round."""
         return (key.name, key.round) in self.revoked
 
     def current(self, name: str) -> DataKey:
         """Return the newest round of ``name`` that is not revoked: the key for new files.
 
-        Raises TdefsError: DATA_KEY_UNKNOWN, DATA_KEY_REVOKED.
+        :raises TdefsError: DATA_KEY_UNKNOWN, DATA_KEY_REVOKED.
         """
         rounds = self._rounds.get(name)
         if rounds is None:
@@ -204,7 +208,7 @@ class KeyRing:
     def get(self, name: str, round: int) -> DataKey:
         """Return one round of ``name``: the key of an existing file.
 
-        Raises TdefsError: DATA_KEY_UNKNOWN, DATA_KEY_DESTROYED.
+        :raises TdefsError: DATA_KEY_UNKNOWN, DATA_KEY_DESTROYED.
         """
         key = self._rounds.get(name, {}).get(round)
         if key is None and (name, round) in self.destroyed:
@@ -222,7 +226,10 @@ class KeyRing:
 
 
 def history_key_of(ring: KeyRing) -> bytes:
-    """Return the key of the history's MACs. Raises ValueError for keys that come from no keystore."""
+    """Return the key of the history's MACs.
+
+    :raises ValueError: the keys come from no keystore.
+    """
     if ring.history_key is None:
         raise ValueError("these keys are of no keystore")
     return ring.history_key

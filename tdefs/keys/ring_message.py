@@ -1,7 +1,7 @@
-"""New keys on their way to a running daemon: sealed under the data keys that both sides already have.
+"""New keys on their way to a running daemon, encrypted under the data keys that both sides already have.
 
-The key of the seal is HKDF over the secrets of all rounds that both have, so only a process with the volume's
-keys can make or read a message. Whoever listens on the socket learns nothing.
+The key of a message is HKDF over the secrets of all rounds that both have. So only a process with the volume's
+keys can make or read a message. A process that listens on the socket learns nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tdefs.keys.hierarchy import ALGORITHMS, KEY_NAME, MAX_ROUND, SECRET_BYTES, 
 from tdefs.keys.kdf import hkdf_sha256
 
 _PURPOSE = b"tdefs v1 key ring message"
-_SEAL_KEY_BYTES = 32
+_MESSAGE_KEY_BYTES = 32
 _NONCE_BYTES = 12
 _MAX_REVISION = 2**63 - 1
 
@@ -28,13 +28,13 @@ Rounds = list[tuple[str, int]]
 
 
 class RingRefusedError(Exception):
-    """A message that is not taken, or not made; the text says why, and has no secret."""
+    """A message is not accepted, or cannot be made; the text says why, and has no secret."""
 
 
-def seal_ring(new: KeyRing, shared: Iterable[DataKey]) -> dict[str, Any]:
-    """Return the message that carries ``new`` to who has the keys ``shared``, as JSON's own types.
+def encrypt_ring(new: KeyRing, shared: Iterable[DataKey]) -> dict[str, Any]:
+    """Return the message that carries the ring *new* to a process with the keys *shared*, as JSON's own types.
 
-    Raises RingRefusedError for no shared key at all, as anybody could open such a message.
+    :raises RingRefusedError: there is no shared key at all: anybody could read such a message.
     """
     keys = sorted(shared, key=_place)
     if not keys:
@@ -51,37 +51,39 @@ def seal_ring(new: KeyRing, shared: Iterable[DataKey]) -> dict[str, Any]:
         "destroyed": sorted(new.destroyed),
     }
     nonce = os.urandom(_NONCE_BYTES)
-    sealed = AESGCM(_seal_key(keys, new.volume_id)).encrypt(
+    encrypted = AESGCM(_message_key(keys, new.volume_id)).encrypt(
         nonce, json.dumps(content).encode("ascii"), _bound_to(new.volume_id, rounds)
     )
-    return {"shared": [list(one) for one in rounds], "sealed": (nonce + sealed).hex()}
+    return {"shared": [list(one) for one in rounds], "encrypted": (nonce + encrypted).hex()}
 
 
-def open_ring(message: Mapping[str, Any], held: KeyRing) -> KeyRing:
-    """Return the new ring in ``message``, checked by who has the ring ``held``.
+def decrypt_ring(message: Mapping[str, Any], held: KeyRing) -> KeyRing:
+    """Return the new ring in *message*, for a process with the ring *held*.
 
-    It is taken only if it was sealed with every key that both rings have, is not older, changes no key and
-    loses none but those that it says are destroyed. Raises RingRefusedError.
+    It is accepted only if it was encrypted under every key that both rings have, is not older, changes no key, and
+    lacks none but those that it says are destroyed.
+
+    :raises RingRefusedError: it is not accepted.
     """
     try:
         rounds = _read_rounds(message.get("shared"), "shared")
         have = {_place(key): key for key in held}
         if not rounds or not have.keys() >= set(rounds):
-            raise RingRefusedError("it is not sealed with keys of this mount")
-        sealed = message.get("sealed")
-        data = bytes.fromhex(sealed) if isinstance(sealed, str) else b""
-        content = AESGCM(_seal_key([have[one] for one in sorted(set(rounds))], held.volume_id)).decrypt(
+            raise RingRefusedError("it is not encrypted under keys of this mount")
+        encrypted = message.get("encrypted")
+        data = bytes.fromhex(encrypted) if isinstance(encrypted, str) else b""
+        content = AESGCM(_message_key([have[one] for one in sorted(set(rounds))], held.volume_id)).decrypt(
             data[:_NONCE_BYTES], data[_NONCE_BYTES:], _bound_to(held.volume_id, rounds)
         )
         new = _read_ring(fields.read_json(content), held.volume_id)
     except (MalformedError, InvalidTag, ValueError):
-        # Raised outside: an error from within may hold what was decrypted.
+        # raised below, not here: an error raised here would have this one, which may hold what was decrypted
         pass
     else:
         _check(new, held, set(rounds))
         new.history_key = held.history_key
         return new
-    raise RingRefusedError("it is not sealed with the keys of this mount")
+    raise RingRefusedError("it is not encrypted under the keys of this mount")
 
 
 def _check(new: KeyRing, held: KeyRing, shared: set[tuple[str, int]]) -> None:
@@ -100,8 +102,8 @@ def _place(key: DataKey) -> tuple[str, int]:
     return key.name, key.round
 
 
-def _seal_key(keys: Iterable[DataKey], volume_id: bytes) -> bytes:
-    return hkdf_sha256(b"".join(key.secret for key in keys), _PURPOSE + volume_id, _SEAL_KEY_BYTES)
+def _message_key(keys: Iterable[DataKey], volume_id: bytes) -> bytes:
+    return hkdf_sha256(b"".join(key.secret for key in keys), _PURPOSE + volume_id, _MESSAGE_KEY_BYTES)
 
 
 def _bound_to(volume_id: bytes, rounds: Rounds) -> bytes:

@@ -13,7 +13,7 @@ from tdefs.control import StrangerError, ask, ask_status
 from tdefs.daemon.status import DaemonStatus
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import DataKey, KeyRing
-from tdefs.keys.ring_message import RingRefusedError, seal_ring
+from tdefs.keys.ring_message import RingRefusedError, encrypt_ring
 from tdefs.text import printable
 from tdefs.volume.description import Volume, is_in_use
 
@@ -90,7 +90,7 @@ def _tell(volume: Volume, keystore: Path, old: KeyRing, new: KeyRing, patience: 
     known: dict[tuple[str, int], DataKey] = {(key.name, key.round): key for ring in (old, new) for key in ring}
     users = {0, os.geteuid(), keystore.stat().st_uid}
     try:
-        message = seal_ring(new, [known[one] for one in held if one in known])
+        message = encrypt_ring(new, [known[one] for one in held if one in known])
         answer = ask(volume, "keys", only_of=users, **message)
     except (RingRefusedError, StrangerError) as error:
         raise _NotToldError(str(error)) from None

@@ -18,6 +18,7 @@ from tdefs.keys.keystore.changes import moved
 from tdefs.keys.keystore.entries import Document
 from tdefs.keys.keystore.file import Unlocked, remove_what_is_not_saved
 from tdefs.keys.keystore.transaction import KeystoreChange
+from tdefs.keys.keystore.unsaved import warn_on_stderr
 from tdefs.keys.protectors.base import Protector
 from tdefs.text import printable
 from tdefs.volume.description import Volume
@@ -81,7 +82,7 @@ class OpenChange:
             if maker is not None:
                 known = {entry.wrapped for entry in self.document.protectors}
                 entries = [entry for entry in new.document.protectors if entry.wrapped not in known]
-                remove_what_is_not_saved(self._change.path, maker, entries)
+                remove_what_is_not_saved(self._change.path, maker, entries, warn_on_stderr)
             raise
         self._args.changed = True
         if self._change.lacking:

@@ -18,7 +18,9 @@ from tdefs.cli.key.files import KeyFiles
 from tdefs.cli.protector.renewal import Renewal, candidates
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.keystore.changes import (
+from tdefs.keys.keystore.entries import ACTIVE, DESTROYED
+from tdefs.keys.keystore.file import Unlocked, remove_what_is_not_saved
+from tdefs.keys.keystore.key_changes import (
     chosen_rounds,
     create_data_key,
     destroy_rounds,
@@ -27,9 +29,8 @@ from tdefs.keys.keystore.changes import (
     rotate_data_key,
     rotate_master_key,
 )
-from tdefs.keys.keystore.entries import ACTIVE, DESTROYED
-from tdefs.keys.keystore.file import Unlocked, remove_what_is_not_saved
 from tdefs.keys.keystore.transaction import repair
+from tdefs.keys.keystore.unsaved import warn_on_stderr
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.policy.parse import load_policy
 from tdefs.text import printable
@@ -138,7 +139,7 @@ def run_rotate_master(args: argparse.Namespace) -> int:
             saved = change.document.protectors
             for old, entry, protector in renewal.renewed:
                 if entry.wrapped not in {one.wrapped for one in saved}:
-                    remove_what_is_not_saved(change.path, protector, [entry])
+                    remove_what_is_not_saved(change.path, protector, [entry], warn_on_stderr)
                 elif isinstance(protector, ThisHostProtector):
                     forget_here(protector, old)
     print_line(f"the master key is {new.master.name} now; every protector opens it, and no file was touched")

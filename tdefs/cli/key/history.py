@@ -9,9 +9,9 @@ from tdefs.cli.common.output import print_json, print_line, print_table
 from tdefs.cli.common.place import volume_of
 from tdefs.cli.common.unlocking import open_recorded, read_keystore, unlocking_secret
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.keystore.changes import find_data_key
 from tdefs.keys.keystore.history import history_path, read_history
 from tdefs.keys.keystore.history_checking import check_history
+from tdefs.keys.keystore.key_changes import find_data_key
 from tdefs.keys.keystore.wrapped_keys import open_history_key
 from tdefs.text import printable
 

@@ -14,8 +14,8 @@ from tdefs.cli.common.place import volume_of
 from tdefs.cli.common.unlocking import read_keystore
 from tdefs.errors import Exit
 from tdefs.keys.fields import show_time
-from tdefs.keys.keystore.changes import find_data_key
 from tdefs.keys.keystore.entries import VERSION, DataKeyEntry, Document, RoundEntry
+from tdefs.keys.keystore.key_changes import find_data_key
 from tdefs.offline.reader import describe_all
 
 _LIST_HEADERS = ("data key", "round", "state", "algorithm", "created", "fingerprint", "wrapped by", "")

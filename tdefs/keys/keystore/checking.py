@@ -1,4 +1,4 @@
-"""Checking an unlocked keystore: whether each protector and each round leads where it should."""
+"""Checking an unlocked keystore: whether each protector and each round leads to its key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from tdefs.keys.keystore.wrapped_keys import (
 
 
 def check_protector(document: Document, id: str, master: MasterKey) -> None:
-    """Check that protector ``id`` leads to ``master``, but for its secret. Raises TdefsError(KEYSTORE_DAMAGED)."""
+    """Check that protector *id* leads to *master*, as far as that can be checked without its secret.
+
+    :raises TdefsError: KEYSTORE_DAMAGED.
+    """
     entry = next(entry for entry in document.protectors if entry.id == id)
     key = kept_protector_key(document.volume_id, entry, master)
     if master_key_by_protector_key(document.volume_id, entry, key) != master:
@@ -25,7 +28,10 @@ def check_protector(document: Document, id: str, master: MasterKey) -> None:
 
 
 def check_round(document: Document, name: str, number: int, master: MasterKey) -> bool:
-    """Check that a round unwraps; return whether it is there. Raises TdefsError(KEYSTORE_DAMAGED)."""
+    """Check that a round can be unwrapped; return whether it is there: a destroyed one is not.
+
+    :raises TdefsError: KEYSTORE_DAMAGED.
+    """
     key = next(entry for entry in document.data_keys if entry.name == name)
     entry = next(one for one in key.rounds if one.round == number)
     if entry.wrapped is None:
@@ -35,7 +41,7 @@ def check_round(document: Document, name: str, number: int, master: MasterKey) -
 
 
 def faults(document: Document, master: MasterKey) -> Iterator[str]:
-    """Yield what is wrong with a document whose current master key is ``master``."""
+    """Yield what is wrong with a document whose current master key is *master*."""
     try:
         check_mac(document, master)
         for protector in document.protectors:

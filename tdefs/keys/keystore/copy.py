@@ -1,4 +1,4 @@
-"""A second volume with the keys of a first, such as a standby's: a copy of the keystore that goes its own way."""
+"""The keystore of a second volume with the keys of a first one, such as a standby's; the two change apart."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ from tdefs.keys.keystore.wrapped_keys import (
     sign,
 )
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.protectors.command_directory import command_directory
+from tdefs.keys.protectors.command_files import command_directory
 from tdefs.private import own_directory, own_place
 
 
 def copy_keystore(
     source: Keystore, path: Path, protector: Protector, place: Place, statements: Statements
 ) -> KeyRing:
-    """Write a copy of ``source`` at ``path`` and return its data keys; ``protector`` opens both.
+    """Write a copy of *source* at *path* and return its data keys; *protector* opens both.
 
-    Keys and protectors are the same. The history is the copy's own, with a key of its own, and begins with where
-    it comes from: the records of before stay with the original, and are not missing here. The copy knows one
-    volume, which is at ``place``, and may do what ``statements`` say.
+    Keys and protectors are the same. The copy has a history of its own, with a key of its own. Its first record
+    says where the copy comes from. The earlier records stay with the original, and are not missing here. The
+    copy knows one volume, which is at *place*, and may do what *statements* say. After an error neither file is
+    there.
 
-    Raises TdefsError: VOLUME_EXISTS if there is something at ``path``, or a history of something that was there;
-    OSError; and as :meth:`Keystore.open`. After an error neither file is there.
+    :raises TdefsError: VOLUME_EXISTS if there is something at *path*, or the history of a keystore that was there;
+        and as :meth:`Keystore.open`.
+    :raises OSError: a file cannot be written.
     """
     for left in (history_path(path), head_path(path)):
         if os.path.lexists(left):
@@ -67,7 +69,7 @@ def copy_keystore(
 
 
 def remove_copy(path: Path) -> None:
-    """Undo :func:`copy_keystore`, whose copy nobody has used yet."""
+    """Remove a copy that nobody has used yet, with its history."""
     with own_place(path) as directory:
         directory.unlink(path.name)
         for beside in (history_path(path), head_path(path)):
@@ -76,9 +78,10 @@ def remove_copy(path: Path) -> None:
 
 
 def copy_command_directory(source: Path, path: Path) -> None:
-    """Copy what the key command of the keystore ``source`` keeps beside it to beside ``path``, if there is any.
+    """Copy the directory of the key command of the keystore *source*, if there is one, for the keystore *path*.
 
-    Raises TdefsError(VOLUME_EXISTS) if there is something at that place already; OSError.
+    :raises TdefsError: VOLUME_EXISTS if there is something at its place already.
+    :raises OSError: it cannot be copied.
     """
     found, place = command_directory(source), command_directory(path)
     if not found.is_dir() or found.is_symlink():

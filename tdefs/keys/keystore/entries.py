@@ -1,4 +1,4 @@
-"""What a keystore contains (see document_text.py for its form as text)."""
+"""What a keystore contains: the document, and its entries. Its form as text is in text.py."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from datetime import datetime
 
 from tdefs.errors import Exit, TdefsError
 
-#: What is written, and read: no older one.
+#: The version of the format that is written, and the only one that is read.
 VERSION = 4
 MAC_BYTES = 32
 #: The cipher suite that every file may have.
 FIRST_SUITE = 1
+MAX_LABEL_CHARACTERS = 63
 
 ACTIVE = "active"
 REVOKED = "revoked"
@@ -32,7 +33,7 @@ class MasterKeyEntry:
 
 @dataclass(frozen=True)
 class ProtectorEntry:
-    """What one protector has wrapped; ``params`` is what the kind needs to unwrap it, no secret.
+    """What one protector has wrapped; ``params`` is what the kind needs to unwrap it, and has no secret.
 
     ``wrapped`` is the protector key, 32 random bytes, wrapped by the protector's secret;
     ``wrapped_master_key`` is the master key wrapped under the protector key, and ``kept_key`` the protector
@@ -55,8 +56,7 @@ class ProtectorEntry:
 class RoundEntry:
     """One round of a data key, wrapped by the master key ``wrapped_by``.
 
-    Destroyed, it is wrapped no more: ``wrapped_by`` and ``wrapped`` are None. ``fingerprint`` is that of
-    the key, 8 bytes.
+    After it was destroyed, ``wrapped_by`` and ``wrapped`` are None. ``fingerprint`` is that of the key, 8 bytes.
     """
 
     round: int
@@ -83,8 +83,8 @@ class DataKeyEntry:
 class Place:
     """Where a volume lies: the absolute path of its backing directory, and tdefs's own directory in that.
 
-    That directory's inode number tells the volume from a copy, which has another one; its device number may change
-    with each start of the host.
+    The inode number of that directory distinguishes the volume from a copy, which has another one. Its device
+    number may change with each start of the host.
     """
 
     path: str
@@ -94,12 +94,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Statements:
-    """What a volume may do. As it is made without arguments it is the strictest.
+    """What a volume may do. Without arguments it is the strictest.
 
-    ``plain_files``: whether files may lie in it that are not encrypted; once a policy is accepted that leaves any
-    in the clear, it stays so. ``lowest_suite``: files of a lower cipher suite are refused. ``policy_digest``: of
-    the policy that was accepted, 64 hexadecimal digits, or nothing where everything is encrypted; ``policy``: the
-    absolute path of its file, which says where to look and nothing more.
+    ``plain_files`` says whether files may lie in it that are not encrypted; after a policy was accepted that
+    leaves any in the clear, this stays so. Files of a lower cipher suite than ``lowest_suite`` are refused.
+    ``policy_digest`` is that of the policy that was accepted, 64 hexadecimal digits, or empty if everything is
+    encrypted. ``policy`` is the absolute path of its file, which says where to look for it and nothing more.
     """
 
     plain_files: bool = False
@@ -110,9 +110,9 @@ class Statements:
 
 @dataclass(frozen=True)
 class VolumeEntry:
-    """A volume that uses the keystore, and where it was when it was registered or last seen by a change.
+    """A volume that uses the keystore, where it was when a change last saw it, and what it may do.
 
-    What it may do is there, too, under the keystore's MAC: see :class:`Statements`.
+    See :class:`Place` and :class:`Statements`.
     """
 
     id: str
@@ -183,6 +183,11 @@ class Document:
             for entry in key.rounds
             if entry.state == DESTROYED
         }
+
+
+def is_label(text: str) -> bool:
+    """Return whether a protector may have this label: a short printable text, which may be empty."""
+    return len(text) <= MAX_LABEL_CHARACTERS and text.isprintable()
 
 
 def damaged(detail: str) -> TdefsError:

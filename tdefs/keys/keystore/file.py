@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.exposure import exposure
+from tdefs.keys.dialogue import Warn
 from tdefs.keys.hierarchy import KeyRing, MasterKey
 from tdefs.keys.keystore.entries import Document, Place, ProtectorEntry, Statements
 from tdefs.keys.keystore.text import MAX_BYTES, parse, serialise
-from tdefs.keys.keystore.unsaved import remove_unsaved
 from tdefs.keys.keystore.wrapped_keys import new_document, open_keys, open_master_key
 from tdefs.keys.limits import check_costs
+from tdefs.keys.private_files import exposure
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.private import own_place
 from tdefs.yamlfile import let_read
 
 FIRST_DATA_KEY = "dk_1"
 
+log = logging.getLogger(__name__)
+
+
+def log_warning(message: str, *, detail: str = "", hint: str = "") -> None:
+    """Log a warning, where no program around shows it."""
+    log.warning("%s (%s; HINT: %s)", message, detail, hint)
+
 
 @dataclass(frozen=True)
 class Unlocked:
-    """A keystore document with its current master key and its data keys; ``protector_id`` opened it."""
+    """A keystore document with its current master key and its data keys.
+
+    ``protector_id`` is the id of the protector that opened it.
+    """
 
     document: Document
     master: MasterKey
@@ -34,13 +46,16 @@ class Unlocked:
 
 @dataclass(frozen=True)
 class Keystore:
-    """A keystore that was read and found undamaged, still locked. ``document`` holds no open secret."""
+    """A keystore that was read and found undamaged, still locked. In ``document`` each secret is wrapped."""
 
     path: Path
     document: Document
 
     def __post_init__(self) -> None:
-        """Refuse what would take long to unlock, before anything is tried. Raises TdefsError(KEYSTORE_DAMAGED)."""
+        """Refuse what would take long to unlock, before anything is tried.
+
+        :raises TdefsError: KEYSTORE_DAMAGED.
+        """
         check_costs(self.document)
 
     @property
@@ -53,7 +68,10 @@ class Keystore:
         return sorted({entry.kind for entry in self.document.protectors})
 
     def check_volume(self, volume_id: bytes) -> None:
-        """Raise TdefsError(KEYSTORE_FOREIGN) unless the keys are those of the volume ``volume_id``."""
+        """Check that the keys are those of the volume *volume_id*.
+
+        :raises TdefsError: KEYSTORE_FOREIGN.
+        """
         if volume_id != self.volume_id:
             raise TdefsError(
                 Exit.KEYSTORE_FOREIGN,
@@ -63,15 +81,18 @@ class Keystore:
             )
 
     def unlock(self, protector: Protector) -> KeyRing:
-        """Return the data keys, unlocked with ``protector``. Raises as :meth:`open`."""
+        """Return the data keys, unlocked with *protector*.
+
+        :raises TdefsError: as :meth:`open`.
+        """
         return self.open(protector).ring
 
     def open(self, protector: Protector) -> Unlocked:
-        """Unlock with ``protector``.
+        """Unlock with *protector*.
 
-        Raises TdefsError: NO_SECRET if the keystore has no protector of this kind (before the secret is
-        asked for), WRONG_SECRET or WRAPPING_KEY_UNUSABLE if none of them opens, KEYSTORE_DAMAGED if the
-        keystore was altered by someone without the master key, and what fetching the secret raises.
+        :raises TdefsError: NO_SECRET if the keystore has no protector of this kind (before the secret is asked
+            for), WRONG_SECRET or WRAPPING_KEY_UNUSABLE if it opens none of them, KEYSTORE_DAMAGED if the keystore
+            was altered by somebody without the master key, and what fetching the secret raises.
         """
         if protector.kind not in self.kinds():
             raise TdefsError(
@@ -87,7 +108,7 @@ class Keystore:
         return Unlocked(self.document, current, by, open_keys(self.document, masters))
 
     def _master_keys(self, protector: Protector) -> tuple[dict[str, MasterKey], str]:
-        """Return by name every master key that ``protector`` opens, and which entry opened the current one."""
+        """Return by name every master key that *protector* opens, and which entry opened the current one."""
         opened: dict[str, MasterKey] = {}
         by = ""
         refusal: TdefsError | None = None
@@ -123,17 +144,18 @@ def create_keystore(
     data_key_names: Sequence[str] = (FIRST_DATA_KEY,),
     place: Place | None = None,
     statements: Statements | None = None,
+    warn: Warn = log_warning,
 ) -> KeyRing:
-    """Create the keystore of a new volume, which is at ``place``, at ``path`` (mode 0600); return its data keys.
+    """Create the keystore of a new volume, which is at *place*, at *path* (mode 0600); return its data keys.
 
-    ``statements`` are what the volume may do; without them the strictest.
+    It gets a master key, round 1 of each of *data_key_names*, the first of which becomes the default, and one
+    protector. What is returned was unlocked from the very bytes that are written. So a protector that cannot
+    unwrap what it has wrapped is found now, and not at the first mount. When this returns, the file is durable.
 
-    It gets a master key, round 1 of each of ``data_key_names``, of which the first becomes the default,
-    and one protector. What is returned was unlocked from the very bytes that are written, so a protector
-    that cannot undo what it did is found now and not at the first mount. When this returns it is durable.
-
-    Raises TdefsError: VOLUME_EXISTS if there is something at ``path``, which is left as it is; OS_ERROR;
-    and what the protector raises. What the protector made elsewhere is removed then.
+    :param statements: what the volume may do; without them the strictest.
+    :param warn: is called for what the protector made elsewhere and cannot remove after an error.
+    :raises TdefsError: VOLUME_EXISTS if there is something at *path*, which is left as it is; OS_ERROR; and what
+        the protector raises. What the protector made elsewhere is removed then.
     """
     if os.path.lexists(path):
         raise _exists(path)
@@ -141,26 +163,38 @@ def create_keystore(
     try:
         return write_new_keystore(path, document, protector)
     except BaseException:
-        remove_what_is_not_saved(path, protector, document.protectors)
+        remove_what_is_not_saved(path, protector, document.protectors, warn)
         raise
 
 
-def remove_what_is_not_saved(path: Path, protector: Protector, entries: Iterable[ProtectorEntry]) -> None:
-    """Undo what ``protector`` made elsewhere for ``entries`` that the keystore at ``path`` does not have.
+def remove_what_is_not_saved(
+    path: Path, protector: Protector, entries: Iterable[ProtectorEntry], warn: Warn
+) -> None:
+    """Remove what *protector* made elsewhere for *entries* that the keystore at *path* does not have.
 
-    Raises nothing: what is left behind is told on stderr.
+    This raises nothing: *warn* is called for what is left behind.
     """
+    saved: set[bytes] | None
     try:
         saved = {entry.wrapped for entry in load_keystore(path).document.protectors}
     except TdefsError as error:
         # the directory may be what failed, so nothing but its absence is certain
-        remove_unsaved(protector, entries, set() if error.exit_code is Exit.KEYSTORE_MISSING else None)
-    else:
-        remove_unsaved(protector, entries, saved)
+        saved = set() if error.exit_code is Exit.KEYSTORE_MISSING else None
+    for entry in entries:
+        made = protector.made(entry)
+        if made is None:
+            continue
+        if saved is None:
+            made.warn_left("the keystore cannot be read, and may need it", warn)
+        elif entry.wrapped not in saved:
+            made.remove(partial(protector.forget, entry), warn)
 
 
 def write_new_keystore(path: Path, document: Document, protector: Protector) -> KeyRing:
-    """Write a keystore where there is none; as :func:`create_keystore`, which has it made."""
+    """Write the keystore with *document*, which *protector* opens, where there is none; return its data keys.
+
+    :raises TdefsError: as :func:`create_keystore`.
+    """
     data = serialise(document)
     ring = Keystore(path, parse(data)).unlock(protector)
     try:
@@ -174,10 +208,10 @@ def write_new_keystore(path: Path, document: Document, protector: Protector) -> 
 
 
 def load_keystore(path: Path) -> Keystore:
-    """Read the keystore at ``path``; no secret is needed.
+    """Read the keystore at *path*; no secret is needed.
 
-    Raises TdefsError: KEYSTORE_MISSING; KEYSTORE_EXPOSED if group or others have any permission, or, unless
-    this process is root's, the owner is neither root nor its user; FILE_UNTRUSTED; KEYSTORE_DAMAGED; OS_ERROR.
+    :raises TdefsError: KEYSTORE_MISSING; KEYSTORE_EXPOSED if group or others have any permission, or, unless this
+        process is root's, the owner is neither root nor its user; FILE_UNTRUSTED; KEYSTORE_DAMAGED; OS_ERROR.
     """
     try:
         with own_place(path) as directory:

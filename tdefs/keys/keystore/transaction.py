@@ -1,9 +1,10 @@
 """Changing a keystore file: one change at a time, and whenever it stops, the old or the new one is there whole.
 
-Beside the keystore lie ``NAME.lock``, which who changes it has locked with flock(2) and which tells who that
-is, and, while a change is under way, ``NAME.new``. The steps are those of PostgreSQL's proposed pg_alterckey:
-lock; undo what an earlier attempt left; write down in the history what will be done; build the new keystore
-beside the old; fsync; read back, and check that it opens; swap by rename; fsync the directory; unlock.
+Beside the keystore lies ``NAME.lock``. The process that changes the keystore has locked it with flock(2), and
+has written into it which process that is. While a change is under way there is also ``NAME.new``. The steps are
+those of PostgreSQL's proposed pg_alterckey: lock; undo what an earlier attempt left; write down in the history
+what will be done; build the new keystore beside the old one; fsync; read back, and check that it opens; swap by
+rename; fsync the directory; unlock.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ _SHOWN_FINDINGS = 3
 class KeystoreChange:
     """The right to change one keystore, for the time of a ``with`` block.
 
-    ``keystore`` is what was found, still locked by its secret; ``undone`` says what an earlier attempt left, and,
-    after :meth:`save`, ``lacking`` what was wrong with the history before, or nothing.
+    ``keystore`` is what was found, still locked by its secret. ``undone`` says what an earlier attempt left. After
+    :meth:`save`, ``lacking`` says what was wrong with the history before, or is empty.
     """
 
     def __init__(self, path: Path, command: str) -> None:
-        """``command`` says to others what is being done. Raises what :func:`load_keystore` raises."""
+        """Prepare a change.
+
+        :param command: says to others what is being done.
+        """
         self.path = path.absolute()
         self._command = command
         self._lock: int | None = None
@@ -52,12 +56,16 @@ class KeystoreChange:
         self.lacking = ""
 
     def __enter__(self) -> Self:
-        """Take the lock. Raises TdefsError: KEYSTORE_BUSY, and what :func:`load_keystore` raises; OSError."""
+        """Take the lock, and undo what an earlier attempt left.
+
+        :raises TdefsError: KEYSTORE_BUSY, and what :func:`load_keystore` raises.
+        :raises OSError: the lock cannot be taken.
+        """
         try:
             with own_place(self.path, keeper=self.path.name) as directory:
                 self._lock = _lock(directory, self.path, self._command)
         except (FileNotFoundError, NotADirectoryError):
-            load_keystore(self.path)  # which says it better
+            load_keystore(self.path)  # its message is better
             raise
         try:
             self.keystore = load_keystore(self.path)
@@ -80,12 +88,16 @@ class KeystoreChange:
     def save(
         self, unlocked: Unlocked, secrets: Sequence[Protector], what: Mapping[str, str | int | None] | None = None
     ) -> Unlocked:
-        """Write ``unlocked`` in place of the keystore, once it is certain that it can be read back and opened.
+        """Write *unlocked* in place of the keystore, once it is certain that it can be read back and opened.
 
-        ``secrets`` are those of the protectors that must open it, each of which is tried. ``what`` is for the
-        history, in which the change is written down first. Returns the keystore as it was written.
-        Raises TdefsError: OS_ERROR for a keystore that cannot be read back right, KEYSTORE_FULL, and what a secret
-        raises; OSError. The keystore is as it was then, unless only the last fsync, of the directory, failed.
+        After an error the keystore is as it was before, unless only the last fsync, of the directory, failed.
+
+        :param secrets: what must open it; each of them is tried.
+        :param what: what the history says of the change. It is written down there first.
+        :returns: the keystore as it was written.
+        :raises TdefsError: OS_ERROR for a keystore that cannot be read back right, KEYSTORE_FULL, and what a
+            secret raises.
+        :raises OSError: a file cannot be written.
         """
         new = beside(self.path, "new")
         with own_place(self.path, keeper=self.path.name) as directory:
@@ -114,7 +126,7 @@ class KeystoreChange:
         document, master = unlocked.document, unlocked.master
         key = open_history_key(document.volume_id, document.history, master)
         if finished:
-            # from now on the keystore counts what is there now, so what is not there must be told here
+            # from now on the keystore counts what is there now, so this record must say what is not there
             found = check_history(read_history(self.path), key, document.history, document.revision).findings
             self.lacking = "; ".join(found[:_SHOWN_FINDINGS])
             what = {**what, "lacking": self.lacking or None, "revision": document.revision}
@@ -137,9 +149,9 @@ def beside(path: Path, suffix: str) -> Path:
 
 
 def undo(path: Path, document: Document) -> list[str]:
-    """Remove what a stopped change of the keystore, which is ``document``, has left; say what that was.
+    """Remove what a stopped change of the keystore with *document* has left; say what that was.
 
-    The caller holds the lock, so nobody is at work on it.
+    The caller holds the lock, so no other process is at work.
     """
     new = beside(path, "new")
     with own_place(path, keeper=path.name) as directory:
@@ -162,8 +174,9 @@ def undo(path: Path, document: Document) -> list[str]:
 def repair(path: Path) -> list[str]:
     """Bring the keystore's directory in order after a change that was stopped; say what was found and done.
 
-    Raises TdefsError: KEYSTORE_BUSY while a change is under way; KEYSTORE_MISSING or KEYSTORE_DAMAGED if the
-    keystore cannot be read and there is no whole new one beside it; OSError.
+    :raises TdefsError: KEYSTORE_BUSY while a change is under way; KEYSTORE_MISSING or KEYSTORE_DAMAGED if the
+        keystore cannot be read and there is no whole new one beside it.
+    :raises OSError: a file cannot be removed or renamed.
     """
     path = path.absolute()
     new = beside(path, "new")
@@ -171,7 +184,7 @@ def repair(path: Path) -> list[str]:
         with KeystoreChange(path, "repair") as change:
             return [*change.undone, *_remove_temporaries(path)]
     except TdefsError as error:
-        # no kill leaves this; a failing disk or a person may
+        # a kill never leaves this; a failing disk or a person may
         if error.exit_code not in (Exit.KEYSTORE_MISSING, Exit.KEYSTORE_DAMAGED):
             raise
         kept = beside(path, "damaged")
@@ -196,7 +209,7 @@ def repair(path: Path) -> list[str]:
 
 
 def _remove_temporaries(path: Path) -> list[str]:
-    """Remove what a keystore's creation, stopped in the middle, has left."""
+    """Remove what the creation of a keystore has left that was stopped in the middle."""
     removed = []
     with own_directory(path.parent) as directory:
         for temporary in path.parent.glob(f".{path.name}.*.tmp"):
@@ -206,7 +219,7 @@ def _remove_temporaries(path: Path) -> list[str]:
 
 
 def _lock(directory: OwnDirectory, keystore: Path, command: str) -> int:
-    """Lock the file beside *keystore*, made with its owner, and note who did; return its descriptor."""
+    """Lock the file beside *keystore*, and write into it who did; return its descriptor."""
     path = beside(keystore, "lock")
     descriptor = directory.open(path.name, os.O_RDWR | os.O_CREAT)
     try:
@@ -217,7 +230,7 @@ def _lock(directory: OwnDirectory, keystore: Path, command: str) -> int:
                 Exit.KEYSTORE_BUSY,
                 f'another process is changing the keystore "{keystore}"',
                 detail=_holder(descriptor),
-                hint="wait for its end, and try again; the lock ends with the process, whatever it ends by",
+                hint="wait for its end, and try again; the lock ends with that process",
             ) from None
         note = {"pid": os.getpid(), "command": command, "since": fields.show_time(now()), **acting_user()}
         with naming(path):
@@ -231,7 +244,7 @@ def _lock(directory: OwnDirectory, keystore: Path, command: str) -> int:
 
 
 def _holder(descriptor: int) -> str:
-    """Return who holds the lock, so far as its note can be read."""
+    """Return who holds the lock, as its note says; nothing if that cannot be read."""
     try:
         note = json.loads(os.pread(descriptor, _MAX_LOCK_BYTES, 0))
         return ascii(f"process {note['pid']} of user {note['user']}, since {note['since']}: {note['command']}")[
@@ -242,7 +255,7 @@ def _holder(descriptor: int) -> str:
 
 
 def _write(directory: OwnDirectory, name: str, data: bytes, mode: int) -> None:
-    """Write a new file with mode and owner of the old keystore, and make its bytes durable."""
+    """Write a new file with the mode and the owner of the old keystore, and make its bytes durable."""
     descriptor = directory.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         directory.give(descriptor)
@@ -256,7 +269,7 @@ def _write(directory: OwnDirectory, name: str, data: bytes, mode: int) -> None:
 
 
 def _read_back(directory: OwnDirectory, name: str) -> bytes:
-    """Return what the disk has, not what the page cache remembers, where the kernel lets us choose."""
+    """Return what is on the disk, not what is in the page cache, where the kernel lets us choose."""
     descriptor = directory.open(name, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""Sealing a keystore document: wrapping the keys in it and making the MAC over all of it; and the reverse."""
+"""The keys in a keystore's document: how each is wrapped and unwrapped, and the MAC over the whole document."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.hmac import HMAC
 
 from tdefs.keys.hierarchy import AES_256_XTS, SECRET_BYTES, DataKey, KeyRing, MasterKey, key_fingerprint
 from tdefs.keys.kdf import hkdf_sha256
@@ -29,6 +25,7 @@ from tdefs.keys.keystore.entries import (
     damaged,
 )
 from tdefs.keys.keystore.text import signed_bytes
+from tdefs.keys.mac import fits_mac, make_mac
 from tdefs.keys.protectors.base import Protector, WrongSecretError
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 
@@ -58,11 +55,12 @@ def new_document(
     place: Place | None = None,
     statements: Statements | None = None,
 ) -> Document:
-    """Return the sealed document of a new volume: new keys, and one protector that opens mk_1.
+    """Return the document of a new volume: new keys, and one protector that opens mk_1.
 
-    ``data_key_names`` are the data keys, the default first; ``place`` is where the volume is, which the keystore
-    then knows, and ``statements`` what it may do. Raises ValueError if a name is invalid or there twice or none is
-    given, and what ``protector.wrap`` raises.
+    :param data_key_names: the names of the data keys, the default first.
+    :param place: where the volume is, which the keystore then knows; *statements* say what it may do.
+    :raises ValueError: a name is invalid or there twice, or none is given.
+    :raises TdefsError: what ``protector.wrap`` raises.
     """
     if not data_key_names or len(set(data_key_names)) != len(data_key_names):
         raise ValueError("a keystore has at least one data key, and each name once")
@@ -86,7 +84,7 @@ def new_document(
 
 
 def new_volume_entry(id: str, place: Place, may: Statements) -> VolumeEntry:
-    """Return the entry of a volume that is registered now, and what it ``may`` do."""
+    """Return the entry of a volume that is registered now, and of what it *may* do."""
     return VolumeEntry(
         id,
         now(),
@@ -101,23 +99,21 @@ def new_volume_entry(id: str, place: Place, may: Statements) -> VolumeEntry:
 
 
 def sign(document: Document, master: MasterKey) -> Document:
-    """Return ``document`` with the MAC that the current master key makes."""
-    return replace(document, mac=_mac(document, master).finalize())
+    """Return *document* with the MAC that *master*, the current master key, makes."""
+    return replace(document, mac=make_mac(_mac_key(document, master), signed_bytes(document)))
 
 
 def check_mac(document: Document, master: MasterKey) -> None:
-    """Raise TdefsError(KEYSTORE_DAMAGED) unless the current master key ``master`` has made the MAC."""
-    try:
-        _mac(document, master).verify(document.mac)
-    except InvalidSignature:
-        raise damaged("it was altered by someone without the master key") from None
+    """Check that *master*, the current master key, has made the MAC.
+
+    :raises TdefsError: KEYSTORE_DAMAGED.
+    """
+    if not fits_mac(document.mac, _mac_key(document, master), signed_bytes(document)):
+        raise damaged("it was altered by someone without the master key")
 
 
-def _mac(document: Document, master: MasterKey) -> HMAC:
-    key = hkdf_sha256(master.secret, _MAC_PURPOSE + document.volume_id, _DERIVED_KEY_BYTES)
-    mac = HMAC(key, SHA256())
-    mac.update(signed_bytes(document))
-    return mac
+def _mac_key(document: Document, master: MasterKey) -> bytes:
+    return hkdf_sha256(master.secret, _MAC_PURPOSE + document.volume_id, _DERIVED_KEY_BYTES)
 
 
 # --- protectors
@@ -126,7 +122,10 @@ def _mac(document: Document, master: MasterKey) -> HMAC:
 def new_protector_entry(
     volume_id: bytes, protector: Protector, id: str, label: str, master: MasterKey
 ) -> ProtectorEntry:
-    """Return an entry with a new protector key, wrapped by ``protector``. Raises what that raises."""
+    """Return an entry with a new protector key, wrapped by *protector*.
+
+    :raises TdefsError: what ``protector.wrap`` raises.
+    """
     key = os.urandom(SECRET_BYTES)
     wrapped = protector.wrap(key, _protector_key_context(volume_id, id, protector.kind))
     entry = ProtectorEntry(id, protector.kind, now(), master.name, wrapped.params, wrapped.wrapped, label)
@@ -134,7 +133,7 @@ def new_protector_entry(
 
 
 def give_master_key(volume_id: bytes, entry: ProtectorEntry, key: bytes, master: MasterKey) -> ProtectorEntry:
-    """Return ``entry``, whose protector key is ``key``, such that it opens ``master``."""
+    """Return *entry*, whose protector key is *key*, changed so that it opens *master*."""
     return replace(
         entry,
         master_key=master.name,
@@ -146,7 +145,10 @@ def give_master_key(volume_id: bytes, entry: ProtectorEntry, key: bytes, master:
 
 
 def kept_protector_key(volume_id: bytes, entry: ProtectorEntry, master: MasterKey) -> bytes:
-    """Return the protector key of ``entry`` by way of the master key."""
+    """Return the protector key of *entry*, unwrapped by the master key.
+
+    :raises TdefsError: KEYSTORE_DAMAGED.
+    """
     context = _kept_context(volume_id, entry, master.name)
     try:
         return _unwrap(master.secret, _PROTECTOR_KEY_WRAPPING, entry.kept_key, context)
@@ -155,16 +157,21 @@ def kept_protector_key(volume_id: bytes, entry: ProtectorEntry, master: MasterKe
 
 
 def open_master_key(document: Document, entry: ProtectorEntry, protector: Protector) -> MasterKey:
-    """Return the master key of ``entry``.
+    """Return the master key of *entry*, by the secret of *protector*.
 
-    Raises NotMineError, WrongSecretError, TdefsError(KEYSTORE_DAMAGED), and what fetching the secret raises.
+    :raises NotMineError: the protector has not made the entry.
+    :raises WrongSecretError: the secret does not fit.
+    :raises TdefsError: KEYSTORE_DAMAGED, and what fetching the secret raises.
     """
     key = protector.unwrap(entry, _protector_key_context(document.volume_id, entry.id, entry.kind))
     return master_key_by_protector_key(document.volume_id, entry, key)
 
 
 def master_key_by_protector_key(volume_id: bytes, entry: ProtectorEntry, key: bytes) -> MasterKey:
-    """Return the master key of ``entry``, whose protector key is ``key``."""
+    """Return the master key of *entry*, whose protector key is *key*.
+
+    :raises TdefsError: KEYSTORE_DAMAGED.
+    """
     context = _master_context(volume_id, entry, entry.master_key)
     try:
         secret = _unwrap(key, _MASTER_KEY_WRAPPING, entry.wrapped_master_key, context)
@@ -177,13 +184,13 @@ def master_key_by_protector_key(volume_id: bytes, entry: ProtectorEntry, key: by
 
 
 def new_round_entry(volume_id: bytes, key: DataKey, master: MasterKey) -> RoundEntry:
-    """Return the entry of a new round."""
+    """Return the entry of a new round of a data key."""
     entry = RoundEntry(key.round, key.algorithm, now(), ACTIVE, None, None, key_fingerprint(key))
     return wrap_round(volume_id, entry, key, master)
 
 
 def wrap_round(volume_id: bytes, entry: RoundEntry, key: DataKey, master: MasterKey) -> RoundEntry:
-    """Return ``entry`` with ``key``, which it is of, wrapped by ``master``."""
+    """Return *entry* with its *key* wrapped by *master*."""
     context = _data_key_context(volume_id, key.name, key.round, master.name)
     return replace(
         entry,
@@ -194,9 +201,9 @@ def wrap_round(volume_id: bytes, entry: RoundEntry, key: DataKey, master: Master
 
 
 def open_keys(document: Document, masters: Mapping[str, MasterKey]) -> KeyRing:
-    """Check the MAC and unwrap every data key with ``masters``, which has at least the current one.
+    """Check the MAC, and unwrap every data key with *masters*, which has at least the current one.
 
-    Raises TdefsError: KEYSTORE_DAMAGED; WRONG_SECRET if a data key's master key is not among ``masters``.
+    :raises TdefsError: KEYSTORE_DAMAGED; WRONG_SECRET if the master key of a data key is not among *masters*.
     """
     check_mac(document, masters[document.current_master_key().name])
     rounds = [(key.name, entry) for key in document.data_keys for entry in key.rounds]
@@ -217,7 +224,10 @@ def open_keys(document: Document, masters: Mapping[str, MasterKey]) -> KeyRing:
 
 
 def unwrap_round(volume_id: bytes, name: str, entry: RoundEntry, masters: Mapping[str, MasterKey]) -> DataKey:
-    """Return one round that is not destroyed. Raises as :func:`open_keys`."""
+    """Return the key of a round that is not destroyed.
+
+    :raises TdefsError: as :func:`open_keys`.
+    """
     where = f"round {entry.round} of data key {name}"
     master = masters.get(entry.wrapped_by or "")
     if master is None:
@@ -243,13 +253,16 @@ def new_history_anchor(volume_id: bytes, master: MasterKey) -> HistoryAnchor:
 
 
 def wrap_history_key(volume_id: bytes, anchor: HistoryAnchor, key: bytes, master: MasterKey) -> HistoryAnchor:
-    """Return ``anchor`` with ``key`` wrapped by ``master``."""
+    """Return *anchor* with the history's *key* wrapped by *master*."""
     wrapped = _wrap(master.secret, _HISTORY_KEY_WRAPPING, key, _history_context(volume_id, master.name))
     return replace(anchor, wrapped_by=master.name, wrapped=wrapped)
 
 
 def open_history_key(volume_id: bytes, anchor: HistoryAnchor, master: MasterKey) -> bytes:
-    """Return the key of the history's MACs. Raises TdefsError(KEYSTORE_DAMAGED)."""
+    """Return the key of the history's MACs.
+
+    :raises TdefsError: KEYSTORE_DAMAGED.
+    """
     try:
         return _unwrap(
             master.secret, _HISTORY_KEY_WRAPPING, anchor.wrapped, _history_context(volume_id, master.name)

@@ -26,7 +26,7 @@ from tdefs.keys.keystore.text import serialise
 from tdefs.keys.keystore.transaction import KeystoreChange
 from tdefs.keys.keystore.wrapped_keys import sign
 from tdefs.keys.protectors.command import CommandProtector
-from tdefs.keys.ring_message import RingRefusedError, open_ring
+from tdefs.keys.ring_message import RingRefusedError, decrypt_ring
 from tests.support.daemon_status import daemon_status
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.unit.cli.volume_command import VolumeCommand
@@ -80,7 +80,7 @@ class Daemon:
 
     def _adopt(self, message: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            self.ring = open_ring(message, self.ring)
+            self.ring = decrypt_ring(message, self.ring)
         except RingRefusedError as error:
             return {"refused": str(error)}
         return {"keystore_revision": self.ring.revision}

@@ -1,4 +1,4 @@
-"""What a protector made elsewhere does not outlive a change that was not saved. Covers keystore/unsaved.py."""
+"""What a protector made elsewhere does not outlive a change that was not saved. Covers keystore/file.py."""
 
 from __future__ import annotations
 

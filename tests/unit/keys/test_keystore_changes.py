@@ -10,18 +10,16 @@ import pytest
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.keys.keystore.changes import (
-    add_protector,
-    change_protector,
+from tdefs.keys.keystore.changes import add_protector, change_protector, remove_protector
+from tdefs.keys.keystore.entries import Document
+from tdefs.keys.keystore.file import Keystore, Unlocked
+from tdefs.keys.keystore.key_changes import (
     create_data_key,
     destroy_rounds,
-    remove_protector,
     revoke_rounds,
     rotate_data_key,
     rotate_master_key,
 )
-from tdefs.keys.keystore.entries import Document
-from tdefs.keys.keystore.file import Keystore, Unlocked
 from tdefs.keys.keystore.text import parse, serialise
 from tdefs.keys.keystore.wrapped_keys import kept_protector_key, new_document, open_history_key, sign
 from tdefs.keys.protectors.base import Protector

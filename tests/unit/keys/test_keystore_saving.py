@@ -21,10 +21,11 @@ import pytest
 from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.keystore import transaction
-from tdefs.keys.keystore.changes import add_protector, change_protector, rotate_data_key, rotate_master_key
+from tdefs.keys.keystore.changes import add_protector, change_protector
 from tdefs.keys.keystore.file import Keystore, Unlocked, create_keystore, load_keystore
 from tdefs.keys.keystore.history import read_history
 from tdefs.keys.keystore.history_checking import check_history
+from tdefs.keys.keystore.key_changes import rotate_data_key, rotate_master_key
 from tdefs.keys.keystore.text import serialise
 from tdefs.keys.keystore.transaction import KeystoreChange, repair
 from tdefs.keys.keystore.wrapped_keys import open_history_key

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
-from tdefs.keys.ring_message import RingRefusedError, open_ring, seal_ring
+from tdefs.keys.ring_message import RingRefusedError, decrypt_ring, encrypt_ring
 from tests.unit.keys.keystore_samples import OTHER_VOLUME_ID, VOLUME_ID, everything_shown
 
 DK_1 = DataKey("dk_1", 1, AES_256_XTS, bytes(range(32)))
@@ -23,7 +23,7 @@ NEW = KeyRing(VOLUME_ID, "dk_1", [DK_1, DK_1_2], revoked=[("dk_1", 1)], destroye
 
 def refusal(message: dict[str, Any], held: KeyRing = HELD) -> str:
     with pytest.raises(RingRefusedError) as caught:
-        open_ring(message, held)
+        decrypt_ring(message, held)
     shown = everything_shown(caught.value)
     for key in (DK_1, DK_1_2, DK_2):
         assert key.secret.hex() not in shown
@@ -37,7 +37,7 @@ def over_the_wire(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_new_keys_arrive_with_their_states() -> None:
-    ring = open_ring(over_the_wire(seal_ring(NEW, [DK_2, DK_1])), HELD)
+    ring = decrypt_ring(over_the_wire(encrypt_ring(NEW, [DK_2, DK_1])), HELD)
     assert list(ring) == list(NEW)
     assert (ring.revoked, ring.destroyed, ring.revision) == (NEW.revoked, NEW.destroyed, 6)
     assert ring.default_name == "dk_1"
@@ -45,7 +45,7 @@ def test_new_keys_arrive_with_their_states() -> None:
 
 
 def test_no_key_is_in_the_message_in_the_clear() -> None:
-    wire = json.dumps(seal_ring(NEW, [DK_1, DK_2]))
+    wire = json.dumps(encrypt_ring(NEW, [DK_1, DK_2]))
     for key in (DK_1, DK_1_2, DK_2):
         assert key.secret.hex() not in wire
         assert key.secret.hex().encode().hex() not in wire
@@ -53,46 +53,46 @@ def test_no_key_is_in_the_message_in_the_clear() -> None:
 
 def test_no_message_is_made_that_anybody_could_open() -> None:
     with pytest.raises(RingRefusedError, match="none of the keys"):
-        seal_ring(NEW, [])
+        encrypt_ring(NEW, [])
 
 
 def test_sender_without_the_keys_is_refused() -> None:
     stranger = replace(DK_1, secret=bytes(32))
-    assert "not sealed" in refusal(seal_ring(NEW, [stranger, DK_2]))
-    assert "not sealed" in refusal(seal_ring(NEW, [DK_1]) | {"shared": []})
-    assert "not sealed" in refusal(seal_ring(NEW, [DK_1, DK_2, replace(DK_2, name="dk_9")]))
+    assert "not encrypted" in refusal(encrypt_ring(NEW, [stranger, DK_2]))
+    assert "not encrypted" in refusal(encrypt_ring(NEW, [DK_1]) | {"shared": []})
+    assert "not encrypted" in refusal(encrypt_ring(NEW, [DK_1, DK_2, replace(DK_2, name="dk_9")]))
 
 
 def test_sender_with_one_leaked_key_of_several_is_refused() -> None:
     both = KeyRing(VOLUME_ID, "dk_1", [DK_1, DK_2, DK_1_2], revision=6)
-    assert "another key" in refusal(seal_ring(both, [DK_2]))
+    assert "another key" in refusal(encrypt_ring(both, [DK_2]))
 
 
 def test_ring_of_another_volume_is_refused() -> None:
     foreign = KeyRing(OTHER_VOLUME_ID, "dk_1", [DK_1, DK_2], revision=6)
-    assert "not sealed" in refusal(seal_ring(foreign, [DK_1, DK_2]))
+    assert "not encrypted" in refusal(encrypt_ring(foreign, [DK_1, DK_2]))
 
 
 def test_older_ring_is_refused_so_that_no_revocation_is_undone_by_a_replay() -> None:
-    old = seal_ring(KeyRing(VOLUME_ID, "dk_1", [DK_1, DK_2], revision=4), [DK_1, DK_2])
+    old = encrypt_ring(KeyRing(VOLUME_ID, "dk_1", [DK_1, DK_2], revision=4), [DK_1, DK_2])
     assert "older" in refusal(old)
-    assert open_ring(seal_ring(HELD, [DK_1, DK_2]), HELD).revision == 5
+    assert decrypt_ring(encrypt_ring(HELD, [DK_1, DK_2]), HELD).revision == 5
 
 
 def test_ring_that_changes_or_loses_a_key_is_refused() -> None:
     changed = KeyRing(VOLUME_ID, "dk_1", [DK_1, replace(DK_2, secret=bytes(32))], revision=6)
-    assert refusal(seal_ring(changed, [DK_1, DK_2])) == "it has another key for round 1 of dk_2"
+    assert refusal(encrypt_ring(changed, [DK_1, DK_2])) == "it has another key for round 1 of dk_2"
     lost = KeyRing(VOLUME_ID, "dk_1", [DK_1], revision=6)
-    assert refusal(seal_ring(lost, [DK_1, DK_2])) == "it lacks round 1 of dk_2"
+    assert refusal(encrypt_ring(lost, [DK_1, DK_2])) == "it lacks round 1 of dk_2"
 
 
 def test_any_changed_bit_is_found() -> None:
-    message = seal_ring(NEW, [DK_1, DK_2])
-    sealed = bytes.fromhex(message["sealed"])
+    message = encrypt_ring(NEW, [DK_1, DK_2])
+    sealed = bytes.fromhex(message["encrypted"])
     for place in range(len(sealed)):
         altered = bytearray(sealed)
         altered[place] ^= 1
-        assert "not sealed" in refusal(message | {"sealed": altered.hex()})
+        assert "not encrypted" in refusal(message | {"encrypted": altered.hex()})
 
 
 values = st.recursive(
@@ -102,7 +102,7 @@ values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["shared", "sealed"]), values))
+@given(st.dictionaries(st.sampled_from(["shared", "encrypted"]), values))
 def test_arbitrary_messages_are_refused(message: dict[str, Any]) -> None:
     refusal(message)
-    refusal(seal_ring(NEW, [DK_1, DK_2]) | {"shared": message.get("shared")})
+    refusal(encrypt_ring(NEW, [DK_1, DK_2]) | {"shared": message.get("shared")})
