@@ -30,13 +30,12 @@ FORBIDDEN = {
     "pg": FUSE | SERVING | {"tdefs.offline", "tdefs.cli"},
     "data": ABOVE | {"pyfuse3", "tdefs.tree", "tdefs.fuse", "tdefs.daemon", "tdefs.offline"},
     "tree": ABOVE | FUSE | {"tdefs.daemon", "tdefs.fuse", "tdefs.offline"},
-    "manifest": ABOVE | FUSE | {"tdefs.tree", "tdefs.fuse"},
     "fuse": ABOVE | {"tdefs.daemon", "tdefs.offline"},
     "daemon": ABOVE,
     "offline": FUSE | ABOVE | {"tdefs.tree", "tdefs.fuse", "tdefs.daemon"},
     "mounts": FUSE | SERVING | ABOVE,
     "volume": FUSE | ABOVE | {"tdefs.tree", "tdefs.fuse", "tdefs.daemon", "tdefs.offline", "tdefs.manifest"},
-    "manifest": FUSE | ABOVE | {"tdefs.fuse", "tdefs.daemon", "tdefs.offline"},
+    "manifest": FUSE | ABOVE | {"tdefs.tree", "tdefs.fuse", "tdefs.daemon", "tdefs.offline"},
 }
 
 
