@@ -1,8 +1,8 @@
 """Files that start with zeros: what is behind these, and the mark that shows a plain one.
 
-A plain file may hold anything, zeros too, and its content is stored as it is. An encrypted file whose header was wiped
-starts with zeros as well. So that the two can be distinguished, a plain file carries a mark beside its content: an
-extended attribute, which goes with the file through renames and links.
+A plain file may hold anything, zeros too, and its content is stored as it is. An encrypted file whose header was
+wiped starts with zeros as well. So that the two can be distinguished, a plain file carries a mark beside its
+content: an extended attribute, which goes with the file through renames and links.
 """
 
 from __future__ import annotations
