@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import trio
 from tdefs.data.calls import SystemCalls
 from tdefs.data.data_file import DataFile
 from tdefs.data.reading import Reader
+from tdefs.format.content import Content, Range
 from tdefs.format.errors import DamagedLength
 from tdefs.format.layout import PAGE_SIZE
 from tests.support.open_files import open_new
@@ -138,3 +139,38 @@ def test_a_read_beside_which_nothing_changed_is_done_once(calls: Racing, file: D
 def test_a_read_beyond_the_end_reads_nothing(calls: Racing, file: DataFile) -> None:
     assert bytes(trio.run(Reader(calls).read, file, len(OLD), 100)) == b""
     assert calls.labels == []
+
+
+class InTwoPieces:
+    """A content whose reads need two stored ranges each: that of suite 1, and the first 4 bytes of the file."""
+
+    def __init__(self, inner: Content) -> None:
+        self._inner = inner
+        self.state = inner.state
+        self.is_inside = inner.is_inside
+        self.write = inner.write
+        self.truncate = inner.truncate
+
+    def ranges(self, offset: int, size: int) -> Sequence[Range]:
+        inner = self._inner.ranges(offset, size)
+        return (*inner, (0, 4)) if inner else ()
+
+    def decode(
+        self, offset: int, size: int, stored: Sequence[bytes | bytearray]
+    ) -> bytes | bytearray | memoryview:
+        *inner, head = stored
+        return bytes(head) + bytes(self._inner.decode(offset, size, inner))
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_read_may_need_several_stored_ranges(
+    calls: Racing, file: DataFile, in_memory: bool, changed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.pwrite(file.fd, b"head", 0)
+    file.content = InTwoPieces(file.content)
+    if in_memory:
+        monkeypatch.setattr(Racing, "pread_cached", SystemCalls.pread_cached)
+    elif changed:
+        calls.meanwhile = lambda: CHANGES["longer"](file)
+    assert read(calls, file) == b"head" + OLD
