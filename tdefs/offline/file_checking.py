@@ -168,7 +168,7 @@ class FileChecker:
         found: FileCheck,
         relation: RelationFile,
         cluster: ControlFile | None,
-        chunk: bytes | memoryview,
+        chunk: bytes | bytearray | memoryview,
         block: int,
     ) -> list[BadPage]:
         checksums = cluster is not None and cluster.checksums
