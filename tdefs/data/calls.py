@@ -237,10 +237,10 @@ class SystemCalls:
         """Make a hard link of what *fd* leads to; O_PATH is enough."""
         os.link(_itself(fd), new_name, dst_dir_fd=new_directory)
 
-    # No system call removes or renames what a descriptor leads to: the next three go by name, and what lies there
-    # may have been exchanged an instant before. What then goes, or moves, is what was put into the directory
-    # instead, by who could have removed or moved it just as well; nothing outside of the two directories, and
-    # nothing that a link leads to, is touched. What moved is checked like anything else when it is looked up.
+    # No system call removes or renames what a descriptor leads to. The next three go by name, and what lies there
+    # may have been exchanged an instant before. Then they remove or move what was put there instead. A user who
+    # could put it there could have removed or moved the other one as well. Nothing outside of the two directories
+    # is touched, and nothing that a link leads to. What moved is checked like anything else when it is looked up.
 
     def unlink(self, label: str, name: bytes, directory: int) -> None:
         """Remove a name that is no directory."""

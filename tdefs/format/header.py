@@ -99,8 +99,6 @@ class Identity(NamedTuple):
     - CLASS: ``fork`` is a :class:`FileClass`.
     - SPECIAL: ``fork`` is the type (1 = FIFO, 2 = character device, 6 = block device, 12 = socket), ``database`` a
       device's major number, ``relfilenode`` its minor number.
-    - SPECIAL: ``fork`` is the type (1 = FIFO, 2 = character device, 6 = block device, 12 = socket), ``database`` a
-      device's major number, ``relfilenode`` its minor number.
     """
 
     binding: Binding
@@ -155,7 +153,7 @@ class Header:
     suite: int = DEFAULT_SUITE.number
 
     def accepts(self, identity: Identity) -> bool:
-        """Tell whether the file may be opened as *identity*."""
+        """Return whether the file may be opened as *identity*."""
         return identity in self.identities or ANY_PLACE in self.identities
 
     def bound_to(self, *identities: Identity) -> Header:
@@ -225,7 +223,7 @@ def decode_header(record: bytes, volume_id: bytes | None) -> Header:
 def verify_header(record: bytes, header: Header, mac_key: bytes, fingerprint: bytes) -> None:
     """Check that *record*, decoded as *header*, was made with the data key of *mac_key* and *fingerprint*.
 
-    :raises WrongKey: another key of the same name made it, or nobody who had the key did.
+    :raises WrongKey: it was made with another key of the same name, or without the key.
     """
     if header.key_fingerprint != fingerprint:
         raise WrongKey(f"the header was made with another key called {header.key_name!r}")
@@ -241,7 +239,7 @@ def shown_file_id(record: bytes) -> bytes:
 
 
 def resembles_header(record: bytes, volume_id: bytes) -> bool:
-    """Tell whether *record* starts an encrypted file, be it a damaged one.
+    """Return whether *record* starts an encrypted file, be it a damaged one.
 
     A plain file is any file without a header, so a header with a flipped bit must not pass for one: the magic
     and the volume id are two witnesses, and damage would have to hit both.
@@ -253,7 +251,7 @@ def resembles_header(record: bytes, volume_id: bytes) -> bool:
 
 
 def _is_of_version_1(record: bytes) -> bool:
-    """Tell whether *record* is an intact one of format version 1, told by a checksum that was elsewhere."""
+    """Return whether *record* is an intact one of format version 1, whose checksum was elsewhere."""
     old = record[:_OLD_RECORD_SIZE]
     return old.startswith(MAGIC + b"\x01\0") and _sha256(old[:_OLD_CHECKSUM_AT]) == old[_OLD_CHECKSUM_AT:]
 

@@ -18,18 +18,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from tdefs.data.calls import SystemCalls
-from tdefs.data.forms import (
-    Broken,
-    Doubts,
-    Empty,
-    Encrypted,
-    FileForms,
-    Form,
-    Plain,
-    check_identity,
-    identity_at,
-    look_at,
-)
+from tdefs.data.forms import Broken, Doubts, Empty, Encrypted, FileForms, Form, Plain, look_at
+from tdefs.data.identity import check_identity, identity_at
 from tdefs.data.link_encryption import LinkCipher
 from tdefs.data.zeros import StoredDoubts
 from tdefs.errors import TdefsError

@@ -9,7 +9,8 @@ from errno import EPERM
 from tdefs.data.calls import Owner, SystemCalls
 from tdefs.data.complaints import Complaints
 from tdefs.data.data_file import DataFile
-from tdefs.data.forms import Empty, Encrypted, FileForms, Form, Plain, identity_at
+from tdefs.data.forms import Empty, Encrypted, FileForms, Form, Plain
+from tdefs.data.identity import identity_at
 from tdefs.data.zeros import mark_plain, mark_zeros, remove_mark
 from tdefs.format.header import Header
 from tdefs.format.layout import HEADER_SIZE

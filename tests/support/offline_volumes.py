@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tdefs.cli.main import COMMANDS, build_parser
-from tdefs.data.forms import Expectations, FileForms, identity_at
+from tdefs.data.forms import Expectations, FileForms
+from tdefs.data.identity import identity_at
 from tdefs.data.link_encryption import LinkCipher
 from tdefs.format.header import RECORD_SIZE, Header, decode_header
 from tdefs.format.layout import HEADER_SIZE

@@ -99,8 +99,8 @@ class XtsContent:
             self._use_new_cipher()
             self._extend(length)
         elif length < self.state.length:
-            # What stays of the last block behind *length* is old data; reads stop before it, and who makes the
-            # file longer writes that block anew.
+            # What stays of the last block behind *length* is old data. Reads stop before it, and before the file
+            # becomes longer that block is written anew.
             self.state.is_tail_written = False
             self._store.truncate(stored_size(length))
             self.state.length = length

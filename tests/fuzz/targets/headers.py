@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from tdefs.data.forms import Broken, Encrypted, Expectations, FileForms, check_identity
+from tdefs.data.forms import Broken, Encrypted, Expectations, FileForms
+from tdefs.data.identity import check_identity
 from tdefs.format.errors import FormatError
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Binding, FileClass, Identity, named, of_class
 from tdefs.format.layout import HEADER_SIZE

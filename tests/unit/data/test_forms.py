@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tdefs.data.forms import Broken, Empty, Encrypted, Expectations, FileForms, Plain, check_identity, identity_at
+from tdefs.data.forms import Broken, Empty, Encrypted, Expectations, FileForms, Plain
+from tdefs.data.identity import check_identity, identity_at
 from tdefs.format.errors import (
     DamagedHeader,
     ForeignFile,

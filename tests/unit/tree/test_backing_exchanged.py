@@ -10,7 +10,8 @@ import pytest
 
 from tdefs.data.backing_store import BackingStore
 from tdefs.data.calls import Owner, SystemCalls
-from tdefs.data.forms import Encrypted, identity_at
+from tdefs.data.forms import Encrypted
+from tdefs.data.identity import identity_at
 from tdefs.data.losses import Event
 from tdefs.format.content import FileState
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Identity
