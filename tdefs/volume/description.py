@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, TdefsError, VolumeInUseError
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
 from tdefs.keys.keystore.entries import MAC_BYTES
 from tdefs.keys.mac import fits_state_mac, state_mac
@@ -321,9 +321,7 @@ class VolumeLock:
         if not _lock(fd):
             os.close(fd)
             holder, hint = _who_uses(self._volume)
-            raise TdefsError(
-                Exit.VOLUME_IN_USE, f'volume "{self._volume.backing}" is in use', detail=holder, hint=hint
-            )
+            raise VolumeInUseError(f'volume "{self._volume.backing}" is in use', detail=holder, hint=hint)
         self._fd = fd
         try:
             self.verify()
@@ -344,8 +342,7 @@ class VolumeLock:
         except OSError:
             is_held = False
         if not is_held:
-            raise TdefsError(
-                Exit.VOLUME_IN_USE,
+            raise VolumeInUseError(
                 f'the lock on volume "{self._volume.backing}" is lost',
                 detail=f'"{self._volume.private}" was replaced or removed, or another process has it locked',
                 hint="see that no other process uses the volume, then try again",

@@ -164,7 +164,7 @@ class Volume:
 
     def cat(self, relpath: str) -> bytes:
         """The decrypted content of one file, read without a mount."""
-        command = [str(TDEFS), "cat", str(self.backing), relpath, *self.unlock]
+        command = [str(TDEFS), "cat", relpath, "--volume", str(self.backing), *self.unlock]
         done = subprocess.run(command, capture_output=True, timeout=LIMIT, check=False)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr.decode()}"
         return done.stdout

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from dataclasses import dataclass
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_line
-from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.unlocking import add_config
 from tdefs.control import ask, from_refusal
 from tdefs.errors import Exit, TdefsError
@@ -16,27 +17,27 @@ from tdefs.volume.description import is_in_use
 _PATIENCE_SECONDS = 600
 
 
-def add_reload(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the sub-command ``reload``."""
+def add_reload(commands: Subcommands) -> None:
+    """Add the subcommand ``reload``."""
     reload = commands.add_parser(
         "reload",
-        help="have the daemon of a mounted volume read its policy again",
+        help="have a running mount read its policy again",
         description="The daemon reads the policy's file again and checks it as 'tdefs mount' does: a policy that "
         "leaves more in the clear must have been accepted ('tdefs policy accept'). If anything is wrong, the old "
         "policy stays in use. New files follow the new policy; files that are there stay as they are.",
     )
-    add_place(reload)
-    reload.add_argument("place", metavar="VOLUME", type=Path, nargs="?", help="the same without --volume")
+    add_volume(reload)
     add_config(reload)
-    reload.set_defaults(run=_run)
+    takes(reload, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    if args.place is not None:
-        if args.volume is not None:
-            raise TdefsError(Exit.USAGE, "the volume is named twice", hint="name it once")
-        args.volume = args.place
-    volume = volume_of(args)
+@dataclass(frozen=True, slots=True)
+class _Options:
+    volume: VolumeChoice
+
+
+def _run(_invocation: Invocation, options: _Options) -> int:
+    volume = options.volume.find()
     answer = ask(volume, "policy", seconds=_PATIENCE_SECONDS)
     if answer is None:
         if not is_in_use(volume):
