@@ -10,7 +10,7 @@ from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.unlocking import add_config
 from tdefs.control import ask, from_refusal
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import DaemonNotToldError, Exit, TdefsError
 from tdefs.volume.description import is_in_use
 
 # The daemon may have to write much to the disk before it leaves a first file in the clear.
@@ -46,8 +46,7 @@ def _run(_invocation: Invocation, options: _Options) -> int:
                 f'the volume "{volume.backing}" is not mounted',
                 hint="'tdefs mount' reads the policy when it begins",
             )
-        raise TdefsError(
-            Exit.DAEMON_NOT_TOLD,
+        raise DaemonNotToldError(
             f'the daemon of volume "{volume.backing}" does not answer this user',
             hint="try as root or as the daemon's user",
         )
