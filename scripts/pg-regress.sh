@@ -7,6 +7,7 @@
 #   --all               both
 #   --tap [SUITE...]    the TAP suites, or only these: subscription, recovery, pg_basebackup, pg_rewind,
 #                       pg_verifybackup, pg_upgrade, pg_amcheck
+#   --only FILE         only this file of the TAP suites, such as 001_rep_changes.pl; may be repeated
 #   --jobs N            files of a TAP suite at a time (2)
 #   --plain             on a plain directory, to tell a failure of the suite from one of tdefs
 #   --recommended       with the settings that the README recommends
@@ -25,7 +26,7 @@ set -euo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 if [[ ${1-} == -h || ${1-} == --help ]]; then
-    sed -n '2,23s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"
+    sed -n '2,24s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"
     exit 0
 fi
 bash "$repo/scripts/setup.sh" --dev || exit 2

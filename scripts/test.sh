@@ -3,6 +3,7 @@
 #
 #   scripts/test.sh                      everything
 #   scripts/test.sh PYTEST-ARGUMENT...   the same, with only these tests: scripts/test.sh tests/unit -k header
+#   scripts/test.sh --whole ...          the same, with every file of PostgreSQL's suites that a usual run takes some of
 #   scripts/test.sh --strange ...        the same where signals, umask, language, limits and more are unusual; as root
 #
 # As root the tests run PostgreSQL as the user postgres, as a user everything as that user. Whatever the end, a
@@ -11,10 +12,14 @@ set -euo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 if [[ ${1-} == -h || ${1-} == --help ]]; then
-    sed -n '2,9s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"
+    sed -n '2,10s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"
     exit 0
 fi
 cd -- "$repo"
+if [[ ${1-} == --whole ]]; then
+    shift
+    export TDEFS_TEST_WHOLE=1
+fi
 if [[ ${1-} == --strange ]]; then
     shift
     exec bash tests/support/strange.sh bash "$repo/scripts/test.sh" "$@"

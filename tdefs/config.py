@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.settings import Settings
+from tdefs.keys.sources.settings import Settings
 from tdefs.private import read_regular
 from tdefs.text import shortened
 from tdefs.trust import check_trusted

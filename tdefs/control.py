@@ -17,6 +17,7 @@ from typing import Any
 
 from tdefs.daemon.status import DaemonStatus, MalformedStatusError
 from tdefs.data.read_only import control_places
+from tdefs.errors import Exit, TdefsError
 from tdefs.private import UntrustedError, own_place
 from tdefs.volume.description import Volume
 
@@ -36,15 +37,21 @@ class StrangerError(Exception):
 
 
 def ask(
-    volume: Volume, name: str, *, only_of: Collection[int] | None = None, **more: Any
+    volume: Volume,
+    name: str,
+    *,
+    only_of: Collection[int] | None = None,
+    seconds: float = TIMEOUT_SECONDS,
+    **more: Any,
 ) -> dict[str, Any] | None:
     """Ask the daemon of *volume*; ``None`` if there is none, or it does not answer this user in time.
 
+    :param seconds: the time that the daemon has for its answer.
     :param only_of: the users whose process may be told; a volume's directory may be another user's to write to.
     :raises StrangerError: a process of another user listens, which was told nothing.
     """
     for path in (volume.control_socket, *control_places(volume.backing)):
-        found = _ask_at(path, {"request": name, **more}, only_of)
+        found = _ask_at(path, {"request": name, **more}, only_of, seconds)
         if found is not None:
             return found
     return None
@@ -58,14 +65,16 @@ def ask_status(volume: Volume, *, only_of: Collection[int] | None = None) -> Dae
         return None  # what listens there is no daemon of this version
 
 
-def _ask_at(path: Path, request: dict[str, Any], only_of: Collection[int] | None) -> dict[str, Any] | None:
+def _ask_at(
+    path: Path, request: dict[str, Any], only_of: Collection[int] | None, seconds: float
+) -> dict[str, Any] | None:
     try:
         with (
             own_place(path) as directory,
             directory.socket_address(path.name) as address,
             socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client,
         ):
-            deadline = time.monotonic() + TIMEOUT_SECONDS
+            deadline = time.monotonic() + seconds
             _wait_until(client, deadline)
             _connect(client, address, deadline)
             if only_of is not None and (user := _listener(client)) not in only_of:
@@ -84,6 +93,20 @@ def _ask_at(path: Path, request: dict[str, Any], only_of: Collection[int] | None
     except (OSError, ValueError, RecursionError, UntrustedError):
         return None  # what lies in its place is nobody to be asked
     return found if isinstance(found, dict) else None
+
+
+def as_refusal(error: TdefsError) -> dict[str, Any]:
+    """Return the part of an answer that says why a request was refused."""
+    return {"exit_code": error.exit_code, "message": error.message, "detail": error.detail, "hint": error.hint}
+
+
+def from_refusal(refusal: Any) -> TdefsError:
+    """Return the error that :func:`as_refusal` passed on; whatever else it is becomes an error, too."""
+    try:
+        texts = [str(refusal[name]) for name in ("message", "detail", "hint")]
+        return TdefsError(Exit(refusal["exit_code"]), texts[0], detail=texts[1], hint=texts[2])
+    except (KeyError, TypeError, ValueError):
+        return TdefsError(Exit.DAEMON_NOT_TOLD, "the daemon refused the request, and gave no reason")
 
 
 def _wait_until(client: socket.socket, deadline: float) -> None:

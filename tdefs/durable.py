@@ -1,4 +1,4 @@
-"""Writing a small file so that after a crash it is there whole, in its old or its new version."""
+"""Writing a small file so that a crash leaves it whole, in its old or its new version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o600, *, replace: bool = True) -> None:
-    """Write ``data`` to ``path``, as :func:`write_durably_in` does, which says what is raised."""
+    """Write ``data`` to ``path``, as :func:`write_durably_in` does; see there for the errors."""
     directory = _open_directory(path.parent)
     try:
         with naming(path):
@@ -38,14 +38,16 @@ def write_durably_in(
 ) -> None:
     """Write ``data`` to ``name`` in an open directory; when this returns, file and directory entry are durable.
 
-    The bytes go to a temporary file in the same directory, never readable by others, which then takes
-    the name in one step, with the permission bits ``mode`` whatever the umask, and belongs to ``owner`` (user,
-    group) if one is given. A crash leaves at the name the old content (or nothing) or the new content, and at
-    worst a temporary file beside it whose name starts with a dot and ends in ``.tmp``.
+    The bytes go to a temporary file in the same directory, which others can never read. This file then takes the
+    name in one step. It has the permission bits ``mode``, whatever the umask is, and belongs to ``owner`` (user,
+    group) if one is given. After a crash the name has the old content (or does not exist) or the new content. At
+    worst a temporary file stays beside it, whose name starts with a dot and ends in ``.tmp``.
 
-    Raises FileExistsError if ``replace`` is false and the name is taken, even by a dangling symbolic link;
-    OSError for anything else. After an error all is as before, with one exception: if only the last
-    step, the fsync of the directory, failed, the new content is in place but may not survive a crash.
+    After an error everything is as before, with one exception: if only the last step, the fsync of the directory,
+    failed, the new content is in place but may not survive a crash.
+
+    :raises FileExistsError: ``replace`` is false and the name is taken, even by a dangling symbolic link.
+    :raises OSError: any other failure.
     """
     temporary = f".{name}.{secrets.token_hex(8)}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -71,7 +73,7 @@ def write_durably_in(
 
 
 def _rename_to_new(directory: int, name: str, new: str) -> None:
-    """Rename where ``new`` is not taken; rename(2) would silently replace it, in a race, too."""
+    """Rename if ``new`` is not taken. rename(2) would silently replace it, also in a race."""
     arguments = directory, os.fsencode(name), directory, os.fsencode(new), _RENAME_NOREPLACE
     if _libc.renameat2(*arguments) == 0:
         return
@@ -84,7 +86,7 @@ def _rename_to_new(directory: int, name: str, new: str) -> None:
 
 
 def sync_directory(directory: int) -> None:
-    """Make the entries of an open directory durable, by whatever right it was opened. Raises OSError."""
+    """Make the entries of an open directory durable, in whatever mode it was opened. Raise OSError."""
     descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.fsync(descriptor)
@@ -93,7 +95,7 @@ def sync_directory(directory: int) -> None:
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make the entries of ``directory`` durable. Raises OSError."""
+    """Make the entries of ``directory`` durable. Raise OSError."""
     descriptor = _open_directory(directory)
     try:
         os.fsync(descriptor)

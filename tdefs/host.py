@@ -1,4 +1,4 @@
-"""What the process asks of the host so that keys do not leave its memory, and files can be opened."""
+"""What the process asks of the host: that keys do not leave its memory, and that files can be opened."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 _KEPT_BYTES = 32 << 20
 
-#: Address space that the daemon has from the beginning: the buffers of all requests that it works on at a time,
-#: and what these need to be encrypted and decrypted.
+#: Address space that the daemon reserves at the beginning: the buffers of all requests that it works on at one
+#: time, and what it needs to encrypt and decrypt them.
 RESERVED_BYTES = 128 << 20
 _LEAST_BYTES = 64 << 20
 _PIECE_BYTES = 4 << 20
@@ -39,10 +39,10 @@ _libc.free.argtypes = [ctypes.c_void_p]
 
 
 def expect_signals() -> None:
-    """Undo what a caller may have left that makes every program deaf: blocked signals, ignored ends of children.
+    """Reset signals that the caller may have blocked, and SIGCHLD, which the caller may have ignored.
 
-    With SIGCHLD ignored the kernel forgets how a child ended, and a failed key command looks like one that did
-    well. What a caller ignores on purpose (SIGHUP, by nohup) stays ignored.
+    With SIGCHLD ignored the kernel forgets how a child ended, and a failed key command looks like a successful
+    one. What a caller ignores on purpose (SIGHUP, by nohup) stays ignored.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -51,11 +51,13 @@ def expect_signals() -> None:
 def harden_process() -> None:
     """Keep this process's memory out of core dumps and away from debuggers of the same user.
 
-    To be called before any secret is read. A program started later (a key command) is dumpable again,
-    because exec resets it, but inherits the core size limit of zero. Raises TdefsError(OS_ERROR).
+    Call this before any secret is read. A program that is started later (a key command) is dumpable again, because
+    exec resets it, but it inherits the core size limit of zero.
+
+    :raises TdefsError: OS_ERROR.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The size limit does not hold where core_pattern is a pipe (systemd-coredump); this flag does, and it
+    # The size limit has no effect where core_pattern is a pipe (systemd-coredump). This flag has, and it also
     # denies ptrace and /proc/PID/mem to other processes of the same user.
     if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         reason = os.strerror(ctypes.get_errno())
@@ -63,10 +65,10 @@ def harden_process() -> None:
 
 
 def refuse_tracer() -> None:
-    """Go no further while a debugger is attached: it would read each secret that this process gets.
+    """Refuse to go on while a debugger is attached: it would read each secret that this process gets.
 
-    To be called after :func:`harden_process`, which keeps those out that are not root's; one that came earlier, or
-    that followed a fork, is still there. One that came and went in between leaves no trace.
+    Call this after :func:`harden_process`, which keeps out debuggers that are not root's. A debugger that attached
+    earlier, or followed a fork, is still attached. One that attached and detached in between leaves no trace.
 
     :raises TdefsError: PROCESS_TRACED.
     """
@@ -82,7 +84,7 @@ def refuse_tracer() -> None:
 def lock_memory() -> bool:
     """Keep this process's memory out of swap; return whether that was possible.
 
-    To be called before any secret is read, and again after a fork, which undoes it.
+    Call this before any secret is read, and again after a fork, which undoes it.
 
     Without the right to lock all memory nothing is done: under a small RLIMIT_MEMLOCK (8 MB by default)
     MCL_FUTURE makes every later allocation beyond the limit fail, so the daemon would die of a
@@ -99,7 +101,7 @@ def lock_memory() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator keep what is freed, instead of giving it back to the kernel at once.
+    """Make the allocator keep freed memory, instead of giving it back to the kernel at once.
 
     Requests of 1 MiB allocate and free buffers of that size. With glibc's defaults each one is mapped,
     faulted in page by page and unmapped again, which costs more than encrypting it.
@@ -110,14 +112,14 @@ def keep_freed_memory() -> None:
 
 
 def reserve_memory() -> None:
-    """Take the address space that requests need, as far as it can be had, and leave it to the allocator.
+    """Reserve the address space that requests need, as far as possible, and leave it to the allocator.
 
-    A limit (RLIMIT_AS, strict overcommit) may be reached at any time, and a request that has no memory fails.
-    Nothing is touched, so nothing is in use that was not before. To be called after :func:`keep_freed_memory`.
+    A limit (RLIMIT_AS, strict overcommit) may be reached at any time, and a request without memory fails. The
+    memory is not touched, so it is reserved but not in use. Call this after :func:`keep_freed_memory`.
 
-    :raises TdefsError: OS_ERROR, where there is not even room for a buffer for each request.
+    :raises TdefsError: OS_ERROR if there is not even room for a buffer for each request.
     """
-    # threads would take 64 MiB each for themselves, and get nothing of what is reserved here
+    # otherwise each thread would take 64 MiB for itself, and could not use what is reserved here
     _libc.mallopt(_M_ARENA_MAX, 1)
     pieces = [_libc.malloc(_PIECE_BYTES) for _ in range(RESERVED_BYTES // _PIECE_BYTES)]
     reserved = sum(_PIECE_BYTES for piece in pieces if piece)
@@ -133,24 +135,24 @@ def reserve_memory() -> None:
 
 
 def raise_file_limit() -> int:
-    """Raise the soft limit of open files to the hard limit, and return the soft limit then in force.
+    """Raise the soft limit of open files to the hard limit, and return the soft limit that is then in force.
 
     Each file that PostgreSQL has open through the mount needs a descriptor in this process.
     """
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Refused where the hard limit is above a since lowered fs.nr_open; the old limit then serves.
+    # This fails if fs.nr_open was lowered below the hard limit; the old limit stays then.
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def has_capability(number: int) -> bool:
-    """Tell whether capability ``number`` is in this thread's effective set (proc(5), CapEff)."""
+    """Return whether capability ``number`` is in this thread's effective set (proc(5), CapEff)."""
     return bool(int(_status("CapEff") or "0", 16) >> number & 1)
 
 
 def _status(name: str) -> str:
-    """Return a field of this thread's status (proc(5)), "" if there is none."""
+    """Return a field of this thread's status (proc(5)); "" if there is none."""
     for line in Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace").splitlines():
         found, _, value = line.partition(":")
         if found == name:
@@ -159,9 +161,10 @@ def _status(name: str) -> str:
 
 
 def tell_service_manager() -> None:
-    """Say that the service is ready to the service manager that has started it; without one nothing is done.
+    """Tell the service manager that has started this service that it is ready. Do nothing without a manager.
 
-    The protocol of sd_notify(3). A manager that cannot be told ends the service when its patience ends.
+    This is the protocol of sd_notify(3). If the message does not arrive, the manager ends the service after a
+    time.
     """
     address = os.environ.pop("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

@@ -1,12 +1,11 @@
 """Files of tdefs's own: those in ``.tdefs``, keystores and what lies beside them, host keys, logs.
 
-They are opened relative to a directory that is opened once, and only as what tdefs makes: regular files with
-one name, of the right owner, to which nobody else may write. A symbolic link is not followed; a FIFO or a device
-is not even opened, so nothing waits, and no lock is held meanwhile.
+The directory is opened once, and each file relative to it. A file is opened only if it is what tdefs makes: a
+regular file with one name, of the right owner, to which nobody else may write. Symbolic links are not followed.
+FIFOs and devices are not even opened, so nothing waits, and no lock is held meanwhile.
 
-Whose they may be: root's and this process's user's. What root runs may also have to do with a directory of
-another user, as of a daemon that is not root's. Whatever this user puts there, root changes nothing but files of
-this user's.
+The files may belong to root and to the user of this process. A process of root may also use a directory of
+another user, if the daemon runs as that user. Whatever this user puts there, root changes only files of this user.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# somebody removes it and makes it again; who does that for ever is answered with an error
+# somebody removes the file and makes it again; if that never ends, it is an error
 _TRIES = 16
 
-#: Judges owner and mode of a file in place of the rules here. Raises TdefsError.
+#: Checks owner and mode of a file instead of the rules here. Raises TdefsError.
 Judge = Callable[[Path, os.stat_result], None]
 
 
 class UntrustedError(TdefsError):
-    """What lies in the place of a file of tdefs's own is none, or others could have changed it."""
+    """A file of tdefs's own is not what tdefs makes, or others could have changed it."""
 
     def __init__(self, path: Path, what: str, hint: str) -> None:
         super().__init__(
@@ -51,17 +50,17 @@ class UntrustedError(TdefsError):
 
 
 def reason_of(error: OSError | UntrustedError) -> str:
-    """Return what to tell of an error of a file of tdefs's own, beside where it lies."""
+    """Return the reason of an error of a file of tdefs's own, for a message that names the file already."""
     return error.message if isinstance(error, UntrustedError) else str(error.strerror)
 
 
 class OwnDirectory:
-    """A directory with files of tdefs's own, open."""
+    """An open directory with files of tdefs's own."""
 
     def __init__(self, way: Way, keeper: str | None = None) -> None:
-        """:param keeper: the file in it whose owner the files here belong to; else the directory's.
+        """:param keeper: the file in it whose owner all files here belong to; without it, the directory's owner.
 
-        :raises TdefsError: FILE_UNTRUSTED.
+        :raises UntrustedError: others could exchange the directory or write to it.
         """
         self.path = way.path
         self.fd = way.fd
@@ -74,7 +73,7 @@ class OwnDirectory:
         self._readers = {0, user, self._owner.st_uid}
         self._writers = set(self._readers)
         if user == 0 and status.st_uid != 0:
-            # its owner may have put there what root has left elsewhere
+            # its owner may have moved files of root here
             self._writers = {status.st_uid, self._owner.st_uid}
             self._readers.add(status.st_uid)
         elif user != 0:
@@ -97,10 +96,12 @@ class OwnDirectory:
             )
 
     def open(self, name: str, flags: int, *, judge: Judge | None = None) -> int:
-        """Open a file, with O_CREAT a new one with mode 0600 as well; the descriptor is the caller's to close.
+        """Open a file, or with O_CREAT make one with mode 0600. The caller closes the descriptor.
 
-        :param judge: decides whether owner and mode of a file that was there are right
-        :raises TdefsError: FILE_UNTRUSTED, or what *judge* raises; OSError, such as FileNotFoundError.
+        :param judge: checks owner and mode of a file that existed already.
+        :raises UntrustedError: it is not such a file, or others could have changed it.
+        :raises TdefsError: what *judge* raises.
+        :raises OSError: such as FileNotFoundError.
         """
         path = self.path / name
         with named(path):
@@ -108,7 +109,7 @@ class OwnDirectory:
                 found = self._find(name)
                 if found is None:
                     if not flags & os.O_CREAT:
-                        return os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.fd)  # which says what is so
+                        return os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.fd)  # raises the right error
                     with suppress(FileExistsError):
                         return self._create(name, flags)
                     if flags & os.O_EXCL:
@@ -124,12 +125,12 @@ class OwnDirectory:
         raise UntrustedError(path, "somebody makes and removes it all the time", "see who uses the directory")
 
     def read(self, name: str, most: int, *, judge: Judge | None = None) -> bytes:
-        """Return a file's content, at most *most* bytes. Raises as :meth:`open`."""
+        """Return a file's content, at most *most* bytes. Raise what :meth:`open` raises."""
         with os.fdopen(self.open(name, os.O_RDONLY, judge=judge), "rb") as file:
             return file.read(most)
 
     def read_whole(self, name: str, most: int) -> bytes:
-        """Return all of a file, of which nobody knows how long it is. Raises as :meth:`open`; EFBIG."""
+        """Return a whole file, whatever its length. Raise what :meth:`open` raises; EFBIG above *most* bytes."""
         with named(self.path / name), os.fdopen(self.open(name, os.O_RDONLY), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
@@ -137,12 +138,12 @@ class OwnDirectory:
             return file.read(size)
 
     def write_durably(self, name: str, data: bytes, mode: int = 0o600, *, replace: bool = True) -> None:
-        """Write a file as :func:`tdefs.durable.write_durably_in` does. What had the name is not looked at."""
+        """Write a file as :func:`tdefs.durable.write_durably_in` does. What has the name now is not checked."""
         with named(self.path / name):
             write_durably_in(self.fd, name, data, mode, replace=replace, owner=self._to_give())
 
     def exists(self, name: str) -> bool:
-        """Tell whether the name is taken, by whatever."""
+        """Return whether the name is taken, by anything."""
         try:
             os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -150,23 +151,23 @@ class OwnDirectory:
         return True
 
     def status(self, name: str) -> os.stat_result:
-        """Return the attributes of what has the name. Raises OSError."""
+        """Return the attributes of what has the name. Raise OSError."""
         with named(self.path / name):
             return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
 
     def rename(self, name: str, new: str) -> None:
-        """Rename within the directory; what had the new name is replaced."""
+        """Rename within the directory. What had the new name is replaced."""
         os.rename(name, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def unlink(self, name: str) -> None:
-        """Remove a name that is no directory."""
+        """Remove a name that is not a directory."""
         with named(self.path / name):
             os.unlink(name, dir_fd=self.fd)
 
-    def take_away_planted(self, name: str) -> None:
-        """Take away what tdefs never makes, so that it keeps nobody from writing the file: no content is lost.
+    def remove_planted(self, name: str) -> None:
+        """Remove what tdefs never makes, so that the file itself can be written. No content is lost.
 
-        A link, FIFO or the like is removed, so is one of several names of a file; a directory gets another name.
+        A link, a FIFO or the like is removed, and so is one of several names of a file. A directory is renamed.
         """
         with suppress(FileNotFoundError):
             status = self.status(name)
@@ -181,34 +182,35 @@ class OwnDirectory:
             sync_directory(self.fd)
 
     def give(self, descriptor: int) -> None:
-        """Give an open file to whom the files here belong: the daemon must be able to read what root makes."""
+        """Give an open file to the owner of the files here: the daemon must be able to read what root makes."""
         owner = self._to_give()
         if owner is not None:
             os.fchown(descriptor, *owner)
 
     def bind(self, listener: socket.socket, name: str) -> None:
-        """Bind a socket to the name, with mode 0600, in place of what is there.
+        """Bind a socket to the name, with mode 0600, in the place of what has the name now.
 
         :raises OSError: a directory has the name.
         """
         with suppress(FileNotFoundError):
             self.unlink(name)
-        # unix(7): the mode of the new name is that of the socket, without what the umask takes
+        # unix(7): the new name gets the mode of the socket, less the umask
         os.fchmod(listener.fileno(), 0o600)
         # through the descriptor, since a socket's address is limited to 107 bytes
         listener.bind(f"/proc/self/fd/{self.fd}/{name}")
 
     def unbind(self, name: str) -> None:
-        """Remove a socket, as far as there is one and that can be done."""
+        """Remove a socket, if there is one and it can be removed."""
         with suppress(OSError):
             if stat.S_ISSOCK(self.status(name).st_mode):
                 self.unlink(name)
 
     @contextmanager
     def socket_address(self, name: str) -> Iterator[str]:
-        """Have an address to connect to, which is of the socket that was looked at.
+        """Yield an address to connect to, which leads to the very socket that was checked.
 
-        :raises OSError, TdefsError: there is none, or it is no socket of those whose the files here may be.
+        :raises OSError: there is none.
+        :raises UntrustedError: it is no socket.
         """
         found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         try:
@@ -220,7 +222,7 @@ class OwnDirectory:
             os.close(found)
 
     def _find(self, name: str) -> int | None:
-        """Return what has the name, not opened for anything; ``None`` if nothing has."""
+        """Return an O_PATH descriptor of what has the name; ``None`` if nothing has."""
         try:
             return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         except FileNotFoundError:
@@ -272,7 +274,7 @@ class OwnDirectory:
 
 
 def kind_of(status: os.stat_result) -> str:
-    """Return what kind of thing it is, in words."""
+    """Return in words what kind of file it is."""
     return _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
 
 
@@ -280,9 +282,10 @@ def kind_of(status: os.stat_result) -> str:
 def own_directory(path: Path, *, last_link: bool = True, keeper: str | None = None) -> Iterator[OwnDirectory]:
     """Open the directory *path* for the time of a ``with`` block.
 
-    :param last_link: whether it may be a symbolic link, which an administrator has made
-    :param keeper: see :class:`OwnDirectory`
-    :raises TdefsError: FILE_UNTRUSTED; OSError, such as FileNotFoundError, NotADirectoryError.
+    :param last_link: whether it may be a symbolic link, which an administrator has made.
+    :param keeper: see :class:`OwnDirectory`.
+    :raises UntrustedError: others could exchange the directory or write to it.
+    :raises OSError: such as FileNotFoundError, NotADirectoryError.
     """
     with ExitStack() as stack:
         try:
@@ -298,17 +301,17 @@ def own_directory(path: Path, *, last_link: bool = True, keeper: str | None = No
 
 @contextmanager
 def own_place(path: Path, *, keeper: str | None = None) -> Iterator[OwnDirectory]:
-    """Open the directory that the file *path* is in, likewise."""
+    """Open the directory that contains the file *path*, as :func:`own_directory` does."""
     with own_directory(path.parent, keeper=keeper) as directory:
         yield directory
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Return the content of a file that somebody else maintains, at most *most* bytes; links are followed.
+    """Return the content of a file that others maintain, at most *most* bytes. Links are followed.
 
-    :raises OSError: as open(2); EINVAL for what is no regular file, which is not waited for.
+    :raises OSError: as open(2); EINVAL for what is not a regular file. This never waits for a FIFO or a device.
     """
-    # looked at before it is opened: to open a device may be all that it waits for
+    # checked before it is opened, since opening alone can have an effect on a device
     found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         status = os.fstat(found)

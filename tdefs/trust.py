@@ -1,7 +1,7 @@
-"""Whether another user could change a file that this process is told to believe, or put another one in its place.
+"""Check whether another user could change a file that this process trusts, or exchange it.
 
 A configuration, a policy, a file with a secret, and what a key command runs decide what a process of root does. So
-who could change one of them could act as root.
+a user who could change one of them could act as root.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from tdefs.users import user_name
 
 _MAX_LINKS = 40
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
-#: What a process has open already, and has been given by who started it.
+#: A descriptor that the process was given when it was started.
 _DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self|[0-9]+)(?:/task/[0-9]+)?/fd/[0-9]+")
 
 
 def check_trusted(path: Path, what: str) -> None:
     """Refuse ``what``, such as "policy file", if others than root, or this process's user, could change it.
 
-    Each directory on the way is looked at, and each symbolic link: whoever can write to a directory can exchange
-    what is in it. In a sticky directory (/tmp) an owner alone can do that. A process of root's believes root
-    alone. What is not there, or cannot be looked at, is left to who opens it; a descriptor that the process was
-    given, and a device, belong to who named them.
+    Each directory on the way is checked, and each symbolic link: a user who can write to a directory can exchange
+    what is in it. In a sticky directory (/tmp) only the owner of an entry can do that. A process of root trusts
+    only root. A file that does not exist, or cannot be checked, is not refused here: opening it fails. A
+    descriptor that the process was given, and a device, are trusted, since the caller named them.
 
-    Raises TdefsError(CONFIG_EXPOSED), which names the first thing that others could change, and how to close it.
+    :raises TdefsError: CONFIG_EXPOSED; it names the first thing that others could change, and how to close it.
     """
     Walk(path, what).check()
 
 
 class Walk:
-    """The way to one file, component by component, as the kernel goes it."""
+    """The way to one file, component by component, as the kernel follows it."""
 
     def __init__(self, path: Path, what: str) -> None:
         self._path = path
@@ -52,7 +52,7 @@ class Walk:
         while rest:
             name = rest.pop()
             if name == "..":
-                # looked at on the way down, unless a link led elsewhere, which was looked at then
+                # it was checked on the way down, or when a link led there
                 place = place.parent
                 status = place.stat()
                 continue
@@ -61,7 +61,8 @@ class Walk:
             if _DESCRIPTOR.fullmatch(os.fspath(place)):
                 return
             above = status
-            self._check_mount(place, strangers_mount(self._users, place=place))  # it need not even answer
+            # before its file system is asked, which may never answer
+            self._check_mount(place, strangers_mount(self._users, place=place))
             try:
                 status = place.lstat()
             except (OSError, ValueError):
@@ -83,7 +84,7 @@ class Walk:
         self._check_file(place, status)
 
     def _check_directory(self, place: Path, status: os.stat_result) -> bool:
-        """Check who can exchange what is in a directory; return whether all can add to it (it is sticky)."""
+        """Check that no other user can exchange entries of a directory. Return whether it is sticky."""
         self._check_owner(place, status)
         shared = bool(status.st_mode & _WRITABLE)
         if shared and not status.st_mode & stat.S_ISVTX:

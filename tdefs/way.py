@@ -1,10 +1,10 @@
-"""The way to a directory: each component opened in its turn, and who could exchange one of them.
+"""The way to a directory: each component is opened in turn, and users who could exchange it are reported.
 
-A path that root follows is safe only if nobody but root can lead it elsewhere: no directory on it is another
-user's or can be written to by others, and so for the directories of each symbolic link. Entries of a sticky
-directory such as /tmp are their owner's alone to rename. An access control list needs no look of its own: the
-group's bits of the mode are its mask, and without write permission there it lets nobody write. What another user
-has mounted (FUSE) shows what owners and modes this user likes.
+A path that root follows is safe only if nobody but root can lead it elsewhere: no directory on the path belongs to
+another user, and others can write to none. The same must be true for the directories of each symbolic link. In a
+sticky directory such as /tmp only the owner can rename an entry. Access control lists need no check of their own:
+the group's bits of the mode are their mask, so without write permission there the list lets nobody write. A file
+system that another user has mounted (FUSE) can show any owners and modes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 @dataclass(frozen=True, slots=True)
 class Exchangeable:
-    """A component of a path that somebody else than root and this process's user could exchange."""
+    """A component of a path that other users than root and this process's user could exchange."""
 
     place: Path
     user: int | None
-    """Who could; ``None``: a group, or everybody."""
+    """The user who could; ``None``: a group, or everybody."""
     reason: str
     remedy: str
-    """A shell command that ends it."""
+    """A shell command that closes it."""
 
 
 @dataclass(slots=True)
 class Way:
-    """A directory that was reached; ``path`` is the one without links, ``fd`` opened with O_PATH."""
+    """A directory that was reached: its ``path`` without links, and ``fd``, opened with O_PATH."""
 
     path: Path
     fd: int
@@ -49,12 +49,14 @@ class Way:
 
 @contextmanager
 def follow(path: Path, *, last_link: bool = True) -> Iterator[Way]:
-    """Follow *path* to a directory; the value is open for the time of the ``with`` block.
+    """Follow *path* to a directory, which is open for the time of the ``with`` block.
 
-    Nothing is asked of a file system that is mounted at the very end, so one that is not served yet keeps nobody.
+    If a file system is mounted at the last component, it is asked nothing, so a file system that is not served yet
+    blocks nobody.
 
-    :param last_link: whether the last component may be a symbolic link
-    :raises OSError: as open(2), naming the component; ELOOP for a last component that may not be a link.
+    :param last_link: whether the last component may be a symbolic link.
+    :raises OSError: as open(2), naming the component; ELOOP for a last component that is a link and may not be
+        one.
     """
     way = Way(Path("/"), os.open("/", _FLAGS | os.O_DIRECTORY))
     try:
@@ -95,7 +97,7 @@ def follow(path: Path, *, last_link: bool = True) -> Iterator[Way]:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Have an OSError in the ``with`` block name *path*; calls relative to a directory name but the last part."""
+    """Make an OSError in the ``with`` block name *path*. Calls relative to a directory name only the last part."""
     try:
         yield
     except OSError as error:
@@ -104,7 +106,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def mount_number(fd: int) -> int:
-    """Return the number of the mount of *fd*, as in /proc/self/mountinfo; its file system is not asked."""
+    """Return the number of the mount of *fd*, as in /proc/self/mountinfo, without asking its file system."""
     for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
         if name == "mnt_id":
@@ -113,7 +115,7 @@ def mount_number(fd: int) -> int:
 
 
 def _link_target(fd: int) -> Path | None:
-    """Return where the symbolic link *fd* points, ``None`` for what is no link."""
+    """Return where the symbolic link *fd* points; ``None`` if it is no link."""
     try:
         return Path(os.readlink("", dir_fd=fd))
     except OSError:
@@ -121,7 +123,7 @@ def _link_target(fd: int) -> Path | None:
 
 
 def _exchangeable(way: Way, inner: int, place: Path) -> Iterator[Exchangeable]:
-    """Yield who could exchange *inner*, the entry at *place* of the directory that *way* has come to."""
+    """Yield the users who could exchange *inner*, the entry at *place* in the directory that *way* has reached."""
     above = way.path
     quoted = shlex.quote(os.fspath(above))
     trusted = (0, os.geteuid())

@@ -1,8 +1,9 @@
-"""YAML read into a tree whose every node knows its line; shared by the policy and the configuration.
+"""YAML read into a tree in which every node knows its line. The policy and the configuration use it.
 
-PyYAML's own constructors lose line numbers, take duplicate keys silently and turn ``010`` into 8 and ``no``
-into False. Here the parser's events become a small tree of text; the reader of a field decides what it means.
-Aliases, anchors, tags and deep nesting are refused: no field needs them, and they let a small file grow large.
+PyYAML's own constructors lose line numbers, accept duplicate keys silently, and turn ``010`` into 8 and ``no``
+into False. Here the parser's events become a small tree of text, and the reader of a field decides what the text
+means. Aliases, anchors, tags and deep nesting are refused: no field needs them, and with them a small file can
+become very large.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tdefs.text import shortened
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
-#: So many are shown of one file's errors.
+#: At most so many errors of one file are shown.
 MAX_ERRORS = 100
 
 _NULL_WORDS = frozenset({"", "~", "null", "Null", "NULL"})
@@ -30,7 +31,7 @@ _BOOLEAN_WORDS = frozenset({"yes", "no", "true", "false", "on", "off"})
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """A single value as written; ``quoted`` tells ``"1"`` from ``1``."""
+    """A single value as written; ``quoted`` distinguishes ``"1"`` from ``1``."""
 
     line: int
     text: str
@@ -56,7 +57,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Fields in the order of the file; duplicates and keys that are not scalars are already reported."""
+    """Fields in the order of the file. Duplicates, and keys that are not scalars, were reported already."""
 
     line: int
     fields: dict[str, tuple[Scalar, Node]] = field(default_factory=dict)
@@ -96,7 +97,7 @@ class Problems:
 
 
 def read_limited(path: Path, exit_code: Exit, what: str) -> bytes:
-    """Return the file's bytes, at most one more than :data:`MAX_BYTES`, so that a parser sees the excess."""
+    """Return at most :data:`MAX_BYTES` + 1 bytes of the file, so that a parser sees if it is too long."""
     try:
         return read_regular(path, MAX_BYTES + 1)
     except OSError as error:
@@ -107,14 +108,14 @@ def read_limited(path: Path, exit_code: Exit, what: str) -> bytes:
 
 
 def let_read(path: Path, error: OSError) -> str:
-    """Return what to do about a file that this user may not read; nothing for other errors."""
+    """Return a hint for a file that this user may not read; an empty one for other errors."""
     if not isinstance(error, PermissionError):
         return ""
     return f'let this user read "{unreadable_part(path)}", or run the command as one who may'
 
 
 def unreadable_part(path: Path) -> Path:
-    """Return what bars this user's way to *path*: the outermost such directory, or the file itself."""
+    """Return the outermost directory above *path* that this user may not enter, or *path* itself."""
     above = reversed(path.absolute().parents)
     return next((directory for directory in above if not os.access(directory, os.X_OK)), path)
 
@@ -122,8 +123,9 @@ def unreadable_part(path: Path) -> Path:
 def parse_yaml(data: bytes, problems: Problems) -> Node:
     """Return the tree of the file's one document.
 
-    Raises :class:`TdefsError` where nothing after the error can be trusted (syntax, encoding, size); duplicate
-    keys are recorded in ``problems`` and reading goes on.
+    Duplicate keys are recorded in ``problems``, and reading goes on.
+
+    :raises TdefsError: an error after which nothing can be trusted (syntax, encoding, size).
     """
     if len(data) > MAX_BYTES:
         problems.add(1, f"the file is larger than {MAX_BYTES} bytes")
@@ -143,7 +145,7 @@ def parse_yaml(data: bytes, problems: Problems) -> Node:
         problems.add(text.count("\n", 0, error.position) + 1, f"not valid YAML: {error.reason}")
         raise problems.error() from error
     except (ValueError, OverflowError) as error:
-        # PyYAML lets them through, for example for the escape "\UFFFFFFFF".
+        # PyYAML does not catch them, for example for the escape "\UFFFFFFFF".
         problems.add(1, "not valid YAML: a value is out of range")
         raise problems.error() from error
     if not roots:
@@ -153,7 +155,7 @@ def parse_yaml(data: bytes, problems: Problems) -> Node:
 
 
 def _documents(events: Iterable[yaml.Event], problems: Problems) -> Iterator[Node]:
-    """Build trees without recursion, so that nesting cannot exhaust the stack. Yields one tree at most."""
+    """Build trees without recursion, so that nesting cannot exhaust the stack. Yield one tree at most."""
     open_nodes: list[Sequence | Mapping] = []
     open_keys: list[Scalar | None] = []
     documents = 0
@@ -200,7 +202,7 @@ def _refuse_indirection(event: yaml.NodeEvent, line: int, problems: Problems) ->
 
 
 def _attach(parent: Sequence | Mapping, key: Scalar | None, node: Node, problems: Problems) -> Scalar | None:
-    """Put ``node`` into its parent; return the key that now waits for its value."""
+    """Put ``node`` into its parent, and return the key that now waits for its value."""
     if isinstance(parent, Sequence):
         parent.items.append(node)
         return None
@@ -218,7 +220,7 @@ def _attach(parent: Sequence | Mapping, key: Scalar | None, node: Node, problems
 
 
 def known_fields(node: Node, known: Iterable[str], what: str, problems: Problems) -> dict[str, Node]:
-    """Return the known fields of the mapping ``node``; anything else is recorded as a problem."""
+    """Return the known fields of the mapping ``node``, and record anything else as a problem."""
     if not isinstance(node, Mapping):
         problems.add(node.line, f"{what} must be fields with values, not {shape(node)}")
         return {}
@@ -235,7 +237,7 @@ def known_fields(node: Node, known: Iterable[str], what: str, problems: Problems
 
 
 def items(node: Node, what: str, problems: Problems) -> list[Node]:
-    """Return the items of the list ``node``; anything else is recorded as a problem."""
+    """Return the items of the list ``node``, and record anything else as a problem."""
     if isinstance(node, Sequence):
         return node.items
     problems.add(node.line, f"{what} must be a list, not {shape(node)}")
@@ -253,7 +255,7 @@ def check_version(fields: dict[str, Node], line: int, problems: Problems) -> Non
 
 
 def shape(node: Node) -> str:
-    """Return in words what sort of node it is; never its value, which may be a secret in the wrong place."""
+    """Return in words what kind of node it is, but never its value, which may be a secret in the wrong place."""
     match node:
         case Sequence():
             return "a list"

@@ -21,14 +21,36 @@ settings.load_profile("tdefs")
 _WORKSPACE = pytest.StashKey[Workspace]()
 
 
+#: Seconds that a test marked ``slow`` takes, unless the mark has another figure.
+_SLOW_SECONDS = 10
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has pytest-xdist keep together what shares a fixture that takes long: a file, or a version's clusters."""
+    """Make a group of the tests that share an expensive fixture, and put the groups that take longest first.
+
+    pytest-xdist runs each group on one worker, and starts the groups in this order.
+    """
+    seconds: dict[str, float] = {}
+    groups = {}
     for item in items:
-        group = item.nodeid.partition("::")[0]
-        if isinstance(item, pytest.Function) and "pair" in item.fixturenames:
-            group = f"the clusters of {item.callspec.params['version']}"
+        group = groups[item] = _group_of(item)
         item.add_marker(pytest.mark.xdist_group(group))
+        seconds[group] = seconds.get(group, 0) + _seconds_of(item)
+    items.sort(key=lambda item: -seconds[groups[item]])
+
+
+def _group_of(item: pytest.Item) -> str:
+    """Return the name of the group of a test: its file, or the clusters of a PostgreSQL version."""
+    if isinstance(item, pytest.Function) and "pair" in item.fixturenames:
+        return f"the clusters of {item.callspec.params['version']}"
+    return item.nodeid.partition("::")[0]
+
+
+def _seconds_of(item: pytest.Item) -> float:
+    """Return how long a test takes: what its mark ``slow`` says, and 0 without the mark."""
+    mark = item.get_closest_marker("slow")
+    return 0 if mark is None else mark.kwargs.get("seconds", _SLOW_SECONDS)
 
 
 @pytest.fixture(scope="session")

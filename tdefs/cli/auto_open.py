@@ -16,9 +16,9 @@ from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import add_protector, remove_protector
 from tdefs.keys.keystore.entries import MAX_LABEL_CHARACTERS
+from tdefs.keys.machine import secure_boot_is_on
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.protectors.this_host_tpm import PCRS, TpmHolder
-from tdefs.keys.secure_boot import secure_boot_is_on
 from tdefs.keys.tpm import Tpm
 
 # The PCR that measures the state of Secure Boot.

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tdefs.cli.common.output import print_json, print_line
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.cli.common.unlocking import add_config
 from tdefs.cli.status import living_volume
 from tdefs.config import load_config
@@ -24,9 +25,9 @@ from tdefs.doctor.policy import examine_next_mount, next_policy
 from tdefs.doctor.registration import examine_registration
 from tdefs.doctor.tampering import examine_tampering
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import make_key_source
 from tdefs.keys.keystore.entries import Statements
 from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.sources.kinds import make_key_source
 from tdefs.mounts.known import find_mount, mounts_of
 from tdefs.private import UntrustedError
 from tdefs.text import printable
@@ -106,7 +107,7 @@ def _key_sources(args: argparse.Namespace) -> Iterator[Finding]:
     """Yield what is wrong with any key source of the configuration: it describes what this host relies on."""
     for name, settings in load_config(args.config).key_sources.items():
         try:
-            source = make_key_source(settings)
+            source = make_key_source(settings, TerminalDialogue())
         except TdefsError as error:
             yield risk(f'key source "{name}" cannot be used: {error.message}', error.hint or "see docs/KMS.md")
         else:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tdefs.cli.common.output import print_line
+from tdefs.cli.common.secret_arguments import add_scrypt_cost, add_unlock_arguments, secret_from_arguments
 from tdefs.cli.common.unlocking import add_config, open_recorded, source_finder, use_configured_secret
 from tdefs.cli.policy.accept import statements_with
 from tdefs.cli.policy.choice import add_policy_arguments, named_policy
@@ -28,9 +29,7 @@ from tdefs.keys.keystore.file import (
 )
 from tdefs.keys.keystore.unsaved import warn_on_stderr
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.protectors.command_directory import command_directory
-from tdefs.keys.scrypt_option import add_scrypt_cost
-from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
+from tdefs.keys.protectors.command_files import command_directory
 from tdefs.policy.model import Policy
 from tdefs.volume.description import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
 from tdefs.volume.policy_choice import PolicyChoice

@@ -16,11 +16,11 @@ from typing import Any
 
 from tdefs.cli.common.link_places import link_judge, trusted_mounts
 from tdefs.cli.common.output import print_json, print_table
+from tdefs.cli.common.secret_arguments import is_secret_given
 from tdefs.cli.common.unlocking import add_keystore_arguments, read_keystore, unlock
 from tdefs.control import ask_status
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import Document
-from tdefs.keys.secrets import is_secret_given
 from tdefs.offline.reader import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all, volume_at
 from tdefs.text import printable
 from tdefs.volume.believed import shown

@@ -7,9 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from tdefs.control import as_refusal
+from tdefs.daemon.policy_reload import PolicyReload
 from tdefs.daemon.served import ServedMount
 from tdefs.daemon.status import DaemonStatus, KeyStatus
-from tdefs.daemon.watched import Watched
+from tdefs.errors import TdefsError
 from tdefs.format.pages import PythonPageCipher, page_cipher
 from tdefs.keys.keystore.entries import ACTIVE, REVOKED
 from tdefs.keys.ring_message import RingRefusedError, decrypt_ring
@@ -18,7 +20,7 @@ from tdefs.manifest import accepting
 log = logging.getLogger(__name__)
 
 
-def status_of(served: ServedMount, watched: Watched) -> DaemonStatus:
+def status_of(served: ServedMount) -> DaemonStatus:
     """Return the status of a mount as it is now: the one place where it is made."""
     request, ring = served.request, served.forms.ring
     measured = dict(sorted(served.operations.measured.items()))
@@ -34,7 +36,7 @@ def status_of(served: ServedMount, watched: Watched) -> DaemonStatus:
         log_file=os.fspath(request.log_file) if request.log_file else None,
         started=served.started,
         memory_locked=request.memory_locked,
-        watchdog=watched.patience,
+        watchdog=served.watched.patience if served.watched is not None else None,
         read_only=request.read_only,
         reserve_spared=served.reserve_spared,
         page_cipher="Python" if page_cipher is PythonPageCipher else "compiled",
@@ -56,13 +58,13 @@ def status_of(served: ServedMount, watched: Watched) -> DaemonStatus:
 class Answers:
     """The answers for one mount."""
 
-    def __init__(self, served: ServedMount, watched: Watched) -> None:
+    def __init__(self, served: ServedMount, policy: PolicyReload) -> None:
         self._served = served
-        self._watched = watched
+        self._policy = policy
 
     async def status(self, _asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return the status of the daemon."""
-        return status_of(self._served, self._watched).to_json()
+        return status_of(self._served).to_json()
 
     async def keys(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Use new keys; nothing else runs meanwhile."""
@@ -74,6 +76,15 @@ class Answers:
         self._served.opener.use_ring(ring)
         log.info("new keys: revision %d of the keystore", ring.revision)
         return {"keystore_revision": ring.revision}
+
+    async def policy(self, _asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the policy again, and use it."""
+        try:
+            changed = await self._policy.run()
+        except TdefsError as error:
+            log.warning("the policy was not reloaded, and the old one goes on: %s", error.message)
+            return {"refused": as_refusal(error)}
+        return {"changed": changed, "policy_digest": self._served.policy.policy.digest()}
 
     async def accept(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Take differences from the manifest for meant."""

@@ -7,6 +7,7 @@ import logging
 from tdefs.daemon.records import begin_journal
 from tdefs.daemon.request import MountRequest, fuse_options
 from tdefs.daemon.served import ServedMount
+from tdefs.daemon.virtual_files import operations_of
 from tdefs.errors import Exit, TdefsError
 from tdefs.fuse.loop import Connection
 from tdefs.mounts.failure import why_not_mounted
@@ -27,7 +28,7 @@ def mount(served: ServedMount) -> Connection:
     request = served.request
     with mount_place(request.mountpoint) as place:
         try:
-            connection = Connection(served.operations, place.target, fuse_options(request))
+            connection = Connection(operations_of(served), place.target, fuse_options(request))
         except RuntimeError as error:
             raise _refused(request, error) from None
         try:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from tdefs.daemon.request import MountRequest
+from tdefs.daemon.watched import Watched
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import Complaints
 from tdefs.data.forms import FileForms
@@ -16,8 +17,10 @@ from tdefs.fuse.operations import FuseOperations
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.manifest.bound import Bound
 from tdefs.policy.in_use import PolicyInUse
+from tdefs.tree.files import Files
 from tdefs.tree.inodes import InodeTable
 from tdefs.tree.opening import Opener
+from tdefs.tree.tree import Tree
 from tdefs.volume.backing import open_data
 from tdefs.volume.policy_choice import PolicyChoice
 from tdefs.volume.session_record import Ending
@@ -41,6 +44,10 @@ class ServedMount:
     """Where links are made anew; None for a volume that is only read."""
     policy: PolicyChoice
     """The policy in use, which can be exchanged."""
+    first_revision: int
+    """The keystore's revision when it was unlocked."""
+    watched: Watched | None = None
+    """The daemon's end of the watchdog, once it serves."""
     device: str = ""
     """``MAJOR:MINOR``, once it is mounted; nothing for a mount that was taken away already."""
     reserve_spared: bool = False
@@ -64,27 +71,28 @@ class ServedMount:
         # what the last session left half made was put right before, unless nothing may be changed
         expected = replace(expected, lost_headers=expected.lost_headers and request.read_only)
         forms = FileForms(ring, expected)
-        inodes = InodeTable(calls, root_fd)
+        tree = Tree(calls, root_fd)
         staging = None if request.read_only else Staging(request.volume.private / STAGING_DIRECTORY)
         policy = PolicyInUse(request.policy.policy)
         # what sessions wrote in the clear that left no manifest may lie where this policy encrypts
         left_plain = last.ending is Ending.UNCLEAN and last.policy != policy.policy.digest()
         bound = Bound(calls, request.state, refuses=request.refuses_tampering, left_plain=left_plain)
         complaints = Complaints()
-        opener = Opener(calls, inodes, forms, policy, complaints, bound)
-        operations = FuseOperations(calls, inodes, opener, root_fd, staging)
+        files = Files(tree, forms, policy, complaints, bound)
+        operations = FuseOperations(files, root_fd, staging)
         return cls(
             request=request,
             calls=calls,
             root_fd=root_fd,
             forms=forms,
-            inodes=inodes,
+            inodes=tree.inodes,
             bound=bound,
             complaints=complaints,
-            opener=opener,
+            opener=files.opener,
             operations=operations,
             staging=staging,
             policy=request.policy,
+            first_revision=ring.revision,
         )
 
     def close(self) -> None:

@@ -12,10 +12,11 @@ import trio
 
 from tdefs.daemon.answers import Answers
 from tdefs.daemon.control_server import AnswerTable, serve_control
+from tdefs.daemon.policy_reload import PolicyReload
 from tdefs.daemon.request import MountRequest
 from tdefs.daemon.reserve import with_own_rights
 from tdefs.daemon.served import ServedMount
-from tdefs.daemon.signals import EndSignals
+from tdefs.daemon.signals import EndSignals, reload_on_hangup
 from tdefs.daemon.watched import Watched
 from tdefs.data.read_only import control_places
 from tdefs.fuse.loop import Connection
@@ -38,8 +39,9 @@ async def serve(
         no task that this function waits for does.
     """
     request = served.request
-    watched = Watched(request.watchdog, served.device, request.mountpoint, request.log_file)
-    answers = Answers(served, watched)
+    served.watched = watched = Watched(request.watchdog, served.device, request.mountpoint, request.log_file)
+    policy = PolicyReload(served)
+    answers = Answers(served, policy)
 
     def note_end() -> None:
         served.ended = _is_unmounted(served)
@@ -51,8 +53,15 @@ async def serve(
             nursery.start_soon(_announce, served, ready)
             if request.watchdog and served.device:
                 nursery.start_soon(watched.stay)
+            if request.background:
+                nursery.start_soon(reload_on_hangup, policy.run_and_log)
             if (control := _control_socket(request)) is not None:
-                table = {"status": answers.status, "keys": answers.keys, accepting.REQUEST: answers.accept}
+                table = {
+                    "status": answers.status,
+                    "keys": answers.keys,
+                    "policy": answers.policy,
+                    accepting.REQUEST: answers.accept,
+                }
                 nursery.start_soon(_control, control, table)
             await connection.serve(note_end)
         finally:

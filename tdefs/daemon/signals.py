@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,6 +23,17 @@ _RETRY_SECONDS = 2
 _REMINDER_SECONDS = 60
 
 
+async def reload_on_hangup(reload: Callable[[], Awaitable[None]]) -> None:
+    """Call *reload* for each SIGHUP, until cancelled: for a daemon in the background, which has no terminal.
+
+    Before and after it is ignored, since that is how the daemon went to the background.
+    """
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            log.info("received SIGHUP: reading the policy again")
+            await reload()
+
+
 class EndSignals:
     """SIGTERM and SIGINT, and SIGHUP in the foreground, where it says that the terminal is gone.
 
@@ -34,7 +46,7 @@ class EndSignals:
         self._numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             self._numbers.remove(signal.SIGHUP)
-        #: What came before anybody listened, or after.
+        #: Signals that came before the task listened, or after.
         self._unheard: list[int] = []
         self._handlers: dict[signal.Signals, Any] = {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import trio
 
@@ -19,7 +18,6 @@ class DataFile:
         "content",
         "direct",
         "fd",
-        "handles",
         "losses",
         "names_durable",
         "status",
@@ -55,7 +53,6 @@ class DataFile:
         self.writable = writable
         #: Whether all directory entries above the file are on the disk. The tree sets it.
         self.names_durable = names_durable
-        self.handles = 0
         #: Whether the kernel's cache is bypassed: the same for all handles that are open at a time.
         self.direct = False
         #: Set while a sync runs beside the event loop: the kernel below reports an error to one sync only.
@@ -82,16 +79,3 @@ class DataFile:
         before = self.content
         self.content = content
         before.changes += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Handle:
-    """What the kernel calls a file handle: an open file, and how it was opened."""
-
-    file: DataFile
-    flags: int
-
-    @property
-    def durable_writes(self) -> bool:
-        """Return whether each write must be durable when it returns (O_DSYNC, of which O_SYNC is a superset)."""
-        return bool(self.flags & os.O_DSYNC)

@@ -231,6 +231,13 @@ class FileForms:
         """Whether the volume may hold files that are not encrypted."""
         return self._expected.plain_files
 
+    def allow_plain_files(self) -> None:
+        """Take account of a policy that leaves files in the clear, in a volume that held none before.
+
+        The headers of all files must be on the disk, since from now on zeros may be a file in the clear.
+        """
+        self._expected = replace(self._expected, plain_files=True)
+
     def resembles_encrypted(self, head: bytes) -> bool:
         """Tell whether a file that starts with *head* would be taken for an encrypted one."""
         return resembles_header(head, self._expected.volume_id)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from tdefs.doctor.findings import Finding, advice, risk
-from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.pem import read_certificates
+from tdefs.keys.sources.base import Certificate, KeySource
+from tdefs.keys.sources.tls_files import read_certificates
 from tdefs.private import read_regular
 
 #: For how long before it expires there is advice.

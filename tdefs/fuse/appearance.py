@@ -9,8 +9,8 @@ from typing import NamedTuple
 from tdefs.data.forms import Encrypted
 from tdefs.format.links import target_length
 from tdefs.format.special import special_of
-from tdefs.tree.inodes import Inode
-from tdefs.tree.opening import Opener
+from tdefs.tree.files import Files
+from tdefs.tree.inode import Inode
 
 
 class Appearance(NamedTuple):
@@ -21,14 +21,14 @@ class Appearance(NamedTuple):
     size: int
 
 
-def appearance(opener: Opener, inode: Inode, status: os.stat_result) -> Appearance:
+def appearance(files: Files, inode: Inode, status: os.stat_result) -> Appearance:
     """Return what *inode*, whose backing file has *status*, looks like.
 
     What was planted in the backing directory can be listed and removed. A planted link is a link that cannot be
     read. A planted FIFO, socket or device looks like an empty file, so that the kernel asks when somebody opens
     it, instead of serving it itself.
 
-    :raises OSError: it cannot be told at the moment.
+    :raises OSError: it cannot be found out at the moment.
     """
     if inode.is_link:
         return Appearance(status.st_mode, 0, target_length(status.st_size) or status.st_size)
@@ -37,9 +37,9 @@ def appearance(opener: Opener, inode: Inode, status: os.stat_result) -> Appearan
     rights = stat.S_IMODE(status.st_mode)
     if inode.is_planted:
         return Appearance(stat.S_IFREG | rights, 0, 0)
-    size = opener.length(inode, status)
+    size = files.opener.length(inode, status)
     special = special_of(inode.form.header.identities) if isinstance(inode.form, Encrypted) else None
-    if special is not None and (opener.manifest.is_refused(inode) or not opener.may_be_special(inode)):
+    if special is not None and (files.manifest.is_refused(inode) or not files.identities.may_be_special(inode)):
         # the kernel would serve it without a question
         return Appearance(stat.S_IFREG | rights, 0, 0)
     if special is not None:

@@ -48,7 +48,7 @@ def read_object(value: Any, where: str, members: Collection[str]) -> dict[str, A
     if not isinstance(value, dict):
         raise MalformedError(f"{where}: expected an object")
     if value.keys() != set(members):
-        raise MalformedError(f"{where}: expected exactly the members {', '.join(members)}")
+        raise MalformedError(f"{where}: expected exactly the members {', '.join(members) or '(none)'}")
     return value
 
 

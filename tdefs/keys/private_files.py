@@ -1,24 +1,63 @@
-"""The files that a key source needs: read, and refused where they are not fit, or a secret is open to others."""
+"""Files with secrets, and files that a key source needs: whether other users have access, and reading them."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
-from tdefs.errors import Exit, TdefsError
-from tdefs.keys.exposure import exposure
+from tdefs.keys.failures import UnavailableError
 from tdefs.trust import check_trusted
 
-#: The authorities that Debian trusts take a quarter of this.
+#: The bundle of authorities that Debian trusts takes a quarter of this.
 _MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """The way in which other users can reach a file: another user owns it (``foreign``), or its mode lets them.
+
+    ``detail`` says so with the figures, and ``remedy`` is the shell command that closes the file.
+    """
+
+    foreign: bool
+    detail: str
+    remedy: str
+
+
+def exposure(path: Path, status: os.stat_result) -> Exposure | None:
+    """Return how users other than root and the user of this process have access to the path, or None if not.
+
+    Root accepts a file of any user. Group and others may have no permission at all.
+    """
+    quoted = shlex.quote(os.fspath(path))
+    close = f"chmod {'700' if stat.S_ISDIR(status.st_mode) else '600'} {quoted}"
+    user = os.geteuid()
+    if user != 0 and status.st_uid not in (0, user):
+        return Exposure(
+            foreign=True,
+            detail=f"its owner is user {status.st_uid}, and tdefs runs as user {user}",
+            remedy=f"chown {user} {quoted} && {close}",
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        return Exposure(
+            foreign=False,
+            detail=f"its mode is {mode:04o}, and group and others may have no permission",
+            remedy=close,
+        )
+    return None
 
 
 def read_file(path: Path, what: str, *, secret: bool) -> bytes:
     """Return the content of the ``what`` file.
 
-    Raises TdefsError: KEY_SOURCE_UNAVAILABLE if it cannot be read, or is ``secret`` and others have access to it;
-    CONFIG_EXPOSED if others could change it.
+    :param what: what the file contains, such as "certificate", for messages.
+    :param secret: refuse the file if other users have access to it.
+    :raises UnavailableError: it cannot be read, or other users have access to it.
+    :raises TdefsError: CONFIG_EXPOSED if other users could change it.
     """
     check_trusted(path, f"{what} file")
     try:
@@ -37,16 +76,14 @@ def read_file(path: Path, what: str, *, secret: bool) -> bytes:
     return data
 
 
-def unfit(path: Path, what: str, detail: str, hint: str = "") -> TdefsError:
+def unfit(path: Path, what: str, detail: str, hint: str = "") -> UnavailableError:
     """Return the error for a file that a key source needs and cannot use."""
-    return TdefsError(
-        Exit.KEY_SOURCE_UNAVAILABLE, f'the {what} file "{path}" cannot be used', detail=detail, hint=hint
-    )
+    return UnavailableError(f'the {what} file "{path}" cannot be used', detail, hint)
 
 
 def _check_private(path: Path, what: str, status: os.stat_result) -> None:
     exposed = exposure(path, status)
     if exposed:
-        stranger = f"it belongs to another user, {status.st_uid}"
-        detail = stranger if exposed.foreign else "group or others have access to it"
+        foreign = f"it belongs to another user, {status.st_uid}"
+        detail = foreign if exposed.foreign else "group or others have access to it"
         raise unfit(path, what, detail, exposed.remedy)

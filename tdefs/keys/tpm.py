@@ -1,8 +1,9 @@
 """Sealing a key in this host's TPM, by the programs of tpm2-tools.
 
-A key is sealed under the storage primary key, which the TPM derives from a seed of its own and which is the same
-each time until the TPM is cleared. What comes out is stored elsewhere, and this TPM alone can load it. Nothing
-is stored in the TPM, and nothing on a disk: the programs exchange files in memory, and secrets go through pipes.
+A key is sealed under the storage primary key. The TPM derives that from a seed of its own, and it is the same
+each time until the TPM is cleared. The sealed key is stored elsewhere, and only this TPM can load it. Nothing is
+stored in the TPM or on a disk by this module: the programs exchange files in memory, and secrets go through
+pipes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import TdefsError
+from tdefs.keys.failures import RefusedError, UnavailableError, UnusableError
 
 #: The kernel's device with a resource manager, for several users of the TPM.
 DEVICE = Path("/dev/tpmrm0")
-#: The variable by which tpm2-tools(1) are told of another TPM.
+#: The variable that names another TPM to tpm2-tools(1).
 TCTI_VARIABLE = "TPM2TOOLS_TCTI"
 NAME_BYTES = 34
 SEALED_BYTES = 32
@@ -29,12 +31,12 @@ SEALED_BYTES = 32
 # A TPM is slow.
 _TIMEOUT_SECONDS = 30.0
 _SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Written out: another version's defaults would make another primary key, under which nothing could be loaded.
+# Written out: the defaults of another version would make another primary key, and no sealed key could be loaded.
 _PRIMARY = (
     *("-C", "o", "-g", "sha256", "-G", "ecc256:aes128cfb"),
     *("-a", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|decrypt"),
 )
-# noda: there is no password to guess, so a TPM locked after wrong guesses at others' need not refuse.
+# noda: there is no password to guess, so a TPM that is locked after wrong guesses at other keys need not refuse.
 _SEALED = "fixedtpm|fixedparent|noda"
 _PCR_BANK = "sha256"
 _POLICY_CODES = (0x99D, 0x128)  # TPM_RC_POLICY_FAIL of session 1, TPM_RC_PCR_CHANGED
@@ -44,7 +46,7 @@ _ERROR = re.compile(r"^ERROR: (Esys_\w+\(0x([0-9A-Fa-f]+)\)[ -~]{0,160})$", re.A
 
 @dataclass(frozen=True)
 class Sealed:
-    """What a TPM sealed: two opaque parts, and the PCRs (such as "7", or "" for none) that it asks for."""
+    """What a TPM sealed: two opaque parts, and the PCRs (such as "7", or "" for none) that it checks."""
 
     public: bytes
     private: bytes
@@ -54,9 +56,9 @@ class Sealed:
 class Tpm:
     """The TPM of this host: the one behind /dev/tpmrm0, or the one that TPM2TOOLS_TCTI names.
 
-    Every method raises TdefsError: KEY_SOURCE_UNAVAILABLE if the programs or the TPM are missing or do not
-    answer, KEY_SERVER_REFUSED if the TPM does not do what is asked (another boot state, a password),
-    WRAPPING_KEY_UNUSABLE for what it cannot load.
+    Each method raises UnavailableError if the programs or the TPM are missing or do not answer, RefusedError if
+    the TPM does not do what is asked (another boot state, a password), and UnusableError for a key that it cannot
+    load.
     """
 
     def __init__(self, tcti: str | None = None) -> None:
@@ -64,12 +66,12 @@ class Tpm:
         self._tcti = tcti or os.environ.get(TCTI_VARIABLE) or f"device:{DEVICE}"
 
     def is_there(self) -> bool:
-        """Tell whether this host has a TPM, or is told of one; it may still not answer."""
+        """Return whether this host has a TPM, or the variable names one; it may still not answer."""
         return self._tcti != f"device:{DEVICE}" or DEVICE.exists()
 
     @property
     def name(self) -> bytes:
-        """The name of the storage primary key, 34 bytes; another TPM, or this one cleared, has another."""
+        """The name of the storage primary key, 34 bytes; another TPM, or this one once cleared, has another."""
         return self._primary[1]
 
     def seal(self, secret: bytes, pcrs: str = "") -> Sealed:
@@ -99,16 +101,15 @@ class Tpm:
                     self._run(files, "policypcr", "-S", session, "-l", f"{_PCR_BANK}:{sealed.pcrs}")
                 secret = self._run(files, "unseal", "-c", loaded, "-p", f"session:{session}")
         if len(secret) != SEALED_BYTES:
-            raise TdefsError(Exit.WRAPPING_KEY_UNUSABLE, "the TPM gave something that is no key")
+            raise UnusableError("the TPM returned something that is not a key")
         return secret
 
     @contextmanager
     def _session(self, files: _Files, key: str, kind: str) -> Iterator[str]:
-        """Have a session in which parameters are encrypted on their way, for the time of a ``with`` block.
+        """Provide a session in which parameters are encrypted on their way, for a ``with`` block.
 
-        Who listens between processor and TPM (a chip on a bus) sees what it is told and what it answers. The
-        session's key comes from a salt that is encrypted for the storage primary key, ``key``, which the TPM alone
-        can decrypt.
+        The TPM may be a chip on a bus, and somebody may listen between it and the processor. The session's key
+        comes from a salt that is encrypted for the storage primary key, ``key``. Only the TPM can decrypt it.
         """
         session = files.new()
         self._run(files, "startauthsession", kind, "-S", session, "--tpmkey-context", key)
@@ -123,7 +124,7 @@ class Tpm:
     def _primary(self) -> tuple[bytes, bytes]:
         """The saved context of the storage primary key, and its name."""
         if not self.is_there():
-            raise TdefsError(Exit.KEY_SOURCE_UNAVAILABLE, f'this host has no TPM: there is no "{DEVICE}"')
+            raise UnavailableError(f'this host has no TPM: there is no "{DEVICE}"')
         with _Files() as files:
             context, name = files.new(), files.new()
             self._run(files, "createprimary", *_PRIMARY, "-c", context)
@@ -132,7 +133,7 @@ class Tpm:
 
     def _run(self, files: _Files, tool: str, *words: str, secret: bytes = b"") -> bytes:
         """Run one of the programs with ``secret`` on its stdin; return its stdout."""
-        # Nothing else from the environment: TSS2_LOG can have the library print what it sends.
+        # Nothing else from the environment: by TSS2_LOG the library would print what it sends.
         environment = {"PATH": _SAFE_PATH, "LC_ALL": "C", TCTI_VARIABLE: self._tcti}
         try:
             try:
@@ -148,22 +149,19 @@ class Tpm:
             finally:
                 self._flush(environment)
         except OSError as error:
-            raise TdefsError(
-                Exit.KEY_SOURCE_UNAVAILABLE,
+            raise UnavailableError(
                 f"the TPM cannot be used: tpm2_{tool} of tpm2-tools cannot be run",
                 detail=error.strerror or "",
                 hint="apt install tpm2-tools",
             ) from None
         except subprocess.TimeoutExpired:
-            raise TdefsError(
-                Exit.KEY_SOURCE_UNAVAILABLE, f"the TPM did not answer within {_TIMEOUT_SECONDS:g} seconds"
-            ) from None
+            raise UnavailableError(f"the TPM did not answer within {_TIMEOUT_SECONDS:g} seconds") from None
         if done.returncode != 0:
             raise _explained(tool, done.stderr.decode("ascii", "replace"))
         return done.stdout
 
     def _flush(self, environment: dict[str, str]) -> None:
-        """Without a resource manager, what a program has loaded stays in the TPM, which has room for three."""
+        """Remove what a program has loaded: without a resource manager it stays, and there is room for three."""
         if self._tcti == f"device:{DEVICE}":
             return
         for loaded in ("-t", "-l"):  # keys; sessions, which createpolicy leaves
@@ -178,7 +176,7 @@ class Tpm:
 
 
 class _Files:
-    """Files in memory, known to other programs by paths, for the time of a ``with`` block."""
+    """Files in memory that other programs open by paths, for the time of a ``with`` block."""
 
     def __init__(self) -> None:
         self.descriptors: list[int] = []
@@ -201,30 +199,26 @@ class _Files:
 
 
 def _explained(tool: str, said: str) -> TdefsError:
-    """Return the error for what a program said of the TPM's answer; these lines hold codes and no data."""
+    """Return the error for what a program printed about the TPM's answer. These lines hold codes and no data."""
     found: Sequence[tuple[str, str]] = _ERROR.findall(said)
     if not found:
-        return TdefsError(
-            Exit.KEY_SOURCE_UNAVAILABLE,
+        return UnavailableError(
             "the TPM cannot be reached",
-            detail=f"tpm2_{tool} got no answer from it",
-            hint=f"who is to use {DEVICE} must be root or in its group (tss)",
+            f"tpm2_{tool} got no answer from it",
+            f"the user who runs tdefs must be root or in the group of {DEVICE} (tss)",
         )
     detail, code = found[-1][0], int(found[-1][1], 16)
     if code in _POLICY_CODES:
-        return TdefsError(
-            Exit.KEY_SERVER_REFUSED,
+        return RefusedError(
             "the TPM does not release the key: the state of the machine is not the one the key is bound to",
-            detail=detail,
-            hint="what the PCRs measure was changed, such as firmware, Secure Boot or boot loader;"
+            detail,
+            "something that the PCRs measure was changed, such as firmware, Secure Boot or boot loader;"
             " if that was you, unlock with another secret, and 'tdefs auto-open enable' again",
         )
     if code in _AUTH_CODES:
-        return TdefsError(
-            Exit.KEY_SERVER_REFUSED,
-            "the TPM wants a password for its owner hierarchy, or is locked after wrong ones",
-            detail=detail,
+        return RefusedError(
+            "the TPM wants a password for its owner hierarchy, or is locked after wrong passwords", detail
         )
     if tool in ("load", "unseal"):
-        return TdefsError(Exit.WRAPPING_KEY_UNUSABLE, "the TPM refuses the key it once sealed", detail=detail)
-    return TdefsError(Exit.KEY_SERVER_REFUSED, f"the TPM refused tpm2_{tool}", detail=detail)
+        return UnusableError("the TPM refuses the key that it once sealed", detail)
+    return RefusedError(f"the TPM refused tpm2_{tool}", detail)

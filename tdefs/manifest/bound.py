@@ -18,13 +18,14 @@ from tdefs.manifest.record import PLAIN_TAG, Listing, NodeKind
 from tdefs.manifest.state import NAMED, State, counted, mark, mark_unbound, write_manifest
 from tdefs.manifest.taking import take
 from tdefs.manifest.tree import fits, join
+from tdefs.policy.model import Policy
 from tdefs.policy.paths import Kind, classify
 from tdefs.private import UntrustedError, reason_of
 from tdefs.text import printable_path
 from tdefs.volume.known import note_counter
 
 if TYPE_CHECKING:
-    from tdefs.tree.inodes import Inode
+    from tdefs.tree.inode import Inode
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Bound:
         :param left_plain: whether files may be in the clear where the policy encrypts that no manifest knows.
         """
         self._left_plain = left_plain
+        #: The policies before the one in use: what these left in the clear, programs may have made.
+        self._earlier_policies: list[Policy] = []
         self._calls = calls
         self._state = state
         self._manifest = state.manifest if state is not None else None
@@ -266,10 +269,21 @@ class Bound:
         for path in _paths(inode):
             place = self._manifest.find(path) if self._manifest is not None else None
             was_plain = place is not None and place[0].entry(place[1]).tag == PLAIN_TAG
+            was_plain = was_plain or self._was_left_plain(path)
             if not was_plain and path not in self._accepted and path not in self.differences:
                 found = Difference(Change.ADDED, "it is in the clear where the policy encrypts")
                 self.differences[path] = found
                 log.error("%s: not as the last unmount left it: %s", printable_path(path), found)
+
+    def note_policy(self, policy: Policy) -> None:
+        """Note a policy that was in use in this mount, and is exchanged for another one."""
+        if all(policy.digest() != known.digest() for known in self._earlier_policies):
+            self._earlier_policies.append(policy)
+
+    def _was_left_plain(self, path: bytes) -> bool:
+        """Return whether an earlier policy of this mount left new files at *path* in the clear."""
+        text = os.fsdecode(path)
+        return any(not policy.decide(classify(text), text).encrypted for policy in self._earlier_policies)
 
     def check_missing(self, parent: Inode, name: bytes) -> None:
         """Refuse to say that there is nothing where something was, if PostgreSQL would act on that.
@@ -363,7 +377,7 @@ class Bound:
 
     def _all_paths(self, inode: Inode) -> list[bytes]:
         """Return the paths of *inode*, with those by which the kernel does not know it."""
-        several = self._state.tree.several.get(inode.key, ()) if self._state is not None else ()
+        several = self._state.tree.several.get(inode.backing, ()) if self._state is not None else ()
         return list(dict.fromkeys([*_paths(inode), *several]))
 
     def _unbind(self, paths: Iterable[bytes], certain: Sequence[bytes] = ()) -> None:

@@ -110,7 +110,7 @@ def prepare_journal(volume: Volume) -> None:
     What tdefs never makes there, such as a link or a FIFO, is taken away. Raises OSError, TdefsError.
     """
     with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
-        directory.take_away_planted(JOURNAL_FILE)
+        directory.remove_planted(JOURNAL_FILE)
         fd = directory.open(JOURNAL_FILE, os.O_WRONLY | os.O_CREAT)
         try:
             size = os.fstat(fd).st_size

@@ -9,8 +9,9 @@ from errno import ESTALE
 
 from tdefs.data.calls import SystemCalls
 from tdefs.data.data_file import DataFile
-from tdefs.tree.inodes import Inode, InodeTable
-from tdefs.tree.opening import Opener
+from tdefs.tree.files import Files
+from tdefs.tree.inode import Inode
+from tdefs.tree.refusals import refuse_planted
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +29,21 @@ class Changes:
 class Attributes:
     """Reads and sets the attributes of one mount's inodes."""
 
-    def __init__(self, calls: SystemCalls, inodes: InodeTable, opener: Opener) -> None:
-        self._calls = calls
-        self._inodes = inodes
-        self._opener = opener
+    def __init__(self, files: Files) -> None:
+        self._calls: SystemCalls = files.tree.calls
+        self._places = files.tree.places
+        self._opener = files.opener
+        self._manifest = files.manifest
 
     def status(self, inode: Inode) -> os.stat_result:
         """Return the attributes of the backing file."""
         if inode.open_file is not None:
             return self._calls.fstat("getattr:open", inode.open_file.fd)
-        if inode.ghost is not None and inode not in self._inodes.held:
+        if inode.ghost is not None and inode not in self._places.held:
             return inode.ghost.status
-        name, directory = self._inodes.place(inode)
+        name, directory = self._places.place(inode)
         status = self._calls.stat("getattr", name, directory)
-        self._inodes.check(inode, status)
+        self._places.check(inode, status)
         return status
 
     def change(self, inode: Inode, changes: Changes) -> os.stat_result:
@@ -52,17 +54,17 @@ class Attributes:
 
         :raises OSError: ESTALE when anything else is to be set of what cannot be reached any more.
         """
-        if inode.ghost is not None and inode.open_file is None and inode not in self._inodes.held:
+        if inode.ghost is not None and inode.open_file is None and inode not in self._places.held:
             if (changes.size, changes.mode, changes.uid, changes.gid) != (None, None, None, None):
                 raise OSError(ESTALE, os.strerror(ESTALE))
             return inode.ghost.status
-        self._opener.refuse_planted(inode)
+        refuse_planted(self._places, inode)
         if changes.size is not None:
             self._truncate(inode, changes.size)
         file = inode.open_file
         if file is not None:
             return self._change_open(file, changes)
-        with self._inodes.reached("setattr:open", inode) as fd:
+        with self._places.reached("setattr:open", inode) as fd:
             return self._change_closed(fd, changes)
 
     def pass_on_mtime(self, file: DataFile, mtime_ns: int) -> os.stat_result:
@@ -105,7 +107,7 @@ class Attributes:
         file = self._opener.open(inode, writable=True)
         try:
             if inode.bound and size != file.length:
-                self._opener.manifest.will_change(inode, goes=size == 0)
+                self._manifest.will_change(inode, goes=size == 0)
             file.truncate(size)
         finally:
             self._opener.close_if_unused(inode)

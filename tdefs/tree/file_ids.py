@@ -9,8 +9,11 @@ from contextlib import suppress
 from errno import EACCES, ENOENT, ENOTDIR, EPERM
 
 from tdefs.data.calls import SystemCalls
-from tdefs.format.header import RECORD_SIZE, shown_file_id
-from tdefs.tree.inodes import Inode, InodeTable, path_of
+from tdefs.data.forms import Encrypted, identity_at
+from tdefs.format.header import RECORD_SIZE, Header, shown_file_id
+from tdefs.tree.inode import Backing, Inode, path_of
+from tdefs.tree.inodes import InodeTable
+from tdefs.tree.places import Places
 
 _RECORD = struct.Struct("<16sQQ")
 # file ids are random, so each holds the same share
@@ -20,40 +23,37 @@ _MOST_LEVELS = 1000
 # a directory that has gone meanwhile, or that the daemon's user may not read
 _NOT_THERE = (ENOENT, ENOTDIR, EACCES, EPERM)
 
-Key = tuple[int, int]
-"""Device and inode number in the backing directory."""
-
 
 class FileIds:
     """The file ids that were seen in one mount, and the files that showed them: 32 bytes of memory for each.
 
-    What is noted here may have changed below, so whoever finds a second file looks at it again.
+    What is noted here may have changed below, so a second file that is found is looked at again.
     """
 
     def __init__(self) -> None:
         self._buckets: dict[int, bytearray] = {}
 
-    def add(self, file_id: bytes, key: Key) -> None:
-        """Note that the file *key* shows *file_id*."""
-        if key not in self.keys(file_id):
-            self._buckets.setdefault(self._bucket(file_id), bytearray()).extend(_RECORD.pack(file_id, *key))
+    def add(self, file_id: bytes, backing: Backing) -> None:
+        """Note that the file *backing* shows *file_id*."""
+        if backing not in self.backings(file_id):
+            self._buckets.setdefault(self._bucket(file_id), bytearray()).extend(_RECORD.pack(file_id, *backing))
 
-    def remove(self, file_id: bytes, key: Key) -> None:
-        """Note that the file *key* is gone, or shows *file_id* no more."""
+    def remove(self, file_id: bytes, backing: Backing) -> None:
+        """Note that the file *backing* is gone, or shows *file_id* no more."""
         bucket = self._buckets.get(self._bucket(file_id))
         if bucket is not None:
             for at in self._places(bucket, file_id):
-                if _RECORD.unpack_from(bucket, at) == (file_id, *key):
+                if _RECORD.unpack_from(bucket, at) == (file_id, *backing):
                     del bucket[at : at + _RECORD.size]
                     return
 
-    def keys(self, file_id: bytes) -> list[Key]:
+    def backings(self, file_id: bytes) -> list[Backing]:
         """Return the files that have shown *file_id*: more than one only where somebody made a copy."""
         bucket = self._buckets.get(self._bucket(file_id))
         if bucket is None:
             return []
         found = [_RECORD.unpack_from(bucket, at) for at in self._places(bucket, file_id)]
-        return [(device, number) for _, device, number in found]
+        return [Backing(device, number) for _, device, number in found]
 
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self._buckets.values()) // _RECORD.size
@@ -76,37 +76,49 @@ class FileIds:
 class Twins:
     """The other files of one mount that show a file's id at this moment."""
 
-    def __init__(self, calls: SystemCalls, inodes: InodeTable) -> None:
+    def __init__(self, calls: SystemCalls, inodes: InodeTable, places: Places) -> None:
         self._calls = calls
         self._inodes = inodes
+        self._places = places
         self.ids = FileIds()
+
+    def note(self, inode: Inode) -> None:
+        """Note that *inode* shows its file id, if it lies where it may be opened."""
+        form = inode.form
+        if isinstance(form, Encrypted) and inode.names and is_at_home(inode, form.header):
+            self.ids.add(form.header.file_id, inode.backing)
+
+    def forget(self, inode: Inode) -> None:
+        """Note that *inode* is gone, or is about to show another file id or have another backing file."""
+        if isinstance(inode.form, Encrypted):
+            self.ids.remove(inode.form.header.file_id, inode.backing)
 
     def of(self, inode: Inode, file_id: bytes) -> list[bytes]:
         """Return the paths of the others; what was noted of them and is true no more is forgotten.
 
-        :raises OSError: it cannot be told.
+        :raises OSError: it cannot be found out.
         """
         found = []
-        for key in self.ids.keys(file_id):
-            if key == inode.key:
+        for backing in self.ids.backings(file_id):
+            if backing == inode.backing:
                 continue
-            path = self._path_of(key, file_id)
+            path = self._path_of(backing, file_id)
             if path is None:
-                self.ids.remove(file_id, key)
+                self.ids.remove(file_id, backing)
             else:
                 found.append(path)
         return found
 
-    def _path_of(self, key: Key, file_id: bytes) -> bytes | None:
-        """Return where the file *key* lies, if it still shows *file_id*."""
-        inode = self._inodes.with_key(key)
+    def _path_of(self, backing: Backing, file_id: bytes) -> bytes | None:
+        """Return where the file *backing* lies, if it still shows *file_id*."""
+        inode = self._inodes.with_backing(backing)
         for parent, name in inode.names if inode is not None else ():
             with suppress(FileNotFoundError):
-                if self._shows(name, self._inodes.directory_fd(parent), key, file_id):
+                if self._shows(name, self._places.directory_fd(parent), backing, file_id):
                     return os.fsencode(path_of(parent, name))
-        return self._search(key, file_id)
+        return self._search(backing, file_id)
 
-    def _search(self, key: Key, file_id: bytes) -> bytes | None:
+    def _search(self, backing: Backing, file_id: bytes) -> bytes | None:
         """Look for a file that the kernel has forgotten: every directory is read, since its place was not kept.
 
         It happens when somebody has made a copy, and never otherwise.
@@ -128,36 +140,41 @@ class Twins:
                     with suppress(FileNotFoundError):
                         if stat.S_ISDIR(self._calls.stat("twin:stat", name, fd).st_mode):
                             pending.append(path)
-                        elif self._shows(name, fd, key, file_id):
+                        elif self._shows(name, fd, backing, file_id):
                             return path
             finally:
-                self._inodes.descriptors.let_go("twin:close", fd)
+                self._places.descriptors.let_go("twin:close", fd)
         return None
 
     def _open_directory(self, path: bytes) -> int:
         """Open a directory, one component after the other: no link leads out, and no path is too long."""
         flags = os.O_RDONLY | os.O_DIRECTORY
-        root = self._inodes.directory_fd(self._inodes.root)
-        fd = self._inodes.descriptors.open_at("twin:open", b".", flags, 0, root)
+        root = self._places.directory_fd(self._inodes.root)
+        fd = self._places.descriptors.open_at("twin:open", b".", flags, 0, root)
         for name in filter(None, path.split(b"/")):
             try:
-                inner = self._inodes.descriptors.open_at("twin:open", name, flags, 0, fd)
+                inner = self._places.descriptors.open_at("twin:open", name, flags, 0, fd)
             finally:
-                self._inodes.descriptors.let_go("twin:close", fd)
+                self._places.descriptors.let_go("twin:close", fd)
             fd = inner
         return fd
 
-    def _shows(self, name: bytes, directory: int, key: Key, file_id: bytes) -> bool:
-        """Tell whether *name* is the file *key*, and shows *file_id*: one that may not be read does."""
+    def _shows(self, name: bytes, directory: int, backing: Backing, file_id: bytes) -> bool:
+        """Return whether *name* is the file *backing*, and shows *file_id*: one that may not be read does."""
         status = self._calls.stat("twin:stat", name, directory)
-        if (status.st_dev, status.st_ino) != key or not stat.S_ISREG(status.st_mode):
+        if (status.st_dev, status.st_ino) != backing or not stat.S_ISREG(status.st_mode):
             return False
         try:
-            fd = self._inodes.descriptors.open_at("twin:open", name, os.O_RDONLY | os.O_NONBLOCK, 0, directory)
+            fd = self._places.descriptors.open_at("twin:open", name, os.O_RDONLY | os.O_NONBLOCK, 0, directory)
         except PermissionError:
             return True
         try:
             record = self._calls.pread("twin:read", fd, RECORD_SIZE, 0)
         finally:
-            self._inodes.descriptors.let_go("twin:close", fd)
+            self._places.descriptors.let_go("twin:close", fd)
         return shown_file_id(record) == file_id
+
+
+def is_at_home(inode: Inode, header: Header) -> bool:
+    """Return whether a file belongs where it lies, under all names that are known."""
+    return all(header.accepts(identity_at(path_of(parent, name))) for parent, name in inode.names)

@@ -8,12 +8,9 @@ the name goes until the kernel forgets the inode. It forgets at once what nobody
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
 from tdefs.data.descriptors import Descriptors
-
-if TYPE_CHECKING:
-    from tdefs.tree.inodes import Inode
+from tdefs.tree.inode import Inode
 
 # A file with other names, not known here, may stay in the kernel's memory for long after one is gone.
 _MOST = 512
@@ -22,7 +19,7 @@ _GIVEN_UP = 32
 
 
 class Held:
-    """At most some hundred descriptors, one for each inode; which was used longest ago goes first."""
+    """At most some hundred descriptors, one for each inode; the one used longest ago is closed first."""
 
     def __init__(self, descriptors: Descriptors) -> None:
         self._descriptors = descriptors

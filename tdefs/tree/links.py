@@ -18,8 +18,10 @@ from tdefs.data.link_encryption import LinkCipher
 from tdefs.data.staging import Staging
 from tdefs.format.errors import ForeignLink, FormatError
 from tdefs.format.links import MAX_TARGET_BYTES, SEVERAL_NAMES, Link
-from tdefs.tree.inodes import Inode, InodeTable, path_of
-from tdefs.tree.opening import Opener
+from tdefs.text import printable_path
+from tdefs.tree.files import Files
+from tdefs.tree.inode import Inode, path_of
+from tdefs.tree.refusals import refusal
 
 _RENAME_NOREPLACE = 1
 
@@ -38,12 +40,15 @@ class MovingLink:
 class Links:
     """The symbolic links of one mount."""
 
-    def __init__(self, calls: SystemCalls, inodes: InodeTable, opener: Opener, staging: Staging | None) -> None:
+    def __init__(self, files: Files, staging: Staging | None) -> None:
         """:param staging: ``None`` for a volume that is only read."""
-        self._calls = calls
-        self._inodes = inodes
-        self._opener = opener
-        self._cipher = LinkCipher(lambda: opener.forms.ring)
+        self._calls: SystemCalls = files.tree.calls
+        self._inodes = files.tree.inodes
+        self._places = files.tree.places
+        self._manifest = files.manifest
+        self._policy = files.policy
+        self._complaints = files.complaints
+        self._cipher = LinkCipher(lambda: files.forms.ring)
         self._staging = staging
 
     def make(self, parent: Inode, name: bytes, target: bytes, owner: Owner) -> None:
@@ -52,7 +57,7 @@ class Links:
         :raises OSError: ENAMETOOLONG for a target of more than :data:`MAX_TARGET_BYTES` bytes, among others.
         """
         text = self._text(target, path_of(parent, name))
-        self._calls.symlink("symlink", text, name, self._inodes.directory_fd(parent), owner)
+        self._calls.symlink("symlink", text, name, self._places.directory_fd(parent), owner)
 
     def read(self, inode: Inode) -> bytes:
         """Return where a link leads to, and end a rename of it that a crash left half done.
@@ -60,16 +65,16 @@ class Links:
         :raises OSError: EIO or ENOKEY for a link that cannot be presented; the log says why.
         """
         try:
-            link, status = self._open(inode, list(map(os.fsencode, self._inodes.paths(inode))))
+            link, status = self._open(inode, list(map(os.fsencode, self._places.paths(inode))))
         except FormatError as error:
-            raise self._opener.presented_as(inode, error) from error
+            raise refusal(self._places, inode, error) from error
         if len(link.places) > 1 and inode.names and self._staging is not None:
             try:
-                self._opener.manifest.will_change(inode)
+                self._manifest.will_change(inode)
                 self._replace(inode, link, status, (os.fsencode(inode.path()),))
             except OSError as error:
                 # it can be read as it is
-                self._opener.complaints.failed("readlink", inode.shown(), error)
+                self._complaints.failed("readlink", inode.shown(), error)
         return link.target
 
     def copy(self, inode: Inode, parent: Inode, name: bytes) -> None:
@@ -78,11 +83,11 @@ class Links:
         :raises OSError: as :meth:`read`, and EEXIST.
         """
         target = self.read(inode)
-        with self._inodes.reached("link:open", inode) as fd:
+        with self._places.reached("link:open", inode) as fd:
             status = self._calls.stat("link:stat", b"", fd)
         text = self._text(target, path_of(parent, name))
         place = path_of(parent, name)
-        self._put(text, status, place, name, self._inodes.directory_fd(parent), _RENAME_NOREPLACE)
+        self._put(text, status, place, name, self._places.directory_fd(parent), _RENAME_NOREPLACE)
 
     def bind_both(self, inode: Inode, old_path: str, new_path: str) -> MovingLink | None:
         """Before a rename: let a link lie at both places.
@@ -113,7 +118,7 @@ class Links:
 
         :raises FormatError: it cannot be presented.
         """
-        with self._inodes.reached("readlink:open", inode) as fd:
+        with self._places.reached("readlink:open", inode) as fd:
             status = self._calls.stat("readlink:stat", b"", fd)
             if status.st_nlink > 1:
                 raise ForeignLink(SEVERAL_NAMES)
@@ -127,14 +132,14 @@ class Links:
             raise OSError(ENOENT, os.strerror(ENOENT))
         if len(target) > MAX_TARGET_BYTES:
             raise OSError(ENAMETOOLONG, os.strerror(ENAMETOOLONG))
-        return self._cipher.encrypt(target, (os.fsencode(path),), self._opener.key_name_at(path))
+        return self._cipher.encrypt(target, (os.fsencode(path),), self._policy.decide(path).key_name)
 
     def _replace(self, inode: Inode, link: Link, like: os.stat_result, paths: tuple[bytes, ...]) -> None:
         """Put a link that may lie at *paths* in the place of *inode*, with the owner and times of *like*."""
-        name, directory = self._inodes.place(inode)
-        key_name = self._opener.key_name_at(os.fsdecode(paths[-1]))
+        name, directory = self._places.place(inode)
+        key_name = self._policy.decide(os.fsdecode(paths[-1])).key_name
         text = self._cipher.encrypt(link.target, paths, key_name, link)
-        self._inodes.rekey(inode, self._put(text, like, os.fsdecode(paths[0]), name, directory, 0))
+        self._inodes.exchange_backing(inode, self._put(text, like, os.fsdecode(paths[0]), name, directory, 0))
 
     def _put(
         self, text: bytes, like: os.stat_result, path: str, name: bytes, directory: int, flags: int
@@ -149,7 +154,10 @@ class Links:
             status = self._make_alike(staging.open(temporary), like)
             self._calls.rename("relink:rename", temporary, staging.fd, name, directory, flags)
         except OSError:
-            self._opener.undo("link", path, lambda: self._calls.unlink("relink:undo", temporary, staging.fd))
+            subject = printable_path(os.fsencode(path))
+            self._complaints.undo(
+                "link", subject, lambda: self._calls.unlink("relink:undo", temporary, staging.fd)
+            )
             raise
         return status
 
@@ -163,5 +171,5 @@ class Links:
                     self._calls.chown("relink:chown", b"", like.st_uid, like.st_gid, fd)
             self._calls.utimens("relink:times", b"", like.st_atime_ns, like.st_mtime_ns, fd)
         finally:
-            self._inodes.descriptors.let_go("relink:close", fd)
+            self._places.descriptors.let_go("relink:close", fd)
         return status

@@ -136,8 +136,13 @@ def write_session(volume: Volume, session: Session) -> None:
     In place, in a file of constant size: a full disk must not keep a volume from being mounted. What a torn write
     leaves proves nothing, and need not: whenever a record is written, all that was there before is on the disk.
     """
+    _write(volume, as_record(session))
+
+
+def as_record(session: Session) -> bytes:
+    """Return the content of the record's file."""
     found = asdict(session) | {"mac": session.mac.hex()}
-    _write(volume, (json.dumps(found) + "\n").encode().ljust(_SIZE))
+    return (json.dumps(found) + "\n").encode().ljust(_SIZE)
 
 
 def _read(volume: Volume) -> bytes:
@@ -264,6 +269,27 @@ class SessionBook:
         fault = self._tell_history(END)
         self._write()
         return fault
+
+    def change_policy(self, policy: str, *, plain_files: bool) -> None:
+        """Write down, before it is used, that another policy decides about new files from now on.
+
+        Unlike other records this one is written while files are in use, so it is there whole after a crash.
+
+        :param policy: the digest of the new one.
+        :param plain_files: whether files may be in the clear from now on.
+        :raises OSError: the record cannot be written, and says what it said before; UntrustedError likewise.
+        """
+        if self._session is None:
+            raise ValueError("no session was begun")
+        before = self._session
+        several = policy if before.policy == policy else SEVERAL_POLICIES
+        changed = replace(before, policy=several, plain_files=before.plain_files or plain_files)
+        if changed == before:
+            return
+        record = as_record(changed.authenticated(self._key))
+        with own_directory(self._volume.private, last_link=False) as directory:
+            directory.write_durably(SESSION_FILE, record)
+        self._session = changed
 
     def take_over(self, last: Session) -> str:
         """Have the unfinished session *last*, of a copy, count as the newest one of the volume; as :meth:`begin`.

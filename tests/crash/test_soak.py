@@ -128,7 +128,7 @@ def orphans(server: Server, volume: Volume) -> list[str]:
 
 
 @needs_root
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 def test_a_soak_leaves_everything_where_it_was(server: Server, volume: Volume, dice: Dice) -> None:
     work(server, TURN_SECONDS)  # what is used for the first time is no leak
     readings = [("before", at_rest(server, volume)), ("forgotten", at_rest(server, volume, forget=True))]

@@ -28,7 +28,7 @@ async def _looked_up(self: FuseOperations, parent: Any, name: Any, context: Any)
     global _asked
     _asked = name
     if name == b"broken-mount":
-        ring = self._opener._forms.ring
+        ring = self._files.forms.ring
         # not a FUSEError, and not in the hands of @reply: pyfuse3 ends
         raise RuntimeError(f"{ring!r} {list(ring)!r}")
     return await _lookup(self, parent, name, context)

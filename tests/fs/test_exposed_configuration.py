@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.cli.common.terminal import warn
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.private_files import read_file
 from tdefs.keys.protectors.command import KeyCommand
-from tdefs.keys.protectors.command_directory import command_directory
-from tdefs.keys.secrets import read_passphrase_file
+from tdefs.keys.protectors.command_files import command_directory
+from tdefs.keys.secret_files import read_passphrase_file
 from tdefs.policy.parse import load_policy
 from tests.support.children import in_child, needs_root
 from tests.support.volume import TDEFS, Volume
@@ -144,10 +145,14 @@ def key_file(path: Path) -> None:
     assert read_file(path, "key", secret=False)
 
 
+def passphrase_file(path: Path) -> bytes:
+    return read_passphrase_file(path, warn)
+
+
 USES: dict[str, tuple[Callable[[Path], object], str, int]] = {
     "configuration": (load_config, CONTENT, 0o644),
     "policy": (load_policy, CONTENT + "default: encrypt\n", 0o644),
-    "passphrase": (read_passphrase_file, CONTENT, 0o600),
+    "passphrase": (passphrase_file, CONTENT, 0o600),
     "key-file": (key_file, CONTENT, 0o600),
     "program": (lambda path: KeyCommand(f"{path}").read_key(), SCRIPT, 0o755),
     "quoted-program": (lambda path: KeyCommand(f"true && '{path}' x").read_key(), SCRIPT, 0o755),
@@ -262,10 +267,10 @@ def test_a_descriptor_that_the_caller_has_opened_is_the_callers(place: Path) -> 
     os.write(writing, b"a passphrase\n")
     os.close(writing)
     try:
-        assert read_passphrase_file(Path(f"/dev/fd/{reading}")) == b"a passphrase"
+        assert passphrase_file(Path(f"/dev/fd/{reading}")) == b"a passphrase"
     finally:
         os.close(reading)
-    assert read_passphrase_file(Path("/dev/null")) == b""
+    assert passphrase_file(Path("/dev/null")) == b""
 
 
 def test_every_command_refuses_them_with_its_own_exit_code(scratch: Workspace) -> None:

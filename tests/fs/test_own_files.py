@@ -181,7 +181,7 @@ def plant_at(volume: Volume, name: str, plant: Callable[[Path, Path], None]) -> 
     return path, victim
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_lies_in_the_place_of_an_own_file_holds_up_nobody_and_is_not_followed(

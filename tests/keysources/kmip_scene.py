@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import parse_config
 from tdefs.errors import TdefsError
-from tdefs.keys.key_source import make_key_source
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import WrappedProtectorKey
+from tdefs.keys.sources.kinds import make_key_source
 from tdefs.keys.sources.kmip import KmipSource
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.certificates import Authority, Pair
@@ -83,7 +84,7 @@ class KmipScene:
     def source(self, *servers: str, name: str = "kms1", **changes: Any) -> KmipSource:
         """The key source that a configuration describes."""
         text = yaml.safe_dump({"version": 1, "key_sources": {name: self.fields(*servers, **changes)}})
-        source = make_key_source(parse_config(text.encode(), Path("t.yaml")).key_source(name))
+        source = make_key_source(parse_config(text.encode(), Path("t.yaml")).key_source(name), TerminalDialogue())
         assert isinstance(source, KmipSource)
         return source
 

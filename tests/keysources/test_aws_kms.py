@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 
 from tdefs.cli import cat, init
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.cli.key import command as key
 from tdefs.cli.key_source import command as key_source
 from tdefs.cli.protector import command as protector
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import make_key_source
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import WrongSecretError
-from tdefs.keys.sources.aws_kms.endpoint import is_safe
 from tdefs.keys.sources.aws_kms.source import AwsKms
+from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.settings import is_safe
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.aws_stand_in import (
     CREDENTIALS,
@@ -91,7 +92,7 @@ class Site:
             file.write(f"  {name}:\n" + "".join(f"    {field}\n" for field in fields if not field.endswith(": -")))
 
     def source(self, name: str = "kms") -> AwsKms:
-        found = make_key_source(load_config(self.config).key_source(name))
+        found = make_key_source(load_config(self.config).key_source(name), TerminalDialogue())
         assert isinstance(found, AwsKms)
         return found
 

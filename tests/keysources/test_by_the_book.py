@@ -13,8 +13,8 @@ from typing import Any
 import boto3
 import pytest
 
+from tdefs.cli.common.terminal import TerminalDialogue, warn
 from tdefs.config import parse_config
-from tdefs.keys.key_source import make_key_source
 from tdefs.keys.keystore.changes import label_protector
 from tdefs.keys.keystore.entries import Place
 from tdefs.keys.keystore.file import create_keystore, load_keystore
@@ -22,9 +22,9 @@ from tdefs.keys.keystore.text import serialise
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
-from tdefs.keys.protectors.recovery import RecoveryCodeProtector
-from tdefs.keys.recovery_text import new_code, show_code
-from tdefs.keys.secrets import read_passphrase_file
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector, new_code, show_code
+from tdefs.keys.secret_files import read_passphrase_file
+from tdefs.keys.sources.kinds import make_key_source
 from tests.keysources.aws_stand_in import ENVIRONMENT, REGION, KmsStandIn
 from tests.keysources.kmip_scene import KmipScene
 from tests.keysources.soft_token import LABEL, MODULE, PIN, SoftToken
@@ -81,7 +81,7 @@ def test_passphrase(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "passphrase"
     file.write_bytes(content)
     file.chmod(0o600)
-    protector = PassphraseProtector(partial(read_passphrase_file, file), cost=ScryptCost(n=1 << 14))
+    protector = PassphraseProtector(partial(read_passphrase_file, file, warn), cost=ScryptCost(n=1 << 14))
     read_by_the_book(tmp_path / "keystore", protector, book.scrypt(book.passphrase_of_a_file(content)))
 
 
@@ -101,7 +101,7 @@ def test_recovery_code(tmp_path: Path) -> None:
 def described(fields: dict[str, str], name: str = "source") -> Protector:
     lines = "".join(f"    {field}: {value}\n" for field, value in fields.items())
     config = parse_config(f"version: 1\nkey_sources:\n  {name}:\n{lines}".encode(), Path("t.yaml"))
-    return make_key_source(config.key_source(name))
+    return make_key_source(config.key_source(name), TerminalDialogue())
 
 
 @pytest.mark.parametrize(("mechanism", "key_label"), [("aes-gcm", "kek"), ("rsa-oaep", "card")])

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from kmip.services.server.session import KmipSession
 
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import parse_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import make_key_source
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
+from tdefs.keys.sources.kinds import make_key_source
 from tdefs.keys.sources.kmip import KmipSource
 from tdefs.keys.sources.kmip.client import Client
 from tests.keysources.kmip_scene import CONTEXT, SECRET, KmipScene, entry_of, refusal
@@ -291,6 +292,6 @@ key_sources:
     certificate: /etc/client.pem
     private_key: /etc/client.key
 """
-    source = make_key_source(parse_config(text.encode(), Path("t.yaml")).key_source("kms1"))
+    source = make_key_source(parse_config(text.encode(), Path("t.yaml")).key_source("kms1"), TerminalDialogue())
     assert isinstance(source, KmipSource)
     assert [str(one) for one in source.servers] == ["kms:5696", "kms:1", "[2001:db8::1]:5696", "[::1]:2"]

@@ -14,15 +14,16 @@ import pytest
 from pkcs11.constants import TokenFlag
 
 from tdefs.cli import init
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.cli.key import command as key
 from tdefs.cli.key_source import command as key_source
 from tdefs.cli.protector import command as protector
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import make_key_source
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
+from tdefs.keys.sources.kinds import make_key_source
 from tdefs.keys.sources.pkcs11 import process
 from tdefs.keys.sources.pkcs11.answers import refusal_before_login
 from tdefs.keys.sources.pkcs11.request import Request
@@ -106,7 +107,7 @@ class Site:
             )
 
     def source(self, name: str = "hsm") -> Pkcs11:
-        found = make_key_source(load_config(self.config).key_source(name))
+        found = make_key_source(load_config(self.config).key_source(name), TerminalDialogue())
         assert isinstance(found, Pkcs11)
         return found
 
@@ -273,7 +274,7 @@ def test_a_token_without_the_mechanism_is_told(site: Site, token: SoftToken) -> 
         error = site.refused(name)
         assert (error.exit_code, error.message) == (
             Exit.WRAPPING_KEY_UNUSABLE,
-            f'token "{LABEL}" has not the mechanism {mechanism}',
+            f'token "{LABEL}" does not have the mechanism {mechanism}',
         )
 
 

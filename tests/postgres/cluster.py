@@ -10,13 +10,14 @@ from typing import Final
 from tests.postgres.canaries import DATABASE, TEXT
 from tests.support.server import Server
 from tests.support.volume import Volume
+from tests.support.whole import WHOLE
 from tests.support.workspace import Workspace
 
 LOAD: Final = Path(__file__).parent / "load"
 #: The databases that are equal in an encrypted and a plain cluster.
 DATABASES: Final = (DATABASE, "accounts", "copied_by_wal", "copied_by_file")
-#: How long pgbench runs on the encrypted cluster; the issue asks for 30.
-PGBENCH_SECONDS: Final = int(os.environ.get("TDEFS_PGBENCH_SECONDS", "30"))
+#: How long pgbench runs on the encrypted cluster.
+PGBENCH_SECONDS: Final = int(os.environ.get("TDEFS_PGBENCH_SECONDS") or (30 if WHOLE else 10))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tests.support.server import Server
 from tests.support.volume import TDEFS, Volume
 from tests.support.workspace import Workspace
 
-pytestmark = [pytest.mark.slow, needs_root]
+pytestmark = [pytest.mark.slow(seconds=20), needs_root]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "BACKUP.md"
 BACKUP, TAR, RESTORE = re.findall(r"```bash\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)

@@ -13,7 +13,7 @@ from tests.postgres.replication import Host
 from tests.support.processes import wait_until
 from tests.support.workspace import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=50)
 
 ROUNDS = 2
 #: Commits that must follow each change.

@@ -18,7 +18,7 @@ from tests.postgres.replication import CHEAP, Host
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=30)
 
 ALL = "SELECT count(*), sum(i), md5(string_agg(text, ',' ORDER BY i)) FROM items"
 KINDS = ("copy", "own")

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 LIMIT = 1200
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=150)
 def test_regression_suite_of_postgres_passes_on_a_mount_with_no_test_left_out() -> None:
     done = subprocess.run(
         ["bash", REPOSITORY / "scripts" / "pg-regress.sh"],

@@ -15,7 +15,7 @@ from tests.support.mounts import detach, is_mounted, mounts_below
 from tests.support.processes import arguments, end, is_alive, is_postgres, processes_in, send, wait_until
 from tests.support.workspace import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=20)
 
 REPOSITORY = Path(__file__).parents[2]
 FOUND_NOTHING = "[ok] grep finds no stored secret"

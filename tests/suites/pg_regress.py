@@ -28,7 +28,9 @@ def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGHUP, _leave)
     if options.tap is not None:
-        return pg_tap.main(options.version, options.tap or list(SUITES), plain=options.plain, jobs=options.jobs)
+        return pg_tap.main(
+            options.version, options.tap or list(SUITES), plain=options.plain, jobs=options.jobs, only=options.only
+        )
     try:
         suite = prepare(options.version)
     except NotAvailable as error:
@@ -157,6 +159,13 @@ def _parse(words: list[str]) -> argparse.Namespace:
         nargs="*",
         choices=SUITES,
         help=f"the TAP suites of a server built from source, or only these: {', '.join(SUITES)}",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="only this file of the TAP suites, such as 001_rep_changes.pl; may be repeated",
     )
     parser.add_argument(
         "--jobs", type=int, default=2, help="files of a TAP suite at a time (default: %(default)s)"

@@ -18,18 +18,25 @@ from tests.support.workspace import Workspace
 PASSED, FAILED, COULD_NOT_RUN = 0, 1, 2
 
 
-def main(version: str, suites: Sequence[str], *, plain: bool, jobs: int) -> int:
-    """Runs the suites, each on a volume of its own; returns the exit code."""
+def main(version: str, suites: Sequence[str], *, plain: bool, jobs: int, only: Sequence[str] = ()) -> int:
+    """Run the suites, each on a volume of its own, and return the exit code.
+
+    :param jobs: how many files run at a time
+    :param only: the files that run, by name; without any, every file
+    """
     try:
         build = prepare(version)
     except NotAvailable as error:
         print(f"[failed] PostgreSQL {version} cannot be built: {error}", file=sys.stderr)
         return COULD_NOT_RUN
+    if unknown := sorted(set(only) - {file.name for suite in suites for file in build.files(suite)}):
+        print(f"[failed] no such file in {', '.join(suites)}: {', '.join(unknown)}", file=sys.stderr)
+        return COULD_NOT_RUN
     print(f"[ok] PostgreSQL {build.version}, built from the distribution's source package", flush=True)
     space = Workspace()
     lines, complaints = [], []
     try:
-        run = TapRun(space, build, jobs, lambda line: print(line, flush=True))
+        run = TapRun(space, build, jobs, only, lambda line: print(line, flush=True))
         for suite in suites:
             tally, wrong = _run_suite(space, run, suite, plain=plain)
             complaints += [*tally.complaints, *(f"{suite}: {what}" for what in wrong)]

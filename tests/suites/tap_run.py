@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,14 +103,18 @@ class TapTally:
 class TapRun:
     """Suites of one build, each run on a directory that is given."""
 
-    def __init__(self, space: Workspace, build: TapBuild, jobs: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, space: Workspace, build: TapBuild, jobs: int, only: Sequence[str], say: Callable[[str], None]
+    ) -> None:
         """
         :param jobs: how many files run at a time
+        :param only: the files that run, by name; without any, every file
         :param say: gets a line for each file as it ends
         """
         self._space = space
         self._say = say
         self._jobs = jobs
+        self._only = only
         self.build = build.copied_to(space.directory("tap") / "build")
         self._ports = space.directory("ports")
         space.account.own(self._ports)
@@ -123,10 +127,9 @@ class TapRun:
         """
         began = time.monotonic()
         output = self._space.directory("out")
+        chosen = [file for file in self.build.files(suite) if not self._only or file.name in self._only]
         with ThreadPoolExecutor(self._jobs) as pool:
-            files = list(
-                pool.map(lambda file: self._run_file(suite, file, place, output), self.build.files(suite))
-            )
+            files = list(pool.map(lambda file: self._run_file(suite, file, place, output), chosen))
         return TapTally(suite, files, time.monotonic() - began)
 
     def _run_file(self, suite: str, file: Path, place: Path, output: Path) -> FileTally:

@@ -9,16 +9,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+#: How long to wait before a condition is looked at again: first, and at most.
+FIRST_POLL_SECONDS = 0.002
 POLL_SECONDS = 0.05
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Waits until the condition holds; says whether it did in time."""
+    """Wait until the condition holds, and return whether it did in time."""
     deadline = time.monotonic() + seconds
+    pause = FIRST_POLL_SECONDS
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
+        pause = min(2 * pause, POLL_SECONDS)
     return True
 
 

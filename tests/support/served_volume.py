@@ -15,11 +15,13 @@ from tdefs.data.forms import Expectations, FileForms
 from tdefs.data.staging import Staging
 from tdefs.format.header import Binding, Identity
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
+from tdefs.manifest.bound import Bound
 from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Policy
-from tdefs.tree.inodes import Inode, InodeTable
+from tdefs.tree.files import Files
+from tdefs.tree.inode import Inode
 from tdefs.tree.namespace import Namespace
-from tdefs.tree.opening import Opener
+from tdefs.tree.tree import Tree
 
 VOLUME_ID = bytes(range(0xA0, 0xB0))
 DK_1 = DataKey("dk_1", 1, AES_256_XTS, bytes(range(32)))
@@ -111,19 +113,26 @@ class ServedVolume:
         self.policy = policy or self.policy
         self.plain_files |= self.policy.leaves_anything_plain()
         expected = Expectations(ring.volume_id, plain_files=self.plain_files, lost_headers=after_crash)
-        forms = FileForms(ring, expected)
-        self.complaints = Complaints()
-        self.inodes = InodeTable(self.calls, self._root_fd)
-        self.opener = Opener(self.calls, self.inodes, forms, PolicyInUse(self.policy), self.complaints)
+        self.forms = FileForms(ring, expected)
+        self.make_parts()
         if self._staging is not None:
             self._staging.close()
         # as a daemon does at its start, so it is no call that a test counts
         self._staging = Staging(self.data.with_name(f"{self.data.name}.staging"))
-        self.namespace = Namespace(self.calls, self.inodes, self.opener, self._staging)
+        self.namespace = Namespace(self.files, self._staging)
+
+    def make_parts(self, manifest: Bound | None = None) -> None:
+        """What serves the volume, as a session makes it."""
+        self.complaints = Complaints()
+        self.tree = Tree(self.calls, self._root_fd)
+        self.inodes = self.tree.inodes
+        self.places = self.tree.places
+        self.files = Files(self.tree, self.forms, PolicyInUse(self.policy), self.complaints, manifest)
+        self.opener = self.files.opener
 
     def close(self) -> None:
         self.calls.restart()
-        self.inodes.close()
+        self.tree.close()
         os.close(self._root_fd)
         if self._staging is not None:
             self._staging.close()
@@ -190,7 +199,7 @@ class ServedVolume:
         self.namespace.unlink(*self.place(path))
 
     def bound(self, path: str) -> tuple[Identity, ...]:
-        return self.opener.bound(self.inode(path))
+        return self.files.identities.bound(self.inode(path))
 
     def stored(self, path: str) -> bytes:
         """The bytes in the backing directory."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 #: What the tests themselves are told by.
-_KEPT = re.compile(r"TDEFS_(TEST_WORK|CRASH_\w+|PGBENCH_SECONDS)|PYTEST_\w+|PATH")
+_KEPT = re.compile(r"TDEFS_(TEST_WORK|TEST_WHOLE|CRASH_\w+|PGBENCH_SECONDS)|PYTEST_\w+|PATH")
 #: Variables by which people tell PostgreSQL, Python, key services and libraries what to do otherwise.
 _MISLEADING = re.compile(
     r"(LC|PG|TDEFS|PYTHON|SUDO|VAULT|BAO|AWS|TPM2TOOLS|TSS2|SOFTHSM2|GIT)_?\w*|LANG|LANGUAGE|TZ|POSIXLY_CORRECT"

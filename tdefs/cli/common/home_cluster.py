@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdefs.cli.common.link_places import mountpoints_of, trusted_mounts
+from tdefs.cli.common.secret_arguments import is_secret_given
 from tdefs.cli.common.unlocking import add_keystore_arguments, unlock, use_configured_secret
 from tdefs.config import load_config
 from tdefs.control import ask_status
 from tdefs.doctor.cluster import find_clusters
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError
-from tdefs.keys.secrets import is_secret_given
 from tdefs.offline.reader import OfflineReader
 from tdefs.pg.control import (
     CONTROL_FILE,

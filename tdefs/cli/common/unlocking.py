@@ -9,15 +9,17 @@ from functools import cache
 from pathlib import Path
 
 from tdefs.cli.common.keystore_users import warn_unless_registered
+from tdefs.cli.common.secret_arguments import add_unlock_arguments, is_secret_given, secret_from_arguments
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.cli.common.this_host import demanded_host, opening_host
 from tdefs.config import VolumeConfig, load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import history_key_of
-from tdefs.keys.key_source import KeySource, make_key_source
 from tdefs.keys.keystore.file import Keystore, Unlocked, load_keystore
 from tdefs.keys.keystore.history import append
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.secrets import add_unlock_arguments, is_secret_given, secret_from_arguments
+from tdefs.keys.sources.base import KeySource
+from tdefs.keys.sources.kinds import make_key_source
 from tdefs.private import UntrustedError, reason_of
 from tdefs.volume.believed import Opened, opened
 from tdefs.volume.description import DEFAULT_KEYSTORE, Volume, remembers_truly
@@ -123,7 +125,7 @@ def source_finder(args: argparse.Namespace) -> Callable[[str], KeySource]:
     """
     find: Callable[[str], KeySource] | None = getattr(args, "find_key_source", None)
     if find is None:
-        find = cache(lambda name: make_key_source(load_config(args.config).key_source(name)))
+        find = cache(lambda name: make_key_source(load_config(args.config).key_source(name), TerminalDialogue()))
         args.find_key_source = find
     return find
 

@@ -15,7 +15,7 @@ from tdefs.errors import Exit
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
 from tdefs.keys.keystore.file import FIRST_DATA_KEY, Keystore
 from tdefs.keys.keystore.wrapped_keys import new_document
-from tdefs.keys.settings import Settings
+from tdefs.keys.sources.settings import Settings
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

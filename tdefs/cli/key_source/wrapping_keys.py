@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tdefs.cli.common.output import print_json, print_line, print_table
+from tdefs.cli.common.secret_arguments import descriptor_number
 from tdefs.cli.common.unlocking import add_config, source_finder
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.fields import show_time
 from tdefs.keys.private_files import read_file
-from tdefs.keys.secrets import descriptor_number, read_passphrase_descriptor
-from tdefs.keys.wrapping_keys import REVOCATION_REASONS, WRAPPING_KEY_BYTES, ServerKey, WrappingKeys
+from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES
+from tdefs.keys.secret_files import read_passphrase_descriptor
+from tdefs.keys.sources.base import REVOCATION_REASONS, ServerKey, WrappingKeys
 
 _HEX_KEY = re.compile(rb"[0-9A-Fa-f]{%d}\s*" % (2 * WRAPPING_KEY_BYTES))
 _NAME = re.compile(r"[ -~]{1,128}", re.ASCII)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tdefs.cli.common.keystore_change import changing
 from tdefs.cli.common.keystore_users import add_unseen
+from tdefs.cli.common.new_secret_arguments import add_new_secret_arguments, new_secret_from_arguments
 from tdefs.cli.common.output import print_json, print_line, print_table
 from tdefs.cli.common.place import add_place, volume_of
 from tdefs.cli.common.this_host import forget_here, holders
@@ -34,7 +35,6 @@ from tdefs.keys.keystore.changes import (
 )
 from tdefs.keys.keystore.entries import Document, ProtectorEntry
 from tdefs.keys.keystore.wrapped_keys import check_mac, open_master_key
-from tdefs.keys.new_secrets import add_new_secret_arguments, new_secret_from_arguments
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.volume.description import Volume

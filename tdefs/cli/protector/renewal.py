@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tdefs.cli.common.output import print_line
+from tdefs.cli.common.secret_arguments import secret_from_arguments
 from tdefs.cli.common.this_host import holders
 from tdefs.cli.common.unlocking import source_finder
 from tdefs.config import VolumeConfig, load_config
 from tdefs.errors import TdefsError
-from tdefs.keys.attempts import UnreachableError
+from tdefs.keys.failures import UnreachableError
 from tdefs.keys.hierarchy import MasterKey
 from tdefs.keys.keystore.entries import Document, ProtectorEntry
 from tdefs.keys.keystore.wrapped_keys import new_protector_entry, open_master_key
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.this_host import ThisHostProtector
-from tdefs.keys.secrets import secret_from_arguments
 from tdefs.text import printable
 from tdefs.volume.description import Volume
 

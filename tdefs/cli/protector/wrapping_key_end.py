@@ -9,8 +9,8 @@ from tdefs.cli.common.unlocking import source_finder
 from tdefs.cli.key_source.wrapping_keys import wrapping_keys
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import KeySource
 from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.sources.base import KeySource
 
 
 def source_with_key_of(args: argparse.Namespace, backing: Path, entry: ProtectorEntry) -> tuple[KeySource, str]:

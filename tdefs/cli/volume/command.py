@@ -15,6 +15,7 @@ from tdefs.cli.common.keystore_change import OpenChange, changing
 from tdefs.cli.common.keystore_users import users_of, uses
 from tdefs.cli.common.output import print_json, print_line, print_table
 from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.secret_arguments import add_unlock_arguments, secret_from_arguments
 from tdefs.cli.common.unlocking import (
     add_config,
     add_keystore_arguments,
@@ -34,8 +35,7 @@ from tdefs.keys.keystore.copy import copy_command_directory, copy_keystore, remo
 from tdefs.keys.keystore.entries import Document, VolumeEntry
 from tdefs.keys.keystore.file import Unlocked, load_keystore
 from tdefs.keys.keystore.wrapped_keys import FIRST_VOLUME
-from tdefs.keys.protectors.command_directory import command_directory
-from tdefs.keys.secrets import add_unlock_arguments, secret_from_arguments
+from tdefs.keys.protectors.command_files import command_directory
 from tdefs.manifest.state import Binding, adopt
 from tdefs.offline.reader import volume_at
 from tdefs.text import printable

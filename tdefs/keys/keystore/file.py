@@ -11,12 +11,12 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.dialogue import Warn
-from tdefs.keys.exposure import exposure
 from tdefs.keys.hierarchy import KeyRing, MasterKey
 from tdefs.keys.keystore.entries import Document, Place, ProtectorEntry, Statements
 from tdefs.keys.keystore.text import MAX_BYTES, parse, serialise
 from tdefs.keys.keystore.wrapped_keys import new_document, open_keys, open_master_key
 from tdefs.keys.limits import check_costs
+from tdefs.keys.private_files import exposure
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.private import own_place
 from tdefs.yamlfile import let_read

@@ -1,27 +1,31 @@
-"""The command protector: a program of the user's prints the key that wraps the protector key."""
+"""The command protector: a program that the user names prints the key that wraps the protector key."""
 
 from __future__ import annotations
 
 import os
 import re
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.protectors.base import WrongSecretError
-from tdefs.keys.protectors.command_directory import command_directory, ensure_command_directory
+from tdefs.keys.protectors.command_files import check_command, command_directory, ensure_command_directory
 from tdefs.keys.protectors.command_run import CommandOutcome, cleaned_up_before_signals, run_command
-from tdefs.keys.protectors.command_terminal import lent_terminal
 from tdefs.keys.protectors.command_text import (
     DIRECTORY_VARIABLE,
     PROMPT_VARIABLE,
     TERMINAL_VARIABLE,
     parse_command,
 )
-from tdefs.keys.protectors.command_trust import check_command
-from tdefs.keys.protectors.strong_secret import StrongSecretProtector
+from tdefs.keys.protectors.obtaining import Obtained, ObtainingProtector, Parameters
+from tdefs.keys.wrapping import WrapContext
 from tdefs.text import masked
+
+#: Lends the terminal: the ``with`` block has a descriptor of it, of one digit.
+LendTerminal = Callable[[], AbstractContextManager[int]]
 
 KEY_HEX_CHARACTERS = 64
 TIMEOUT_SECONDS = 60.0
@@ -37,25 +41,27 @@ _HEX = re.compile(rb"[0-9a-fA-F]+")
 class KeyCommand:
     """A shell command that prints 64 hexadecimal characters, as PostgreSQL's proposed cluster_key_command.
 
-    ``text`` may have the placeholders that :func:`parse_command` knows; ``keystore`` is what it unlocks, and
-    without one it has no %d and no %p; ``authprompt`` allows %R. Without ``timeout_seconds`` there is a minute,
-    or, where a person is asked on the terminal, five.
-
-    Making one raises TdefsError(KEY_COMMAND_FAILED) for a placeholder that is unknown or not allowed.
+    ``text`` may have the placeholders that :func:`parse_command` knows. ``keystore`` is the keystore that the key
+    unlocks; without one, %d and %p are not allowed. ``lend_terminal`` allows %R. ``timeout_seconds`` is one
+    minute by default, or five where a person is asked on the terminal.
     """
 
     text: str
     keystore: Path | None = None
-    authprompt: bool = False
+    lend_terminal: LendTerminal | None = None
     timeout_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        """Check the placeholders.
+
+        :raises TdefsError: KEY_COMMAND_FAILED for a placeholder that is unknown or not allowed.
+        """
         used = parse_command(self.text).variables
         if self.keystore is None and not used.isdisjoint((DIRECTORY_VARIABLE, PROMPT_VARIABLE)):
             raise TdefsError(
                 Exit.KEY_COMMAND_FAILED, "the key command uses %d or %p, and there is no keystore that it is for"
             )
-        if TERMINAL_VARIABLE in used and not self.authprompt:
+        if TERMINAL_VARIABLE in used and self.lend_terminal is None:
             raise TdefsError(
                 Exit.KEY_COMMAND_FAILED,
                 "the key command uses %R, but --authprompt was not given",
@@ -63,11 +69,12 @@ class KeyCommand:
             )
 
     def read_key(self, *, again: bool = False) -> bytes:
-        """Run it and return the 32 bytes it printed; ``again`` makes %p say that it is the second time.
+        """Run the command and return the 32 bytes that it printed.
 
-        Raises TdefsError: KEY_COMMAND_FAILED, whose text tells how much the command printed and never what
-        (even a failing command's messages may have the key in them); NO_SECRET without a terminal for %R;
-        what is wrong with the directory for %d; CONFIG_EXPOSED if others could change what it runs.
+        :param again: have %p say that this is the second time.
+        :raises TdefsError: KEY_COMMAND_FAILED, whose text says how much the command printed and never what (even
+            the messages of a failing command may contain the key); NO_SECRET if there is no terminal for %R; what
+            is wrong with the directory for %d; CONFIG_EXPOSED if other users could change what it runs.
         """
         text = parse_command(self.text)
         variables = {}
@@ -82,10 +89,10 @@ class KeyCommand:
         check_command(text.shell, directory)
         descriptors: tuple[int, ...] = ()
         timeout_seconds = self.timeout_seconds or TIMEOUT_SECONDS
-        asks = TERMINAL_VARIABLE in text.variables
-        with cleaned_up_before_signals(at_terminal=asks), ExitStack() as stack:
-            if asks:
-                terminal = stack.enter_context(lent_terminal())
+        lend_terminal = self.lend_terminal if TERMINAL_VARIABLE in text.variables else None
+        with cleaned_up_before_signals(at_terminal=lend_terminal is not None), ExitStack() as stack:
+            if lend_terminal is not None:
+                terminal = stack.enter_context(lend_terminal())
                 variables[TERMINAL_VARIABLE] = str(terminal)
                 descriptors = (terminal,)
                 timeout_seconds = self.timeout_seconds or PERSON_TIMEOUT_SECONDS
@@ -100,7 +107,7 @@ class KeyCommand:
         return _parse_key(outcome)
 
 
-class CommandProtector(StrongSecretProtector):
+class CommandProtector(ObtainingProtector):
     """The key that a key command prints. One command may serve many volumes."""
 
     kind = "command"
@@ -108,14 +115,35 @@ class CommandProtector(StrongSecretProtector):
     purpose = b"tdefs v1 command wrapping key"
 
     def __init__(
-        self, command: str, keystore: Path | None = None, *, authprompt: bool = False, confirm: bool = False
+        self,
+        command: str,
+        keystore: Path | None = None,
+        *,
+        lend_terminal: LendTerminal | None = None,
+        confirm: bool = False,
     ) -> None:
         """See KeyCommand. It is run when its key is needed: once or, to ``confirm`` a new key, twice."""
-        self._command = KeyCommand(command, keystore, authprompt)
+        super().__init__()
+        self._command = KeyCommand(command, keystore, lend_terminal)
         self._confirm = confirm
 
-    def fetch(self) -> bytes:
-        """Return the 32 bytes that it printed. Raises TdefsError as KeyCommand.read_key."""
+    def obtain(self, context: WrapContext) -> Obtained:
+        """See ObtainingProtector. Raises TdefsError as KeyCommand.read_key."""
+        del context
+        return Obtained(self._key)
+
+    def recover(self, params: Parameters, context: WrapContext) -> bytes:
+        """See ObtainingProtector. Raises TdefsError as KeyCommand.read_key."""
+        del params, context
+        return self._key
+
+    def wrong_secret(self, params: Parameters) -> WrongSecretError:
+        """See ObtainingProtector."""
+        del params
+        return WrongSecretError("the key command printed another key than the one the keystore was made with")
+
+    @cached_property
+    def _key(self) -> bytes:
         key = self._command.read_key()
         if self._confirm and self._command.read_key(again=True) != key:
             raise TdefsError(
@@ -125,10 +153,6 @@ class CommandProtector(StrongSecretProtector):
                 hint="type the same both times; a command that makes a key must keep it, for example in %d",
             )
         return key
-
-    def wrong_secret(self) -> WrongSecretError:
-        """See StrongSecretProtector."""
-        return WrongSecretError("the key command printed another key than the one the keystore was made with")
 
 
 def _prompt(keystore: Path, again: bool) -> str:

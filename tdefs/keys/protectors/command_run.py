@@ -1,4 +1,4 @@
-"""Running a key command: within a time, with bounded output, and with nothing of it left running."""
+"""Running a key command: for a limited time, with limited output, and so that no process of it is left."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from types import FrameType
 from tdefs.errors import Exit, TdefsError
 
 _READ_BYTES = 4096
-# SIGINT is not among them: Python makes a KeyboardInterrupt of it.
+# SIGINT is not among them: Python turns it into a KeyboardInterrupt.
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-# What a person at the terminal ends a program with.
+# The signals of the keys by which a person at the terminal ends a program.
 _KEYS = (signal.SIGINT, signal.SIGQUIT)
 _FIRST_FREE_DESCRIPTOR = 3
 
@@ -27,9 +27,9 @@ _FIRST_FREE_DESCRIPTOR = 3
 class CommandOutcome:
     """How a command ended.
 
-    ``status`` is its exit status, or minus the signal that ended it; it means nothing if the command was
-    stopped by us, because it ``timed_out`` or printed more than allowed (``overflowed``). Of stderr only
-    the number of bytes is kept.
+    ``status`` is its exit status, or minus the signal that ended it. It means nothing if tdefs stopped the
+    command, because it ``timed_out`` or printed more than is allowed (``overflowed``). Of stderr only the number
+    of bytes is kept.
     """
 
     stdout: bytearray = field(default_factory=bytearray, repr=False)
@@ -49,9 +49,11 @@ def run_command(
 ) -> CommandOutcome:
     """Run ``command`` by ``/bin/sh -c``, with an empty stdin, in a session and process group of its own.
 
-    ``variables`` are added to its environment (:func:`_environment`); of the open descriptors it gets
-    ``descriptors`` alone. No signal is ignored or blocked in it, whatever holds for this process. Whatever of its
-    process group still runs afterwards is killed. Raises TdefsError(KEY_COMMAND_FAILED) if it cannot be started.
+    ``variables`` are added to its environment (:func:`_environment`). Of the open descriptors it gets
+    ``descriptors`` alone. No signal is ignored or blocked in it, even if this process ignores or blocks it. Each
+    process of its process group that still runs afterwards is killed.
+
+    :raises TdefsError: KEY_COMMAND_FAILED if it cannot be started.
     """
     deadline = time.monotonic() + timeout_seconds
     outcome = CommandOutcome()
@@ -84,10 +86,10 @@ def run_command(
 
 
 def _environment() -> dict[str, str]:
-    """Return what a command gets: the variables of this process, and those of a login of its user.
+    """Return the environment of a command: the variables of this process, and those of a login of its user.
 
-    Those of this process are of a short list (cli/launcher.c), or stand in the configuration, so the home is not
-    the caller's, to whom sudo may have left theirs. The service manager is for this process alone.
+    The launcher has let only a short list of variables through (cli/launcher.c). HOME is the user's own here: sudo
+    may have left that of the caller. NOTIFY_SOCKET is for this process alone.
     """
     found = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     try:
@@ -100,14 +102,15 @@ def _environment() -> dict[str, str]:
 def _start(
     command: str, environment: Mapping[str, str], outputs: tuple[int, int], descriptors: Sequence[int]
 ) -> int:
-    """Start it, and return the number of its process.
+    """Start the command, and return the number of its process.
 
-    A session of its own: what it starts in the background can be killed with it, and it cannot take its input
-    from our terminal unless it is lent to it. posix_spawn(3) and not subprocess: under nohup and in a shell's
-    background signals are ignored, which a program inherits, and which a shell cannot undo (POSIX, ``trap``).
+    It has a session of its own. So its background processes can be killed with it, and it cannot read from our
+    terminal unless we lend it. posix_spawn(3) is used, and not subprocess, because it can reset the signals: under
+    nohup and in the background of a shell some are ignored, a program inherits that, and a shell cannot undo it
+    (POSIX, ``trap``).
     """
     kept = {*outputs, *descriptors}
-    # Python's own are closed by exec; these are what our caller left open.
+    # Those of Python itself are closed by exec; our caller may have left others open.
     foreign = [int(name) for name in os.listdir("/proc/self/fd") if int(name) >= _FIRST_FREE_DESCRIPTOR]
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -129,12 +132,13 @@ def _start(
 
 @contextmanager
 def cleaned_up_before_signals(*, at_terminal: bool) -> Iterator[None]:
-    """Have a signal that ends this process wait until the block has cleaned up; Ctrl-Z does nothing in it.
+    """Let a signal that ends this process wait until the block has cleaned up; in the block Ctrl-Z does nothing.
 
-    The terminal's signals do not reach a command in a session of its own. If we just died of one, the
-    command would go on, with the terminal's echo off; if we were stopped, it and the shell would both read
-    from the terminal. What the caller has ignored stays ignored, but for the keys by which a person who is asked
-    ``at_terminal`` says no: the caller could not know that somebody would be.
+    The signals of the terminal do not reach a command in a session of its own. If one of them just ended this
+    process, the command would go on, with the echo of the terminal off. If one stopped this process, the command
+    and the shell would both read from the terminal. A signal that the caller ignores stays ignored, except for
+    the keys by which a person who is asked ``at_terminal`` says no: the caller could not know that a person would
+    be asked.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -170,7 +174,7 @@ def cleaned_up_before_signals(*, at_terminal: bool) -> Iterator[None]:
 
 
 class _EndedBySignal(BaseException):
-    """A signal came that ends the process."""
+    """A signal that ends the process has arrived."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -182,8 +186,7 @@ def _follow(
 ) -> None:
     """Read both pipes to their end and wait for the exit, or until the deadline or the limit of output.
 
-    A background process that keeps a pipe open counts as the command still running: what it will print
-    cannot be known.
+    If a background process keeps a pipe open, the command counts as still running: it may print more.
     """
     exit_descriptor = os.pidfd_open(process)
     try:

@@ -25,11 +25,12 @@ class CommandText:
 def parse_command(command: str) -> CommandText:
     """Replace the placeholders in ``command``: %d, %p and %R by a reference to a variable, %% by a percent sign.
 
-    Only references go into the text, never values: the shell does not parse what a variable holds, so no
-    directory's name can become a command. A reference outside of quotes gets double quotes, and is one
-    word whatever it holds; in single quotes it would not be replaced, so that is an error.
+    Only references go into the text, never values: the shell does not parse the value of a variable, so the name
+    of a directory cannot become a command. A reference outside of quotes gets double quotes, so that it is one
+    word whatever its value is. In single quotes the shell would not replace it, so that is an error.
 
-    Raises TdefsError(KEY_COMMAND_FAILED), also for a percent sign before anything else.
+    :raises TdefsError: KEY_COMMAND_FAILED for a placeholder in single quotes, and for a percent sign before any
+        other character.
     """
     shell: list[str] = []
     variables = set()
@@ -64,7 +65,7 @@ def parse_command(command: str) -> CommandText:
 
 
 class _Quotes:
-    """Which quotes of the shell the next character stands in; ``$(…)`` starts anew within them."""
+    """The quotes of the shell around the next character. Inside ``$(…)`` quoting starts anew."""
 
     def __init__(self) -> None:
         self._open: list[str] = []

@@ -10,11 +10,17 @@ from functools import cached_property
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys import fields
-from tdefs.keys.keystore.entries import ProtectorEntry, damaged
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.memory import with_memory
-from tdefs.keys.protectors.base import NotMineError, Protector, WrappedProtectorKey, WrongSecretError
-from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
+from tdefs.keys.protectors.base import WrongSecretError
+from tdefs.keys.protectors.obtaining import (
+    WRAPPING_KEY_BYTES,
+    Obtained,
+    ObtainingProtector,
+    Parameters,
+    malformed_is_damage,
+)
+from tdefs.keys.wrapping import WrapContext
 
 MIN_PASSPHRASE_BYTES = 12
 _SALT_BYTES = 16
@@ -22,7 +28,6 @@ _LESS_MEMORY = (
     "free memory, or raise the limit of this process; a passphrase that is made with a smaller --scrypt-cost needs"
     " less, and other kinds of protectors need next to none"
 )
-_WRAPPING_KEY_BYTES = 32
 # A keystore from elsewhere must not be able to take the host's memory, or hours of its time.
 _MAX_MEMORY_BYTES = 4 << 30
 _MAX_WORK = 1 << 25
@@ -37,7 +42,7 @@ MOST_COST = 21
 
 @dataclass(frozen=True)
 class ScryptCost:
-    """The cost of scrypt (RFC 7914): 128·n·r bytes of memory, gone through p times.
+    """The cost of scrypt (RFC 7914): it passes through 128·n·r bytes of memory p times.
 
     The default takes 1 GiB and some seconds.
     """
@@ -47,10 +52,7 @@ class ScryptCost:
     p: int = 1
 
     def is_sane(self) -> bool:
-        """Tell whether scrypt is defined for the numbers, and its memory (4 GiB) and time are bearable.
-
-        The work n·r·p is limited to 4 times that of the default.
-        """
+        """Return whether scrypt is defined for them, and needs at most 4 GiB and 4 times the default work."""
         return (
             min(self.n, self.r, self.p) >= 1
             and self.n >= 2
@@ -61,25 +63,64 @@ class ScryptCost:
         )
 
     def work(self) -> int:
-        """Return what the time of one derivation is proportional to: n·r·p."""
+        """Return n·r·p. The time of one derivation is proportional to it."""
         return self.n * self.r * self.p
 
     def memory_bytes(self) -> int:
-        """Return the memory that one derivation takes: the table and the p blocks."""
+        """Return the bytes of memory that one derivation takes: the table and the p blocks."""
         return 128 * self.r * (self.n + self.p)
 
 
-class PassphraseProtector(Protector):
+class PassphraseProtector(ObtainingProtector):
     """A passphrase, as bytes: what was typed in UTF-8, or what a file holds."""
 
     kind = "passphrase"
     words = "the passphrase"
+    purpose = b""  # the output of scrypt is the wrapping key, since each entry has its own salt
+    members = ("kdf", "n", "r", "p", "salt")
 
     def __init__(self, read_passphrase: Callable[[], bytes], *, cost: ScryptCost | None = None) -> None:
         """``read_passphrase`` is called once, when needed; ``cost`` is for wrapping, not for unwrapping."""
+        super().__init__()
         self._read_passphrase = read_passphrase
         self._cost = cost or ScryptCost()
         self._stretched: dict[tuple[bytes, ScryptCost], bytes] = {}
+
+    def obtain(self, context: WrapContext) -> Obtained:
+        """See ObtainingProtector.
+
+        :raises TdefsError: PASSPHRASE_TOO_SHORT for a passphrase of fewer than 12 bytes.
+        """
+        del context
+        if len(self._passphrase) < MIN_PASSPHRASE_BYTES:
+            raise TdefsError(
+                Exit.PASSPHRASE_TOO_SHORT,
+                "the new passphrase is too short",
+                detail=f"a new passphrase has at least {MIN_PASSPHRASE_BYTES} bytes",
+                hint="use several words that nobody would guess; a sentence is easier to remember",
+            )
+        salt, cost = os.urandom(_SALT_BYTES), self._cost
+        params: dict[str, str | int] = {"kdf": "scrypt", "n": cost.n, "r": cost.r, "p": cost.p, "salt": salt.hex()}
+        return Obtained(self._stretch(salt, cost), params)
+
+    def recover(self, params: Parameters, context: WrapContext) -> bytes:
+        """See ObtainingProtector.
+
+        :raises TdefsError: OS_ERROR if there is not enough memory for the stored cost.
+        """
+        del context
+        return self._stretch(*_salt_and_cost(params))
+
+    def wrong_secret(self, params: Parameters) -> WrongSecretError:
+        """See ObtainingProtector."""
+        del params
+        return WrongSecretError(
+            "wrong passphrase", hint="check the keyboard layout, and that the keystore is the right one"
+        )
+
+    def like(self, entry: ProtectorEntry) -> PassphraseProtector:
+        """See Protector. It has the cost of ``entry``."""
+        return PassphraseProtector(lambda: self._passphrase, cost=_cost_of(entry))
 
     @cached_property
     def _passphrase(self) -> bytes:
@@ -88,51 +129,13 @@ class PassphraseProtector(Protector):
             raise TdefsError(Exit.NO_SECRET, "the passphrase is empty")
         return passphrase
 
-    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
-        """See Protector. Raises TdefsError(PASSPHRASE_TOO_SHORT) for one of fewer than 12 bytes."""
-        if len(self._passphrase) < MIN_PASSPHRASE_BYTES:
-            raise TdefsError(
-                Exit.PASSPHRASE_TOO_SHORT,
-                "the new passphrase is too short",
-                detail=f"a new passphrase has at least {MIN_PASSPHRASE_BYTES} bytes",
-                hint="use several words that nobody would guess; a sentence is easier to remember",
-            )
-        salt = os.urandom(_SALT_BYTES)
-        wrapping_key = self._stretch(salt, self._cost)
-        return WrappedProtectorKey(
-            params={
-                "kdf": "scrypt",
-                "n": self._cost.n,
-                "r": self._cost.r,
-                "p": self._cost.p,
-                "salt": salt.hex(),
-            },
-            wrapped=wrap_secret(wrapping_key, protector_key, context),
-        )
-
-    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
-        """See Protector. Raises TdefsError(OS_ERROR) where memory for the stored cost is lacking."""
-        if entry.kind != self.kind:
-            raise NotMineError
-        salt, cost = _read_params(entry)
-        try:
-            return unwrap_secret(self._stretch(salt, cost), entry.wrapped, context)
-        except UnwrapFailedError:
-            raise WrongSecretError(
-                "wrong passphrase", hint="check the keyboard layout, and that the keystore is the right one"
-            ) from None
-
-    def like(self, entry: ProtectorEntry) -> PassphraseProtector:
-        """See Protector. It has the cost of ``entry``."""
-        return PassphraseProtector(lambda: self._passphrase, cost=_read_params(entry)[1])
-
     def _stretch(self, salt: bytes, cost: ScryptCost) -> bytes:
-        """Return the wrapping key; to save a keystore is to ask for one more than once."""
+        """Return the wrapping key; it is kept, since saving a keystore asks for the same one several times."""
         if (salt, cost) not in self._stretched:
             passphrase = self._passphrase
 
             def derive() -> bytes:
-                return Scrypt(salt=salt, length=_WRAPPING_KEY_BYTES, n=cost.n, r=cost.r, p=cost.p).derive(
+                return Scrypt(salt=salt, length=WRAPPING_KEY_BYTES, n=cost.n, r=cost.r, p=cost.p).derive(
                     passphrase
                 )
 
@@ -142,21 +145,22 @@ class PassphraseProtector(Protector):
 
 
 def scrypt_work(entry: ProtectorEntry) -> int:
-    """Return n·r·p of an entry of this kind. TdefsError(KEYSTORE_DAMAGED) for what this module never writes."""
-    return _read_params(entry)[1].work()
+    """Return n·r·p of an entry of this kind.
+
+    :raises TdefsError: KEYSTORE_DAMAGED for parameters that this module never writes.
+    """
+    return _cost_of(entry).work()
 
 
-def _read_params(entry: ProtectorEntry) -> tuple[bytes, ScryptCost]:
-    """Return salt and cost of an entry. TdefsError(KEYSTORE_DAMAGED) for what this module never writes."""
-    where = f"protector {entry.id}"
-    try:
-        members = fields.read_object(dict(entry.params), where, ("kdf", "n", "r", "p", "salt"))
-        fields.read_choice(members["kdf"], f"{where}: kdf", ("scrypt",))
-        salt = fields.read_hex(members["salt"], f"{where}: salt", _SALT_BYTES)
-        n, r, p = (fields.read_int(members[name], f"{where}: {name}", 1, _MAX_WORK) for name in ("n", "r", "p"))
-    except fields.MalformedError as error:
-        raise damaged(str(error)) from None
-    cost = ScryptCost(n, r, p)
+def _cost_of(entry: ProtectorEntry) -> ScryptCost:
+    with malformed_is_damage():
+        return _salt_and_cost(Parameters(entry, PassphraseProtector.members))[1]
+
+
+def _salt_and_cost(params: Parameters) -> tuple[bytes, ScryptCost]:
+    params.choice("kdf", ("scrypt",))
+    salt = params.hex("salt", _SALT_BYTES)
+    cost = ScryptCost(*(params.integer(name, 1, _MAX_WORK) for name in ("n", "r", "p")))
     if not cost.is_sane():
-        raise damaged(f"{where}: the cost of scrypt is invalid or beyond {_MAX_MEMORY_BYTES >> 30} GiB")
+        raise params.malformed("n", f"the cost of scrypt is invalid, or beyond {_MAX_MEMORY_BYTES >> 30} GiB")
     return salt, cost

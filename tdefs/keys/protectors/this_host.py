@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import ClassVar
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys import fields
+from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import SECRET_BYTES
-from tdefs.keys.kdf import hkdf_sha256
-from tdefs.keys.keystore.entries import ProtectorEntry, damaged
+from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.machine import MACHINE_ID_FILE, NAME_BYTES, machine_id, machine_name
-from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey, WrongSecretError
-from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
+from tdefs.keys.protectors.base import Made, NotMineError, WrongSecretError
+from tdefs.keys.protectors.obtaining import Obtained, ObtainingProtector, Parameters, malformed_is_damage
+from tdefs.keys.wrapping import WrapContext
 
-Params = Mapping[str, str | int]
-
-_PURPOSE = b"tdefs v1 this-host wrapping key"
-_WRAPPING_KEY_BYTES = 32
+_MEMBERS = ("by", "machine")
 
 
 class HostRefusedError(WrongSecretError):
-    """The entry was made on this host, which does not open it now; the exit code says why."""
+    """The entry was made on this host, which does not open it now; the exit code gives the reason."""
 
     def __init__(self, exit_code: Exit, message: str, *, detail: str = "", hint: str = "") -> None:
         super().__init__(message, detail=detail, hint=hint)
@@ -34,123 +31,138 @@ class HostRefusedError(WrongSecretError):
 class Holder(ABC):
     """What keeps a secret on this host: its TPM, or a file."""
 
-    #: As it stands in an entry's parameters.
+    #: Its name in the parameters of an entry.
     name: ClassVar[str]
-    #: For people.
+    #: Its name for people.
     title: ClassVar[str]
-    #: Names of the parameters that :meth:`keep` returns.
+    #: The names of the parameters that :meth:`keep` returns.
     members: ClassVar[Sequence[str]]
 
     @abstractmethod
-    def keep(self, machine: bytes) -> tuple[bytes, Params]:
+    def keep(self, machine: bytes) -> tuple[bytes, Mapping[str, str | int]]:
         """Return a new secret of 32 bytes, and the parameters by which :meth:`fetch` finds it again.
 
-        ``machine`` is the id of this machine. Raises TdefsError.
+        :param machine: the id of this machine.
+        :raises TdefsError: it cannot be kept.
         """
 
     @abstractmethod
-    def fetch(self, params: Params, where: str, machine: bytes | None, *, here: bool) -> bytes:
+    def fetch(self, params: Parameters, machine: bytes | None, *, here: bool) -> bytes:
         """Return the secret.
 
-        ``machine`` is the id of this machine, if it has one, and ``here`` tells whether it is that of the machine
-        that the entry was made on. ``where`` names the entry.
-        Raises NotMineError if that was another host, MalformedError for parameters that :meth:`keep` never
-        returns, TdefsError if this host does not have the secret any more or does not give it.
+        :param machine: the id of this machine, if it has one.
+        :param here: whether the entry was made on a machine with that id.
+        :raises NotMineError: the entry was made on another host.
+        :raises MalformedError: for parameters that :meth:`keep` never returns.
+        :raises TdefsError: this host does not have the secret any more, or does not give it.
         """
 
-    def like(self, params: Params) -> Holder:
-        """Return what keeps a new secret on the conditions of these parameters."""
+    def like(self, params: Parameters) -> Holder:
+        """Return a holder that keeps a new secret on the same conditions as that of these parameters."""
         del params
         return self
 
     @abstractmethod
-    def made(self, params: Params) -> Made | None:
+    def made(self, params: Parameters) -> Made | None:
         """Return what :meth:`keep` left on this host for these parameters, if anything."""
 
     @abstractmethod
-    def forget(self, params: Params) -> None:
+    def forget(self, params: Parameters) -> None:
         """Remove what :meth:`keep` left on this host for these parameters. Raises OSError."""
 
 
-class ThisHostProtector(Protector):
+class ThisHostProtector(ObtainingProtector):
     """This host. It opens the entries that were made on it, and wraps with one of its ``holders``."""
 
     kind = "this-host"
     words = "this host"
+    purpose = b"tdefs v1 this-host wrapping key"
 
     def __init__(
         self, holders: Sequence[Holder], *, keeper: Holder | None = None, machine_id_file: Path = MACHINE_ID_FILE
     ) -> None:
-        """``keeper``, one of the ``holders`` that know how to fetch, is to keep what is wrapped."""
+        """``holders`` can fetch a secret. ``keeper``, one of them, is to keep the secret of a new entry."""
+        super().__init__()
         self._holders = {holder.name: holder for holder in holders}
         self._keeper = keeper
         self._machine_id_file = machine_id_file
-        # A TPM takes its time, and to open a keystore is to ask more than once.
-        self._fetched: dict[bytes, bytes] = {}
+        # A TPM is slow, and opening a keystore asks for the same secret more than once.
+        self._fetched: dict[frozenset[tuple[str, str | int]], bytes] = {}
 
-    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
-        """See Protector. Raises TdefsError: KEY_SOURCE_UNAVAILABLE, KEY_SERVER_REFUSED, OS_ERROR."""
+    def obtain(self, context: WrapContext) -> Obtained:
+        """See ObtainingProtector. Raises TdefsError: KEY_SOURCE_UNAVAILABLE, KEY_SERVER_REFUSED, OS_ERROR."""
+        del context
         if self._keeper is None:
             raise ValueError("nothing is chosen to keep the secret")
         machine = machine_id(self._machine_id_file)
         secret, params = self._keeper.keep(machine)
-        wrapped = wrap_secret(_wrapping_key(secret, context), protector_key, context)
-        return WrappedProtectorKey({"by": self._keeper.name, "machine": machine_name(machine), **params}, wrapped)
+        return Obtained(secret, {"by": self._keeper.name, "machine": machine_name(machine), **params})
 
-    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
-        """See Protector. NotMineError is for entries of other hosts, too; HostRefusedError says what is wrong."""
-        holder = self._holder(entry)
-        secret = self._fetched.get(entry.wrapped)
-        if secret is None:
-            secret = self._fetched[entry.wrapped] = self._fetch(holder, entry)
-        try:
-            return unwrap_secret(_wrapping_key(secret, context), entry.wrapped, context)
-        except UnwrapFailedError:
-            raise HostRefusedError(
-                Exit.WRAPPING_KEY_UNUSABLE, f"the secret that {holder.title} keeps is not the one of this keystore"
-            ) from None
+    def recover(self, params: Parameters, context: WrapContext) -> bytes:
+        """See ObtainingProtector. NotMineError is raised for entries of other hosts, too.
+
+        :raises HostRefusedError: the entry was made on this host, and the secret cannot be had now.
+        """
+        del context
+        key = params.identity
+        if key not in self._fetched:
+            self._fetched[key] = self._fetch(params)
+        return self._fetched[key]
+
+    def wrong_secret(self, params: Parameters) -> WrongSecretError:
+        """See ObtainingProtector."""
+        title = self._holder(params).title
+        return HostRefusedError(
+            Exit.WRAPPING_KEY_UNUSABLE, f"the secret that {title} keeps is not the one of this keystore"
+        )
+
+    def parameters(self, entry: ProtectorEntry) -> Parameters:
+        """See ObtainingProtector. The members depend on the holder, which an entry names."""
+        if entry.kind != self.kind:
+            raise NotMineError
+        holder = self._holders.get(str(entry.params.get("by")))
+        if holder is None:
+            raise MalformedError(f"protector {entry.id}: by: expected one of {', '.join(self._holders)}")
+        return Parameters(entry, (*_MEMBERS, *holder.members))
 
     def like(self, entry: ProtectorEntry) -> ThisHostProtector:
         """See Protector. The same holder keeps it, on the same conditions."""
-        keeper = self._holder(entry).like(entry.params)
+        with malformed_is_damage():
+            params = self.parameters(entry)
+            keeper = self._holder(params).like(params)
         return ThisHostProtector(
             list(self._holders.values()), keeper=keeper, machine_id_file=self._machine_id_file
         )
 
     def title(self, entry: ProtectorEntry) -> str:
-        """Return what keeps the secret of the entry, for people."""
+        """Return the name for people of what keeps the secret of the entry."""
         holder = self._holders.get(str(entry.params.get("by")))
         return "something unknown" if holder is None else holder.title
 
     def made(self, entry: ProtectorEntry) -> Made | None:
         """See Protector."""
-        return self._holder(entry).made(entry.params)
+        with malformed_is_damage():
+            params = self.parameters(entry)
+            return self._holder(params).made(params)
 
     def forget(self, entry: ProtectorEntry) -> None:
         """See Protector."""
-        self._holder(entry).forget(entry.params)
+        with malformed_is_damage():
+            params = self.parameters(entry)
+            self._holder(params).forget(params)
 
-    def _holder(self, entry: ProtectorEntry) -> Holder:
-        if entry.kind != self.kind:
-            raise NotMineError
-        holder = self._holders.get(str(entry.params.get("by")))
-        if holder is None:
-            raise damaged(f"protector {entry.id}: by: expected one of {', '.join(self._holders)}")
-        return holder
+    def _holder(self, params: Parameters) -> Holder:
+        return self._holders[params.choice("by", self._holders)]
 
-    def _fetch(self, holder: Holder, entry: ProtectorEntry) -> bytes:
-        where = f"protector {entry.id}"
+    def _fetch(self, params: Parameters) -> bytes:
         try:
             machine = machine_id(self._machine_id_file)
         except TdefsError:
             machine = None
+        made_on = params.hex("machine", NAME_BYTES).hex()
+        here = machine is not None and machine_name(machine) == made_on
         try:
-            members = fields.read_object(dict(entry.params), where, ("by", "machine", *holder.members))
-            made_on = fields.read_hex(members["machine"], f"{where}: machine", NAME_BYTES).hex()
-            here = machine is not None and machine_name(machine) == made_on
-            return holder.fetch(members, where, machine, here=here)
-        except fields.MalformedError as error:
-            raise damaged(str(error)) from None
+            return self._holder(params).fetch(params, machine, here=here)
         except TdefsError as error:
             raise HostRefusedError(error.exit_code, error.message, detail=error.detail, hint=error.hint) from None
 
@@ -158,7 +170,3 @@ class ThisHostProtector(Protector):
 def new_secret() -> bytes:
     """Return a new random secret, 32 bytes."""
     return os.urandom(SECRET_BYTES)
-
-
-def _wrapping_key(secret: bytes, context: WrapContext) -> bytes:
-    return hkdf_sha256(secret, _PURPOSE + context.to_bytes(), _WRAPPING_KEY_BYTES)

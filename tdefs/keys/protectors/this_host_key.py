@@ -9,12 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys import fields
-from tdefs.keys.exposure import exposure
+from tdefs.keys.failures import UnavailableError, UnusableError
 from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.private_files import exposure
 from tdefs.keys.protectors.base import Made, NotMineError
-from tdefs.keys.protectors.this_host import Holder, Params, new_secret
+from tdefs.keys.protectors.obtaining import Parameters
+from tdefs.keys.protectors.this_host import Holder, new_secret
 from tdefs.private import own_directory, own_place
 
 DEFAULT_DIRECTORY = Path("/var/lib/tdefs/host-keys")
@@ -26,8 +27,9 @@ _AGAIN = "unlock with another secret, and run 'tdefs auto-open enable' again"
 
 
 class HostKeyHolder(Holder):
-    """Files in ``directory``, which their user alone can read. They are bound to machine-id(5): a copied file
-    is of no use on another machine, unless the machine's id is copied with it.
+    """Files in ``directory`` that only their user can read. They are bound to machine-id(5).
+
+    So a copied file is of no use on another machine, unless the id of the machine is copied with it.
     """
 
     name = "host-key"
@@ -37,13 +39,13 @@ class HostKeyHolder(Holder):
     def __init__(self, directory: Path = DEFAULT_DIRECTORY) -> None:
         self.directory = directory
 
-    def keep(self, machine: bytes) -> tuple[bytes, Params]:
-        """See Holder. Makes the directory, too, but not those above the default one's parent."""
+    def keep(self, machine: bytes) -> tuple[bytes, dict[str, str | int]]:
+        """See Holder. Makes the directory and its parent, too, but no directory above."""
         id, key = os.urandom(_ID_BYTES).hex(), new_secret()
         path = self._path(id)
         try:
             self._make_directory()
-            # what root makes for a daemon of another user is given to that, to whom the directory belongs
+            # the file gets the owner of the directory: root may make it for a daemon of another user
             with own_directory(self.directory) as directory:
                 directory.write_durably(path.name, f"{key.hex()}\n".encode("ascii"), replace=False)
         except OSError as error:
@@ -58,22 +60,19 @@ class HostKeyHolder(Holder):
             ) from None
         return _bound(key, machine), {"host_key": id}
 
-    def fetch(self, params: Params, where: str, machine: bytes | None, *, here: bool) -> bytes:
+    def fetch(self, params: Parameters, machine: bytes | None, *, here: bool) -> bytes:
         """See Holder."""
-        path = self._path_in(params, where)
+        path = self._path_in(params)
         try:
             key = _read(path)
         except (FileNotFoundError, NotADirectoryError):
             if not here:
                 raise NotMineError from None
-            raise TdefsError(
-                Exit.WRAPPING_KEY_UNUSABLE, f'the host key "{path}" is not there any more', hint=_AGAIN
-            ) from None
+            raise UnusableError(f'the host key "{path}" is not there any more', hint=_AGAIN) from None
         except PermissionError:
             if not here:
                 raise NotMineError from None
-            raise TdefsError(
-                Exit.KEY_SOURCE_UNAVAILABLE,
+            raise UnavailableError(
                 f'the host key "{path}" belongs to another user',
                 hint="run tdefs as root, or as the user for whom auto-open was enabled",
             ) from None
@@ -82,27 +81,26 @@ class HostKeyHolder(Holder):
                 Exit.OS_ERROR, f'could not read the host key "{path}"', detail=error.strerror or ""
             ) from None
         if machine is None or not here:
-            raise TdefsError(
-                Exit.WRAPPING_KEY_UNUSABLE,
+            raise UnusableError(
                 f'the host key "{path}" was made on another machine',
-                detail="it is bound to the id in /etc/machine-id, which is another one now",
-                hint=_AGAIN,
+                "it is bound to the id in /etc/machine-id, which is another one now",
+                _AGAIN,
             )
         return _bound(key, machine)
 
-    def made(self, params: Params) -> Made:
+    def made(self, params: Parameters) -> Made:
         """See Holder."""
-        path = self._path_in(params, "host key")
+        path = self._path_in(params)
         return Made(f'the host key "{path}"', f"rm {shlex.quote(str(path))}")
 
-    def forget(self, params: Params) -> None:
+    def forget(self, params: Parameters) -> None:
         """See Holder."""
         with suppress(FileNotFoundError), own_directory(self.directory) as directory:
-            directory.unlink(self._path_in(params, "host key").name)
+            directory.unlink(self._path_in(params).name)
             directory.sync()
 
-    def _path_in(self, params: Params, where: str) -> Path:
-        return self._path(fields.read_hex(params["host_key"], f"{where}: host_key", _ID_BYTES).hex())
+    def _path_in(self, params: Parameters) -> Path:
+        return self._path(params.hex("host_key", _ID_BYTES).hex())
 
     def _path(self, id: str) -> Path:
         return self.directory / f"{id}.key"
@@ -120,19 +118,19 @@ def _bound(key: bytes, machine: bytes) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    """Return the 32 bytes in a host key that nobody else can read. Raises OSError, TdefsError."""
+    """Return the 32 bytes in a host key. Raises TdefsError if other users have access to it, and OSError."""
     _check(path.parent, path.parent.stat(), "directory of host keys")
     with own_place(path) as directory:
         content = directory.read(
             path.name, 2 * SECRET_BYTES + 2, judge=lambda _, status: _check(path, status, "host key")
         )
     if not _KEY.fullmatch(content):
-        raise TdefsError(Exit.WRAPPING_KEY_UNUSABLE, f'the host key "{path}" is damaged', hint=_AGAIN)
+        raise UnusableError(f'the host key "{path}" is damaged', hint=_AGAIN)
     return bytes.fromhex(content.decode("ascii"))
 
 
 def _check(path: Path, status: os.stat_result, what: str) -> None:
-    """Raise TdefsError(KEYSTORE_EXPOSED) if another user than its own or root may use it."""
+    """Raise TdefsError(KEYSTORE_EXPOSED) if a user other than its owner and root has access to it."""
     exposed = exposure(path, status)
     if exposed:
         how = "belongs to another user" if exposed.foreign else "is accessible to other users"
@@ -140,6 +138,6 @@ def _check(path: Path, status: os.stat_result, what: str) -> None:
             Exit.KEYSTORE_EXPOSED,
             f'the {what} "{path}" {how}',
             detail=exposed.detail,
-            # Another user's daemon may need it as it is.
+            # The daemon of another user may need it as it is.
             hint="" if exposed.foreign else exposed.remedy,
         )

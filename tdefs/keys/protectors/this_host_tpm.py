@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 
-from tdefs.errors import Exit, TdefsError
-from tdefs.keys import fields
-from tdefs.keys.fields import MalformedError
+from tdefs.errors import TdefsError
+from tdefs.keys.failures import UnusableError
 from tdefs.keys.protectors.base import NotMineError
-from tdefs.keys.protectors.this_host import Holder, Params, new_secret
+from tdefs.keys.protectors.obtaining import Parameters
+from tdefs.keys.protectors.this_host import Holder, new_secret
 from tdefs.keys.tpm import NAME_BYTES, Sealed, Tpm
 
 PCRS = re.compile(r"(?:(?:1?[0-9]|2[0-3])(?:,(?:1?[0-9]|2[0-3])){0,23})", re.ASCII)
@@ -21,7 +20,7 @@ _PCRS_OR_NONE = re.compile(f"{PCRS.pattern}|", re.ASCII)
 
 
 class TpmHolder(Holder):
-    """The TPM. With ``pcrs``, such as "7", it gives new secrets only in the present state of the machine."""
+    """The TPM. With ``pcrs``, such as "7", it unseals a new secret only in the present state of the machine."""
 
     name = "tpm"
     title = "the TPM"
@@ -31,7 +30,7 @@ class TpmHolder(Holder):
         self._tpm = tpm
         self._pcrs = pcrs
 
-    def keep(self, machine: bytes) -> tuple[bytes, Params]:
+    def keep(self, machine: bytes) -> tuple[bytes, dict[str, str | int]]:
         """See Holder."""
         del machine
         secret = new_secret()
@@ -43,14 +42,14 @@ class TpmHolder(Holder):
             "pcrs": sealed.pcrs,
         }
 
-    def fetch(self, params: Params, where: str, machine: bytes | None, *, here: bool) -> bytes:
+    def fetch(self, params: Parameters, machine: bytes | None, *, here: bool) -> bytes:
         """See Holder."""
         del machine
-        name = fields.read_hex(params["tpm"], f"{where}: tpm", NAME_BYTES)
+        name = params.hex("tpm", NAME_BYTES)
         sealed = Sealed(
-            _read_base64(params["public"], f"{where}: public"),
-            _read_base64(params["private"], f"{where}: private"),
-            fields.read_text(params["pcrs"], f"{where}: pcrs", _PCRS_OR_NONE),
+            params.base64("public", _BASE64),
+            params.base64("private", _BASE64),
+            params.text("pcrs", _PCRS_OR_NONE),
         )
         try:
             found = self._tpm.name
@@ -61,28 +60,19 @@ class TpmHolder(Holder):
         if found != name:
             if not here:
                 raise NotMineError
-            raise TdefsError(
-                Exit.WRAPPING_KEY_UNUSABLE,
+            raise UnusableError(
                 "the TPM of this machine is not the one that auto-open was enabled with",
-                detail="it was cleared or replaced, or this machine is a copy of another one",
-                hint=_AGAIN,
+                "it was cleared or replaced, or this machine is a copy of another one",
+                _AGAIN,
             )
         return self._tpm.unseal(sealed)
 
-    def like(self, params: Params) -> TpmHolder:
-        """See Holder. The same PCRs are asked for, with their present values, at which it has just been opened."""
-        return TpmHolder(self._tpm, str(params["pcrs"]))
+    def like(self, params: Parameters) -> TpmHolder:
+        """See Holder. The same PCRs are asked for. Their present values have just opened the entry."""
+        return TpmHolder(self._tpm, params.text("pcrs", _PCRS_OR_NONE))
 
-    def made(self, params: Params) -> None:
+    def made(self, params: Parameters) -> None:
         """See Holder. Nothing is stored in the TPM."""
 
-    def forget(self, params: Params) -> None:
+    def forget(self, params: Parameters) -> None:
         """See Holder. Nothing is stored in the TPM."""
-
-
-def _read_base64(value: str | int, where: str) -> bytes:
-    text = fields.read_text(value, where, _BASE64)
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error:
-        raise MalformedError(f"{where}: expected base64") from None

@@ -1,1 +1,1 @@
-"""Key sources that the configuration describes, one module each; see :mod:`tdefs.keys.key_source`."""
+"""Key sources: protectors whose secret a service or a device keeps; a folder for each service."""

@@ -299,7 +299,7 @@ def _orders(call: Call, code: str) -> Iterator[Order]:
         yield Order((call.label,), (call.method,), getattr(errno, code), times=1, half=True)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=90)
 def test_every_call_site_may_fail(reaching: dict[Call, list[Script]], benches: Benches, dice: Dice) -> None:
     problems = []
     tried = 0

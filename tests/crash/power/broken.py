@@ -18,8 +18,10 @@ from tdefs.data.durability import Durability, NamesToSync
 from tdefs.format.header import Header
 from tdefs.format.layout import BLOCK_SIZE, PAGE_SIZE, floor_to, stored_size
 from tdefs.format.stored import StoredFile
-from tdefs.tree.inodes import Inode, InodeTable
+from tdefs.tree.creating import Creator
+from tdefs.tree.inode import Inode
 from tdefs.tree.opening import Opener
+from tdefs.tree.unsynced_names import UnsyncedNames
 from tdefs.volume.believed import Believed
 from tdefs.volume.description import Volume
 
@@ -38,7 +40,7 @@ def header_is_not_synced() -> None:
     waiting: dict[int, bytes] = {}
     close = Opener._close
 
-    def keep(self: Opener, fd: int, header: Header, length: int = 0) -> None:
+    def keep(self: Creator, path: str, fd: int, header: Header, length: int = 0) -> None:
         self._calls.ftruncate("create:size", fd, stored_size(length))
         waiting[fd] = self._forms.encode(header)
 
@@ -47,19 +49,22 @@ def header_is_not_synced() -> None:
             self._calls.pwrite("create:header", file.fd, waiting.pop(file.fd), 0)
         close(self, inode, file)
 
-    _replace(Opener, _write_new_header=keep, _close=write_and_close)
+    _replace(Creator, _write_new_header=keep)
+    _replace(Opener, _close=write_and_close)
 
 
 def directory_is_not_synced() -> None:
     """The sync of a file, or of a directory, leaves the names that are new in a directory to luck."""
 
-    def forget_names(self: InodeTable, directory: Inode, open_label: str, sync_label: str) -> None:
-        self.names_synced(directory, self.last_unsynced_name(directory))
+    def forget_names(
+        self: UnsyncedNames, directory: Inode, open_label: str, sync_label: str, *, answered: bool
+    ) -> None:
+        self.synced(directory, self.last_in(directory))
 
     async def forget_directory(self: Durability, names: NamesToSync, fd: int) -> None:
         pass
 
-    _replace(InodeTable, sync_names=forget_names)
+    _replace(UnsyncedNames, sync=forget_names)
     _replace(Durability, sync_directory=forget_directory)
 
 

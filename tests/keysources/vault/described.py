@@ -12,10 +12,12 @@ import pytest
 import requests
 import yaml
 
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import KeySource, make_key_source
 from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.sources.base import KeySource
+from tdefs.keys.sources.kinds import make_key_source
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.vault.server import OpenBao
 
@@ -75,7 +77,7 @@ class Described:
         return {"kind": self.kind} | {name: value for name, value in self.fields.items() if value is not None}
 
     def source(self) -> KeySource:
-        return make_key_source(load_config(self.write()).key_source("bao"))
+        return make_key_source(load_config(self.write()).key_source("bao"), TerminalDialogue())
 
     def wrap(self, source: KeySource | None = None) -> ProtectorEntry:
         """The entry of a keystore in which SECRET is wrapped."""

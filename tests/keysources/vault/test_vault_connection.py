@@ -20,9 +20,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import make_key_source
+from tdefs.keys.sources.kinds import make_key_source
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.vault.certificates import Authority
 from tests.keysources.vault.described import SECRET, Described
@@ -444,7 +445,7 @@ def test_fields_that_make_no_sense_are_refused_by_line_and_not_quoted(
     transit.fields |= fields
     settings = load_config(transit.write()).key_source("bao")
     with pytest.raises(TdefsError) as caught:
-        make_key_source(settings)
+        make_key_source(settings, TerminalDialogue())
     error = transit.checked(caught.value, Exit.CONFIG_INVALID)
     assert message in error.message
     assert error.message.startswith(f"{transit.config}:{settings.lines.get(line, settings.line)}:")

@@ -1,4 +1,4 @@
-"""A new passphrase is expensive to guess unless a person says otherwise. Covers tdefs/keys/scrypt_option.py."""
+"""A new passphrase is expensive to guess unless a person says otherwise. The option --scrypt-cost."""
 
 from __future__ import annotations
 

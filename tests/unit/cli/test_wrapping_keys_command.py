@@ -9,10 +9,11 @@ import pytest
 
 from tdefs.cli.key_source import wrapping_keys as key_source_keys
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import KeySource
-from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.protectors.base import WrappedProtectorKey
-from tdefs.keys.settings import SettingsReader
+from tdefs.keys.dialogue import Dialogue
+from tdefs.keys.protectors.base import WrongSecretError
+from tdefs.keys.protectors.obtaining import Obtained, Parameters
+from tdefs.keys.sources.base import KeySource
+from tdefs.keys.sources.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 
 
@@ -22,13 +23,16 @@ class Token(KeySource):
     kind = "token"
 
     @classmethod
-    def from_settings(cls, read: SettingsReader) -> Self:
-        return cls()
-
-    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
+    def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
         raise NotImplementedError
 
-    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
+    def obtain(self, context: WrapContext) -> Obtained:
+        raise NotImplementedError
+
+    def recover(self, params: Parameters, context: WrapContext) -> bytes:
+        raise NotImplementedError
+
+    def wrong_secret(self, params: Parameters) -> WrongSecretError:
         raise NotImplementedError
 
 

@@ -17,7 +17,8 @@ from tdefs.data.calls import SystemCalls
 from tdefs.data.data_file import DataFile
 from tdefs.data.durability import Durability
 from tdefs.format.content import Content
-from tdefs.tree.inodes import Inode, InodeTable
+from tdefs.tree.inode import Inode
+from tdefs.tree.tree import Tree as ServedTree
 
 
 class Counting(SystemCalls):
@@ -52,17 +53,19 @@ class Tree:
         self.calls = Counting()
         self._root = root
         self.root_fd = os.open(root, os.O_RDONLY)
-        self.inodes = InodeTable(self.calls, self.root_fd)
+        self.served = ServedTree(self.calls, self.root_fd)
+        self.inodes = self.served.inodes
+        self.names = self.served.unsynced_names
         self.durability = Durability(self.calls)
         self._files: list[int] = []
 
     def directory(self, parent: Inode, name: str) -> Inode:
-        fd = self.inodes.directory_fd(parent)
+        fd = self.served.places.directory_fd(parent)
         os.mkdir(name, dir_fd=fd)
         return self._entered(parent, name)
 
     def file(self, parent: Inode, name: str) -> DataFile:
-        fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=self.inodes.directory_fd(parent))
+        fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=self.served.places.directory_fd(parent))
         self._files.append(fd)
         return self.opened(fd, self._entered(parent, name))
 
@@ -73,9 +76,9 @@ class Tree:
             cast(Content, None),
             os.fstat(fd),
             inode.losses,
-            partial(self.inodes.sync_names_above, inode),
+            partial(self.names.sync_above, inode),
             writable=True,
-            names_durable=not self.inodes.unsynced_above(inode),
+            names_durable=not self.names.above(inode),
         )
         return inode.open_file
 
@@ -83,10 +86,10 @@ class Tree:
         return next(inode for inode in self.inodes if inode.open_file is file)
 
     def _entered(self, parent: Inode, name: str) -> Inode:
-        status = os.stat(name, dir_fd=self.inodes.directory_fd(parent))
+        status = os.stat(name, dir_fd=self.served.places.directory_fd(parent))
         inode = self.inodes.enter(parent, os.fsencode(name), status)
-        inode.lookups = 1
-        self.inodes.name_added(parent, inode)
+        inode.looked_up()
+        self.names.added(parent, inode)
         return inode
 
     def sync(self, file: DataFile) -> list[str]:
@@ -100,14 +103,14 @@ class Tree:
 
     def sync_directory(self, directory: Inode, fd: int) -> None:
         async def work() -> None:
-            await self.durability.sync_directory(self.inodes.names_in(directory), fd)
+            await self.durability.sync_directory(self.names.names_in(directory), fd)
 
         trio.run(work)
 
     def close(self) -> None:
         for fd in [*self._files, self.root_fd]:
             os.close(fd)
-        self.inodes.close()
+        self.served.close()
 
 
 @pytest.fixture
@@ -144,7 +147,9 @@ def test_a_rename_needs_a_sync_of_where_the_file_came_to_lie(tree: Tree) -> None
     other = tree.directory(tree.inodes.root, "other")
     file = tree.file(tree.inodes.root, "file")
     tree.sync(file)
-    tree.inodes.moved(tree.inode_of(file), tree.inodes.root, b"file", other, b"file")
+    inode = tree.inode_of(file)
+    tree.inodes.moved(inode, tree.inodes.root, b"file", other, b"file")
+    tree.names.moved(other, inode)
     assert tree.sync(file)[1:] == ["other"]
 
 
@@ -154,7 +159,7 @@ def test_every_name_of_a_file_with_several_is_made_durable(tree: Tree) -> None:
     tree.sync(file)
     inode = tree.inode_of(file)
     inode.names.append((other, b"link"))
-    tree.inodes.name_added(other, inode)
+    tree.names.added(other, inode)
     assert sorted(tree.sync(file)) == ["file", "other"]
 
 
@@ -180,9 +185,9 @@ def test_a_sync_that_fails_does_not_count(tree: Tree) -> None:
 def test_a_name_that_comes_during_a_sync_of_its_directory_is_not_taken_for_durable(tree: Tree) -> None:
     root = tree.inodes.root
     tree.file(root, "before")
-    last = tree.inodes.last_unsynced_name(root)
+    last = tree.names.last_in(root)
     file = tree.file(root, "meanwhile")
-    tree.inodes.names_synced(root, last)
+    tree.names.synced(root, last)
     assert tree.sync(file) == ["meanwhile", "root"]
 
 

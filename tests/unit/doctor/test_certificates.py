@@ -14,10 +14,11 @@ from tdefs.cli import doctor
 from tdefs.doctor.certificates import examine_certificates
 from tdefs.doctor.findings import Finding, Level
 from tdefs.errors import Exit
-from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.protectors.base import WrappedProtectorKey
-from tdefs.keys.settings import SettingsReader
+from tdefs.keys.dialogue import Dialogue
+from tdefs.keys.protectors.base import WrongSecretError
+from tdefs.keys.protectors.obtaining import Obtained, Parameters
+from tdefs.keys.sources.base import Certificate, KeySource
+from tdefs.keys.sources.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.certificates import Authority
 from tests.support.offline_volumes import Command
@@ -29,16 +30,20 @@ class Source(KeySource):
     kind = "kmip"
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__()
         self._paths = paths
 
     @classmethod
-    def from_settings(cls, read: SettingsReader) -> Self:
+    def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
         raise NotImplementedError
 
-    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
+    def obtain(self, context: WrapContext) -> Obtained:
         raise NotImplementedError
 
-    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
+    def recover(self, params: Parameters, context: WrapContext) -> bytes:
+        raise NotImplementedError
+
+    def wrong_secret(self, params: Parameters) -> WrongSecretError:
         raise NotImplementedError
 
     def certificates(self) -> Sequence[Certificate]:

@@ -22,9 +22,10 @@ from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.model import Policy
-from tdefs.tree.inodes import Inode, InodeTable
+from tdefs.tree.files import Files
+from tdefs.tree.inode import Inode
 from tdefs.tree.namespace import Namespace
-from tdefs.tree.opening import Opener
+from tdefs.tree.tree import Tree
 from tdefs.volume.description import read_volume
 from tests.unit.golden import by_the_book
 
@@ -84,17 +85,18 @@ class Reader:
         ring = keystore.unlock(CommandProtector(f"cat '{golden.root / 'key.txt'}'"))
         calls = SystemCalls()
         self._root_fd = os.open(golden.data, os.O_RDONLY | os.O_DIRECTORY)
-        self._inodes = InodeTable(calls, self._root_fd)
+        self._tree = Tree(calls, self._root_fd)
         forms = FileForms(ring, Expectations(ring.volume_id, plain_files=True, lost_headers=False))
-        self._opener = Opener(calls, self._inodes, forms, PolicyInUse(Policy.everything()), Complaints())
-        self._namespace = Namespace(calls, self._inodes, self._opener)
+        self._files = Files(self._tree, forms, PolicyInUse(Policy.everything()), Complaints())
+        self._opener = self._files.opener
+        self._namespace = Namespace(self._files)
 
     def close(self) -> None:
-        self._inodes.close()
+        self._tree.close()
         os.close(self._root_fd)
 
     def _inode(self, relpath: str) -> Inode:
-        node = self._inodes.root
+        node = self._tree.root
         for name in relpath.split("/"):
             node, _ = self._namespace.lookup(node, name.encode())
         return node
@@ -111,7 +113,7 @@ class Reader:
         return os.fsdecode(self._namespace.readlink(self._inode(relpath)))
 
     def form(self, relpath: str) -> Form:
-        return self._opener.form(self._inode(relpath))
+        return self._files.headers.form(self._inode(relpath))
 
 
 def described(content: bytes) -> dict[str, int | str]:

@@ -22,13 +22,14 @@ PROMPT = 'Secret for the keystore "/k": '
 _PROGRAM = """
 import sys
 from pathlib import Path
+from tdefs.cli.common.terminal import lent_terminal
 from tdefs.errors import TdefsError
 from tdefs.host import harden_process
 from tdefs.keys.protectors.command import KeyCommand
 harden_process()
 timeout = float(sys.argv[2])
 try:
-    key = KeyCommand(sys.argv[1], Path("/k"), authprompt=True, timeout_seconds=timeout).read_key()
+    key = KeyCommand(sys.argv[1], Path("/k"), lend_terminal=lent_terminal, timeout_seconds=timeout).read_key()
     print("got", key[::-1].hex())
 except TdefsError as error:
     print(error.message)

@@ -1,6 +1,6 @@
 """Passphrases that systemd hands to a unit, and files that others can read.
 
-Covers tdefs/keys/credential.py. The variable and the directory are set as systemd.exec(5) says.
+Covers tdefs/keys/secret_files.py. The variable and the directory are set as systemd.exec(5) says.
 """
 
 from __future__ import annotations
@@ -10,14 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.cli.common.secret_arguments import add_unlock_arguments, is_secret_given
+from tdefs.cli.common.terminal import warn
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.credential import credential_path
-from tdefs.keys.secrets import (
-    add_unlock_arguments,
-    is_secret_given,
-    read_passphrase_credential,
-    read_passphrase_file,
-)
+from tdefs.keys.secret_files import credential_path, read_passphrase_credential, read_passphrase_file
 
 
 @pytest.fixture
@@ -59,7 +55,7 @@ def test_a_credential_that_the_unit_does_not_load_is_named(unit: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../shadow", "/etc/shadow", "a:b", "a b", "é", "x" * 256])
 def test_a_name_cannot_lead_elsewhere(unit: Path, name: str) -> None:
-    assert "no name of a credential" in refusal(name).message
+    assert "is not the name of a credential" in refusal(name).message
 
 
 def test_the_option_excludes_the_others_and_counts_as_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +77,7 @@ def test_a_passphrase_file_that_others_can_read_gets_a_warning(
     path = tmp_path / "a passphrase"
     path.write_text("correct horse\n")
     path.chmod(mode)
-    assert read_passphrase_file(path) == b"correct horse"
+    assert read_passphrase_file(path, warn) == b"correct horse"
     said = capsys.readouterr().err
     assert ("can be read by other users" in said) == warns
     assert (f"chmod 600 '{path}'" in said) == warns

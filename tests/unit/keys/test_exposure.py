@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.exposure: who may have access to a file with a secret."""
+"""The promises of tdefs.keys.private_files: who may have access to a file with a secret."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.keys.exposure import exposure
+from tdefs.keys.private_files import exposure
 
 PATH = Path("/srv/it's a key")
 QUOTED = """'/srv/it'"'"'s a key'"""

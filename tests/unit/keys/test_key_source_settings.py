@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import parse_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.key_source import kinds, make_key_source
-from tdefs.keys.settings import SettingsReader
+from tdefs.keys.sources.kinds import kinds, make_key_source
+from tdefs.keys.sources.settings import SettingsReader
 
 TEXT = """version: 1
 key_sources:
@@ -93,7 +94,7 @@ def test_unknown_fields_are_refused_with_what_was_meant() -> None:
 
 def test_an_unknown_kind_is_refused_with_those_there_are() -> None:
     settings = parse_config(TEXT.replace("kmip", "telepathy").encode(), Path("t.yaml")).key_source("kms1")
-    error = refusal(lambda: make_key_source(settings))
+    error = refusal(lambda: make_key_source(settings, TerminalDialogue()))
     assert error.message == "t.yaml:4: key source \"kms1\": there is no kind of key source 'telepathy'"
     assert error.hint == f"kinds: {', '.join(kinds())}"
 

@@ -18,8 +18,7 @@ from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.keys.protectors.command import CommandProtector, KeyCommand
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
-from tdefs.keys.protectors.recovery import RecoveryCodeProtector
-from tdefs.keys.recovery_text import show_code
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector, show_code
 from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
 from tests.unit.keys.keystore_samples import CHEAP, KEY_HEX, PASSPHRASE, VOLUME_ID, everything_shown, passphrase
 
@@ -290,5 +289,5 @@ def test_key_command_leaves_no_descriptor_open() -> None:
 
 def test_one_command_gives_each_volume_another_wrapping_key() -> None:
     protector = CommandProtector(f"echo {KEY_HEX}")
-    keys = {protector._wrapping_key(context) for context in (CONTEXT, *OTHER_CONTEXTS)}
+    keys = {protector.wrapping_key(bytes.fromhex(KEY_HEX), context) for context in (CONTEXT, *OTHER_CONTEXTS)}
     assert len(keys) == 1 + len(OTHER_CONTEXTS)

@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.recovery_text and its protector: what a person mistypes is found, and where."""
+"""The promises of tdefs.keys.protectors.recovery and its protector: what a person mistypes is found, and where."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
-from tdefs.keys.protectors.recovery import RecoveryCodeProtector
-from tdefs.keys.recovery_text import CODE_BITS, new_code, read_code, show_code
+from tdefs.keys.protectors.recovery import CODE_BITS, RecoveryCodeProtector, new_code, read_code, show_code
 from tdefs.keys.wrapping import WrapContext
 from tests.unit.keys.keystore_samples import VOLUME_ID, everything_shown
 
@@ -84,7 +83,7 @@ def test_missing_and_doubled_characters_are_found() -> None:
     assert mistyped(shown[:8] + shown[7:]) == "group 2 has 7 characters, not 6"
     assert mistyped(shown.replace("-", "")[1:]) == "it has 41 characters, not 42"
     assert mistyped(shown[:-7]) == "it has 36 characters, not 42"
-    assert mistyped(shown[:9] + "u" + shown[10:]) == "group 2 has a character that no recovery code has"
+    assert mistyped(shown[:9] + "u" + shown[10:]) == "group 2 has a character that is in no recovery code"
     assert mistyped(shown[:-1] + "\u00e9").startswith("group 7")
 
 

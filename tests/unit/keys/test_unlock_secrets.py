@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.secrets: where the unlock secret comes from."""
+"""Where the secret that unlocks comes from: options, files, descriptors, the terminal."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.cli.common import secret_arguments, terminal
+from tdefs.cli.common.terminal import warn
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys import secrets
+from tdefs.keys import secret_files
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
-from tdefs.keys.protectors.recovery import RecoveryCodeProtector
-from tdefs.keys.recovery_text import show_code
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector, show_code
 from tdefs.keys.wrapping import WrapContext
 from tests.support.volume import TDEFS
 from tests.unit.keys.keystore_samples import PASSPHRASE, VOLUME_ID, everything_shown
@@ -35,7 +36,7 @@ def no_source(name: str) -> Protector:
 
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tdefs")
-    secrets.add_unlock_arguments(parser)
+    secret_arguments.add_unlock_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -69,45 +70,51 @@ def test_conflicting_or_invalid_options_are_usage_errors(
 def test_options_choose_the_protector_and_read_nothing_yet() -> None:
     for arguments in (("--passphrase-file", "/nonexistent"), ("--passphrase-fd", "999"), ()):
         assert isinstance(
-            secrets.secret_from_arguments(parse(*arguments), KEYSTORE, no_source, confirm=True),
+            secret_arguments.secret_from_arguments(parse(*arguments), KEYSTORE, no_source, confirm=True),
             PassphraseProtector,
         )
-    chosen = secrets.secret_from_arguments(parse("--key-command", "exit 1"), KEYSTORE, no_source, confirm=False)
+    chosen = secret_arguments.secret_from_arguments(
+        parse("--key-command", "exit 1"), KEYSTORE, no_source, confirm=False
+    )
     assert isinstance(chosen, CommandProtector)
 
 
 @pytest.mark.parametrize("arguments", [("-R",), ("--authprompt", "--passphrase-file", "f")])
 def test_authprompt_without_a_key_command_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     with pytest.raises(TdefsError) as caught:
-        secrets.secret_from_arguments(parse(*arguments), KEYSTORE, no_source, confirm=False)
+        secret_arguments.secret_from_arguments(parse(*arguments), KEYSTORE, no_source, confirm=False)
     assert caught.value.exit_code == Exit.USAGE
 
 
 def test_authprompt_lets_the_key_command_use_the_terminal() -> None:
     for option in ("-R", "--authprompt"):
-        secrets.secret_from_arguments(parse(option, "--key-command", "ask %R"), KEYSTORE, no_source, confirm=False)
+        secret_arguments.secret_from_arguments(
+            parse(option, "--key-command", "ask %R"), KEYSTORE, no_source, confirm=False
+        )
     with pytest.raises(TdefsError, match="--authprompt was not given"):
-        secrets.secret_from_arguments(parse("--key-command", "ask %R"), KEYSTORE, no_source, confirm=False)
+        secret_arguments.secret_from_arguments(
+            parse("--key-command", "ask %R"), KEYSTORE, no_source, confirm=False
+        )
 
 
 def test_recovery_code_is_asked_for_without_echo_or_read_from_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parser = argparse.ArgumentParser(prog="tdefs")
-    secrets.add_unlock_arguments(parser, recovery=True)
+    secret_arguments.add_unlock_arguments(parser, recovery=True)
     shown = show_code(4711)
     file = tmp_path / "code"
     file.write_text(shown.lower() + "\n")
     prompts: list[str] = []
-    monkeypatch.setattr(secrets, "_check_terminal", lambda *_: None)
+    monkeypatch.setattr(terminal, "_check_terminal", lambda *_: None)
     monkeypatch.setattr(getpass, "getpass", lambda prompt: prompts.append(prompt) or shown)  # type: ignore[func-returns-value]
     context = WrapContext(VOLUME_ID, "protector key by recovery-code", "pr_1", 0, "pr_1")
     wrapped = RecoveryCodeProtector(shown.encode).wrap(bytes(32), context)
     entry = ProtectorEntry("pr_1", "recovery-code", now(), "mk_1", wrapped.params, wrapped.wrapped)
     for words in (["--recovery-code"], ["--recovery-code-file", str(file)]):
         args = parser.parse_args(words)
-        assert secrets.is_secret_given(args)
-        assert secrets.secret_from_arguments(args, KEYSTORE, no_source, confirm=False).unwrap(
+        assert secret_arguments.is_secret_given(args)
+        assert secret_arguments.secret_from_arguments(args, KEYSTORE, no_source, confirm=False).unwrap(
             entry, context
         ) == bytes(32)
     assert prompts == ["Recovery code: "]
@@ -132,30 +139,30 @@ def test_passphrase_is_the_whole_content_without_one_newline_at_the_end(
 ) -> None:
     file = tmp_path / "passphrase"
     file.write_bytes(content)
-    assert secrets.read_passphrase_file(file) == expected
+    assert secret_files.read_passphrase_file(file, warn) == expected
     descriptor = os.open(file, os.O_RDONLY)
-    assert secrets.read_passphrase_descriptor(descriptor) == expected
+    assert secret_files.read_passphrase_descriptor(descriptor) == expected
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
 
 
 def test_unreadable_passphrase_file_has_a_clear_error(tmp_path: Path) -> None:
-    assert "No such file" in no_secret(lambda: secrets.read_passphrase_file(tmp_path / "none")).detail
-    assert "directory" in no_secret(lambda: secrets.read_passphrase_file(tmp_path)).detail
-    no_secret(lambda: secrets.read_passphrase_file(Path("\0")))
+    assert "No such file" in no_secret(lambda: secret_files.read_passphrase_file(tmp_path / "none", warn)).detail
+    assert "directory" in no_secret(lambda: secret_files.read_passphrase_file(tmp_path, warn)).detail
+    no_secret(lambda: secret_files.read_passphrase_file(Path("\0"), warn))
 
 
 def test_endless_passphrase_is_refused() -> None:
-    assert "longer" in no_secret(lambda: secrets.read_passphrase_file(Path("/dev/zero"))).message
+    assert "longer" in no_secret(lambda: secret_files.read_passphrase_file(Path("/dev/zero"), warn)).message
 
 
 def test_closed_descriptor_has_a_clear_error() -> None:
-    assert "999" in no_secret(lambda: secrets.read_passphrase_descriptor(999)).message
+    assert "999" in no_secret(lambda: secret_files.read_passphrase_descriptor(999)).message
 
 
 def test_without_a_terminal_the_three_options_are_named() -> None:
     program = (
-        "from tdefs.keys.secrets import ask_passphrase\n"
+        "from tdefs.cli.common.terminal import ask_passphrase\n"
         "from tdefs.errors import TdefsError\n"
         "try: ask_passphrase(confirm=False)\n"
         "except TdefsError as error: print(int(error.exit_code), error.render())\n"
@@ -208,7 +215,7 @@ def run_on_terminal(answers: list[bytes], *, confirm: bool) -> bytes:
     child, terminal = pty.fork()
     if child == 0:
         program = (
-            "from tdefs.keys.secrets import ask_passphrase\n"
+            "from tdefs.cli.common.terminal import ask_passphrase\n"
             "from tdefs.errors import TdefsError\n"
             f"try: print('got', ask_passphrase(confirm={confirm}).hex())\n"
             "except TdefsError as error: print('exit', int(error.exit_code), error.message)\n"
@@ -254,7 +261,7 @@ def test_undecodable_input_is_not_kept_in_the_error(monkeypatch: pytest.MonkeyPa
     def undecodable(prompt: str) -> str:
         return (PASSPHRASE + b"\xff").decode("utf-8")
 
-    monkeypatch.setattr(secrets, "_check_terminal", lambda *_: None)
+    monkeypatch.setattr(terminal, "_check_terminal", lambda *_: None)
     monkeypatch.setattr(getpass, "getpass", undecodable)
-    error = no_secret(lambda: secrets.ask_passphrase(confirm=False))
+    error = no_secret(lambda: terminal.ask_passphrase(confirm=False))
     assert PASSPHRASE.decode() not in everything_shown(error)

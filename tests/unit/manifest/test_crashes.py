@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from tdefs.data.calls import Owner
-from tdefs.data.complaints import Complaints
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.data.staging import DIRECTORY as STAGING_DIRECTORY
 from tdefs.data.staging import Staging
@@ -28,12 +27,9 @@ from tdefs.manifest.checking import examine
 from tdefs.manifest.journal import JOURNAL_FILE, parse_journal
 from tdefs.manifest.state import Binding, State, look
 from tdefs.offline.recovery import empty_unfinished_files
-from tdefs.policy.in_use import PolicyInUse
-from tdefs.policy.model import Policy
 from tdefs.tree.attributes import Attributes, Changes
-from tdefs.tree.inodes import InodeTable
-from tdefs.tree.namespace import RENAME_EXCHANGE, Namespace
-from tdefs.tree.opening import Opener
+from tdefs.tree.namespace import Namespace
+from tdefs.tree.renaming import RENAME_EXCHANGE
 from tdefs.volume.believed import Believed
 from tdefs.volume.description import Volume
 from tdefs.volume.session_record import Ending, LastSession
@@ -89,16 +85,13 @@ class BoundVolume(ServedVolume):
         self.state = look(self.binding)
         self.manifest = Bound(self.calls, self.state)
         self.manifest.begin()
-        self.inodes = InodeTable(self.calls, self._root_fd)
-        forms = FileForms(RING, Expectations(VOLUME_ID, plain_files=False, lost_headers=False))
-        self.opener = Opener(
-            self.calls, self.inodes, forms, PolicyInUse(Policy.everything()), Complaints(), self.manifest
-        )
+        self.forms = FileForms(RING, Expectations(VOLUME_ID, plain_files=False, lost_headers=False))
+        self.make_parts(self.manifest)
         if self._staging is not None:
             self._staging.close()
         self._staging = Staging(self.volume.private / STAGING_DIRECTORY)
-        self.namespace = Namespace(self.calls, self.inodes, self.opener, self._staging)
-        self.operations = FuseOperations(self.calls, self.inodes, self.opener, self._root_fd)
+        self.namespace = Namespace(self.files, self._staging)
+        self.operations = FuseOperations(self.files, self._root_fd)
 
     def rest(self) -> None:
         self.calls.restart()
@@ -124,7 +117,7 @@ class BoundVolume(ServedVolume):
         self.opener.close_if_unused(inode)
 
     def truncate(self, path: str, size: int) -> None:
-        Attributes(self.calls, self.inodes, self.opener).change(self.inode(path), Changes(size=size))
+        Attributes(self.files).change(self.inode(path), Changes(size=size))
 
     def mkdir(self, path: str) -> None:
         self.namespace.mkdir(*self.place(path), 0o700, Owner(os.geteuid(), os.getegid()))

@@ -56,8 +56,8 @@ def error_of(action: object) -> int | None:
 
 
 def test_new_files_use_a_new_round_at_once_and_old_ones_stay_readable(served: ServedVolume) -> None:
-    file = served.opener.open(served.inode(OLD), writable=True)
-    file.handles += 1
+    served.opener.open(served.inode(OLD), writable=True)
+    served.inode(OLD).opened()
     served.opener.use_ring(ring([DK_1, DK_1_2, DK_2]))
     served.create(NEW, b"new content")
     assert (round_of(served, OLD), round_of(served, NEW)) == (1, 2)
@@ -104,12 +104,12 @@ def test_file_of_a_destroyed_key_gives_a_clear_error_and_can_be_removed(
 
 def test_file_that_is_open_when_its_key_is_destroyed_stays_so_until_it_is_closed(served: ServedVolume) -> None:
     inode = served.inode(OLD)
-    inode.lookups = 1  # the kernel knows it, so that its file would be put aside instead of closed
-    file = served.opener.open(inode, writable=True)
-    file.handles += 1
+    inode.looked_up()  # the kernel knows it, so that its file would be put aside instead of closed
+    served.opener.open(inode, writable=True)
+    inode.opened()
     served.opener.use_ring(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
     assert served.read(OLD) == b"old content"
-    file.handles -= 1
+    inode.closed()
     served.opener.close_if_unused(inode)
     served.opener.use_ring(ring([DK_1_2, DK_2], destroyed=("dk_1", 1)))
     assert error_of(lambda: served.read(OLD)) == errno.ENOKEY

@@ -15,7 +15,7 @@ from tdefs.data.calls import Owner
 from tdefs.offline import recovery
 from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.tree.attributes import Attributes, Changes
-from tdefs.tree.inodes import InodeTable
+from tdefs.tree.tree import Tree
 from tdefs.volume.believed import Believed
 from tdefs.volume.description import Volume
 from tdefs.volume.session_record import Ending, LastSession
@@ -130,7 +130,7 @@ def test_what_is_exchanged_after_it_was_checked_is_not_changed(
 ) -> None:
     """The change goes to the file that was meant, wherever that lies by now."""
     inode = served.inode("file")
-    inode.lookups = 1  # the kernel's
+    inode.looked_up()  # the kernel's
     before = look(tmp_path)
     victim, place = tmp_path / "victim", served.data / "file"
     label = {
@@ -142,7 +142,7 @@ def test_what_is_exchanged_after_it_was_checked_is_not_changed(
     calls.before[label[change]] = replace(
         place, (lambda at: at.symlink_to(victim)) if planted == "link" else (lambda at: os.link(victim, at))
     )
-    Attributes(calls, served.inodes, served.opener).change(inode, CHANGES[change])
+    Attributes(served.files).change(inode, CHANGES[change])
     assert calls.before == {}
     place.unlink()
     assert look(tmp_path) == before
@@ -180,12 +180,11 @@ def test_a_file_exchanged_while_it_was_looked_at_is_not_emptied(
 def test_the_directory_that_was_checked_is_the_one_in_use(served: ServedVolume, tmp_path: Path) -> None:
     """One that was found stays what it is, wherever it is moved; one that is found anew must be it."""
     inode = served.inode("base")
-    fd = served.inodes.directory_fd(inode)
+    fd = served.places.directory_fd(inode)
     replace(served.data / "base", lambda place: place.symlink_to(tmp_path / "directory"))()
-    assert served.inodes.directory_fd(inode) == fd
-    fresh = InodeTable(served.calls, os.dup(served._root_fd))
-    place = fresh.enter(fresh.root, b"base", (served.data / "taken away").stat())
+    assert served.places.directory_fd(inode) == fd
+    fresh = Tree(served.calls, served._root_fd)
+    place = fresh.inodes.enter(fresh.root, b"base", (served.data / "taken away").stat())
     with pytest.raises(OSError) as caught:
-        fresh.directory_fd(place)
+        fresh.places.directory_fd(place)
     assert caught.value.errno == EIO
-    os.close(fresh._root_fd)

@@ -17,7 +17,8 @@ from tdefs.format.links import MAX_TARGET_BYTES, PREFIX
 from tdefs.fuse.appearance import appearance
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.parse import load_policy
-from tdefs.tree.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE, Namespace
+from tdefs.tree.namespace import Namespace
+from tdefs.tree.renaming import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.support.served_volume import DK_2, VOLUME_ID, Crash, ServedVolume
 
 ONE, TWO = "pg_tblspc/16385", "pg_tblspc/16386"
@@ -45,7 +46,7 @@ def text(served: ServedVolume, path: str) -> bytes:
 
 def places_of(served: ServedVolume, path: str) -> int:
     """How many places the stored link may lie at."""
-    return len(LinkCipher(lambda: served.opener.forms.ring).decrypt(text(served, path)).places)
+    return len(LinkCipher(lambda: served.forms.ring).decrypt(text(served, path)).places)
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_a_renamed_link_keeps_its_number_owner_and_times(spaces: ServedVolume) -
     os.utime(path, ns=(10**18 + 1, 10**18 + 2), follow_symlinks=False)
     before = path.lstat()
     inode = spaces.inode(ONE)
-    inode.lookups += 1
+    inode.looked_up()
     number = inode.number
     spaces.rename(ONE, "other/new")
     after = (spaces.data / "other/new").lstat()
@@ -181,7 +182,7 @@ def test_a_renamed_link_keeps_its_number_owner_and_times(spaces: ServedVolume) -
     # the kernel goes on asking by the number that it knows
     assert spaces.inode("other/new") is inode
     assert spaces.inodes[number] is inode
-    assert inode.key == (after.st_dev, after.st_ino)
+    assert inode.backing == (after.st_dev, after.st_ino)
     assert spaces.namespace.readlink(inode) == b"/srv/one"
     # and another file may get the number that the old one had
     for n in range(50):
@@ -298,7 +299,7 @@ def test_a_volume_that_is_only_read_is_not_written_to(spaces: ServedVolume) -> N
     assert errno_of(lambda: spaces.rename(ONE, "other/new")) == EIO
     spaces.remount()
     assert places_of(spaces, ONE) == 2
-    spaces.namespace = Namespace(spaces.calls, spaces.inodes, spaces.opener)
+    spaces.namespace = Namespace(spaces.files)
     assert target(spaces, ONE) == "/srv/one"
     assert places_of(spaces, ONE) == 2
     assert errno_of(lambda: spaces.rename(ONE, "other/new")) == EROFS
@@ -320,7 +321,7 @@ NODES = {
 def test_a_node_is_stored_as_a_file_and_stays_what_it_is(served: ServedVolume, kind: int, device: int) -> None:
     def seen(path: str) -> tuple[int, int, int]:
         inode, status = served.namespace.lookup(*served.place(path))
-        return appearance(served.opener, inode, status)
+        return appearance(served.files, inode, status)
 
     owner = Owner(os.geteuid(), os.getegid())
     served.mkdirs("d", "e")
@@ -348,7 +349,7 @@ def test_a_fifo_in_the_place_of_a_file_does_not_hold_the_daemon(served: ServedVo
     inode = served.inode("file")
     (served.data / "file").unlink()
     os.mkfifo(served.data / "file")
-    assert errno_of(lambda: served.opener.form(inode)) is not None
+    assert errno_of(lambda: served.files.headers.form(inode)) is not None
     assert errno_of(lambda: served.opener.open(inode, writable=False)) is not None
 
 
@@ -360,7 +361,7 @@ def test_a_planted_node_is_refused_by_name_and_can_be_removed(
     os.mknod(served.data / "d/planted", NODES[kind][0] | 0o666)
     inode, status = served.namespace.lookup(*served.place("d/planted"))
     # the kernel asks the daemon, and does not serve it itself
-    assert appearance(served.opener, inode, status) == (stat.S_IFREG | stat.S_IMODE(status.st_mode), 0, 0)
+    assert appearance(served.files, inode, status) == (stat.S_IFREG | stat.S_IMODE(status.st_mode), 0, 0)
     assert errno_of(lambda: served.opener.open(inode, writable=False)) == EIO
     assert "d/planted: " in caplog.text
     assert errno_of(lambda: served.link("d/planted", "d/second")) == EIO

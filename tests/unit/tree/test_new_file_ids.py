@@ -85,7 +85,7 @@ def test_what_is_written_after_a_file_was_emptied_is_under_another_key(
 def test_a_file_made_and_filled_gets_one_header(served: ServedVolume) -> None:
     owner = Owner(os.geteuid(), os.getegid())
     inode, _ = served.namespace.create(*served.place(CONF), 0o600, owner)
-    inode.lookups = 1  # as long as the kernel knows it
+    inode.looked_up()  # as long as the kernel knows it
     served.opener.close_if_unused(inode)
     made = header(served, CONF)
     served.calls.made.clear()
@@ -116,7 +116,8 @@ def test_all_who_have_the_file_open_use_the_new_key(served: ServedVolume) -> Non
     inode = served.inode(TABLE)
     reader = served.opener.open(inode, writable=False)
     writer = served.opener.open(inode, writable=True)
-    reader.handles = 2
+    inode.opened()
+    inode.opened()
     before = writer.content.changes
     writer.truncate(0)
     writer.write(0, NEW)
@@ -189,9 +190,9 @@ def test_a_file_in_anothers_place_gets_no_new_id(served: ServedVolume) -> None:
 def test_a_file_without_a_name_goes_on_under_a_new_key(served: ServedVolume) -> None:
     served.create(CONF, OLD)
     inode = served.inode(CONF)
-    inode.lookups = 1
+    inode.looked_up()
     file = served.opener.open(inode, writable=True)
-    file.handles = 1
+    inode.opened()
     served.unlink(CONF)
     served.calls.made.clear()
     file.truncate(0)

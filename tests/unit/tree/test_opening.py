@@ -107,7 +107,7 @@ def test_the_policy_chooses_at_creation_and_never_afterwards(mixed: ServedVolume
     mixed.create("base/16384/16391", SECRET)
     assert mixed.stored("postgresql.conf") == b"port = 5432\n"
     assert mixed.stored("base/16384/16391") == SECRET
-    forms = [mixed.opener.form(mixed.inode(path)) for path in (TABLE, "base/16384/16390")]
+    forms = [mixed.files.headers.form(mixed.inode(path)) for path in (TABLE, "base/16384/16390")]
     assert [form.header.key_name for form in forms if isinstance(form, Encrypted)] == ["dk_1", "dk_2"]
     mixed.remount(policy=Policy.everything())
     assert mixed.read("base/16384/16391") == mixed.read("base/16384/16390") == mixed.read(TABLE) == SECRET
@@ -244,7 +244,7 @@ def test_an_empty_file_whose_header_cannot_be_written_is_not_written_in_clear_la
     (served.data / TABLE).touch()
     served.calls.fail[label] = ENOSPC
     inode = served.inode(TABLE)
-    inode.lookups += 1
+    inode.looked_up()
     assert errno_of(lambda: served.opener.open(inode, writable=True)) == ENOSPC
     served.calls.fail.clear()
     served.write(TABLE, 0, SECRET)

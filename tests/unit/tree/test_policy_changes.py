@@ -154,7 +154,7 @@ def test_sixteen_megabytes_of_plain_zeros_stay_readable(
     if tail:
         file.write(length - len(tail), tail)
     served.remount(policy=policies["all"])
-    served.inode(WAL).lookups += 1
+    served.inode(WAL).looked_up()
     assert served.length(WAL) == length
     assert served.read(WAL) == bytes(length - len(tail)) + tail
     if not written:
@@ -245,7 +245,7 @@ def test_zeros_that_could_not_be_encrypted_are_not_written_in_clear_later(
     served.create(WAL, bytes(20_000))
     served.remount(policy=policies["all"])
     inode = served.inode(WAL)
-    inode.lookups += 1
+    inode.looked_up()
     reader = served.opener.open(inode, writable=False)
     served.calls.fail[label] = ENOSPC
     for _ in range(2):

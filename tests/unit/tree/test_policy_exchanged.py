@@ -34,11 +34,11 @@ def test_a_new_file_follows_the_policy_of_the_moment(served: ServedVolume, plain
     served.create(FIRST, b"first")
     served.opener.use_policy(EVERYTHING)
     served.create(SECOND, b"second")
-    assert isinstance(served.opener.form(served.inode(FIRST)), Plain)
-    assert isinstance(served.opener.form(served.inode(SECOND)), Encrypted)
+    assert isinstance(served.files.headers.form(served.inode(FIRST)), Plain)
+    assert isinstance(served.files.headers.form(served.inode(SECOND)), Encrypted)
     served.opener.use_policy(plain_configuration)
     served.create("third.conf", b"third")
-    assert isinstance(served.opener.form(served.inode("third.conf")), Plain)
+    assert isinstance(served.files.headers.form(served.inode("third.conf")), Plain)
     assert [served.read(path) for path in (FIRST, SECOND, "third.conf")] == [b"first", b"second", b"third"]
 
 
@@ -53,12 +53,12 @@ def test_an_open_file_keeps_its_form(served: ServedVolume) -> None:
     served.create(FIRST, bytes(8192))
     inode = served.inode(FIRST)
     file = served.opener.open(inode, writable=True)
-    file.handles += 1
+    inode.opened()
     served.opener.use_policy(EVERYTHING)
     file.content.write(0, b"still plain")
     assert isinstance(inode.form, Plain)
     assert served.stored(FIRST).startswith(b"still plain")
-    file.handles -= 1
+    inode.closed()
     served.opener.close_if_unused(inode)
 
 
@@ -66,9 +66,9 @@ def test_a_closed_file_without_a_header_is_looked_at_again(served: ServedVolume)
     """A file of zeros that nobody has marked is plain under one policy, and undecided under the other."""
     (served.data / FIRST).write_bytes(bytes(100))
     inode = served.inode(FIRST)
-    assert isinstance(served.opener.form(inode), Plain)
+    assert isinstance(served.files.headers.form(inode), Plain)
     served.opener.use_policy(EVERYTHING)
-    assert served.opener.form(inode) == Empty(100)
+    assert served.files.headers.form(inode) == Empty(100)
     served.write(FIRST, 0, b"secret")
     assert isinstance(inode.form, Encrypted)
     assert served.read(FIRST) == b"secret" + bytes(94)

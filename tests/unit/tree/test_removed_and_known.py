@@ -22,7 +22,7 @@ from pyfuse3 import EntryAttributes, FUSEError
 from tdefs.data.calls import Owner
 from tdefs.fuse.operations import FuseOperations
 from tdefs.policy.parse import load_policy
-from tdefs.tree.namespace import RENAME_EXCHANGE
+from tdefs.tree.renaming import RENAME_EXCHANGE
 from tests.support.served_volume import ServedVolume
 
 OLD, NEW = b"old content " * 2000, b"new"
@@ -44,8 +44,8 @@ class Kernel:
 
     def __init__(self, served: ServedVolume) -> None:
         self.served = served
-        root_fd = served.inodes.directory_fd(served.inodes.root)
-        self.operations = FuseOperations(served.calls, served.inodes, served.opener, root_fd)
+        root_fd = served.places.directory_fd(served.inodes.root)
+        self.operations = FuseOperations(served.files, root_fd)
 
     def ask(self, request: Coroutine[Any, Any, Any]) -> Any:
         """The answer; an errno is raised as OSError."""
@@ -247,7 +247,7 @@ def test_a_failed_removal_holds_nothing(kernel: Kernel, served: ServedVolume) ->
         with pytest.raises(OSError, match="Input/output error"):
             remove()
     served.calls.fail = {}
-    assert len(served.inodes.held) == 0
+    assert len(served.places.held) == 0
     assert kernel.content(number) == OLD
 
 
@@ -256,7 +256,7 @@ def test_a_directory_that_was_replaced_or_removed_can_be_opened_and_is_empty(
 ) -> None:
     served.mkdirs("gone", "replaced", "new/inner")
     numbers = [kernel.number("gone"), kernel.number("replaced")]
-    served.inodes.directory_fd(served.inodes[numbers[0]])
+    served.places.directory_fd(served.inodes[numbers[0]])
     served.namespace.rmdir(*served.place("gone"))
     served.rename("new", "replaced")
     for number in numbers:
@@ -270,7 +270,7 @@ def test_a_directory_that_was_replaced_or_removed_can_be_opened_and_is_empty(
         with pytest.raises(OSError, match="No such file"):
             served.namespace.mkdir(inode, b"x", 0o700, Owner(os.geteuid(), os.getegid()))
         kernel.forget(number)
-        assert inode not in served.inodes.held
+        assert inode not in served.places.held
     assert served.namespace.names_in(served.inode("replaced")) == [b"inner"]
 
 
@@ -322,7 +322,7 @@ def test_a_file_whose_known_name_went_can_get_a_new_one_while_it_has_others(
     entry = kernel.ask(kernel.operations.link(cast(Any, number), cast(Any, parent), cast(Any, b"new"), CONTEXT))
     assert (entry.st_ino, entry.st_nlink) == (number, 2)
     assert served.read("base/new") == OLD
-    assert served.inodes[number] not in served.inodes.held
+    assert served.inodes[number] not in served.places.held
 
 
 def test_the_kernel_looks_again_where_there_is_nothing_left(kernel: Kernel, served: ServedVolume) -> None:
@@ -376,7 +376,7 @@ def test_few_descriptors_are_held_and_they_are_given_up_for_who_opens(
         served.create(f"base/n{number}", b"x")
         numbers.append(kernel.number(f"base/n{number}"))
         served.unlink(f"base/n{number}")
-    assert len(deleted()) == len(served.inodes.held) == 512
+    assert len(deleted()) == len(served.places.held) == 512
     served.calls.fail = {"open:rw": errno.EMFILE}
     served.calls.spare = 0
     with pytest.raises(OSError, match="Too many open files"):

@@ -11,7 +11,7 @@ import pytest
 
 from tdefs.format.header import FileClass, Identity, named, of_class
 from tdefs.policy.parse import load_policy
-from tdefs.tree.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE
+from tdefs.tree.renaming import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.support.served_volume import Crash, ServedVolume, relation
 
 ONE, TWO, THREE = "base/16384/16385", "base/16384/16386", "base/16400/16387_fsm.1"
@@ -60,7 +60,7 @@ def test_a_rename_of_a_wal_segment_writes_no_header(served: ServedVolume) -> Non
 def test_an_open_file_goes_on_being_written_after_its_rename(served: ServedVolume) -> None:
     served.create(ONE, b"rows")
     file = served.opener.open(served.inode(ONE), writable=True)
-    file.handles += 1
+    served.inode(ONE).opened()
     served.rename(ONE, TWO)
     file.write(4, b" more")
     served.remount()
@@ -71,7 +71,7 @@ def test_a_replaced_file_lives_on_while_it_is_open(served: ServedVolume) -> None
     served.create(ONE, b"new")
     served.create(TWO, b"old")
     file = served.opener.open(served.inode(TWO), writable=True)
-    file.handles += 1
+    served.inode(TWO).opened()
     served.rename(ONE, TWO)
     at, count = file.content.extent(0, 3)
     assert bytes(file.content.decode(0, 3, os.pread(file.fd, count, at))) == b"old"

@@ -16,6 +16,7 @@ import pytest
 
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.tree.file_ids import FileIds
+from tdefs.tree.inode import Backing
 from tests.support.served_volume import ServedVolume
 
 ONE, TWO, THREE = "log/one.log", "log/two.log", "log/three.log"
@@ -51,8 +52,7 @@ def forgotten(served: ServedVolume) -> None:
     served.opener.close_all_idle()
     for inode in served.inodes:
         if inode.is_file:
-            inode.lookups = 0
-            served.inodes.drop_if_unused(inode)
+            served.inodes.forget(inode.number, inode.lookups)
 
 
 @pytest.mark.parametrize("writable", [False, True])
@@ -87,7 +87,7 @@ def test_looking_at_both_is_enough_to_refuse_both(served: ServedVolume) -> None:
 
 def test_a_copy_made_while_mounted_is_refused_and_who_has_the_original_open_goes_on(served: ServedVolume) -> None:
     file = served.opener.open(served.inode(ONE), writable=True)
-    file.handles += 1
+    served.inode(ONE).opened()
     copy(served, ONE, TWO)
     assert is_refused(served, TWO)
     assert is_refused(served, ONE), "nobody else opens it"
@@ -207,7 +207,7 @@ def test_a_copy_of_an_emptied_file_is_told_from_it_as_soon_as_one_was_filled(ser
 
 def test_a_mount_remembers_a_file_in_less_than_100_bytes() -> None:
     count = 100_000
-    keys = [(os.urandom(16), (64769, number)) for number in range(count)]
+    keys = [(os.urandom(16), Backing(64769, number)) for number in range(count)]
     ids = FileIds()
     tracemalloc.start()
     try:
@@ -219,7 +219,7 @@ def test_a_mount_remembers_a_file_in_less_than_100_bytes() -> None:
     assert len(ids) == count
     assert used < 100 * count
     for file_id, key in keys[:: count // 100]:
-        assert ids.keys(file_id) == [key]
+        assert ids.backings(file_id) == [key]
     for file_id, key in keys:
         ids.remove(file_id, key)
     assert len(ids) == 0
@@ -228,15 +228,15 @@ def test_a_mount_remembers_a_file_in_less_than_100_bytes() -> None:
 def test_a_file_id_that_lies_across_two_others_is_not_taken_for_one() -> None:
     ids = FileIds()
     one, two = b"\0\1" + b"x" * 14, b"\0\1" + b"y" * 14
-    ids.add(one, (1, 2))
-    ids.add(two, (3, 4))
+    ids.add(one, Backing(1, 2))
+    ids.add(two, Backing(3, 4))
     bucket = next(iter(ids._buckets.values()))
     for at in range(1, len(bucket) - 16):
         if at % 32:
-            assert ids.keys(bytes(bucket[at : at + 16])) == []
-    ids.add(one, (5, 6))
-    ids.add(one, (1, 2))
-    assert ids.keys(one) == [(1, 2), (5, 6)]
-    ids.remove(one, (1, 2))
-    assert ids.keys(one) == [(5, 6)]
-    assert ids.keys(two) == [(3, 4)]
+            assert ids.backings(bytes(bucket[at : at + 16])) == []
+    ids.add(one, Backing(5, 6))
+    ids.add(one, Backing(1, 2))
+    assert ids.backings(one) == [(1, 2), (5, 6)]
+    ids.remove(one, Backing(1, 2))
+    assert ids.backings(one) == [(5, 6)]
+    assert ids.backings(two) == [(3, 4)]

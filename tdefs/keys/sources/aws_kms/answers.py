@@ -1,7 +1,7 @@
-"""What boto3 raises, told as tdefs tells of key sources.
+"""The exceptions of boto3, as errors of a key source.
 
-The text of an exception is passed on only where AWS says who may not do what: that of a wrong signature repeats
-the request's headers, among them the session token.
+The text of an exception is shown only if AWS says in it who may not do what. That of a wrong signature repeats the
+headers of the request, and the session token is among them.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ import re
 from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tdefs.errors import Exit, TdefsError
-from tdefs.keys.attempts import UnreachableError
+from tdefs.errors import TdefsError
+from tdefs.keys.failures import (
+    RefusedError,
+    UnavailableError,
+    UnreachableError,
+    UntrustedServerError,
+    UnusableError,
+)
 from tdefs.keys.protectors.base import WrongSecretError
 from tdefs.text import masked
 
 _MAX_TEXT = 500
-#: What this kind asks; other requests are those for credentials.
+#: The requests of this kind of key source; other requests are those for credentials.
 _REQUESTS = {"Encrypt", "Decrypt"}
 _CODE = re.compile(r"[A-Za-z0-9.:_-]{1,64}", re.ASCII)
 
 # https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html, API_Encrypt.html, API_Decrypt.html;
-# some services and proxies leave out "Exception" at the end, which is therefore not compared.
+# some services and proxies leave out "Exception" at the end, so it is not compared.
 _NOT_PERMITTED = {"AccessDenied", "NotAuthorized"}
 _BAD_CREDENTIALS = {
     "UnrecognizedClient",
@@ -55,7 +61,7 @@ _COMES_BACK = {
     "KeyUnavailable",
     "ServiceUnavailable",
 }
-# What the chain of credentials raises before anything is asked of KMS.
+# The exceptions of the chain of credentials, before KMS is asked.
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -65,18 +71,18 @@ _NO_CREDENTIALS = (
     boto.TokenRetrievalError,
     boto.SSOError,
 )
-_NOBODY = (boto.HTTPClientError, boto.ConnectionError)
+_NO_ANSWER = (boto.HTTPClientError, boto.ConnectionError)
 
 
 def of_service(error: ClientError, where: str, key: str) -> TdefsError:
-    """Return what to raise for an error that the service answered; ``where`` and ``key`` name whom was asked."""
-    told = error.response.get("Error", {})
-    code = _printable_code(told.get("Code"))
+    """Return the error for an answer of the service; ``where`` and ``key`` name the service and the key."""
+    answer = error.response.get("Error", {})
+    code = _printable_code(answer.get("Code"))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     name = code.removesuffix("Exception")
     detail = f"it answered {code}"
     if error.operation_name not in _REQUESTS:
-        return _refused(
+        return RefusedError(
             f"the credentials for {where} cannot be had",
             f"AWS answered {code} to {_printable_code(error.operation_name)}",
             "see the role and what it is assumed from",
@@ -88,58 +94,43 @@ def of_service(error: ClientError, where: str, key: str) -> TdefsError:
             hint="the context holds the volume's id, and encryption_context as it was when the protector was made",
         )
     if name in _NOT_PERMITTED:
-        return _refused(
+        return RefusedError(
             f"{where} does not permit this with the key {key}",
-            f"{detail}: {masked(str(told.get('Message'))[:_MAX_TEXT])}",
+            f"{detail}: {masked(str(answer.get('Message'))[:_MAX_TEXT])}",
             "see the key's policy and the rights of the identity: kms:Encrypt, kms:Decrypt",
         )
     if name in _BAD_CREDENTIALS:
         hint = "see the profile, AWS_ variables or role; expired ones must be renewed; check this host's clock"
-        return _refused(f"{where} does not accept the credentials", detail, hint)
+        return RefusedError(f"{where} does not accept the credentials", detail, hint)
     if name in _UNUSABLE:
-        return TdefsError(
-            Exit.WRAPPING_KEY_UNUSABLE,
+        return UnusableError(
             f"the key {key} of {where} {_UNUSABLE[name]}",
-            detail=detail,
-            hint="enable it or cancel its deletion, or unlock with another protector",
+            detail,
+            "enable it or cancel its deletion, or unlock with another protector",
         )
     if name in _COMES_BACK or status == 429 or status >= 500:
         return UnreachableError(f"{where} cannot answer now", detail=detail)
-    return _refused(f"{where} refused the request", detail, "")
+    return RefusedError(f"{where} refused the request", detail)
 
 
 def of_library(error: BotoCoreError, where: str) -> TdefsError:
-    """Return what to raise for an error of boto3 itself: nobody answered, or nothing could be asked."""
+    """Return the error for one of boto3 itself: there was no answer, or nothing could be asked."""
     name = type(error).__name__
     if isinstance(error, boto.SSLError):
-        return untrusted(
+        return UntrustedServerError(
             f"the server certificate of {where} is not trusted",
             detail="it is not signed by a trusted authority, is expired, or is for another host",
             hint="name the authority's certificate with ca; never switch the check off",
         )
     if isinstance(error, _NO_CREDENTIALS):
-        return _refused(
+        return RefusedError(
             f"there are no usable credentials for {where}",
             f"boto3 says {name}",
             "give the host a role, or set profile, AWS_PROFILE or ~/.aws of the user who runs tdefs",
         )
-    if isinstance(error, _NOBODY):
+    if isinstance(error, _NO_ANSWER):
         return UnreachableError(f"{where} does not answer", detail=f"boto3 says {name}")
-    return unavailable(f"{where} cannot be asked", f"boto3 says {name}")
-
-
-def untrusted(message: str, *, detail: str = "", hint: str = "") -> TdefsError:
-    """Return the error for an answer that is not from whom was meant."""
-    return TdefsError(Exit.KEY_SERVER_UNTRUSTED, message, detail=detail, hint=hint)
-
-
-def unavailable(message: str, detail: str = "", hint: str = "") -> TdefsError:
-    """Return the error for what is lacking on this host."""
-    return TdefsError(Exit.KEY_SOURCE_UNAVAILABLE, message, detail=detail, hint=hint)
-
-
-def _refused(message: str, detail: str, hint: str) -> TdefsError:
-    return TdefsError(Exit.KEY_SERVER_REFUSED, message, detail=detail, hint=hint)
+    return UnavailableError(f"{where} cannot be asked", f"boto3 says {name}")
 
 
 def _printable_code(code: object) -> str:

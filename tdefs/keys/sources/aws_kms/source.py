@@ -1,4 +1,4 @@
-"""The key source ``aws-kms``: Encrypt makes, and Decrypt opens, the wrapping key of a protector."""
+"""The key source ``aws-kms``: the service encrypts and decrypts a secret for each protector."""
 
 from __future__ import annotations
 
@@ -9,29 +9,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from tdefs.keys import fields
-from tdefs.keys.attempts import PATIENCE_SECONDS
-from tdefs.keys.kdf import hkdf_sha256
-from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.keystore.entries import ProtectorEntry, damaged
-from tdefs.keys.protectors.base import NotMineError, WrappedProtectorKey, WrongSecretError
-from tdefs.keys.settings import SettingsReader
-from tdefs.keys.sources.aws_kms.answers import untrusted
-from tdefs.keys.sources.aws_kms.endpoint import Endpoint, is_safe
-from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
+from tdefs.keys.dialogue import Dialogue
+from tdefs.keys.failures import UntrustedServerError
+from tdefs.keys.protectors.base import NotMineError, WrongSecretError
+from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters
+from tdefs.keys.sources.asking import Patient, TimeLimits
+from tdefs.keys.sources.aws_kms.endpoint import Endpoint
+from tdefs.keys.sources.base import Certificate, KeySource
+from tdefs.keys.sources.settings import SettingsReader, is_safe
+from tdefs.keys.wrapping import WrapContext
 
 if TYPE_CHECKING:
     from types_boto3_kms import KMSClient
 
-_PURPOSE = b"tdefs v1 aws-kms wrapping key"
-_WRAPPING_KEY_BYTES = 32
-_TIMEOUT_SECONDS = 10
 # A key's id, its ARN, an alias, or the alias's ARN, in any partition (aws, aws-cn, aws-us-gov).
 _ID = r"[A-Za-z0-9-]{1,128}"
 _KEY_ID = re.compile(rf"(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]+:)?(key/)?{_ID}|(arn:\S+:)?alias/[\w/-]+", re.ASCII)
 _KEY_ARN = re.compile(rf"arn:[a-z0-9-]+:kms:(?P<region>[a-z0-9-]+):[0-9]+:key/(?P<id>{_ID})", re.ASCII)
 _PRINTABLE = re.compile(r"[!-~]{1,2048}", re.ASCII)
-# 6144 bytes is what the service accepts.
+# The service accepts 6144 bytes.
 _CIPHERTEXT = re.compile(r"[A-Za-z0-9+/]{4,4092}={0,2}", re.ASCII)
 _PAIR = re.compile(r"(?!tdefs-|aws:)([\w./:-]{1,128})=([ -~]{1,256})", re.ASCII)
 
@@ -40,15 +36,21 @@ class AwsKms(KeySource):
     """A key of AWS KMS that encrypts and decrypts; it stays there."""
 
     kind = "aws-kms"
+    purpose = b"tdefs v1 aws-kms wrapping key"
+    members = ("key_arn", "key_id", "ciphertext")
 
-    def __init__(self, key_id: str, endpoint: Endpoint, more_context: Mapping[str, str]) -> None:
-        """``key_id`` is an id, an alias or an ARN of either; ``more_context`` joins the encryption context."""
+    def __init__(
+        self, key_id: str, endpoint: Endpoint, patient: Patient[KMSClient], more: Mapping[str, str]
+    ) -> None:
+        """``key_id`` is an id, an alias or an ARN of either; ``more`` is added to the encryption context."""
+        super().__init__()
         self._key_id = key_id
         self._endpoint = endpoint
-        self._more_context = dict(more_context)
+        self._patient = patient
+        self._more_context = dict(more)
 
     @classmethod
-    def from_settings(cls, read: SettingsReader) -> Self:
+    def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
         """See KeySource."""
         key_id = read.text("key_id")
         if not _KEY_ID.fullmatch(key_id):
@@ -58,51 +60,47 @@ class AwsKms(KeySource):
             raise read.wrong(
                 "endpoint_url",
                 "endpoint_url must begin with https://, and have no user in it",
-                hint="http:// is taken on this host only, as 127.0.0.1, ::1 or localhost",
+                hint="http:// is allowed on this host only, as 127.0.0.1, ::1 or localhost",
             )
+        limits = TimeLimits.read(read)
         endpoint = Endpoint(
             region=read.text("region", ""),
             profile=read.text("profile", ""),
             url=url,
             ca=read.optional_path("ca"),
-            timeout_seconds=read.number("timeout_seconds", _TIMEOUT_SECONDS, 1, 600),
-            patience_seconds=read.number("patience_seconds", PATIENCE_SECONDS, 0, 3600),
+            timeout_seconds=limits.timeout_seconds,
         )
         more_context = _read_pairs(read)
         read.finish()
-        return cls(key_id, endpoint, more_context)
+        return cls(key_id, endpoint, Patient(endpoint, limits, dialogue.note), more_context)
 
     def certificates(self) -> Sequence[Certificate]:
         """See KeySource."""
         ca: Path | None = self._endpoint.ca
         return (Certificate(ca, "the authority that AWS KMS's endpoint must be certified by"),) if ca else ()
 
-    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
-        """See Protector."""
-        wrapping_key = os.urandom(_WRAPPING_KEY_BYTES)
+    def obtain(self, context: WrapContext) -> Obtained:
+        """See ObtainingProtector. The secret is random, and the service encrypts it."""
+        secret = os.urandom(WRAPPING_KEY_BYTES)
 
         def encrypt(client: KMSClient) -> tuple[str, bytes]:
             answer = client.encrypt(
                 KeyId=self._key_id,
-                Plaintext=wrapping_key,
+                Plaintext=secret,
                 EncryptionContext=self._encryption_context(context),
             )
             return answer.get("KeyId", ""), answer.get("CiphertextBlob", b"")
 
-        arn, blob = self._endpoint.ask(encrypt, self._key_id)
+        arn, blob = self._patient.ask(encrypt, self._key_id)
         ciphertext = base64.b64encode(blob).decode("ascii")
         if not _KEY_ARN.fullmatch(arn) or not _CIPHERTEXT.fullmatch(ciphertext):
             raise _strange("Encrypt")
-        return WrappedProtectorKey(
-            params={"key_arn": arn, "key_id": self._key_id, "ciphertext": ciphertext},
-            wrapped=wrap_secret(_derived(wrapping_key, context), protector_key, context),
-        )
+        return Obtained(secret, {"key_arn": arn, "key_id": self._key_id, "ciphertext": ciphertext})
 
-    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
-        """See KeySource. The key that Encrypt used is named to Decrypt: what another made is refused there."""
-        if entry.kind != self.kind:
-            raise NotMineError
-        made_by, key_id, blob = _read_params(entry)
+    def recover(self, params: Parameters, context: WrapContext) -> bytes:
+        """See ObtainingProtector. Decrypt is given the key that Encrypt used, and refuses other ciphertexts."""
+        made_by, key_id = params.text("key_arn", _KEY_ARN), params.text("key_id", _PRINTABLE)
+        blob = params.base64("ciphertext", _CIPHERTEXT)
         arn = _in_region(made_by, self._endpoint.region_in_use)
         if not self._is_mine(arn, key_id):
             raise NotMineError
@@ -113,19 +111,21 @@ class AwsKms(KeySource):
             )
             return answer.get("KeyId", ""), answer.get("Plaintext", b"")
 
-        used, wrapping_key = self._endpoint.ask(decrypt, arn)
-        if used != arn or len(wrapping_key) != _WRAPPING_KEY_BYTES:
+        used, secret = self._patient.ask(decrypt, arn)
+        if used != arn or len(secret) != WRAPPING_KEY_BYTES:
             raise _strange("Decrypt")
-        try:
-            return unwrap_secret(_derived(wrapping_key, context), entry.wrapped, context)
-        except UnwrapFailedError:
-            raise WrongSecretError(
-                f"the key {arn} of AWS KMS does not open protector {entry.id}",
-                detail="what the service decrypted does not fit what the keystore holds",
-            ) from None
+        return secret
+
+    def wrong_secret(self, params: Parameters) -> WrongSecretError:
+        """See ObtainingProtector."""
+        arn = _in_region(params.text("key_arn", _KEY_ARN), self._endpoint.region_in_use)
+        return WrongSecretError(
+            f"the key {arn} of AWS KMS does not open protector {params.entry_id}",
+            detail="what the service decrypted does not fit what the keystore holds",
+        )
 
     def _encryption_context(self, context: WrapContext) -> dict[str, str]:
-        """Return what the service binds the ciphertext to, logs with each use, and can be given rights by."""
+        """Return what the service binds the ciphertext to. It logs it at each use, and rights can depend on it."""
         return {
             "tdefs-volume": context.volume_id.hex(),
             "tdefs-purpose": context.purpose,
@@ -134,9 +134,12 @@ class AwsKms(KeySource):
         }
 
     def _is_mine(self, arn: str, key_id: str) -> bool:
-        """Tell whether the configured key can be the one of an entry: ``key_id`` was configured when it was made.
+        """Return whether the configured key can be the one of an entry.
 
-        Which key an alias points to only the service knows, and it may have changed since: the entry's decides.
+        Only the service knows which key an alias points to, and that may have changed: then the ARN in the entry
+        counts.
+
+        :param key_id: what was configured when the entry was made.
         """
         found = _KEY_ARN.fullmatch(arn)
         if found is None or found["region"] != self._endpoint.region_in_use:
@@ -171,26 +174,8 @@ def _read_pairs(read: SettingsReader) -> dict[str, str]:
     return pairs
 
 
-def _read_params(entry: ProtectorEntry) -> tuple[str, str, bytes]:
-    """Return the key's ARN, what the configuration called it, and the ciphertext. TdefsError(KEYSTORE_DAMAGED)."""
-    where = f"protector {entry.id}"
-    try:
-        members = fields.read_object(dict(entry.params), where, ("key_arn", "key_id", "ciphertext"))
-        arn = fields.read_text(members["key_arn"], f"{where}: key_arn", _KEY_ARN)
-        key_id = fields.read_text(members["key_id"], f"{where}: key_id", _PRINTABLE)
-        text = fields.read_text(members["ciphertext"], f"{where}: ciphertext", _CIPHERTEXT)
-        return arn, key_id, base64.b64decode(text, validate=True)
-    except (fields.MalformedError, ValueError) as error:
-        reason = str(error) if isinstance(error, fields.MalformedError) else f"{where}: expected base64"
-        raise damaged(reason) from None
-
-
-def _derived(wrapping_key: bytes, context: WrapContext) -> bytes:
-    return hkdf_sha256(wrapping_key, _PURPOSE + context.to_bytes(), _WRAPPING_KEY_BYTES)
-
-
-def _strange(request: str) -> Exception:
-    return untrusted(
+def _strange(request: str) -> UntrustedServerError:
+    return UntrustedServerError(
         f"what answered the request {request} is not AWS KMS",
-        detail="it names another key, or what it returned is not of the right length",
+        "it names another key, or what it returned is not of the right length",
     )

@@ -10,15 +10,17 @@ from kmip.core.factories.attributes import AttributeFactory
 from kmip.core.messages import contents, messages, payloads
 from kmip.core.utils import BytearrayStream
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import TdefsError
+from tdefs.keys.failures import RefusedError, UnusableError
+from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES
+from tdefs.keys.sources.base import ServerKey
 from tdefs.keys.sources.kmip.connection import Connection, not_understood
-from tdefs.keys.wrapping_keys import WRAPPING_KEY_BYTES, ServerKey
 from tdefs.text import masked, shortened
 
-#: What a key is made for. Its bytes are fetched and used here, so the server sees no other use; this is what
-#: other storage encryption asks for, and so what servers know.
-# Of what a server says in words, so much is shown.
+#: This much of the text that a server answers is shown.
 _MAX_SAID_CHARACTERS = 200
+#: The use that a key is made for. Its bytes are fetched and used here, so the server sees no other use. Other
+#: storage encryption asks for the same, so servers know it.
 _USAGE = [enums.CryptographicUsageMask.ENCRYPT, enums.CryptographicUsageMask.DECRYPT]
 _SHOWN = [enums.AttributeType.NAME, enums.AttributeType.STATE, enums.AttributeType.INITIAL_DATE]
 _GONE = (
@@ -29,14 +31,15 @@ _GONE = (
     enums.ResultReason.KEY_VALUE_NOT_PRESENT,
     enums.ResultReason.WRONG_KEY_LIFECYCLE_STATE,
 )
-#: A key that cannot be had in the clear.
+#: The server does not give the key in the clear.
 _KEPT = (enums.ResultReason.SENSITIVE, enums.ResultReason.NOT_EXTRACTABLE)
 
 
 class Client:
-    """Asks one server. What a method raises beside what it says is what the connection raises, and
-    TdefsError: KEY_SERVER_REFUSED, KEY_SERVER_UNTRUSTED for a reply that cannot be understood, and
-    WRAPPING_KEY_UNUSABLE for a key that is not there.
+    """Asks one server.
+
+    Each method raises what the connection raises, RefusedError, UntrustedServerError for a reply that cannot be
+    understood, and UnusableError for a key that is not there.
     """
 
     def __init__(self, connection: Connection, kmip_version: str) -> None:
@@ -74,7 +77,7 @@ class Client:
         return self._text(reply.unique_identifier)
 
     def locate(self, name: str | None = None) -> list[str]:
-        """Return the unique identifiers of the symmetric keys, with ``name`` of those that have it."""
+        """Return the unique identifiers of the symmetric keys; with ``name``, of the keys of that name."""
         wanted = [_attribute(enums.AttributeType.OBJECT_TYPE, enums.ObjectType.SYMMETRIC_KEY)]
         if name is not None:
             wanted.append(_attribute(enums.AttributeType.NAME, name))
@@ -82,7 +85,7 @@ class Client:
         return [self._text(uid) for uid in reply.unique_identifiers]
 
     def describe(self, uid: str) -> ServerKey:
-        """Return what the server says of a key."""
+        """Return what the server says about a key."""
         reply = self._ask(
             enums.Operation.GET_ATTRIBUTES,
             payloads.GetAttributesRequestPayload(uid, [attribute.value for attribute in _SHOWN]),
@@ -102,16 +105,15 @@ class Client:
         )
 
     def get(self, uid: str) -> bytes:
-        """Return the 32 bytes of a key. Raises TdefsError(WRAPPING_KEY_UNUSABLE) if it is no AES-256 key."""
+        """Return the 32 bytes of a key. Raises UnusableError if it is not an AES-256 key."""
         payload = payloads.GetRequestPayload(uid, key_format_type=enums.KeyFormatType.RAW)
         reply = self._ask(enums.Operation.GET, payload, f"get the key {shortened(uid)}")
         secret: Any = None
         if isinstance(reply.secret, secrets.SymmetricKey) and reply.secret.key_block.key_wrapping_data is None:
             secret = reply.secret.key_block.key_value.key_material.value
         if not isinstance(secret, bytes) or len(secret) != WRAPPING_KEY_BYTES:
-            raise TdefsError(
-                Exit.WRAPPING_KEY_UNUSABLE,
-                f"the key {shortened(uid)} is not a symmetric key of {WRAPPING_KEY_BYTES * 8} bits",
+            raise UnusableError(
+                f"the key {shortened(uid)} is not a symmetric key of {WRAPPING_KEY_BYTES * 8} bits"
             )
         return secret
 
@@ -121,11 +123,11 @@ class Client:
         self._ask(enums.Operation.ACTIVATE, payload, f"activate the key {shortened(uid)}")
 
     def revoke(self, uid: str, reason: str) -> None:
-        """Make a key deactivated, or compromised if the ``reason`` is a compromise."""
+        """Deactivate a key, or mark it as compromised if the ``reason`` is a compromise."""
         code = enums.RevocationReasonCode[reason.upper().replace("-", "_")]
         compromised = None
         if code in (enums.RevocationReasonCode.KEY_COMPROMISE, enums.RevocationReasonCode.CA_COMPROMISE):
-            # which KMIP demands for these two; nobody knows better than now
+            # KMIP demands a date for these two reasons; now is the best that is known
             now = int(datetime.now(UTC).timestamp())
             compromised = primitives.DateTime(now, enums.Tags.COMPROMISE_OCCURRENCE_DATE)
         payload = payloads.RevokeRequestPayload(
@@ -139,7 +141,7 @@ class Client:
         self._ask(enums.Operation.DESTROY, payload, f"destroy the key {shortened(uid)}")
 
     def _ask(self, operation: enums.Operation, payload: Any, what: str) -> Any:
-        """Return the payload of the reply; ``what`` says in words what is asked."""
+        """Return the payload of the reply; ``what`` says what is asked, for messages."""
         item = self._understood(self._connection.exchange(self._request(operation, payload)))
         if item.result_status.value is not enums.ResultStatus.SUCCESS:
             raise self._refusal(item, what)
@@ -172,7 +174,7 @@ class Client:
         try:
             message.read(BytearrayStream(reply), self._version)
             items = message.batch_items
-        except Exception:  # noqa: S110 - PyKMIP raises whatever comes up; its text may hold parts of the reply
+        except Exception:  # noqa: S110 - PyKMIP raises many kinds; the text may hold parts of the reply
             pass
         if len(items) != 1:
             raise not_understood(self._connection.server)
@@ -183,25 +185,23 @@ class Client:
         said = item.result_message.value if item.result_message is not None else ""
         words = reason.name.lower().replace("_", " ")
         detail = f"it says: {words}{': ' + masked(said[:_MAX_SAID_CHARACTERS], mask=' ') if said else ''}"
+        server = f"the key server {self._connection.server}"
         if reason in _GONE:
-            return TdefsError(
-                Exit.WRAPPING_KEY_UNUSABLE,
-                f"the key server {self._connection.server} has no such key: cannot {what}",
-                detail=detail,
-                hint="it is destroyed, or not shown to this client; 'tdefs key-source keys' lists what is",
+            return UnusableError(
+                f"{server} has no such key: cannot {what}",
+                detail,
+                "it is destroyed, or not shown to this client; 'tdefs key-source keys' lists the keys that are",
             )
         if reason in _KEPT:
-            return TdefsError(
-                Exit.WRAPPING_KEY_UNUSABLE,
-                f"the key server {self._connection.server} does not give the key away: cannot {what}",
-                detail=detail,
-                hint="tdefs wraps with the key itself: it must be extractable, and not sensitive",
+            return UnusableError(
+                f"{server} does not give the key away: cannot {what}",
+                detail,
+                "tdefs wraps with the key itself: it must be extractable, and not sensitive",
             )
-        return TdefsError(
-            Exit.KEY_SERVER_REFUSED,
-            f"the key server {self._connection.server} refuses to {what}",
-            detail=detail,
-            hint="does it know the client certificate, and what this client may do? see docs/KMS.md",
+        return RefusedError(
+            f"{server} refuses to {what}",
+            detail,
+            "does it know the client certificate, and what this client may do? see docs/KMS.md",
         )
 
     def _text(self, value: Any) -> str:

@@ -1,19 +1,18 @@
-"""What the configuration says of a KMIP key source."""
+"""What the configuration says about a KMIP key source."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from tdefs.keys.attempts import PATIENCE_SECONDS
-from tdefs.keys.settings import SettingsReader
+from tdefs.keys.sources.asking import TimeLimits
+from tdefs.keys.sources.settings import SettingsReader
+from tdefs.keys.sources.tls_files import TlsFiles
 
 #: Assigned to KMIP by IANA.
 DEFAULT_PORT = 5696
-TIMEOUT_SECONDS = 10
 TLS_VERSIONS = ("1.2", "1.3")
-#: 2.0 writes attributes in another form, which no server needs that speaks these, too.
+#: 2.0 writes attributes in another form. Servers that speak it speak these versions, too.
 KMIP_VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.4")
 _MAX_ID_CHARACTERS = 256
 _SERVER = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?")
@@ -21,7 +20,7 @@ _SERVER = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a server listens; ``host`` is a name or an address, as the certificate has it."""
+    """The address of a server; ``host`` is a name or an IP address, as in its certificate."""
 
     host: str
     port: int
@@ -32,21 +31,17 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class KmipSettings:
-    """The fields of a KMIP key source; ``key_id`` and ``key_name`` are "" where they are not given."""
+    """The fields of a KMIP key source; ``key_id`` and ``key_name`` are "" if they are not given."""
 
     name: str
     servers: tuple[Server, ...]
-    ca: Path
-    certificate: Path
-    private_key: Path
-    private_key_password_file: Path | None
+    tls: TlsFiles
     key_id: str
     key_name: str
     tls_minimum: str
     kmip_version: str
     unwrap_deactivated: bool
-    timeout_seconds: int
-    patience_seconds: int
+    limits: TimeLimits
 
 
 def read_fields(read: SettingsReader) -> KmipSettings:
@@ -54,17 +49,18 @@ def read_fields(read: SettingsReader) -> KmipSettings:
     settings = KmipSettings(
         name=read.name,
         servers=tuple(_server(read, text) for text in read.texts("servers")),
-        ca=read.path("ca"),
-        certificate=read.path("certificate"),
-        private_key=read.path("private_key"),
-        private_key_password_file=read.optional_path("private_key_password_file"),
+        tls=TlsFiles(
+            ca=read.path("ca"),
+            certificate=read.path("certificate"),
+            private_key=read.path("private_key"),
+            password_file=read.optional_path("private_key_password_file"),
+        ),
         key_id=_identifier(read, "key_id"),
         key_name=_identifier(read, "key_name"),
         tls_minimum=read.choice("tls_minimum", TLS_VERSIONS, TLS_VERSIONS[0]),
         kmip_version=read.choice("kmip_version", KMIP_VERSIONS, "1.2"),
         unwrap_deactivated=read.choice("deactivated_key", ("refuse", "unwrap"), "refuse") == "unwrap",
-        timeout_seconds=read.number("timeout_seconds", TIMEOUT_SECONDS, 1, 600),
-        patience_seconds=read.number("patience_seconds", PATIENCE_SECONDS, 0, 3600),
+        limits=TimeLimits.read(read),
     )
     if settings.key_id and settings.key_name:
         raise read.wrong("key_name", "key_id and key_name are both given; one names the key")

@@ -1,53 +1,58 @@
-"""A KMIP server as a key source: its key, fetched over TLS, wraps here; and the keys it keeps for that."""
+"""A KMIP server as a key source: its key, fetched over TLS, wraps here; and managing the keys on the server."""
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Self
 
-from tdefs.errors import Exit, TdefsError
-from tdefs.keys.kdf import hkdf_sha256
-from tdefs.keys.key_source import Certificate, KeySource
-from tdefs.keys.keystore.entries import ProtectorEntry, damaged
-from tdefs.keys.keystore.unsaved import warn_on_stderr
-from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey, WrongSecretError
-from tdefs.keys.settings import SettingsReader
+from tdefs.keys.dialogue import Dialogue
+from tdefs.keys.failures import RefusedError, UnusableError
+from tdefs.keys.keystore.entries import ProtectorEntry
+from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrongSecretError
+from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters, malformed_is_damage
+from tdefs.keys.sources.asking import Patient
+from tdefs.keys.sources.base import ACTIVE, Certificate, KeySource, ServerKey, WrappingKeys
 from tdefs.keys.sources.kmip.client import Client
 from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields
 from tdefs.keys.sources.kmip.servers import Servers
-from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
-from tdefs.keys.wrapping_keys import ACTIVE, WRAPPING_KEY_BYTES, ServerKey, WrappingKeys
+from tdefs.keys.sources.settings import SettingsReader
+from tdefs.keys.wrapping import WrapContext
 from tdefs.text import shortened
 
-_PURPOSE = b"tdefs v1 kmip wrapping key"
 _DEACTIVATED = "deactivated"
-#: States of which KMIP knows no way back, and in which there may be no key material any more.
+#: KMIP knows no way back from these states, and there may be no key material any more.
 _DESTROYED = ("destroyed", "destroyed-compromised")
+_UID = re.compile(r".+", re.DOTALL)
+_NAME = re.compile(r".*", re.DOTALL)
 
 
 class KmipSource(KeySource, WrappingKeys):
     """A wrapping key on one of several KMIP servers that know the same keys.
 
-    The configuration names the key by identifier or by name. Where it does not, ``wrap`` has the server make
-    one for this protector alone. A protector remembers the key's identifier, and the key source's name: an
-    entry that another key source made is none of ours if the key cannot be had here.
+    The configuration names the key by identifier or by name. If it does not, ``wrap`` has the server make a key
+    for this protector alone. An entry has the identifier of the key, and the name of the key source: an entry
+    that another key source made is not ours if its key cannot be had here.
     """
 
     kind = "kmip"
+    purpose = b"tdefs v1 kmip wrapping key"
+    members = ("key", "created", "source")
 
-    def __init__(self, settings: KmipSettings) -> None:
+    def __init__(self, settings: KmipSettings, dialogue: Dialogue) -> None:
+        super().__init__()
         self._settings = settings
-        self._servers = Servers(settings)
-        self._told: set[str] = set()
+        self._dialogue = dialogue
+        self._patient: Patient[Client] = Patient(Servers(settings, dialogue.warn), settings.limits, dialogue.note)
+        self._warned: set[str] = set()
 
     @classmethod
-    def from_settings(cls, read: SettingsReader) -> Self:
+    def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
         """See KeySource."""
-        return cls(read_fields(read))
+        return cls(read_fields(read), dialogue)
 
     @property
     def servers(self) -> Sequence[Server]:
@@ -56,48 +61,52 @@ class KmipSource(KeySource, WrappingKeys):
 
     def certificates(self) -> Sequence[Certificate]:
         """See KeySource."""
-        return (
-            Certificate(self._settings.certificate, "client certificate"),
-            Certificate(self._settings.ca, "ca of the key server"),
-        )
+        return self._settings.tls.watched()
 
     # --- wrapping
 
-    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
-        """See KeySource."""
+    def obtain(self, context: WrapContext) -> Obtained:
+        """See ObtainingProtector. It is the key itself."""
+        made = None
         if self._settings.key_id or self._settings.key_name:
-            uid, key = self._servers.ask(self._configured_key)
-            created = 0
+            uid, key = self._patient.ask(self._configured_key)
         else:
-            # one name for all attempts: should the reply to the first get lost, the second finds its key
+            # one name for all attempts: if the reply to the first attempt is lost, the second finds its key
             name = f"tdefs-{context.volume_id.hex()}-{secrets.token_hex(8)}"
-            uid, key = self._servers.ask(partial(self._new_key, name))
-            created = 1
-        params: dict[str, str | int] = {"key": uid, "created": created, "source": self._settings.name}
-        return WrappedProtectorKey(params, wrap_secret(_derived(key, context), protector_key, context))
+            uid, key = self._patient.ask(partial(self._new_key, name))
+            made = _made(self._settings.name, uid)
+        params: dict[str, str | int] = {
+            "key": uid,
+            "created": int(made is not None),
+            "source": self._settings.name,
+        }
+        return Obtained(key, params, made)
 
-    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
-        """See KeySource."""
-        uid, _created, source = _read_params(entry)
+    def recover(self, params: Parameters, context: WrapContext) -> bytes:
+        """See ObtainingProtector."""
+        del context
+        uid, source = params.text("key", _UID), params.text("source", _NAME)
+        params.integer("created", 0, 1)
         if self._settings.key_id not in ("", uid):
             raise NotMineError
         try:
-            key = self._servers.ask(lambda client: client.get(self._readable(client.describe(uid)).uid))
-        except TdefsError as error:
-            if error.exit_code is Exit.WRAPPING_KEY_UNUSABLE and source != self._settings.name:
+            return self._get(uid)
+        except UnusableError:
+            if source != self._settings.name:
                 raise NotMineError from None
             raise
-        try:
-            return unwrap_secret(_derived(key, context), entry.wrapped, context)
-        except UnwrapFailedError:
-            raise WrongSecretError(
-                f"the key {shortened(uid)} of the key server does not unlock protector {entry.id}",
-                detail="the server has another key under this identifier than when the protector was made",
-            ) from None
+
+    def wrong_secret(self, params: Parameters) -> WrongSecretError:
+        """See ObtainingProtector."""
+        uid = params.text("key", _UID)
+        return WrongSecretError(
+            f"the key {shortened(uid)} of the key server does not unlock protector {params.entry_id}",
+            detail="the server has another key under this identifier than when the protector was made",
+        )
 
     def like(self, entry: ProtectorEntry) -> Protector:
-        """See Protector. It wraps with the key on the server that ``entry`` has: none is made."""
-        return _SameKey(self._settings, self._servers, self._told, entry)
+        """See Protector. It wraps with the key on the server that ``entry`` has, and makes none."""
+        return _SameKey(self, entry)
 
     def made(self, entry: ProtectorEntry) -> Made | None:
         """See Protector."""
@@ -108,55 +117,56 @@ class KmipSource(KeySource, WrappingKeys):
         """See Protector."""
         uid = self.made_for(entry)
         if uid is not None:
-            self._servers.ask(partial(_end, uid))
+            self._patient.ask(partial(_end, uid))
 
     # --- the keys on the server
 
     def list_keys(self) -> Sequence[ServerKey]:
         """See WrappingKeys."""
-        return self._servers.ask(_all_keys)
+        return self._patient.ask(_all_keys)
 
     def create_key(self, name: str) -> str:
         """See WrappingKeys."""
-        return self._servers.ask(lambda client: client.create(name))
+        return self._patient.ask(lambda client: client.create(name))
 
     def register_key(self, name: str, secret: bytes) -> str:
         """See WrappingKeys."""
         if len(secret) != WRAPPING_KEY_BYTES:
             raise ValueError("the wrapping key has a wrong length")
-        return self._servers.ask(lambda client: client.register(name, secret))
+        return self._patient.ask(lambda client: client.register(name, secret))
 
     def activate_key(self, uid: str) -> None:
         """See WrappingKeys."""
-        self._servers.ask(lambda client: client.activate(uid))
+        self._patient.ask(lambda client: client.activate(uid))
 
     def revoke_key(self, uid: str, reason: str) -> None:
         """See WrappingKeys."""
-        self._servers.ask(lambda client: client.revoke(uid, reason))
+        self._patient.ask(lambda client: client.revoke(uid, reason))
 
     def destroy_key(self, uid: str) -> None:
         """See WrappingKeys."""
-        self._servers.ask(partial(_destroy_inactive, uid))
+        self._patient.ask(partial(_destroy_inactive, uid))
 
     def made_for(self, entry: ProtectorEntry) -> str | None:
         """See WrappingKeys."""
-        uid, created, _source = _read_params(entry)
+        with malformed_is_damage():
+            params = self.parameters(entry)
+            uid, created = params.text("key", _UID), params.integer("created", 0, 1)
         return uid if created else None
 
     # --- which key, and whether it may be used
 
     def _new_key(self, name: str, client: Client) -> tuple[str, bytes]:
-        """Return identifier and bytes of an active key of this name that nobody else has."""
+        """Return identifier and bytes of an active key of this name, which no other protector uses."""
         found = client.locate(name)
         uid = found[0] if found else client.create(name)
         try:
             if client.describe(uid).state != ACTIVE:
                 client.activate(uid)
             return uid, client.get(uid)
-        except TdefsError as error:
-            # Who does not answer is asked again, and has the key then; what is refused stays so.
-            if error.exit_code in (Exit.KEY_SERVER_REFUSED, Exit.WRAPPING_KEY_UNUSABLE):
-                _made(self._settings.name, uid).remove(partial(_end, uid, client), warn_on_stderr)
+        except (RefusedError, UnusableError):
+            # Another attempt would be refused, too. A server that does not answer is asked again, and has the key.
+            _made(self._settings.name, uid).remove(partial(_end, uid, client), self._dialogue.warn)
             raise
 
     def _configured_key(self, client: Client) -> tuple[str, bytes]:
@@ -167,21 +177,26 @@ class KmipSource(KeySource, WrappingKeys):
             return active[0].uid, client.get(active[0].uid)
         wanted = shortened(self._settings.key_id or self._settings.key_name)
         if len(active) > 1:
-            raise _unusable(f"there are {len(active)} active keys named {wanted}", "name one of them with key_id")
+            hint = "name one of them with key_id"
+            raise UnusableError(f"there are {len(active)} active keys named {wanted}", hint=hint)
         if keys:
             raise _not_active(keys[0])
-        raise _unusable(f"the key server shows no key named {wanted}", "'tdefs key-source create' makes one")
+        hint = "'tdefs key-source create' makes one"
+        raise UnusableError(f"the key server shows no key named {wanted}", hint=hint)
+
+    def _get(self, uid: str) -> bytes:
+        return self._patient.ask(lambda client: client.get(self._readable(client.describe(uid)).uid))
 
     def _readable(self, key: ServerKey) -> ServerKey:
         """Return the key if it may unwrap.
 
-        KMIP lets a deactivated key process what it has protected only in extraordinary circumstances, and by
-        special permission: here that of the configuration.
+        By KMIP a deactivated key may unwrap only in extraordinary circumstances, and by special permission. Here
+        the configuration gives the permission.
         """
         if key.state == _DEACTIVATED and self._settings.unwrap_deactivated:
-            if key.uid not in self._told:
-                self._told.add(key.uid)
-                print(f"tdefs: warning: the key {shortened(key.uid)} is deactivated", file=sys.stderr, flush=True)
+            if key.uid not in self._warned:
+                self._warned.add(key.uid)
+                self._dialogue.warn(f"the key {shortened(key.uid)} is deactivated")
         elif key.state != ACTIVE:
             raise _not_active(key)
         return key
@@ -199,21 +214,17 @@ def _all_keys(client: Client) -> list[ServerKey]:
     for uid in client.locate():
         try:
             keys.append(client.describe(uid))
-        except TdefsError as error:
-            # destroyed since it was located
-            if error.exit_code is not Exit.WRAPPING_KEY_UNUSABLE:
-                raise
+        except UnusableError:
+            continue  # destroyed since it was located
     return keys
 
 
 def _end(uid: str, client: Client) -> None:
-    """Revoke and destroy a key, however far an earlier attempt came."""
+    """Revoke and destroy a key. An earlier attempt may have done a part of it."""
     try:
         state = client.describe(uid).state
-    except TdefsError as error:
-        if error.exit_code is not Exit.WRAPPING_KEY_UNUSABLE:
-            raise
-        return
+    except UnusableError:
+        return  # destroyed already
     if state == ACTIVE:
         client.revoke(uid, "cessation-of-operation")
     if state not in _DESTROYED:
@@ -222,11 +233,10 @@ def _end(uid: str, client: Client) -> None:
 
 def _destroy_inactive(uid: str, client: Client) -> None:
     if client.describe(uid).state == ACTIVE:
-        raise TdefsError(
-            Exit.KEY_SERVER_REFUSED,
+        raise RefusedError(
             f"the key {shortened(uid)} is active",
-            detail="a key that is active is not destroyed",
-            hint="revoke it first, and see that every protector that needs it is changed or removed",
+            "a key that is active is not destroyed",
+            "revoke it first, and make sure that each protector that needs it is changed or removed",
         )
     client.destroy(uid)
 
@@ -234,17 +244,18 @@ def _destroy_inactive(uid: str, client: Client) -> None:
 class _SameKey(KmipSource):
     """The key source, wrapping with the key that an entry of it was wrapped with."""
 
-    def __init__(self, settings: KmipSettings, servers: Servers, told: set[str], entry: ProtectorEntry) -> None:
-        super().__init__(settings)
+    def __init__(self, source: KmipSource, entry: ProtectorEntry) -> None:
+        super().__init__(source._settings, source._dialogue)
         # each warning is given once for both
-        self._servers, self._told = servers, told
-        self._uid = _read_params(entry)[0]
+        self._patient, self._warned = source._patient, source._warned
+        with malformed_is_damage():
+            self._uid = self.parameters(entry).text("key", _UID)
         self._params = dict(entry.params)
 
-    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
-        """See KeySource."""
-        key = self._servers.ask(lambda client: client.get(self._readable(client.describe(self._uid)).uid))
-        return WrappedProtectorKey(self._params, wrap_secret(_derived(key, context), protector_key, context))
+    def obtain(self, context: WrapContext) -> Obtained:
+        """See ObtainingProtector."""
+        del context
+        return Obtained(self._get(self._uid), self._params)
 
     def made(self, entry: ProtectorEntry) -> None:
         """See Protector. The key was there before, and the old entry needs it until the new one is saved."""
@@ -253,31 +264,11 @@ class _SameKey(KmipSource):
         """See Protector."""
 
 
-def _derived(key: bytes, context: WrapContext) -> bytes:
-    return hkdf_sha256(key, _PURPOSE + context.to_bytes(), WRAPPING_KEY_BYTES)
-
-
-def _read_params(entry: ProtectorEntry) -> tuple[str, bool, str]:
-    """Return the key's identifier, whether it was made for the entry alone, and the name of the key source."""
-    if entry.kind != KmipSource.kind:
-        raise NotMineError
-    uid, created, source = (entry.params.get(name) for name in ("key", "created", "source"))
-    if len(entry.params) != 3 or not (uid and isinstance(uid, str)) or not isinstance(source, str):
-        raise damaged(f"protector {entry.id}: expected the parameters key, created and source")
-    if created not in (0, 1):
-        raise damaged(f"protector {entry.id}: expected created to be 0 or 1")
-    return uid, bool(created), source
-
-
-def _not_active(key: ServerKey) -> TdefsError:
-    hint = "'tdefs key-source activate' makes it so" if key.state == "pre-active" else "unlock another way"
+def _not_active(key: ServerKey) -> UnusableError:
+    hint = "'tdefs key-source activate' activates it" if key.state == "pre-active" else "unlock another way"
     if key.state == _DEACTIVATED:
         hint = (
-            "should the data be needed all the same: set deactivated_key: unwrap in the configuration, and give "
-            "the protector another key with 'tdefs protector change'"
+            "if you need the data all the same: set deactivated_key: unwrap in the configuration, and give the"
+            " protector another key with 'tdefs protector change'"
         )
-    return _unusable(f"the key {shortened(key.uid)} on the key server is {key.state}", hint)
-
-
-def _unusable(message: str, hint: str) -> TdefsError:
-    return TdefsError(Exit.WRAPPING_KEY_UNUSABLE, message, hint=hint)
+    return UnusableError(f"the key {shortened(key.uid)} on the key server is {key.state}", hint=hint)

@@ -1,12 +1,12 @@
-"""What a token answers, told as tdefs tells of key sources. Only the names of errors are passed on."""
+"""The errors of a token, as errors of a key source. Only the names of the token's errors are shown."""
 
 from __future__ import annotations
 
 import pkcs11
 from pkcs11.constants import TokenFlag
 
-from tdefs.errors import Exit, TdefsError
-from tdefs.keys.attempts import UnreachableError
+from tdefs.errors import TdefsError
+from tdefs.keys.failures import LostError, RefusedError, UnusableError
 from tdefs.keys.protectors.base import WrongSecretError
 
 _PIN = {
@@ -26,7 +26,7 @@ _GONE = (
     pkcs11.SessionClosed,
     pkcs11.SessionHandleInvalid,
 )
-# Tokens have no common answer to a ciphertext or its context that is not theirs; SoftHSM's is GeneralError.
+# Tokens have no common answer to a ciphertext, or a context, that is not theirs; that of SoftHSM is GeneralError.
 _NOT_THIS_CIPHERTEXT = (
     pkcs11.EncryptedDataInvalid,
     pkcs11.EncryptedDataLenRange,
@@ -38,7 +38,7 @@ _NOT_THIS_CIPHERTEXT = (
 
 
 def of_error(error: pkcs11.PKCS11Error, token: str, operation: str) -> TdefsError:
-    """Return what to raise for an error of an ``operation``, of which the first is the login; none is tried again.
+    """Return the error for one of an ``operation``, or of the login before it. None of them is tried again.
 
     A card counts wrong PINs, and locks after three or so.
     """
@@ -46,50 +46,30 @@ def of_error(error: pkcs11.PKCS11Error, token: str, operation: str) -> TdefsErro
     detail = f"the token answered {name}"
     for kind, message in _PIN.items():
         if isinstance(error, kind):
-            return refused(
+            return RefusedError(
                 message.format(token=token), detail, "each wrong PIN brings the token nearer to locking"
             )
     if isinstance(error, _GONE):
-        return TdefsError(
-            Exit.KEY_SERVER_UNREACHABLE, f"{token} was lost", detail=detail, hint="is it plugged in?"
-        )
+        return LostError(f"{token} was lost", detail, "is it plugged in?")
     if operation == "decrypt" and isinstance(error, _NOT_THIS_CIPHERTEXT):
         return WrongSecretError(
             f"the key in {token} did not encrypt this protector", detail=detail, hint="is it the right token?"
         )
     if isinstance(error, pkcs11.MechanismInvalid):
-        return unusable(f"the key in {token} cannot be used with this mechanism", detail)
-    return refused(f"{token} refused to {operation}", detail)
+        return UnusableError(f"the key in {token} cannot be used with this mechanism", detail)
+    return RefusedError(f"{token} refused to {operation}", detail)
 
 
 def refusal_before_login(flags: TokenFlag, token: str, *, typed: bool) -> TdefsError | None:
-    """Return why a PIN must not even be tried; ``typed`` tells that a person has entered it."""
+    """Return why a PIN must not even be tried; ``typed`` means that a person has entered it."""
     if flags & TokenFlag.USER_PIN_LOCKED:
-        return refused(f"the PIN of {token} is locked", "too many wrong ones were tried", "unlock it with its PUK")
+        return RefusedError(
+            f"the PIN of {token} is locked", "too many wrong PINs were tried", "unlock it with its PUK"
+        )
     if flags & TokenFlag.USER_PIN_FINAL_TRY and not typed:
-        return refused(
+        return RefusedError(
             f"the last try of the PIN of {token} is left to a person",
-            "one more wrong PIN locks it, and what pin_file holds may be wrong",
+            "one more wrong PIN locks it, and the PIN in pin_file may be wrong",
             "log in once with the token's own tool, or unlock without pin_file",
         )
     return None
-
-
-def refused(message: str, detail: str = "", hint: str = "") -> TdefsError:
-    """Return the error for a token that does not accept who asks, or what is asked."""
-    return TdefsError(Exit.KEY_SERVER_REFUSED, message, detail=detail, hint=hint)
-
-
-def unusable(message: str, detail: str = "", hint: str = "") -> TdefsError:
-    """Return the error for a wrapping key that is not there or does not serve."""
-    return TdefsError(Exit.WRAPPING_KEY_UNUSABLE, message, detail=detail, hint=hint)
-
-
-def unavailable(message: str, detail: str = "", hint: str = "") -> TdefsError:
-    """Return the error for what is lacking on this host."""
-    return TdefsError(Exit.KEY_SOURCE_UNAVAILABLE, message, detail=detail, hint=hint)
-
-
-def absent(message: str, detail: str = "") -> TdefsError:
-    """Return the error for a token that may yet be plugged in, or come back: nothing was tried with its PIN."""
-    return UnreachableError(message, detail=detail)

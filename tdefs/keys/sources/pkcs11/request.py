@@ -1,4 +1,4 @@
-"""What the process that has the token's module is asked, and what it says, as JSON through its pipes."""
+"""The requests to the process that has the token's module, and its answers, as JSON through pipes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.attempts import UnreachableError
+from tdefs.keys import failures
+from tdefs.keys.failures import SourceError
 from tdefs.keys.protectors.base import WrongSecretError
 
 AES_GCM = "aes-gcm"
@@ -18,7 +19,7 @@ LOOK = "look"
 ENCRYPT = "encrypt"
 PUBLIC_KEY = "public-key"
 DECRYPT = "decrypt"
-#: What comes before each but ``look``, in messages.
+#: The first step of each operation but ``look``, in messages.
 LOGIN = "log in"
 
 
@@ -26,7 +27,7 @@ LOGIN = "log in"
 class Request:
     """One operation on a token.
 
-    The PIN is in ``pin`` where a person typed it, or else in the file ``pin_file``; ``look`` needs none. ``data``
+    The PIN is in ``pin`` if a person typed it, and else in the file ``pin_file``; ``look`` needs none. ``data``
     (and ``aad`` of AES-GCM) are hexadecimal.
     """
 
@@ -51,7 +52,7 @@ class Request:
 
 
 def dump_error(error: TdefsError) -> dict[str, Any]:
-    """Return an error as the other side can raise it again."""
+    """Return an error in a form that the other side can raise again."""
     return {
         "class": type(error).__name__,
         "exit_code": error.exit_code,
@@ -64,8 +65,9 @@ def dump_error(error: TdefsError) -> dict[str, Any]:
 def load_error(said: Mapping[str, Any]) -> TdefsError:
     """Return the error that :func:`dump_error` was given."""
     message, detail, hint = said["message"], said["detail"], said["hint"]
-    if said["class"] == UnreachableError.__name__:
-        return UnreachableError(message, detail=detail)
     if said["class"] == WrongSecretError.__name__:
         return WrongSecretError(message, detail=detail, hint=hint)
+    kind = getattr(failures, said["class"], None)
+    if isinstance(kind, type) and issubclass(kind, SourceError):
+        return kind(message, detail, hint)
     return TdefsError(Exit(said["exit_code"]), message, detail=detail, hint=hint)

@@ -17,8 +17,9 @@ from pkcs11.types import DecryptMixin, EncryptMixin, Key, Session, Token
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.host import harden_process, lock_memory, refuse_tracer
+from tdefs.keys.failures import UnavailableError, UnreachableError, UnusableError
 from tdefs.keys.private_files import read_file
-from tdefs.keys.sources.pkcs11.answers import absent, of_error, refusal_before_login, unavailable, unusable
+from tdefs.keys.sources.pkcs11.answers import of_error, refusal_before_login
 from tdefs.keys.sources.pkcs11.request import (
     AES_GCM,
     DECRYPT,
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def answer(request: Request) -> dict[str, Any]:
-    """Do what is asked. Raises TdefsError: UnreachableError only before the PIN is tried."""
+    """Return the answer to a request. Raises TdefsError; UnreachableError only before the PIN is tried."""
     with _module(request.module) as module:
         token = _find(module, request)
         found = {"token_label": token.label, "token_serial": token.serial.decode("ascii", "replace")}
@@ -69,23 +70,23 @@ def answer(request: Request) -> dict[str, Any]:
                 stage = request.operation
                 return found | _operate(session, name, request)
         except pkcs11.PKCS11Error as error:
-            told = of_error(error, name, stage)
-        raise told
+            failure = of_error(error, name, stage)
+        raise failure
 
 
 @contextmanager
 def _module(path: str) -> Iterator[Any]:
-    """Load and initialise the module; finalise it at the end, which closes what it has open elsewhere."""
-    # it is code that this process runs
+    """Load and initialise the module; finalise it at the end, which closes its connections."""
+    # this process runs its code
     check_trusted(Path(path), "PKCS #11 module")
     try:
         module = pkcs11.lib(path)
     except pkcs11.PKCS11Error as error:
-        # The binding has no class of its own for what the dynamic linker says.
+        # The binding has no class of its own for an error of the dynamic linker.
         if type(error) is pkcs11.PKCS11Error:
-            hint = "see module in the key source: it is the path of a library of the token's maker"
-            raise unavailable(f'the PKCS#11 module "{path}" cannot be loaded', str(error), hint) from None
-        raise absent(
+            hint = "see module in the key source: it is the path of a library from the maker of the token"
+            raise UnavailableError(f'the PKCS#11 module "{path}" cannot be loaded', str(error), hint) from None
+        raise UnreachableError(
             f'the PKCS#11 module "{path}" does not start', f"it answered {type(error).__name__}"
         ) from None
     try:
@@ -104,19 +105,23 @@ def _find(module: Any, request: Request) -> Token:
             and request.serial in ("", token.serial.decode("ascii", "replace").strip())
         ]
     except pkcs11.PKCS11Error as error:
-        raise absent("the tokens cannot be listed", f"the module answered {type(error).__name__}") from None
+        raise UnreachableError(
+            "the tokens cannot be listed", f"the module answered {type(error).__name__}"
+        ) from None
     wanted = f'"{request.token_label}"' if request.token_label else f"with the serial number {request.serial}"
     if not tokens:
-        raise absent(f"there is no token {wanted}", "it is not plugged in, or not reachable")
+        raise UnreachableError(f"there is no token {wanted}", "it is not plugged in, or not reachable")
     if len(tokens) > 1:
-        raise unavailable(f"there are {len(tokens)} tokens {wanted}", hint="say which by token_label and serial")
+        raise UnavailableError(
+            f"there are {len(tokens)} tokens {wanted}", hint="choose one by token_label and serial"
+        )
     return tokens[0]
 
 
 def _check_mechanism(token: Token, name: str, mechanism: str) -> None:
     if _MECHANISMS.get(mechanism, Mechanism.RSA_PKCS_OAEP) not in token.slot.get_mechanisms():
-        hint = "mechanism: rsa-oaep is what smart cards have" if mechanism == AES_GCM else ""
-        raise unusable(f"{name} has not the mechanism {mechanism}", hint=hint)
+        hint = "smart cards have mechanism: rsa-oaep" if mechanism == AES_GCM else ""
+        raise UnusableError(f"{name} does not have the mechanism {mechanism}", hint=hint)
 
 
 def _read_pin(path: Path) -> str:
@@ -127,7 +132,7 @@ def _read_pin(path: Path) -> str:
 
 
 def _operate(session: Session, name: str, request: Request) -> dict[str, Any]:
-    """Return what the operation gives; of an encryption also whether the key was ``made`` for it."""
+    """Return the result of the operation; for an encryption also whether the key was ``made`` for it."""
     data, aad = bytes.fromhex(request.data), bytes.fromhex(request.aad)
     if request.mechanism == AES_GCM:
         key, made = _key(session, name, request, ObjectClass.SECRET_KEY, KeyType.AES)
@@ -148,28 +153,28 @@ def _operate(session: Session, name: str, request: Request) -> dict[str, Any]:
 
 def _encrypt(key: Key, name: str, data: bytes, mechanism: Mechanism, parameters: Any) -> bytes:
     if not isinstance(key, EncryptMixin):
-        raise unusable(f'the key "{key.label}" in {name} may not encrypt')
+        raise UnusableError(f'the key "{key.label}" in {name} may not encrypt')
     done = key.encrypt(data, mechanism=mechanism, mechanism_param=parameters)
     return done if isinstance(done, bytes) else b"".join(done)
 
 
 def _decrypt(key: Key, name: str, data: bytes, mechanism: Mechanism, parameters: Any) -> bytes:
     if not isinstance(key, DecryptMixin):
-        raise unusable(f'the key "{key.label}" in {name} may not decrypt')
+        raise UnusableError(f'the key "{key.label}" in {name} may not decrypt')
     done = key.decrypt(data, mechanism=mechanism, mechanism_param=parameters)
     return done if isinstance(done, bytes) else b"".join(done)
 
 
 def _key(session: Session, name: str, request: Request, kind: ObjectClass, key_type: KeyType) -> tuple[Key, bool]:
-    """Return the key of the label, made if that was asked for, and whether it was."""
+    """Return the key of the label, and whether it was made now because the request asks for that."""
     label = request.key_label
     try:
         return session.get_key(object_class=kind, key_type=key_type, label=label), False
     except pkcs11.MultipleObjectsReturned:
-        raise unusable(f'there are several {key_type.name} keys "{label}" in {name}') from None
+        raise UnusableError(f'there are several {key_type.name} keys "{label}" in {name}') from None
     except pkcs11.NoSuchKey:
         if not request.create:
-            raise unusable(
+            raise UnusableError(
                 f'there is no {key_type.name} key "{label}" in {name}', hint=_way_out(request.operation, kind)
             ) from None
     made = session.generate_key(
@@ -189,7 +194,7 @@ def _key(session: Session, name: str, request: Request, kind: ObjectClass, key_t
 
 
 def _way_out(operation: str, kind: ObjectClass) -> str:
-    """Return what to do about a key that is not there: a new one would not open what the lost one has wrapped."""
+    """Return the hint for a key that is not there. A new one would not open what the lost one has wrapped."""
     if operation == DECRYPT:
         return "restore it from the token's backup, or unlock with another protector"
     if kind is ObjectClass.SECRET_KEY:
@@ -198,14 +203,14 @@ def _way_out(operation: str, kind: ObjectClass) -> str:
 
 
 def _check_stays(key: Key, name: str) -> None:
-    """Refuse a key that the token would give away: then the token protects nothing."""
+    """Raise UnusableError for a key that the token would give away: then the token protects nothing."""
     for attribute, wanted in ((Attribute.SENSITIVE, True), (Attribute.EXTRACTABLE, False)):
         try:
             found = key[attribute]
-        except pkcs11.AttributeTypeInvalid:  # of cards that cannot give keys away at all
+        except pkcs11.AttributeTypeInvalid:  # a card that can never give a key away
             continue
         if found is not wanted:
-            raise unusable(
+            raise UnusableError(
                 f'the key "{key.label}" can leave {name}',
                 f"its attribute {attribute.name} is {found}",
                 "have the token make a key that is sensitive and not extractable",

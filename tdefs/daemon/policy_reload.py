@@ -1,0 +1,135 @@
+"""Reading the policy again while a volume is mounted: all that a mount checks is checked, or the old one stays.
+
+Files that are there stay as they are, and so do those that are open. A new file is made under one policy, the
+old or the new one: they are exchanged between two requests.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from tdefs.daemon.reserve import with_own_rights
+from tdefs.daemon.served import ServedMount
+from tdefs.data.workers import in_thread
+from tdefs.errors import Exit, TdefsError, from_os_error
+from tdefs.keys.keystore.entries import Statements
+from tdefs.policy.model import Policy
+from tdefs.policy.parse import load_policy
+from tdefs.volume.accepted import statements_now
+from tdefs.volume.policy_choice import PolicyChoice, check_accepted, check_key_names, remembered_policy
+
+log = logging.getLogger(__name__)
+
+
+class PolicyReload:
+    """Exchanges the policy of one mount."""
+
+    def __init__(self, served: ServedMount) -> None:
+        self._served = served
+        self._one_at_a_time = trio.Lock()
+
+    async def run(self) -> bool:
+        """Use the policy as its file has it now; return whether it decides otherwise than before.
+
+        :raises TdefsError: it cannot be used, as for a mount; the old one goes on.
+        """
+        served = self._served
+        if served.request.read_only:
+            raise TdefsError(
+                Exit.USAGE,
+                f'the mount at "{served.request.mountpoint}" is read-only: no file is made in it, by any policy',
+                hint="the next mount uses the policy as it is then",
+            )
+        async with self._one_at_a_time:
+            # the file, or the keystore, may lie on a slow disk, or even on this mount
+            choice, may = await in_thread(self._read)
+            if choice.policy.digest() == served.policy.policy.digest():
+                served.policy = choice
+                log.info("the policy was read again, and decides as before")
+                return False
+            if self._becomes_plain(may):
+                # most of it here, so that what is left is quick
+                await in_thread(self._sync)
+            self._use(choice, may)
+        return True
+
+    async def run_and_log(self) -> None:
+        """Do the same where nobody waits for an answer."""
+        try:
+            await self.run()
+        except TdefsError as error:
+            text = f"{error.message} ({error.detail})" if error.detail else error.message
+            log.error("the policy was not reloaded, and the old one goes on: %s (HINT: %s)", text, error.hint)
+        except Exception:
+            log.exception("the policy was not reloaded, and the old one goes on")
+
+    def _read(self) -> tuple[PolicyChoice, Statements]:
+        """Read the policy, and what the volume may do now; check one against the other. Runs in a thread.
+
+        :raises TdefsError: POLICY_INVALID, POLICY_NOT_ACCEPTED, DATA_KEY_UNKNOWN, DATA_KEY_REVOKED, or what is
+            wrong with the keystore.
+        """
+        served = self._served
+        request, ring = served.request, served.forms.ring
+        with with_own_rights():
+            may = request.believed.statements
+            if ring.history_key is not None:
+                may = statements_now(
+                    request.volume,
+                    request.keystore,
+                    ring.history_key,
+                    may,
+                    since=served.first_revision,
+                    newest=ring.revision,
+                )
+            choice = self._named() if request.policy_is_named else remembered_policy(may)
+        check_accepted(choice, may, request.volume)
+        check_key_names(choice, ring)
+        return choice, may
+
+    def _named(self) -> PolicyChoice:
+        file = self._served.request.policy.file
+        return PolicyChoice(file, load_policy(file) if file is not None else Policy.everything())
+
+    def _becomes_plain(self, may: Statements) -> bool:
+        """Return whether files may be in the clear from now on, and might not before."""
+        return may.plain_files and not self._served.forms.plain_files
+
+    def _use(self, choice: PolicyChoice, may: Statements) -> None:
+        """Exchange the policy. Nothing is served meanwhile.
+
+        Before the first file in the clear, the headers of all others must be on the disk: after a crash zeros
+        could be either. And before the first file is made by the new policy, the record of the session must say
+        that there were several: what it leaves in the clear may lie where the policy of the next mount encrypts.
+
+        :raises TdefsError: OS_ERROR; the old policy goes on.
+        """
+        served = self._served
+        becomes_plain = self._becomes_plain(may)
+        if becomes_plain:
+            self._sync()
+        try:
+            with with_own_rights():
+                served.request.book.change_policy(choice.policy.digest(), plain_files=may.plain_files)
+        except OSError as error:
+            raise from_os_error(error) from None
+        if becomes_plain:
+            served.forms.allow_plain_files()
+        served.bound.note_policy(served.policy.policy)
+        served.opener.use_policy(choice.policy)
+        served.policy = choice
+        for warning in choice.policy.warnings:
+            log.warning("%s", warning)
+        log.info("new files follow another policy from now on: %s", choice.file or "none, so all are encrypted")
+
+    def _sync(self) -> None:
+        """Have everything on the disk.
+
+        :raises TdefsError: OS_ERROR.
+        """
+        try:
+            self._served.calls.syncfs("policy:sync", self._served.root_fd)
+        except OSError as error:
+            raise from_os_error(error) from None

@@ -1,0 +1,1 @@
+"""Vault and OpenBao: keys of the transit engine, and keys that the KV engine keeps."""

@@ -1,0 +1,126 @@
+"""A Vault or OpenBao server as the configuration describes it, and asking it once.
+
+Only the configuration counts. The variables VAULT_*, BAO_* and those for proxies, ~/.netrc and ~/.vault-token,
+which hvac and requests would use, have no effect. No redirect is followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import hvac
+import hvac.exceptions
+import requests
+
+from tdefs.keys.failures import RefusedError
+from tdefs.keys.sources.asking import Service
+from tdefs.keys.sources.settings import SettingsReader
+from tdefs.keys.sources.tls_files import TlsFiles
+from tdefs.keys.sources.vault import refusals
+from tdefs.keys.sources.vault.login import Login, read_login
+from tdefs.keys.sources.vault.names import read_address, read_path
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class VaultServer(Service[hvac.Client]):
+    """Its address, the files that prove who it and the client are, and how the client logs in."""
+
+    address: str
+    namespace: str
+    tls: TlsFiles
+    login: Login
+    timeout_seconds: int
+
+    @property
+    def title(self) -> str:
+        """See Service."""
+        return f"the key server {self.address}"
+
+    def once(self, call: Callable[[hvac.Client], Result], purpose: str, until: float) -> Result:
+        """See Service. ``call`` is given a client that has logged in, and may raise what hvac raises.
+
+        :param purpose: the rights that a policy must give for it.
+        :raises UnavailableError: a file is not fit.
+        """
+        del until
+        with requests.Session() as session, ExitStack() as at_the_end:
+            client = self._client(session)
+            self._log_in(client)
+            at_the_end.callback(self.login.leave, client)
+            try:
+                return call(client)
+            except hvac.exceptions.VaultError as error:
+                refusal = refusals.of_answer(error, self.title, purpose, self.login.refused())
+            except requests.RequestException as error:
+                refusal = refusals.of_transport(error, self.title, self.timeout_seconds)
+                # Logging out would wait for the server once more.
+                at_the_end.pop_all()
+        # Raised here, without a context: an exception of requests has the request in it, and so the token.
+        raise refusal
+
+    def _log_in(self, client: hvac.Client) -> None:
+        try:
+            self.login.enter(client)
+            return
+        except hvac.exceptions.VaultError as error:
+            refusal = refusals.of_login(error, self.title, self.login.auth_path, self.login.refused())
+        except requests.RequestException as error:
+            refusal = refusals.of_transport(error, self.title, self.timeout_seconds)
+        except (TypeError, KeyError):
+            # hvac takes the token out of any answer; a redirect is not a JSON object
+            refusal = not_vault(self.title)
+        raise refusal
+
+    def _client(self, session: requests.Session) -> hvac.Client:
+        self.tls.check()
+        # hvac prefers what the session says to its own arguments.
+        session.trust_env = False
+        session.verify = True if self.tls.ca is None else str(self.tls.ca)
+        certificate: tuple[str, str] | None = None
+        if self.tls.certificate is not None:
+            certificate = (str(self.tls.certificate), str(self.tls.private_key))
+        session.cert = certificate
+        # Nothing is left out or None: hvac would look for it in the environment.
+        return hvac.Client(
+            url=self.address,
+            token="",
+            cert=certificate or (),
+            verify=session.verify,
+            timeout=self.timeout_seconds,
+            proxies={},
+            allow_redirects=False,
+            session=session,
+            namespace=self.namespace,
+        )
+
+    def data(self, answer: Any) -> dict[str, Any]:
+        """Return the ``data`` of an answer. Raises RefusedError if the answer is not one of Vault's."""
+        found = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(found, dict):
+            raise not_vault(self.title)
+        return found
+
+
+def not_vault(title: str) -> RefusedError:
+    """Return the error for an answer that Vault does not give."""
+    return RefusedError(
+        f"{title} does not answer as Vault does",
+        "it answers with a redirect, which is not followed, or with something else than Vault's JSON",
+        "name the active server itself, or a load balancer before the cluster",
+    )
+
+
+def read_server(read: SettingsReader, timeout_seconds: int) -> VaultServer:
+    """Return the server that the configuration describes. Raises TdefsError(CONFIG_INVALID)."""
+    address = read_address(read)
+    tls = TlsFiles(read.optional_path("ca"), read.optional_path("certificate"), read.optional_path("private_key"))
+    if (tls.ca is not None) != address.startswith("https:"):
+        raise read.wrong("ca", "ca, the certificates to trust, belongs to an address that begins with https")
+    if (tls.certificate is None) != (tls.private_key is None):
+        raise read.wrong("certificate", "certificate and private_key need each other")
+    return VaultServer(address, read_path(read, "namespace", ""), tls, read_login(read), timeout_seconds)
