@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tdefs.cli.common.output import print_line
 from tdefs.cli.common.secret_arguments import add_scrypt_cost, add_unlock_arguments, secret_from_arguments
+from tdefs.cli.common.terminal import warn
 from tdefs.cli.common.unlocking import add_config, open_recorded, source_finder, use_configured_secret
 from tdefs.cli.policy.accept import statements_with
 from tdefs.cli.policy.choice import add_policy_arguments, named_policy
@@ -27,7 +28,6 @@ from tdefs.keys.keystore.file import (
     load_keystore,
     remove_what_is_not_saved,
 )
-from tdefs.keys.keystore.unsaved import warn_on_stderr
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_files import command_directory
 from tdefs.policy.model import Policy
@@ -139,7 +139,7 @@ def _complete(
                 data_key_names=ordered,
                 place=place_of(volume),
                 statements=statements,
-                warn=warn_on_stderr,
+                warn=warn,
             )
         try:
             save_volume(volume, history_key_of(ring))
@@ -149,7 +149,7 @@ def _complete(
             else:
                 entries = load_keystore(volume.keystore).document.protectors
                 volume.keystore.unlink()
-                remove_what_is_not_saved(volume.keystore, protector, entries, warn_on_stderr)
+                remove_what_is_not_saved(volume.keystore, protector, entries, warn)
             raise
     except BaseException:
         abandon_volume(volume)

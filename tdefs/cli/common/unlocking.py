@@ -90,8 +90,8 @@ def read_keystore(args: argparse.Namespace, volume: Volume) -> Keystore:
     return keystore
 
 
-def unlocking_secret(args: argparse.Namespace, volume: Volume) -> Protector:
-    """Return the secret for *volume*: what the command line does not say, the configuration does.
+def unlocking_secret(args: argparse.Namespace, volume: Volume, keystore: Keystore) -> Protector:
+    """Return the secret for the *keystore* of *volume*, from the command line or else from the configuration.
 
     If neither does, this host itself opens the keystore where auto-open is enabled on it.
 
@@ -100,10 +100,10 @@ def unlocking_secret(args: argparse.Namespace, volume: Volume) -> Protector:
     """
     settings = load_config(args.config).for_backing(volume.backing)
     if getattr(args, "auto_open", False):
-        return demanded_host(read_keystore(args, volume), settings)
+        return demanded_host(keystore, settings)
     use_configured_secret(args, settings)
     if not is_secret_given(args):
-        host = opening_host(read_keystore(args, volume), settings)
+        host = opening_host(keystore, settings)
         if host is not None:
             return host
     return secret_from_arguments(args, keystore_path(args, volume), source_finder(args), confirm=False)
@@ -139,7 +139,7 @@ def unlock(args: argparse.Namespace, volume: Volume) -> Opened:
     module: str = args.run.__module__.removeprefix("tdefs.cli.").removesuffix(".command")
     command = module.replace(".", "_")
     keystore = read_keystore(args, volume)
-    unlocked = open_recorded(keystore, unlocking_secret(args, volume), command)
+    unlocked = open_recorded(keystore, unlocking_secret(args, volume, keystore), command)
     check_place(args, volume, unlocked)
     return opened(volume, unlocked, keystore.path)
 

@@ -26,7 +26,7 @@ def run_history(args: argparse.Namespace) -> int:
     keystore = read_keystore(args, volume)
     document, key = keystore.document, None
     if not args.unchecked:
-        unlocked = open_recorded(keystore, unlocking_secret(args, volume), "key history")
+        unlocked = open_recorded(keystore, unlocking_secret(args, volume, keystore), "key history")
         key = open_history_key(document.volume_id, document.history, unlocked.master)
     found = check_history(read_history(keystore.path), key, document.history, document.revision)
     records = [record for record in found.records if args.key is None or _concerns(record, args.key)]

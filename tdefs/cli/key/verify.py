@@ -31,7 +31,8 @@ def run_verify(args: argparse.Namespace) -> int:
         raises that does not open its own protector.
     """
     volume = volume_of(args)
-    unlocked = open_recorded(read_keystore(args, volume), unlocking_secret(args, volume), "key verify")
+    keystore = read_keystore(args, volume)
+    unlocked = open_recorded(keystore, unlocking_secret(args, volume, keystore), "key verify")
     document, master = unlocked.document, unlocked.master
     errors: list[TdefsError] = []
 

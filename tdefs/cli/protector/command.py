@@ -204,7 +204,7 @@ def _test(args: argparse.Namespace) -> int:
     document = keystore.document
     if args.id is not None:
         find_protector(document, args.id)
-    protector = unlocking_secret(args, volume)
+    protector = unlocking_secret(args, volume, keystore)
     with suppress(WrongSecretError):  # of which the table tells
         open_recorded(keystore, protector, "protector test")
     results = {entry.id: _tried(document, entry, protector) for entry in document.protectors}
