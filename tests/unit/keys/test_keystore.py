@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.keystore.file and tdefs.keys.keystore.wrapped_keys."""
+"""The promises of keystore.file and keystore.wrapped_keys."""
 
 from __future__ import annotations
 
