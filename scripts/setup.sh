@@ -29,7 +29,7 @@ usage() { sed -n '2,8s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"; }
 extras=
 while (($#)); do
     case $1 in
-        --dev) extras='[dev,postgres18,keycommands,kmip,vault-transit,vault-kv,openbao,aws-kms,pkcs11]' ;;
+        --dev) extras='[dev,shell,postgres18,keycommands,kmip,vault-transit,vault-kv,openbao,aws-kms,pkcs11]' ;;
         -h | --help)
             usage
             exit 0
@@ -103,7 +103,7 @@ install_packages() {
 
 ensure_packages() {
     local -a missing
-    command -v dpkg-query >/dev/null || die "this is not Debian: the script cannot tell which packages are missing" \
+    command -v dpkg-query >/dev/null || die "this is not Debian: the script cannot find out which packages are missing" \
         "HINT: install fuse 3 and OpenSSL with their headers, a C compiler, pkg-config, Python 3.11 with headers and" \
         "HINT: venv, and PostgreSQL 15, then: python3 -m venv .venv && .venv/bin/pip install -e ."
     mapfile -t missing < <(missing_packages)
@@ -153,7 +153,7 @@ wanted_stamp() {
 
 venv_is_current() {
     [[ -x $venv/bin/tdefs && -r $stamp ]] || return 1
-    grep -qxF -e "$(wanted_stamp "$extras")" -e "$(wanted_stamp '[dev,postgres18,keycommands,kmip,vault-transit,vault-kv,openbao,aws-kms,pkcs11]')" -- "$stamp"
+    grep -qxF -e "$(wanted_stamp "$extras")" -e "$(wanted_stamp '[dev,shell,postgres18,keycommands,kmip,vault-transit,vault-kv,openbao,aws-kms,pkcs11]')" -- "$stamp"
 }
 
 # A directory that was copied or moved here has scripts that start another place's Python.
@@ -169,10 +169,12 @@ make_venv() {
         rm -rf -- "$venv"
         $python -m venv -- "$venv"
     fi
-    say "installing tdefs$extras into .venv"
+    local with=${extras:-[shell]}
+    say "installing tdefs$with into .venv"
     rm -f -- "$stamp"
-    (cd -- "$repo" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".$extras") ||
-        die "pip could not install tdefs$extras" "HINT: check the network and pip's configuration, then run this again"
+    (cd -- "$repo" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".$with") ||
+        die "pip could not install tdefs$with" "HINT: check the network and pip's configuration, then run this again"
+    "$venv/bin/python" -m tdefs.cli.shell_files "$venv/share"
     wanted_stamp "$extras" >"$stamp"
 }
 

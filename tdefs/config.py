@@ -1,4 +1,4 @@
-"""The optional configuration file: for each backing directory, what ``tdefs mount`` would be told by options.
+"""The optional configuration file: for each backing directory, what options of ``tdefs mount`` would say.
 
 It never holds a secret, only where one comes from.
 """
@@ -93,14 +93,14 @@ class Config:
     source: Path | None = None
 
     def for_backing(self, backing: Path) -> VolumeConfig:
-        """Return what is said of the volume in ``backing``, by whatever path either of them names it."""
+        """Return what the configuration says of the volume in ``backing``. Their paths may differ by links."""
         wanted = backing.resolve()
         return next((volume for path, volume in self.volumes.items() if path.resolve() == wanted), VolumeConfig())
 
     def key_source(self, name: str) -> Settings:
-        """Return what is said of the key source ``name``.
+        """Return what the configuration says of the key source ``name``.
 
-        Raises :class:`TdefsError` with ``Exit.CONFIG_INVALID`` if nothing is.
+        :raises TdefsError: CONFIG_INVALID if there is no such key source.
         """
         found = self.key_sources.get(name)
         if found is None:
@@ -117,9 +117,10 @@ class Config:
 def load_config(path: Path | None = None) -> Config:
     """Return the configuration in ``path``, or else in :data:`DEFAULT_PATH`, if that exists.
 
-    A user who may not read the latter has none, and is told so once. The process gets the variables that it names.
+    A user who may not read the latter has no configuration, and gets one warning. The process gets the variables
+    that the configuration names.
 
-    Raises :class:`TdefsError` with ``Exit.CONFIG_INVALID``; ``Exit.CONFIG_EXPOSED`` if others could change it.
+    :raises TdefsError: CONFIG_INVALID; CONFIG_EXPOSED if other users could change it.
     """
     if path is None:
         try:
@@ -130,7 +131,7 @@ def load_config(path: Path | None = None) -> Config:
             _say_unreadable(DEFAULT_PATH)
             return Config()
         except OSError:
-            pass  # told below, as of any file
+            pass  # reported below, as for any file
         path = DEFAULT_PATH
     check_trusted(path, "configuration file")
     data = read_limited(path, Exit.CONFIG_INVALID, "configuration file")
@@ -153,9 +154,10 @@ def _say_unreadable(path: Path) -> None:
 def parse_config(data: bytes, source: Path) -> Config:
     """Return the configuration in ``data``; ``source`` is the file's name for messages.
 
-    Raises :class:`TdefsError` with ``Exit.CONFIG_INVALID`` and a line ``SOURCE:LINE: message`` for each error.
     The messages quote no values of a volume's fields: someone may have written a passphrase where the name of
     its file belongs.
+
+    :raises TdefsError: CONFIG_INVALID, with a line ``SOURCE:LINE: message`` for each error.
     """
     problems = Problems(str(source), Exit.CONFIG_INVALID)
     root = parse_yaml(data, problems)
@@ -210,7 +212,7 @@ def _key_sources(node: Node, problems: Problems) -> dict[str, Settings]:
 
 
 def _key_source(name: str, node: Mapping, problems: Problems) -> Settings:
-    """Return the fields as they are written; what they mean is the affair of the kind."""
+    """Return the fields as they are written; the kind of the key source gives them their meaning."""
     what = f'the key source "{name}"'
     _refuse_secrets(node, problems)
     values: dict[str, str | tuple[str, ...]] = {}
@@ -316,7 +318,7 @@ def _path(node: Node, what: str, problems: Problems) -> Path | None:
 
 
 def _is_absolute_path(text: str) -> bool:
-    """Tell whether a system call would take it: YAML's escapes can write what no path can hold."""
+    """Return whether a system call would take it: YAML's escapes can write what no path can hold."""
     return text.startswith("/") and _is_writable(text)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
+from typing import ClassVar
 
 
 class Exit(IntEnum):
@@ -94,8 +95,59 @@ class TdefsError(Exception):
         return "\n".join(lines)
 
 
+class DistinguishedError(TdefsError):
+    """A failure that code must distinguish from others: it has a class of its own, which has the exit code."""
+
+    code: ClassVar[Exit]
+
+    def __init__(self, message: str, *, detail: str = "", hint: str = "") -> None:
+        super().__init__(self.code, message, detail=detail, hint=hint)
+
+
+class VolumeInUseError(DistinguishedError):
+    """Another process uses the volume."""
+
+    code = Exit.VOLUME_IN_USE
+
+
+class KeystoreMissingError(DistinguishedError):
+    """There is no keystore at its place."""
+
+    code = Exit.KEYSTORE_MISSING
+
+
+class KeystoreDamagedError(DistinguishedError):
+    """The keystore is not as it was written."""
+
+    code = Exit.KEYSTORE_DAMAGED
+
+
+class NoSecretError(DistinguishedError):
+    """There is no secret: no terminal, an unreadable file, no protector of that kind."""
+
+    code = Exit.NO_SECRET
+
+
+class DataKeyRevokedError(DistinguishedError):
+    """No round of the data key may be used for new files."""
+
+    code = Exit.DATA_KEY_REVOKED
+
+
+class DataKeyDestroyedError(DistinguishedError):
+    """The round of the data key was destroyed."""
+
+    code = Exit.DATA_KEY_DESTROYED
+
+
+class DaemonNotToldError(DistinguishedError):
+    """The daemon of a mounted volume does not use the new keys."""
+
+    code = Exit.DAEMON_NOT_TOLD
+
+
 def errno_of(error: Exception) -> int:
-    """Return the errno that tells the kernel of *error*: EIO for what has none of its own."""
+    """Return the errno that reports *error* to the kernel: EIO for an error that has none of its own."""
     if isinstance(error, OverflowError):
         # an offset or a length that, with the header before it, no file system has
         return errno.EFBIG
@@ -117,7 +169,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def from_os_error(error: OSError) -> TdefsError:
-    """Return what to tell the user of an error of the operating system that nothing has explained better."""
+    """Return the error for the user about an error of the operating system that no other code has explained."""
     place = f' "{os.fsdecode(error.filename)}"' if error.filename is not None else ""
     hint = ""
     if isinstance(error, PermissionError):

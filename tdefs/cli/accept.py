@@ -1,17 +1,20 @@
-"""``tdefs accept``: say that files which are not as the last unmount left them are meant to be as they are."""
+"""``tdefs accept``: accept files that changed while the volume was not mounted."""
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_json, print_line
-from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.tampering import binding_of
-from tdefs.cli.common.unlocking import add_keystore_arguments, keystore_path, unlock
+from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, keystore_path, unlock
 from tdefs.control import StrangerError, ask, ask_status
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import DaemonNotToldError, Exit, TdefsError
 from tdefs.manifest.accepting import REQUEST, accept, request
 from tdefs.manifest.checking import examine
 from tdefs.manifest.state import Binding, State
@@ -21,11 +24,11 @@ from tdefs.volume.description import Volume, exclusive, is_in_use
 from tdefs.volume.session_record import Ending
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``accept``."""
     parser = subparsers.add_parser(
         "accept",
-        help="say that files which differ from what the last unmount left are meant to be so",
+        help="accept files that changed while the volume was not mounted",
         description="Files that were removed, added, emptied or exchanged while the volume was not mounted are "
         "refused. This says of some that they are meant to be as they are now, such as after one was restored "
         "from a backup. Works with and without a mount; of a mounted volume what is accepted is served at once. "
@@ -35,63 +38,72 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "paths",
         metavar="PATH",
         nargs="*",
-        help="relative to the mount's root, or below the mount point or the backing directory's data; "
-        "of a directory all that is in it, too",
+        help="a file or a directory with all files in it, relative to the mount's root, or absolute",
     )
     parser.add_argument("--all", action="store_true", help="accept all that differs")
     parser.add_argument("--list", action="store_true", help="list what differs, and accept nothing")
     parser.add_argument(
         "--older-copy",
         action="store_true",
-        help="accept that the volume is an older copy, as after a restore from a backup, or has lost its manifest",
+        help="accept that the volume is an older copy, or has lost its manifest",
     )
     parser.add_argument("--json", action="store_true", help="with --list: print JSON")
-    add_place(parser)
-    add_keystore_arguments(parser)
-    parser.set_defaults(run=_run)
+    add_volume(parser, argument=False)
+    add_keystore_access(parser)
+    takes(parser, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    if not args.paths and not (args.all or args.list or args.older_copy):
+@dataclass(frozen=True, slots=True)
+class _Options:
+    paths: Sequence[str]
+    all: bool
+    list: bool
+    older_copy: bool
+    json: bool
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+def _run(invocation: Invocation, options: _Options) -> int:
+    if not options.paths and not (options.all or options.list or options.older_copy):
         raise TdefsError(
             Exit.USAGE, "what is to be accepted?", hint="name paths, or --all, or --older-copy; --list shows them"
         )
-    volume = volume_of(args)
-    keystore = keystore_path(args, volume).absolute()
-    known = unlock(args, volume)
+    volume = options.volume.find()
+    keystore = keystore_path(options.access, volume).absolute()
+    known = unlock(options.access, volume)
     binding = binding_of(volume, known, keystore)
-    if args.list:
-        return _list(_as_served(examine(binding)), as_json=args.json)
+    if options.list:
+        return _list(_as_served(examine(binding)), as_json=options.json)
     if is_in_use(volume):
-        return _accept_mounted(args, binding)
+        return _accept_mounted(invocation, options, binding)
     with exclusive(volume):
         state = examine(binding)
-        paths = _chosen(args, state)
+        paths = _chosen(options, state)
         left_clean = known.believed.last.ending is Ending.CLEAN
-        accept(state, paths, older_copy=args.older_copy, left_clean=left_clean)
-    args.changed = True
+        accept(state, paths, older_copy=options.older_copy, left_clean=left_clean)
+    invocation.changed = True
     return _say(len(paths))
 
 
-def _accept_mounted(args: argparse.Namespace, binding: Binding) -> int:
-    """Have the daemon take it, which may know of differences that came to light when files were opened."""
+def _accept_mounted(invocation: Invocation, options: _Options, binding: Binding) -> int:
+    """Have the daemon accept it. It may know of more differences, which it found when files were opened."""
     state = examine(binding)
-    paths = sorted(_chosen(args, state))
+    paths = sorted(_chosen(options, state))
     users = {0, os.geteuid(), binding.volume.private.stat().st_uid}
-    answer = ask(binding.volume, REQUEST, only_of=users, **request(state, paths, older_copy=args.older_copy))
+    answer = ask(binding.volume, REQUEST, only_of=users, **request(state, paths, older_copy=options.older_copy))
     if answer is None or "accepted" not in answer:
-        raise TdefsError(
-            Exit.DAEMON_NOT_TOLD,
+        raise DaemonNotToldError(
             f'the daemon of volume "{binding.volume.backing}" could not be told',
             detail=(answer or {}).get("refused", "it did not answer this user"),
             hint="try as root or as the daemon's user; else unmount, and accept then",
         )
-    args.changed = True
+    invocation.changed = True
     return _say(len(paths))
 
 
 def _as_served(state: State) -> State:
-    """Return it with what the daemon, if there is one, was told of the volume as a whole since it was mounted."""
+    """Return *state* with what the daemon, if there is one, knows of the volume as a whole."""
     volume = state.binding.volume
     try:
         status = ask_status(volume, only_of={0, os.geteuid(), volume.private.stat().st_uid})
@@ -102,15 +114,15 @@ def _as_served(state: State) -> State:
     return state
 
 
-def _chosen(args: argparse.Namespace, state: State) -> set[bytes]:
-    """Return what is meant of what differs.
+def _chosen(options: _Options, state: State) -> set[bytes]:
+    """Return the differences that the command line names.
 
     :raises TdefsError: FILE_NOT_FOUND for a path that does not.
     """
-    if args.all:
+    if options.all:
         return set(state.differences)
     chosen: set[bytes] = set()
-    for text in args.paths:
+    for text in options.paths:
         path = _relative(text, state.binding.volume)
         found = {one for one in state.differences if one == path or one.startswith(path + b"/")}
         if not found:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.keystore_change import changing
 from tdefs.cli.common.keystore_users import add_unseen
 from tdefs.cli.common.output import print_json, print_line, print_table
-from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.parsing import Subcommands, subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.this_host import HostEntry, forget_here, holders, not_enabled, survey
-from tdefs.cli.common.unlocking import add_keystore_arguments, add_keystore_place, open_recorded, read_keystore
-from tdefs.config import load_config
+from tdefs.cli.common.unlocking import (
+    KeystoreAccess,
+    add_keystore,
+    add_keystore_access,
+    open_recorded,
+    read_keystore,
+)
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import add_protector, remove_protector
 from tdefs.keys.keystore.entries import MAX_LABEL_CHARACTERS
@@ -40,48 +49,46 @@ keystore, or a backup of the volume, without this machine's system disk. Whoever
 root, has all that is needed to open the keystore. Leave {directory} out of backups."""
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``auto-open`` with its sub-commands."""
+def register(subparsers: Subcommands) -> None:
+    """Add the command ``auto-open`` with its subcommands."""
     parser = subparsers.add_parser(
         "auto-open",
-        help="let this host, and no other, open the keystore without a person: enable, disable, status",
+        help="let this host unlock the keystore without a person",
     )
-    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
+    commands = subcommands(parser)
 
     enable = commands.add_parser(
         "enable",
-        help="have this host open the keystore; needs one secret that opens it",
+        help="let this host unlock the keystore; needs a secret that unlocks it",
         description="Adds a protector for this host, bound to its TPM, or, where there is none, to a host key: a"
         " file that only root, or the daemon's own user, can read. One that this host has already is replaced.",
     )
     chosen = enable.add_mutually_exclusive_group()
-    chosen.add_argument("--tpm", action="store_true", help="by the TPM (the default where there is one)")
-    chosen.add_argument("--host-key", action="store_true", help="by a host key")
+    chosen.add_argument("--tpm", action="store_true", help="bind to the TPM (default, if there is one)")
+    chosen.add_argument("--host-key", action="store_true", help="bind to a host key, which is a file")
     enable.add_argument(
         "--pcrs",
         metavar="N[,N]|none",
         type=_pcrs,
-        help="only while these PCRs of the TPM stay as they are; default: 7 where Secure Boot is on, else none",
+        help="bind to the state of these PCRs of the TPM; default: 7 if Secure Boot is on, else none",
     )
     enable.add_argument("--label", help="a note for people; default: this host's name")
     add_unseen(enable)
-    add_place(enable)
-    add_keystore_arguments(enable)
-    enable.set_defaults(run=_enable)
+    add_volume(enable)
+    add_keystore_access(enable)
+    takes(enable, _EnableOptions, _enable)
 
-    disable = commands.add_parser(
-        "disable", help="have this host open the keystore no more; another secret is needed from then on"
-    )
+    disable = commands.add_parser("disable", help="stop this host from unlocking the keystore")
     add_unseen(disable)
-    add_place(disable)
-    add_keystore_arguments(disable)
-    disable.set_defaults(run=_disable)
+    add_volume(disable)
+    add_keystore_access(disable)
+    takes(disable, _DisableOptions, _disable)
 
-    status = commands.add_parser("status", help="say whether this host opens the keystore, and by what")
-    add_place(status)
-    add_keystore_place(status)
+    status = commands.add_parser("status", help="show whether this host unlocks the keystore, and how")
+    add_volume(status)
+    add_keystore(status)
     status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(run=_status)
+    takes(status, _StatusOptions, _status)
 
 
 def _pcrs(text: str) -> str:
@@ -92,19 +99,44 @@ def _pcrs(text: str) -> str:
     return text
 
 
-def _enable(args: argparse.Namespace) -> int:
-    volume = volume_of(args)
-    pcrs = args.pcrs
+@dataclass(frozen=True, slots=True)
+class _EnableOptions:
+    tpm: bool
+    host_key: bool
+    pcrs: str | None
+    label: str | None
+    unseen_volume: Sequence[str]
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+@dataclass(frozen=True, slots=True)
+class _DisableOptions:
+    unseen_volume: Sequence[str]
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+@dataclass(frozen=True, slots=True)
+class _StatusOptions:
+    volume: VolumeChoice
+    access: KeystoreAccess
+    json: bool
+
+
+def _enable(_invocation: Invocation, options: _EnableOptions) -> int:
+    volume = options.volume.find()
+    pcrs = options.pcrs
     if pcrs is None:
         # what the firmware checks before it starts anything: with it off another system could be started
         pcrs = _SECURE_BOOT if secure_boot_is_on() else ""
-    tpm, host_key = kept = holders(load_config(args.config).for_backing(volume.backing), pcrs)
-    keeper = tpm if not args.host_key and (args.tpm or args.pcrs or Tpm().is_there()) else host_key
-    if keeper is host_key and args.pcrs:
+    tpm, host_key = kept = holders(options.access.settings(volume), pcrs)
+    keeper = tpm if not options.host_key and (options.tpm or options.pcrs or Tpm().is_there()) else host_key
+    if keeper is host_key and options.pcrs:
         raise TdefsError(Exit.USAGE, "--pcrs is of the TPM, and a host key has none")
     protector = ThisHostProtector(kept, keeper=keeper)
-    label = socket.gethostname()[:MAX_LABEL_CHARACTERS] if args.label is None else args.label
-    with changing(args, volume, "auto-open enable", sees_all=True) as change:
+    label = socket.gethostname()[:MAX_LABEL_CHARACTERS] if options.label is None else options.label
+    with changing(options.access, volume, unseen=options.unseen_volume) as change:
         old = [one.entry for one in survey(change.document, protector) if one.is_mine]
         new, id = add_protector(change.unlocked, protector, label)
         for entry in old:
@@ -122,10 +154,10 @@ def _enable(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _disable(args: argparse.Namespace) -> int:
-    volume = volume_of(args)
-    protector = ThisHostProtector(holders(load_config(args.config).for_backing(volume.backing)))
-    with changing(args, volume, "auto-open disable", sees_all=True) as change:
+def _disable(_invocation: Invocation, options: _DisableOptions) -> int:
+    volume = options.volume.find()
+    protector = ThisHostProtector(holders(options.access.settings(volume)))
+    with changing(options.access, volume, unseen=options.unseen_volume) as change:
         found = survey(change.document, protector)
         mine = [one.entry for one in found if one.is_mine]
         if not mine:
@@ -145,15 +177,15 @@ def _disable(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _status(args: argparse.Namespace) -> int:
-    volume = volume_of(args)
-    keystore = read_keystore(args, volume)
-    protector = ThisHostProtector(holders(load_config(args.config).for_backing(volume.backing)))
+def _status(invocation: Invocation, options: _StatusOptions) -> int:
+    volume = options.volume.find()
+    keystore = read_keystore(options.access, volume)
+    protector = ThisHostProtector(holders(options.access.settings(volume)))
     found = survey(keystore.document, protector)
     opening = [one for one in found if one.opens]
     if opening:
-        open_recorded(keystore, protector, "auto-open status")
-    if args.json:
+        open_recorded(keystore, protector, invocation.command)
+    if options.json:
         print_json({"opens": bool(opening), "protectors": [_as_object(one) for one in found]})
         return Exit.OK
     if found:

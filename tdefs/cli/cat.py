@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from errno import EISDIR, ELOOP, ENOENT, ENOTDIR
-from pathlib import Path
 
+from tdefs.cli.common.invocation import Invocation
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.streams import check_output
-from tdefs.cli.common.unlocking import add_keystore_arguments, unlock
+from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, unlock
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import DestroyedKey, FormatError
-from tdefs.offline.reader import OfflineReader, volume_at
+from tdefs.offline.reader import OfflineReader
 from tdefs.text import printable
 
 _NOT_THERE = {
@@ -22,34 +24,41 @@ _NOT_THERE = {
 }
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``cat``."""
     parser = subparsers.add_parser(
         "cat",
-        help="decrypt one file to standard output, without a mount",
+        help="print one file, decrypted, without a mount",
         description="Writes the content of one file to standard output, decrypted if it is encrypted. While the "
         "volume is mounted, what the kernel has not passed on yet is missing.",
     )
-    parser.add_argument("backing", metavar="BACKING", type=Path)
     parser.add_argument("path", metavar="RELPATH", help="relative to the mount point, such as main/base/5/16384")
-    add_keystore_arguments(parser)
-    parser.set_defaults(run=_run)
+    add_volume(parser, argument=False)
+    add_keystore_access(parser)
+    takes(parser, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    volume = volume_at(args.backing)
-    known = unlock(args, volume)
+@dataclass(frozen=True, slots=True)
+class _Options:
+    path: str
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+def _run(_invocation: Invocation, options: _Options) -> int:
+    volume = options.volume.find()
+    known = unlock(options.access, volume)
     reader = OfflineReader(volume, known.unlocked.ring, known.believed)
     try:
-        with reader.open(args.path) as file:
+        with reader.open(options.path) as file:
             for chunk in file.chunks():
-                # to the end, whoever reads it: whether the file is sound shows only there
+                # to the end, even if nobody reads it: only there it shows whether the file is sound
                 sys.stdout.buffer.write(chunk)
                 check_output()
     except FormatError as error:
         raise TdefsError(
             Exit.DATA_KEY_DESTROYED if isinstance(error, DestroyedKey) else Exit.FILE_DAMAGED,
-            f'"{printable(args.path)}" cannot be decrypted: {error}',
+            f'"{printable(options.path)}" cannot be decrypted: {error}',
             hint=error.hint,
         ) from None
     except OSError as error:
@@ -57,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
             raise
         raise TdefsError(
             Exit.FILE_NOT_FOUND,
-            f'there is no file "{printable(args.path)}" in volume "{volume.backing}"',
+            f'there is no file "{printable(options.path)}" in volume "{volume.backing}"',
             detail=_NOT_THERE[error.errno],
             hint=f"'tdefs ls {volume.backing}' lists its files",
         ) from None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_json, print_line
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume, mount_at
 from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.cli.common.unlocking import add_config
 from tdefs.cli.status import living_volume
-from tdefs.config import load_config
+from tdefs.config import Config
 from tdefs.control import ask_status
 from tdefs.doctor.backing import BackingDirectory
 from tdefs.doctor.beside import examine_surroundings
@@ -28,7 +31,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import Statements
 from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.sources.kinds import make_key_source
-from tdefs.mounts.known import find_mount, mounts_of
+from tdefs.mounts.known import mounts_of
 from tdefs.private import UntrustedError
 from tdefs.text import printable
 from tdefs.volume.description import Volume
@@ -38,11 +41,11 @@ _THIS_MOUNT = "this mount, as far as this host shows; docs/THREATS.md has what c
 _UNSEEN = "What roles and databases have set of their own cannot be seen so: psql's \\drds lists it."
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``doctor``."""
     parser = subparsers.add_parser(
         "doctor",
-        help="what weakens a mount: PostgreSQL's settings, files in the clear, the host",
+        help="look for what weakens a mount: settings, files in the clear, the host",
         description="Examines the mount at MOUNTPOINT and the PostgreSQL cluster on it, changes nothing, and says "
         "what weakens them: settings that lose commits, WAL or tablespaces in the clear, copies of the cluster in "
         "the clear near the mount point and the backing directory, links and plain files in the backing "
@@ -50,26 +53,33 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "swap, certificates of key sources that expire. Run it as the user who mounted. Without "
         "MOUNTPOINT it examines the key sources alone, such as when a certificate has expired and nothing mounts.",
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, nargs="?")
+    add_volume(parser, help="default: none, the key sources alone are examined")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config(parser)
-    parser.set_defaults(run=_run)
+    takes(parser, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    findings, clusters = ([], None) if args.mountpoint is None else _mount(args.mountpoint, args.config)
-    findings += _key_sources(args)
+@dataclass(frozen=True, slots=True)
+class _Options:
+    volume: VolumeChoice
+    json: bool
+
+
+def _run(invocation: Invocation, options: _Options) -> int:
+    place = options.volume.named
+    findings, clusters = ([], None) if place is None else _mount(place, invocation)
+    findings += _key_sources(invocation.config)
     findings.sort(key=lambda finding: list(Level).index(finding.level))
-    if args.json:
+    if options.json:
         print_json([{"level": one.level.value, "what": one.what, "hint": one.hint} for one in findings])
     else:
         _print(findings, clusters)
     return Exit.DOCTOR_FOUND_RISKS if any(one.level is Level.RISK for one in findings) else Exit.OK
 
 
-def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[Path] | None]:
+def _mount(place: Path, invocation: Invocation) -> tuple[list[Finding], list[Path] | None]:
     """Return what is wrong with a mount, and the clusters that were found on it; ``None`` where it was no use."""
-    mount = find_mount(mountpoint)
+    mount = mount_at(place)
     try:
         volume = living_volume(mount)
     except UntrustedError as error:
@@ -85,7 +95,7 @@ def _mount(mountpoint: Path, config: Path | None) -> tuple[list[Finding], list[P
     mountpoints = [each.mountpoint for each in mounts_of(users)]
     for pgdata in clusters:
         findings += examine_cluster(pgdata, mountpoints)
-    settings = load_config(config).for_backing(mount.backing)
+    settings = invocation.config.for_backing(mount.backing)
     may = _statements(volume, Path(daemon.keystore) if daemon else settings.keystore or volume.keystore)
     policy, of_policy = next_policy(volume, may, settings)
     findings += of_policy
@@ -103,9 +113,9 @@ def _statements(volume: Volume, keystore: Path) -> Statements:
         return Statements(plain_files=True)
 
 
-def _key_sources(args: argparse.Namespace) -> Iterator[Finding]:
+def _key_sources(config: Config) -> Iterator[Finding]:
     """Yield what is wrong with any key source of the configuration: it describes what this host relies on."""
-    for name, settings in load_config(args.config).key_sources.items():
+    for name, settings in config.key_sources.items():
         try:
             source = make_key_source(settings, TerminalDialogue())
         except TdefsError as error:

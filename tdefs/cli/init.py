@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_line
-from tdefs.cli.common.secret_arguments import add_scrypt_cost, add_unlock_arguments, secret_from_arguments
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.secret_options import CostOption, SecretOptions, add_cost, add_secret, protector_of
 from tdefs.cli.common.terminal import warn
-from tdefs.cli.common.unlocking import add_config, open_recorded, source_finder, use_configured_secret
+from tdefs.cli.common.unlocking import add_config, open_recorded
 from tdefs.cli.policy.accept import statements_with
-from tdefs.cli.policy.choice import add_policy_arguments, named_policy
-from tdefs.config import load_config
+from tdefs.cli.policy.choice import PolicyOptions, add_policy, named_policy
 from tdefs.errors import Exit
 from tdefs.keys.hierarchy import KeyRing, history_key_of
 from tdefs.keys.keystore.copy import copy_command_directory, copy_keystore, remove_copy
@@ -36,7 +36,7 @@ from tdefs.volume.policy_choice import PolicyChoice
 from tdefs.volume.registry import place_of
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``init``."""
     parser = subparsers.add_parser(
         "init",
@@ -52,24 +52,38 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--existing-keystore",
         metavar="FILE",
         type=Path,
-        help="copy this keystore, with its keys and protectors, instead of making new keys: for a standby",
+        help="copy this keystore instead of making new keys, as for a standby",
     )
-    add_policy_arguments(parser, "default: everything is encrypted")
-    add_unlock_arguments(parser)
-    add_scrypt_cost(parser)
+    add_policy(parser, "default: everything is encrypted")
+    add_secret(parser)
+    add_cost(parser)
     add_config(parser)
-    parser.set_defaults(run=_run)
+    takes(parser, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    settings = load_config(args.config).for_backing(args.backing)
-    use_configured_secret(args, settings)
-    choice = named_policy(args, settings) or PolicyChoice(None, Policy.everything())
+@dataclass(frozen=True, slots=True)
+class _Options:
+    backing: Path
+    keystore: Path | None
+    existing_keystore: Path | None
+    policy: PolicyOptions
+    secret: SecretOptions
+    cost: CostOption
+
+
+def _run(invocation: Invocation, options: _Options) -> int:
+    settings = invocation.config.for_backing(options.backing)
+    options = replace(
+        options,
+        keystore=options.keystore or settings.keystore,
+        secret=options.secret.or_configured(settings),
+    )
+    choice = named_policy(options.policy, settings) or PolicyChoice(None, Policy.everything())
     names = {FIRST_DATA_KEY} | choice.policy.key_names()
-    source = load_keystore(args.existing_keystore) if args.existing_keystore else None
-    with _no_directories_left(args.backing):
-        volume, ring = _create(args, args.keystore or settings.keystore, choice, source, names)
-    args.changed = True
+    source = load_keystore(options.existing_keystore) if options.existing_keystore else None
+    with _no_directories_left(options.backing):
+        volume, ring = _create(invocation, options, choice, source, names)
+    invocation.changed = True
     print_line(f"volume    {volume.backing} ({volume.volume_id.hex()})")
     print_line(f"keystore  {volume.keystore} (data keys {', '.join(ring.names())})")
     print_line(f"policy    {choice.file or 'none: everything is encrypted'}")
@@ -99,33 +113,42 @@ def _no_directories_left(backing: Path) -> Iterator[None]:
 
 
 def _create(
-    args: argparse.Namespace,
-    keystore: Path | None,
+    invocation: Invocation,
+    options: _Options,
     choice: PolicyChoice,
     source: Keystore | None,
     names: set[str],
 ) -> tuple[Volume, KeyRing]:
     """Create the volume and its keystore."""
-    volume = create_volume(args.backing, keystore)
+    volume = create_volume(options.backing, options.keystore)
     if source is not None:
         volume = replace(volume, volume_id=source.volume_id)
     with exclusive(volume):
         # another 'tdefs init' may have finished while this one waited for a passphrase
         refuse_existing(volume.backing)
-        ring, protector = _complete(volume, source, names, statements_with(Statements(), choice), args)
+        ring, protector = _complete(
+            invocation, options, volume, source, names, statements_with(Statements(), choice)
+        )
         event = "keystore create" if source is None else "unlock"  # a copy's history has begun already
         open_recorded(load_keystore(volume.keystore), protector, "init", event, keys=" ".join(ring.names()))
     return volume, ring
 
 
 def _complete(
-    volume: Volume, source: Keystore | None, names: set[str], statements: Statements, args: argparse.Namespace
+    invocation: Invocation,
+    options: _Options,
+    volume: Volume,
+    source: Keystore | None,
+    names: set[str],
+    statements: Statements,
 ) -> tuple[KeyRing, Protector]:
     """Create the keystore and make the directory a volume, or leave nothing behind."""
     directory = command_directory(volume.keystore)
     found_directory = directory.exists()
     try:
-        protector = secret_from_arguments(args, volume.keystore, source_finder(args), confirm=source is None)
+        protector = protector_of(
+            invocation, options.secret, volume.keystore, confirm=source is None, cost=options.cost
+        )
         if source is not None:
             copy_command_directory(source.path, volume.keystore)
             ring = copy_keystore(source, volume.keystore, protector, place_of(volume), statements)

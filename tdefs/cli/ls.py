@@ -1,27 +1,27 @@
 """``tdefs ls``: which files are encrypted, and with which key; asks the files themselves.
 
-Only where symbolic links lead to takes a secret to tell, or a daemon that has it. Nobody is asked for one.
+Only the targets of symbolic links need a secret, or a daemon that has it. Nobody is asked for one.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.link_places import link_judge, trusted_mounts
 from tdefs.cli.common.output import print_json, print_table
-from tdefs.cli.common.secret_arguments import is_secret_given
-from tdefs.cli.common.unlocking import add_keystore_arguments, read_keystore, unlock
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
+from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, read_keystore, unlock
 from tdefs.control import ask_status
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import Document
-from tdefs.offline.reader import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all, volume_at
+from tdefs.offline.reader import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all
 from tdefs.text import printable
 from tdefs.volume.believed import shown
 from tdefs.volume.description import Volume
@@ -30,37 +30,44 @@ _YES_NO = {ENCRYPTED: "yes", PLAIN: "no"}
 _HEADERS = ("path", "kind", "encrypted", "data key", "round", "algorithm", "size")
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``ls``."""
     parser = subparsers.add_parser(
         "ls",
-        help="list the files of a volume: encrypted or not, data key, round, algorithm",
+        help="list the files of a volume and how each one is encrypted",
         description="Lists the files of a volume as they are on the disk; needs no key. What a file says of "
         "itself is checked only so far as that goes without one: 'tdefs verify' checks the rest. The keystore is "
         "asked which data keys were destroyed: files of these are unreadable. Where symbolic links lead to is "
         "encrypted: it is shown while the volume is mounted, or if the command line says what unlocks the "
         "keystore, and is (sealed) otherwise.",
     )
-    parser.add_argument("place", metavar="BACKING|MOUNTPOINT", type=Path)
-    add_keystore_arguments(parser)
+    add_volume(parser)
+    add_keystore_access(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_run)
+    takes(parser, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    volume = volume_at(args.place)
-    document = _document(args, volume)
+@dataclass(frozen=True, slots=True)
+class _Options:
+    volume: VolumeChoice
+    access: KeystoreAccess
+    json: bool
+
+
+def _run(invocation: Invocation, options: _Options) -> int:
+    volume = options.volume.find()
+    document = _document(options.access, volume)
     destroyed = {} if document is None else document.destroyed_rounds()
-    known = unlock(args, volume) if is_secret_given(args) else None
+    known = unlock(options.access, volume) if options.access.secret.is_given else None
     ring, believed = (None, shown(volume, document)) if known is None else (known.unlocked.ring, known.believed)
-    leads_out = link_judge(args, volume)
+    leads_out = link_judge(invocation.config, volume)
     found = list(describe_all(volume, destroyed, believed, ring))
     if ring is None:
         found = list(map(_told_by_daemon(volume), found))
-    if args.json:
+    if options.json:
         print_json([_as_object(one, leads_out) for one in found])
         return Exit.OK
-    # a damaged file's error takes the place of what cannot be told, and a link has its target there
+    # the last column has the error of a damaged file, or the target of a link
     rows = [
         (
             one.path,
@@ -81,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
 def _told_by_daemon(volume: Volume) -> Callable[[Description], Description]:
     """Return what adds to the description of a link where it leads to, if a daemon serves the volume."""
     mounts = [mount.mountpoint for mount in trusted_mounts(volume) if mount.backing == volume.backing]
-    # one that does not answer would have whoever reads the link wait for ever
+    # reading a link through a daemon that does not answer would wait for ever
     if not mounts or ask_status(volume) is None:
         return lambda one: one
 
@@ -94,12 +101,12 @@ def _told_by_daemon(volume: Volume) -> Callable[[Description], Description]:
     return told
 
 
-def _document(args: argparse.Namespace, volume: Volume) -> Document | None:
+def _document(access: KeystoreAccess, volume: Volume) -> Document | None:
     """Return what the keystore contains; one that cannot be read is a warning, unless it was named."""
     try:
-        return read_keystore(args, volume).document
+        return read_keystore(access, volume).document
     except TdefsError as error:
-        if args.keystore is not None:
+        if access.keystore is not None:
             raise
         print(
             f"tdefs: warning: {printable(error.message)}\n"

@@ -6,18 +6,20 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import replace
-from logging.handlers import SysLogHandler
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tdefs.cli.common.background import run_in_background
-from tdefs.cli.common.log_file import LogFile, default_log
+from tdefs.cli.common.daemon_log import SYSTEM_LOG, log_handler, log_to
+from tdefs.cli.common.invocation import Invocation
+from tdefs.cli.common.log_file import default_log
+from tdefs.cli.common.mount_point import acquire, prepare_mountpoint
+from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.tampering import binding_of
-from tdefs.cli.common.unlocking import add_keystore_arguments, unlock
-from tdefs.cli.policy.choice import add_policy_arguments, named_policy
-from tdefs.config import LONGEST_WATCHDOG, REFUSE, load_config
+from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, unlock
+from tdefs.cli.policy.choice import PolicyOptions, add_policy, named_policy
+from tdefs.config import LONGEST_WATCHDOG, REFUSE
 from tdefs.daemon.limits import low_limits
 from tdefs.daemon.request import MountRequest
 from tdefs.daemon.session import run_session
@@ -33,34 +35,27 @@ from tdefs.host import (
     tell_service_manager,
 )
 from tdefs.manifest.state import look
-from tdefs.mounts.known import DEAD, detach_dead, is_dead, mounts_of, provide_connections, tdefs_mounts
-from tdefs.mounts.place import refuse_exchangeable
-from tdefs.mounts.users import places_of
+from tdefs.mounts.known import provide_connections
 from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.text import printable
 from tdefs.volume.backing import claim
-from tdefs.volume.description import Volume, VolumeLock, is_running, read_volume
+from tdefs.volume.description import Volume, VolumeLock, read_volume
 from tdefs.volume.policy_choice import check_accepted, check_key_names, remembered_policy
-from tdefs.volume.session_record import UNPROVEN, Ending, LastSession, read_session
-from tdefs.way import follow
+from tdefs.volume.session_record import UNPROVEN, Ending, LastSession
 
 log = logging.getLogger(__name__)
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_SYSTEM_LOG = Path("/dev/log")
 _UNPROVEN_HINT = (
     "if this is a copy or was restored, unmount it, say so with 'tdefs volume moved', 'copied' or 'add', and "
     "mount it again; else see who can write to the backing directory"
 )
-# Between the record of a session and its mount.
-_MOUNTING_SECONDS = 1.0
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``mount``."""
     parser = subparsers.add_parser(
         "mount",
-        help="unlock a volume and serve it; returns when the mount serves",
+        help="unlock a volume and mount it",
         description="Mounts a volume. The daemon runs as the user who calls this: as the cluster's own user, or "
         "as root, in which case every user's access is checked against the files' owners and modes.",
     )
@@ -72,13 +67,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         nargs="?",
         help="PGDATA, or a directory above it; default: what the configuration says",
     )
-    add_keystore_arguments(parser)
-    add_policy_arguments(parser, "instead of the one that the keystore remembers; one that was accepted")
+    add_keystore_access(parser)
+    add_policy(parser, "an accepted policy; default: the one that the keystore remembers")
     parser.add_argument(
         "-f",
         "--foreground",
         action="store_true",
-        help="stay in the foreground, log to stderr; tells systemd when the mount serves",
+        help="stay in the foreground, log to stderr, and notify systemd",
     )
     parser.add_argument(
         "-o",
@@ -93,35 +88,46 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--log-file",
         metavar="FILE",
         type=Path,
-        help="default: a file for each volume in /var/log/tdefs, as root; BACKING/.tdefs/log as another user; the "
-        "system's log for a volume that is mounted read-only",
+        help="default: a file in /var/log/tdefs for root, else BACKING/.tdefs/log; the system log if read-only",
     )
     parser.add_argument(
         "--watchdog",
         metavar="SECONDS",
         type=_seconds,
-        help="end a daemon that has not answered for so long: abort its connection, kill it; default: 0, never",
+        help="kill a daemon that has not answered for this time; default: 0, never",
     )
-    parser.set_defaults(run=_run)
+    takes(parser, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    config = load_config(args.config)
-    settings = config.for_backing(args.backing)
-    volume = read_volume(args.backing)
-    named = named_policy(args, settings)
-    # like all paths before the daemon leaves the directory that relative ones are meant in
-    keystore = _given(args.keystore, settings.keystore) or volume.keystore
-    options = (*_options(args.options), *settings.options)
+@dataclass(frozen=True, slots=True)
+class _Options:
+    backing: Path
+    mountpoint: Path | None
+    access: KeystoreAccess
+    policy: PolicyOptions
+    foreground: bool
+    options: list[str]
+    log_file: Path | None
+    watchdog: int | None
+
+
+def _run(invocation: Invocation, given: _Options) -> int:
+    config = invocation.config
+    settings = config.for_backing(given.backing)
+    volume = read_volume(given.backing)
+    named = named_policy(given.policy, settings)
+    # made absolute before the daemon leaves the directory that relative paths refer to
+    keystore = _given(given.access.keystore, settings.keystore) or volume.keystore
+    options = (*_options(given.options), *settings.options)
     read_only = is_read_only(volume.backing) or "ro" in options
     for warning in claim(volume, read_only=read_only):
         print(f"tdefs: warning: {warning}", file=sys.stderr)
     lock = VolumeLock(volume)
-    _acquire(lock, volume)
+    acquire(lock, volume)
     try:
         # not before: a dead mount that this process finds may be another one's fresh mount a moment later
-        mountpoint = _prepare_mountpoint(_given(args.mountpoint, settings.mountpoint), volume)
-        known = unlock(args, volume)
+        mountpoint = prepare_mountpoint(_given(given.mountpoint, settings.mountpoint), volume)
+        known = unlock(given.access, volume)
         refuse_tracer()  # again: root's could have come since, and would stay in the daemon
         ring, may = known.unlocked.ring, known.believed.statements
         choice = named or remembered_policy(may)
@@ -130,12 +136,12 @@ def _run(args: argparse.Namespace) -> int:
         policy = choice.policy
         state = look(binding_of(volume, known, keystore))
         believed = replace(known.believed, had_header=lambda path: state.binds(os.fsencode(path)))
-        log_file = None if args.foreground else _given(args.log_file, settings.log_file)
-        if log_file is None and not args.foreground and not read_only:
+        log_file = None if given.foreground else _given(given.log_file, settings.log_file)
+        if log_file is None and not given.foreground and not read_only:
             log_file = default_log(volume.log_file)
             if log_file is None:
                 _tell_of_no_log(volume)
-        watchdog = settings.watchdog if args.watchdog is None else args.watchdog
+        watchdog = settings.watchdog if given.watchdog is None else given.watchdog
         if watchdog and (reason := provide_connections()):
             print(
                 f"tdefs: warning: the watchdog cannot work\nDETAIL:  {reason}\n"
@@ -148,7 +154,7 @@ def _run(args: argparse.Namespace) -> int:
         reserve_memory()
 
         def work(ready: Callable[[], None]) -> None:
-            _log_to(_log_handler(log_file, foreground=args.foreground), config.log_level)
+            log_to(log_handler(log_file, foreground=given.foreground), config.log_level)
             for warning in policy.warnings:
                 log.warning("%s", warning)
             for limit in low:
@@ -168,7 +174,7 @@ def _run(args: argparse.Namespace) -> int:
                 options=options,
                 memory_locked=lock_memory(),
                 log_file=log_file,
-                background=not args.foreground,
+                background=not given.foreground,
                 watchdog=watchdog,
                 read_only=read_only,
                 state=state,
@@ -201,53 +207,13 @@ def _run(args: argparse.Namespace) -> int:
                 f"HINT:    {_UNPROVEN_HINT}",
                 file=sys.stderr,
             )
-        if args.foreground:
+        if given.foreground:
             work(tell_service_manager)
         else:
             run_in_background(work, keep=lock.descriptor, check=lock.verify)
     finally:
         lock.release()
     return Exit.OK
-
-
-def _acquire(lock: VolumeLock, volume: Volume) -> None:
-    """Take the volume's lock; say so where the daemon that has it is no longer mounted."""
-    try:
-        lock.acquire()
-    except TdefsError as error:
-        session = read_session(volume)
-        if session is None or session.clean or not is_running(session.pid):
-            # a daemon that only reads leaves no record
-            users = {0, os.geteuid(), volume.private.stat().st_uid}
-            points = [mount.mountpoint for mount in mounts_of(users) if mount.backing == volume.backing]
-            if all(map(is_dead, points)):
-                raise
-            raise TdefsError(
-                error.exit_code,
-                error.message,
-                detail="; ".join(f'it is mounted at "{place}"' for place in points),
-                hint="unmount it with 'tdefs umount' first",
-            ) from None
-        if _appears(Path(session.mountpoint)):
-            raise
-        served = f'process {session.pid} serves what was detached from "{session.mountpoint}" while in use'
-        places = [f"it is mounted {place}" for place in places_of(volume.backing)]
-        raise TdefsError(
-            error.exit_code,
-            error.message,
-            detail="; ".join([served, *places]),
-            hint="it ends when the last file in it is closed: stop what was started there",
-        ) from None
-
-
-def _appears(mountpoint: Path) -> bool:
-    """Tell whether there is a mount; one that another process is about to make gets the time for that."""
-    deadline = time.monotonic() + _MOUNTING_SECONDS
-    while all(mount.mountpoint != mountpoint for mount in tdefs_mounts()):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_MOUNTING_SECONDS / 20)
-    return True
 
 
 def _seconds(text: str) -> int:
@@ -263,57 +229,6 @@ def _given(argument: Path | None, setting: Path | None) -> Path | None:
     return chosen.absolute() if chosen else None
 
 
-def _prepare_mountpoint(mountpoint: Path | None, volume: Volume) -> Path:
-    """Check the mount point; clean up what a daemon that died left there."""
-    if mountpoint is None:
-        raise TdefsError(
-            Exit.USAGE,
-            "no mount point",
-            detail="neither the command line nor the configuration names one",
-            hint=f"tdefs mount {volume.backing} MOUNTPOINT",
-        )
-    try:
-        with follow(mountpoint) as way:
-            refuse_exchangeable(way)
-            resolved = way.path
-    except NotADirectoryError:
-        raise TdefsError(Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" is not a directory') from None
-    except FileNotFoundError:
-        raise TdefsError(
-            Exit.MOUNTPOINT_INVALID, f'mount point "{mountpoint}" does not exist', hint="create the directory"
-        ) from None
-    except OSError as error:
-        if error.errno not in DEAD:
-            raise
-        raise TdefsError(
-            Exit.MOUNTPOINT_INVALID,
-            f'mount point "{mountpoint}" lies in a dead mount',
-            hint="mount that one again first",
-        ) from None
-    if is_dead(resolved):
-        if all(mount.mountpoint != resolved for mount in tdefs_mounts()):
-            raise TdefsError(
-                Exit.MOUNTPOINT_INVALID,
-                f'"{mountpoint}" is a dead mount of another file system',
-                hint=f'take it away with "umount -l {mountpoint}"',
-            )
-        detach_dead(resolved)
-    for mount in tdefs_mounts():
-        if mount.mountpoint == resolved and mount.backing != volume.backing:
-            raise TdefsError(
-                Exit.MOUNTPOINT_INVALID,
-                f'"{mountpoint}" is the mount point of another volume, "{mount.backing}"',
-                hint="unmount that with 'tdefs umount', or choose another directory",
-            )
-    if resolved == volume.backing or resolved in volume.backing.parents or volume.backing in resolved.parents:
-        raise TdefsError(
-            Exit.MOUNTPOINT_INVALID,
-            f'mount point "{resolved}" and backing directory "{volume.backing}" contain one another',
-            hint="choose two directories side by side",
-        )
-    return resolved
-
-
 def _options(given: list[str]) -> list[str]:
     """Split ``-o a,b -o c`` into single options; a backslash keeps a comma."""
     return [
@@ -323,24 +238,6 @@ def _options(given: list[str]) -> list[str]:
         if option
         for option in [option.replace("\0", "\\,")]
     ]
-
-
-class _SystemLog(SysLogHandler):
-    """The system's log; where there is none, what is logged goes nowhere until there is one."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Leave it at that: the one who mounts has been told, and wants no traceback for each line."""
-
-
-def _log_handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:
-    """Return what the daemon logs to; without a file that is the system's log, if there is one."""
-    if foreground:
-        return logging.StreamHandler(sys.stderr)
-    if log_file is not None:
-        return LogFile(log_file)
-    handler = _SystemLog(str(_SYSTEM_LOG), facility=SysLogHandler.LOG_DAEMON)
-    handler.ident = "tdefs: "
-    return handler
 
 
 def _tell_of_read_only(volume: Volume, last: LastSession, log_file: Path | None) -> None:
@@ -353,7 +250,7 @@ def _tell_of_read_only(volume: Volume, last: LastSession, log_file: Path | None)
             "DETAIL:  its last session did not end cleanly: files whose header never reached the disk look empty, "
             "as the next mount that can write will make them"
         )
-    if log_file is None and not _SYSTEM_LOG.exists():
+    if log_file is None and not SYSTEM_LOG.exists():
         lines.append("HINT:  there is no system log on this host: name a log with --log-file")
     print("\n".join(lines), file=sys.stderr)
 
@@ -365,8 +262,3 @@ def _tell_of_no_log(volume: Volume) -> None:
         f"HINT:  name a file in a directory that root alone may change with --log-file",
         file=sys.stderr,
     )
-
-
-def _log_to(handler: logging.Handler, level: str) -> None:
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_fields, print_json, print_line, print_table
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
+from tdefs.cli.common.unlocking import add_config
 from tdefs.control import ask_status
 from tdefs.daemon.report import inside, report
 from tdefs.daemon.status import DaemonStatus
 from tdefs.errors import Exit, TdefsError
 from tdefs.fuse.measured import Latency
 from tdefs.manifest.found import Tampering
-from tdefs.mounts.known import Mount, find_mount, is_dead
+from tdefs.mounts.known import Mount, is_dead
 from tdefs.volume.description import Volume, is_in_use, read_volume
+from tdefs.volume.policy_choice import shown as shown_digest
 
 _FIELDS = (
     *(
@@ -38,17 +42,24 @@ _FIELDS = (
 _REQUEST_HEADERS = ("request", "count", "failures", "bytes", "mean µs", "p50 µs", "p99 µs")
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``status``."""
     parser = subparsers.add_parser(
         "status",
-        help="what is mounted: keys (no secrets), counts of encrypted and plain files, requests and failures",
-        description="Says what is mounted at MOUNTPOINT. Files are counted as they are on the disk; those whose "
-        "data key was destroyed are unreadable.",
+        help="show a mount: its keys, its files, its requests and failures",
+        description="Shows what is mounted. Files are counted as they are on the disk. Files whose data key was "
+        "destroyed count as unreadable.",
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+    add_volume(parser)
+    add_config(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_run)
+    takes(parser, _Options, _run)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    volume: VolumeChoice
+    json: bool
 
 
 def living_volume(mount: Mount) -> Volume:
@@ -57,7 +68,7 @@ def living_volume(mount: Mount) -> Volume:
     :raises TdefsError: NOT_MOUNTED if the daemon is gone.
     """
     volume = None if mount.may_be_asked and is_dead(mount.mountpoint) else read_volume(mount.backing)
-    # the kernel may answer a stat() of a dead mount from its cache; the lock that a daemon holds tells for certain
+    # the kernel may answer a stat() of a dead mount from its cache; the lock of the daemon is certain
     if volume is None or not is_in_use(volume):
         raise TdefsError(
             Exit.NOT_MOUNTED,
@@ -68,12 +79,12 @@ def living_volume(mount: Mount) -> Volume:
     return volume
 
 
-def _run(args: argparse.Namespace) -> int:
-    mount = find_mount(args.mountpoint)
+def _run(_invocation: Invocation, options: _Options) -> int:
+    mount = options.volume.find_mount()
     volume = living_volume(mount)
     status = ask_status(volume)
     found = report(volume, mount.mountpoint, status)
-    if args.json:
+    if options.json:
         print_json(found)
     else:
         _print(found, status)
@@ -106,10 +117,13 @@ def _print(found: dict[str, Any], status: DaemonStatus | None) -> None:
     if status is None:
         print_line("the daemon does not answer this user: what only the daemon knows is missing")
         print_line()
-    shown = {True: "yes", False: "no"}
+    yes_or_no = {True: "yes", False: "no"}
+    fields = {name: found[name] for name in _FIELDS}
+    if fields["policy_digest"] is not None:
+        fields["policy_digest"] = shown_digest(fields["policy_digest"])
     print_fields(
-        (name.replace("_", " "), shown[value] if isinstance(value := found[name], bool) else value)
-        for name in _FIELDS
+        (name.replace("_", " "), yes_or_no[value] if isinstance(value, bool) else value)
+        for name, value in fields.items()
     )
     if status is not None and status.tampering is not None:
         print_fields(_tampering(status.tampering))

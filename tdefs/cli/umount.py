@@ -1,16 +1,18 @@
-"""``tdefs umount``: write everything out and end a mount."""
+"""``tdefs umount``: write everything to the disk and end a mount."""
 
 from __future__ import annotations
 
-import argparse
 import time
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import dataclass
 
+from tdefs.cli.common.invocation import Invocation
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume, way_to_mount
 from tdefs.control import ask_status
 from tdefs.data.read_only import is_read_only
 from tdefs.errors import Exit, TdefsError
-from tdefs.mounts.known import detach_dead, find_mount, is_dead, unmount
+from tdefs.mounts.known import detach_dead, is_dead, unmount
 from tdefs.mounts.place import refuse_foreign_way
 from tdefs.mounts.users import who_keeps
 from tdefs.volume.description import Volume, is_in_use, is_running, read_volume
@@ -19,27 +21,32 @@ from tdefs.volume.session_record import SESSION_FILE, Session, read_session
 _WAIT_SECONDS = 60
 _POLL_SECONDS = 0.02
 _UNSEEN = (
-    "this user can see nobody who keeps it: it may be mounted in a mount namespace of another user's process, or "
+    "this user cannot see what keeps it: it may be mounted in a mount namespace of another user's process, or "
     "in one that only a file keeps ('findmnt -t nsfs')"
 )
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``umount``."""
     parser = subparsers.add_parser(
         "umount",
-        help="write everything out and end a mount",
+        help="write everything to the disk and end a mount",
         description="Writes everything out and ends a mount. One stays that is in use, that has other mounts "
         "inside, or that is mounted elsewhere, too (a bind mount, another mount namespace); the message says by "
         "whom and where.",
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
-    parser.set_defaults(run=_run)
+    add_volume(parser, help="the mount to end")
+    takes(parser, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    mount = find_mount(args.mountpoint)
-    refuse_foreign_way(args.mountpoint, mount.device)
+@dataclass(frozen=True, slots=True)
+class _Options:
+    volume: VolumeChoice
+
+
+def _run(_invocation: Invocation, options: _Options) -> int:
+    mount, way = way_to_mount(options.volume.required())
+    refuse_foreign_way(way, mount.device)
     if mount.may_be_asked and is_dead(mount.mountpoint):
         detach_dead(mount.mountpoint)
         return Exit.OK
@@ -70,19 +77,19 @@ def _run(args: argparse.Namespace) -> int:
             Exit.OS_ERROR,
             f'"{mount.mountpoint}" is unmounted, but not everything is known to be on the disk',
             detail="the disk below failed; the next mount looks for files that were left half made",
-            hint=f'see the daemon\'s log "{volume.log_file}", unless it was told to log elsewhere',
+            hint=f'see the daemon\'s log "{volume.log_file}", unless it logs elsewhere',
         )
     return Exit.OK
 
 
 def _is_only_read(volume: Volume) -> bool:
-    """Tell whether the daemon of *volume* changes nothing there, not even the record of the session."""
+    """Return whether the daemon of *volume* changes nothing there, not even the record of the session."""
     status = ask_status(volume)
     return is_read_only(volume.backing) if status is None else status.read_only
 
 
 def _has_ended(volume: Volume, session: Session | None) -> bool:
-    """Tell whether the daemon of *session* has ended; another one may have the volume mounted by now."""
+    """Return whether the daemon of *session* has ended; another one may have the volume mounted by now."""
     if not is_in_use(volume):
         return True
     now = read_session(volume)
@@ -92,7 +99,7 @@ def _has_ended(volume: Volume, session: Session | None) -> bool:
 
 
 def _left_clean(volume: Volume, session: Session | None) -> bool:
-    """Tell whether *session*, which has ended, wrote everything out; a later one says nothing of it."""
+    """Return whether *session*, which has ended, wrote everything out; a later one says nothing of it."""
     now = read_session(volume)
     if session is not None and now is not None and now.pid != session.pid:
         return True

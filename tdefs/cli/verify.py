@@ -1,33 +1,35 @@
-"""``tdefs verify``: read every header and page of a volume, and report what is wrong."""
+"""``tdefs verify``: read every header and page of a volume and report damage."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tdefs.cli.common.home_cluster import linking_clusters, named_cluster
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.link_places import link_judge
 from tdefs.cli.common.output import print_fields, print_json, print_line
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.progress import ReadProgress
 from tdefs.cli.common.tampering import binding_of, tampering_findings
-from tdefs.cli.common.unlocking import add_keystore_arguments, keystore_path, unlock
+from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, keystore_path, unlock
 from tdefs.errors import Exit
 from tdefs.manifest.checking import examine
-from tdefs.offline.reader import STATES, volume_at
+from tdefs.offline.reader import STATES
 from tdefs.offline.report import Report
 from tdefs.offline.verifying import Verifier
 from tdefs.text import printable
 from tdefs.volume.description import Volume, is_in_use
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: Subcommands) -> None:
     """Add the command ``verify``."""
     parser = subparsers.add_parser(
         "verify",
-        help="read every header and page of a volume, and report what is wrong",
+        help="read every header and page of a volume and report damage",
         description="Reads a whole volume without a mount and without changing anything: headers with their MAC "
         "and their place, lengths, and of relation files the pages' headers, and their checksums if the cluster "
         "has data checksums. It tells where each symbolic link leads to, and what was planted. Of a "
@@ -36,21 +38,30 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         f"{Exit.TAMPERING_FOUND} if no file is damaged, but some are not as the last unmount left them, "
         f"{Exit.VERIFY_INCOMPLETE} if nothing is, but the cluster is not known, and its pages were not checked.",
     )
-    parser.add_argument("backing", metavar="BACKING", type=Path)
-    add_keystore_arguments(parser)
+    add_volume(parser)
+    add_keystore_access(parser)
     parser.add_argument(
         "--pgdata",
         metavar="DIR",
         type=Path,
-        help="the data directory of the cluster whose tablespace or WAL this is, or the backing directory of that",
+        help="the cluster of this tablespace or WAL: its data directory, or the backing directory of that",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress on standard error")
-    parser.set_defaults(run=_run)
+    takes(parser, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    volume = volume_at(args.backing)
+@dataclass(frozen=True, slots=True)
+class _Options:
+    volume: VolumeChoice
+    access: KeystoreAccess
+    pgdata: Path | None
+    json: bool
+    quiet: bool
+
+
+def _run(invocation: Invocation, options: _Options) -> int:
+    volume = options.volume.find()
     mounted = is_in_use(volume)
     if mounted:
         print(
@@ -59,21 +70,22 @@ def _run(args: argparse.Namespace) -> int:
             "HINT:  unmount it, and verify again, before you believe a finding",
             file=sys.stderr,
         )
-    given = argparse.Namespace(**vars(args))  # unlocking adds what the configuration says of this volume
-    known = unlock(args, volume)
+    known = unlock(options.access, volume)
     verifier = Verifier(volume, known.unlocked.ring, known.believed)
-    named = named_cluster(given, volume, args.pgdata) if args.pgdata is not None else None
+    named = named_cluster(options.access, volume, options.pgdata) if options.pgdata is not None else None
     files = verifier.files()
-    with ReadProgress(len(files), sum(size for _, size in files), quiet=args.quiet) as progress:
+    with ReadProgress(len(files), sum(size for _, size in files), quiet=options.quiet) as progress:
         report = verifier.run(
             files,
             progress.update,
-            lambda: [named] if named is not None else list(linking_clusters(given, volume)),
-            link_judge(args, volume),
+            lambda: [named] if named is not None else list(linking_clusters(options.access, volume)),
+            link_judge(invocation.config, volume),
         )
     damage = len(report.findings)
-    report.findings += tampering_findings(examine(binding_of(volume, known, keystore_path(args, volume))))
-    if args.json:
+    report.findings += tampering_findings(
+        examine(binding_of(volume, known, keystore_path(options.access, volume)))
+    )
+    if options.json:
         print_json(_as_object(volume, report, mounted=mounted))
     else:
         _print_report(report)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import DataKeyDestroyedError, DataKeyRevokedError, TdefsError
 from tdefs.format.errors import (
     DamagedHeader,
     DestroyedKey,
@@ -249,9 +249,7 @@ class FileForms:
         """
         try:
             key = self._ring.current(key_name or self._ring.default_name)
-        except TdefsError as error:
-            if error.exit_code != Exit.DATA_KEY_REVOKED:
-                raise
+        except DataKeyRevokedError as error:
             raise RevokedKey(error.message) from None
         return Header(
             volume_id=self._ring.volume_id,
@@ -297,9 +295,10 @@ class FileForms:
     def _key(self, header: Header) -> DataKey:
         try:
             return self._ring.get(header.key_name, header.key_round)
+        except DataKeyDestroyedError as error:
+            raise DestroyedKey(error.message) from None
         except TdefsError as error:
-            kind = DestroyedKey if error.exit_code == Exit.DATA_KEY_DESTROYED else UnknownDataKey
-            raise kind(error.message) from None
+            raise UnknownDataKey(error.message) from None
 
     def _header_keys(self, key: DataKey) -> tuple[bytes, bytes]:
         """Return the header MAC key and the fingerprint of a data key."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import DataKeyDestroyedError, DataKeyRevokedError, TdefsError
 from tdefs.format.errors import DestroyedKey, RevokedKey, UnknownDataKey, WrongKey
 from tdefs.format.links import LINK_ID_BYTES, Link, LinkHead, decode_link, encode_link, open_link, place_of_link
 from tdefs.keys.hierarchy import DataKey, KeyRing, derive_link_key, key_fingerprint
@@ -41,9 +41,10 @@ class LinkCipher:
         head = encrypted.head
         try:
             key = self._ring().get(head.key_name, head.key_round)
+        except DataKeyDestroyedError as error:
+            raise DestroyedKey(error.message) from None
         except TdefsError as error:
-            kind = DestroyedKey if error.exit_code == Exit.DATA_KEY_DESTROYED else UnknownDataKey
-            raise kind(error.message) from None
+            raise UnknownDataKey(error.message) from None
         if key_fingerprint(key) != head.key_fingerprint:
             raise WrongKey(f"the symbolic link was made with another key called {head.key_name!r}")
         return open_link(encrypted, self._ring().volume_id, derive_link_key(key, head.link_id))
@@ -64,6 +65,6 @@ class LinkCipher:
         except TdefsError as error:
             if old is not None:
                 return ring.get(old.head.key_name, old.head.key_round)
-            if error.exit_code != Exit.DATA_KEY_REVOKED:
-                raise
-            raise RevokedKey(error.message) from None
+            if isinstance(error, DataKeyRevokedError):
+                raise RevokedKey(error.message) from None
+            raise

@@ -61,7 +61,7 @@ class BackingDirectory:
     def examine(self, policy: Policy | None) -> Iterator[Finding]:
         """Yield what is in the clear there, or leads out of it.
 
-        :param policy: what should be encrypted; ``None`` if that cannot be told.
+        :param policy: what should be encrypted; ``None`` if that is not known.
         """
         yield from self._rights()
         self._list()
@@ -99,7 +99,7 @@ class BackingDirectory:
 
     def _rights(self) -> Iterator[Finding]:
         for what, mend in weaknesses(self._volume, _server_of(self._mountpoint)):
-            yield risk(f"{what}: who can write there can replace and plant files", mend)
+            yield risk(f"{what}: a user who can write there can replace and plant files", mend)
 
     def _list(self) -> None:
         pending = [""]
@@ -208,7 +208,7 @@ def _entries(volume: Volume, directory: str) -> Iterator[Iterator[os.DirEntry[st
 
 
 def _server_of(mountpoint: Path) -> int | None:
-    """Return the user who serves a mount, as the kernel tells it; ``None`` if it does not."""
+    """Return the user who serves a mount, from the kernel's table; ``None`` if it is not there."""
     for mount in reversed(list(all_mounts())):
         if mount.mountpoint == mountpoint:
             return next((int(one[8:]) for one in mount.options if one.startswith("user_id=")), None)

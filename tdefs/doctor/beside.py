@@ -43,7 +43,7 @@ def examine_surroundings(mountpoint: Path, backing: Path, clusters: list[Path]) 
     """Yield where the data of a mount's *clusters* seem to lie in the clear, too.
 
     Looked at are the directories around *mountpoint* and *backing*, the home of their owner, and where
-    distributions keep clusters; by the system identifier in pg_control a copy is told from another cluster.
+    distributions keep clusters. The system identifier in pg_control distinguishes a copy from another cluster.
     """
     yield from _hidden(mountpoint)
     own = {_identifier(pgdata) for pgdata in clusters} - {None}
@@ -56,7 +56,7 @@ def examine_surroundings(mountpoint: Path, backing: Path, clusters: list[Path]) 
 
 
 def _identifier(pgdata: Path) -> int | None:
-    """Return the system identifier of the cluster in a directory; ``None`` if it cannot be told."""
+    """Return the system identifier of the cluster in a directory; ``None`` if it cannot be read."""
     # pg_upgrade leaves the second name
     for name in (CONTROL_FILE, f"{CONTROL_FILE}.old"):
         with suppress(OSError, BadControlFile, UnknownControlVersion):

@@ -27,7 +27,7 @@ _MEMORY_DEVICES = ("ram", "zram")
 def examine_disk(backing: Path, sysfs: Path = Path("/sys")) -> Iterator[Finding]:
     """Yield why the disk that *backing* lies on may lose what was synced.
 
-    :param sysfs: where the kernel tells about block devices.
+    :param sysfs: where the kernel describes block devices.
     """
     mount = mount_of(backing)
     if mount is None:
@@ -80,14 +80,14 @@ def _devices(device: Path, sysfs: Path) -> Iterator[Finding]:
     with suppress(FileNotFoundError):
         for below in sorted((device / "slaves").iterdir()):
             yield from _devices(below, sysfs)
-    # sd(4), and "Explicit volatile write back cache control" in the kernel's documentation: told that there is no
-    # cache to flush, the kernel asks for no flush
+    # sd(4), and "Explicit volatile write back cache control" in the kernel's documentation: a kernel that believes
+    # that there is no cache never flushes it
     with suppress(FileNotFoundError):
         flushed = _text(device / "queue" / "write_cache") != "write through"
         cached = any("write back" in _text(kind) for kind in (device / "device/scsi_disk").glob("*/cache_type"))
         if cached and not flushed:
             yield risk(
-                f"{device.name} has a write cache, and the kernel is told not to flush it",
+                f"{device.name} has a write cache, and the kernel does not flush it",
                 f'echo "write back" > /sys/block/{device.name}/queue/write_cache, unless it has a battery',
             )
 

@@ -1,4 +1,4 @@
-"""What the doctor says."""
+"""What the doctor has found."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def examine_host(volume: Volume, mountpoint: Path, daemon: DaemonStatus | None) 
         keystore = Path(daemon.keystore)
         if volume.backing in keystore.parents:
             yield advice(
-                "the keystore lies in the backing directory: who loses the disk loses the keys with it",
+                "the keystore lies in the backing directory: if the disk is lost, the keys are lost with it",
                 f"keep a copy of {keystore} elsewhere",
             )
     if not kernel_limits_raised(mountpoint):

@@ -1,4 +1,4 @@
-"""From whom the daemon's user keeps the keys that are in the daemon's memory."""
+"""Which other users could get the keys in the daemon's memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ _SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
 def examine_keepers(daemon: int, clusters: Iterable[Path]) -> Iterator[Finding]:
-    """Yield what lets others at the keys; *daemon* is the number of its process, *clusters* are on the mount."""
+    """Yield what lets other users get the keys.
+
+    :param daemon: the number of its process.
+    :param clusters: those on the mount.
+    """
     user = _user_of(daemon)
     if user in (None, 0) or all(_owner_of(pgdata) != user for pgdata in clusters):
         return
     name = user_name(user)
     yield advice(
-        f"the daemon runs as {name}, as PostgreSQL does: who breaks into the server can get the keys, at the "
+        f"the daemon runs as {name}, as PostgreSQL does: an attacker in the server can get the keys, at the "
         "latest when the volume is mounted again",
         "let the daemon run as root, or as a user of its own: see docs/OPERATING.md",
     )

@@ -36,7 +36,7 @@ def next_policy(volume: Volume, may: Statements, settings: VolumeConfig) -> tupl
         findings.append(
             risk(
                 f"{_NO_START}: the policy {file} is not the one that was accepted",
-                f"if the change is meant: tdefs policy accept --volume {volume.backing} --policy {file}",
+                f"if the change is wanted: tdefs policy accept --volume {volume.backing} --policy {file}",
             )
         )
     findings += [
@@ -47,7 +47,7 @@ def next_policy(volume: Volume, may: Statements, settings: VolumeConfig) -> tupl
 
 
 def policy_file(may: Statements, settings: VolumeConfig) -> Path | None:
-    """Return the file of the policy that the next mount will use, if it is told nothing else."""
+    """Return the file of the policy that the next mount will use by itself."""
     return settings.policy or (Path(may.policy) if may.policy else None)
 
 
@@ -80,7 +80,9 @@ def examine_next_mount(
         else:
             used = f"the policy {daemon.policy}" if daemon.policy else "no policy"
             what = f"the mount uses {used}, and the next one will use {file or 'none'}"
-        yield advice(what, "unmount and mount again to use it, or say which one is meant in the configuration")
+        yield advice(
+            what, "'tdefs policy reload' has the mount use it, or say which one is meant in the configuration"
+        )
 
 
 def _keys(policy: Policy, daemon: DaemonStatus, file: Path | None) -> Iterator[Finding]:
@@ -107,7 +109,7 @@ def _secret_file(volume: Volume, settings: VolumeConfig) -> Iterator[Finding]:
         yield risk(f"{_NO_START}: there is no passphrase file {file}", "put it there, or change the configuration")
     elif volume.backing in file.resolve().parents:
         yield risk(
-            f"the passphrase file {file} lies in the backing directory: who has a copy of that has both",
+            f"the passphrase file {file} lies in the backing directory: a copy of it has both",
             "keep it elsewhere",
         )
 
@@ -126,7 +128,7 @@ def _rights(file: Path, role: str) -> Iterator[Finding]:
     try:
         mode = file.stat().st_mode
     except OSError:
-        return  # who reads it says so
+        return  # reading it reports this
     if mode & 0o022:
         yield risk(
             f"{role} {file} can be changed by others than its owner: they can have new files written in the clear",

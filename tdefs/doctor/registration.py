@@ -34,5 +34,5 @@ def examine_registration(volume: Volume, status: DaemonStatus | None) -> Iterato
         if entry is not known and isinstance(look(document, entry), Unseen):
             yield risk(
                 f'volume {entry.id}, which uses the keystore, is not at "{entry.path}"',
-                "mount its disk; if it was moved, or is no more: 'tdefs volume moved' or 'forget'",
+                "mount its disk; if it was moved or no longer exists: 'tdefs volume moved' or 'forget'",
             )

@@ -21,7 +21,7 @@ def examine_tampering(status: DaemonStatus | None) -> Iterator[Finding]:
         return
     if found.lost:
         yield risk(
-            f"the manifest of the volume's files {found.lost}: what changed at rest cannot be told",
+            f"the manifest of the volume's files {found.lost}: what changed while it was not mounted is not known",
             OLDER_HINT,
         )
     if found.older_than:
@@ -36,5 +36,5 @@ def examine_tampering(status: DaemonStatus | None) -> Iterator[Finding]:
         yield risk(
             f"{count} file{' is' if count == 1 else 's are'} not as the last unmount left "
             f"{'it' if count == 1 else 'them'}: {', '.join(named)}{more}",
-            "restore what is wrong from a backup, or say with 'tdefs accept' that it is meant",
+            "restore what is wrong from a backup, or accept it with 'tdefs accept'",
         )

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import DataKeyDestroyedError, DataKeyRevokedError, Exit, TdefsError
 from tdefs.keys.fields import show_time
-from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.wrapping import hkdf_sha256
 
 SECRET_BYTES = 32
 FILE_ID_BYTES = 16
@@ -198,8 +198,7 @@ class KeyRing:
             raise self._unknown(f"data key {_shown(name)} is not in the keystore")
         active = [number for number, key in rounds.items() if not self.is_revoked(key)]
         if not active:
-            raise TdefsError(
-                Exit.DATA_KEY_REVOKED,
+            raise DataKeyRevokedError(
                 f"data key {name} is revoked, so no new file may use it",
                 hint=f"make a new round with 'tdefs key rotate {name}', or name another key in the policy",
             )
@@ -212,7 +211,7 @@ class KeyRing:
         """
         key = self._rounds.get(name, {}).get(round)
         if key is None and (name, round) in self.destroyed:
-            raise TdefsError(Exit.DATA_KEY_DESTROYED, was_destroyed(name, round, self.destroyed[name, round]))
+            raise DataKeyDestroyedError(was_destroyed(name, round, self.destroyed[name, round]))
         if key is None:
             raise self._unknown(f"round {round} of data key {_shown(name)} is not in the keystore")
         return key

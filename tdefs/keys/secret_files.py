@@ -8,7 +8,7 @@ import shlex
 import stat
 from pathlib import Path
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import NoSecretError
 from tdefs.keys.dialogue import Warn
 from tdefs.trust import check_trusted
 from tdefs.yamlfile import let_read
@@ -52,8 +52,7 @@ def read_passphrase_descriptor(descriptor: int, name: str = "passphrase") -> byt
             if descriptor > 2:
                 os.close(descriptor)
     except OSError as error:
-        raise TdefsError(
-            Exit.NO_SECRET,
+        raise NoSecretError(
             f"could not read the {name} from file descriptor {descriptor}",
             detail=error.strerror or "",
         ) from None
@@ -65,13 +64,10 @@ def credential_path(name: str) -> Path:
     :raises TdefsError: NO_SECRET.
     """
     if not _NAME.fullmatch(name) or name in (".", ".."):
-        raise TdefsError(
-            Exit.NO_SECRET, f"{name[:64]!a} is not the name of a credential, which has no slash and no colon"
-        )
+        raise NoSecretError(f"{name[:64]!a} is not the name of a credential, which has no slash and no colon")
     directory = os.environ.get(CREDENTIALS_VARIABLE)
     if not directory:
-        raise TdefsError(
-            Exit.NO_SECRET,
+        raise NoSecretError(
             f'there is no credential "{name}": this process was given none',
             detail=f"the variable {CREDENTIALS_VARIABLE} is not set; systemd sets it for a unit with credentials",
             hint=f"put LoadCredential={name}:FILE, or LoadCredentialEncrypted={name}:FILE, into the unit, and"
@@ -79,8 +75,7 @@ def credential_path(name: str) -> Path:
         )
     path = Path(directory, name)
     if not path.is_file():
-        raise TdefsError(
-            Exit.NO_SECRET,
+        raise NoSecretError(
             f'the unit has no credential "{name}"',
             detail=f'there is no "{path}"',
             hint=f"LoadCredential= or LoadCredentialEncrypted= in the unit must name it: {name}:FILE",
@@ -100,7 +95,7 @@ def _read_file(path: Path, what: str, warn: Warn | None) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
         hint = let_read(path, error) if isinstance(error, OSError) else ""
-        raise TdefsError(Exit.NO_SECRET, f"could not read the {what}", detail=reason or "", hint=hint) from None
+        raise NoSecretError(f"could not read the {what}", detail=reason or "", hint=hint) from None
 
 
 def _read_to_end(descriptor: int) -> bytes:
@@ -108,5 +103,5 @@ def _read_to_end(descriptor: int) -> bytes:
     while block := os.read(descriptor, _MAX_PASSPHRASE_BYTES):
         content += block
         if len(content) > _MAX_PASSPHRASE_BYTES:
-            raise TdefsError(Exit.NO_SECRET, f"the passphrase is longer than {_MAX_PASSPHRASE_BYTES} bytes")
+            raise NoSecretError(f"the passphrase is longer than {_MAX_PASSPHRASE_BYTES} bytes")
     return bytes(content.removesuffix(b"\n"))

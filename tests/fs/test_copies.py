@@ -145,7 +145,7 @@ def test_a_copy_can_be_read_and_says_what_to_do(volume: Volume, copy: Volume) ->
     warning = "does not know volume"
     reading: tuple[tuple[str | Path, ...], ...] = (
         ("ls", copy.backing),
-        ("cat", copy.backing, FILE, *copy.unlock),
+        ("cat", FILE, "--volume", copy.backing, *copy.unlock),
         ("verify", copy.backing, *copy.unlock),
         ("key", "list", "--volume", copy.backing),
         ("key", "show", "dk_1", "--volume", copy.backing),

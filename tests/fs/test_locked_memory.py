@@ -37,7 +37,7 @@ COMMANDS = {
     "key verify": ["key", "verify", "--volume", "BACKING"],
     "key rotate": ["key", "rotate", "dk_1", "--volume", "BACKING"],
     "verify": ["verify", "BACKING"],
-    "cat": ["cat", "BACKING", "file"],
+    "cat": ["cat", "file", "--volume", "BACKING"],
     "protector remove": ["protector", "remove", "pr_1", "--volume", "BACKING"],
 }
 

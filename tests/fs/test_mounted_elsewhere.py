@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.cli import umount
+from tdefs.cli.main import build_parser
 from tdefs.errors import Exit, TdefsError
 from tests.support.children import needs_root
 from tests.support.mounts import LET_GO_OF_OTHERS, detach, is_mounted, mounts_below
@@ -159,7 +159,8 @@ def test_umount_says_what_may_keep_the_mount_where_that_cannot_be_seen(
         subprocess.run([*command, "sh", volume.root], check=True)
         monkeypatch.setattr(umount, "_WAIT_SECONDS", 1)
         with pytest.raises(TdefsError) as refused:
-            umount._run(argparse.Namespace(mountpoint=volume.mountpoint))
+            args = build_parser("umount").parse_args(["umount", str(volume.mountpoint)])
+            args.run(args)
         assert refused.value.exit_code is Exit.MOUNT_FAILED
         assert "findmnt -t nsfs" in refused.value.detail
         assert is_alive(daemon)

@@ -116,7 +116,15 @@ def look_at_everything(life: Life) -> None:
     life.on("key", "verify")
     life.on("key", "history")
     life.run("status", life.volume.mountpoint, "--json")
-    life.run("cat", backing, "base/5/16384", "--passphrase-file", life.held / "wrong", code=Exit.WRONG_SECRET)
+    life.run(
+        "cat",
+        "base/5/16384",
+        "--volume",
+        backing,
+        "--passphrase-file",
+        life.held / "wrong",
+        code=Exit.WRONG_SECRET,
+    )
 
 
 def system_logs(since: float) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli import mount as mount_command
+from tdefs.cli.common import daemon_log
 from tdefs.errors import Exit
 from tests.crash.faults.loop_disks import Ext4, run
 from tests.fs.test_start_stop import fingerprint
@@ -201,8 +201,8 @@ def test_a_host_without_a_system_log_gets_no_tracebacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the path of a socket has at most 107 bytes
-    monkeypatch.setattr(mount_command, "_SYSTEM_LOG", Path("log"))
-    handler = mount_command._log_handler(None, foreground=False)
+    monkeypatch.setattr(daemon_log, "SYSTEM_LOG", Path("log"))
+    handler = daemon_log.log_handler(None, foreground=False)
     try:
         handler.handle(logging.makeLogRecord({"msg": "mounted"}))
         assert capsys.readouterr().err == ""

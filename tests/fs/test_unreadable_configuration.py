@@ -146,7 +146,7 @@ def test_nothing_that_a_user_can_do_alone_needs_the_configuration_of_roots(host:
         ("auto-open", "status", *place),
         ("volume", "list", *place),
         ("policy", "check", policy),
-        ("policy", "explain", "--backing", volume.backing, "base/5/16384"),
+        ("policy", "explain", "--volume", volume.backing, "base/5/16384"),
         ("umount", volume.mountpoint),
         ("ls", volume.backing),
         ("verify", volume.backing, *unlock),

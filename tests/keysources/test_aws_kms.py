@@ -480,7 +480,7 @@ def test_offline_commands_take_the_key_source_of_the_configuration(
     with site.config.open("a") as file:
         file.write(f"volumes:\n  {site.backing}:\n    key_source: kms\n")
     with pytest.raises(TdefsError) as caught:
-        command.run(cat, site.backing, "none", "--config", site.config)
+        command.run(cat, "none", "--volume", site.backing, "--config", site.config)
     assert caught.value.exit_code == Exit.FILE_NOT_FOUND
     assert (
         json.loads(command.run(key_source, "list", "--json", "--config", site.config)[1])[0]["kind"] == "aws-kms"

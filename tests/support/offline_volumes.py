@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import struct
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tdefs.cli.main import COMMANDS
+from tdefs.cli.main import COMMANDS, build_parser
 from tdefs.data.forms import Expectations, FileForms, identity_at
 from tdefs.data.link_encryption import LinkCipher
 from tdefs.format.header import RECORD_SIZE, Header, decode_header
@@ -140,7 +139,7 @@ class SmallVolume:
 
     @property
     def known(self) -> Opened:
-        """What is certain of the volume to who has its keys."""
+        """What is certain of the volume for a program that has its keys."""
         keystore = self.volume.keystore
         return opened(self.volume, load_keystore(keystore).open(CommandProtector(KEY_COMMAND)), keystore)
 
@@ -186,7 +185,7 @@ def relation_map() -> bytes:
 
 
 class Command:
-    """Runs one command of the command line in this process."""
+    """Run one command of the command line in this process."""
 
     def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
         self._capture = capture
@@ -194,12 +193,10 @@ class Command:
 
     def run(self, module: ModuleType, *arguments: str | Path) -> tuple[int, str]:
         """Return exit code and output; an error that reaches the user is raised."""
-        parser = argparse.ArgumentParser()
-        module.register(parser.add_subparsers())
         place = module.__name__.removeprefix("tdefs.cli.")
         command = next(name for name, one in COMMANDS.items() if one == place)
-        args = parser.parse_args([command, *map(str, arguments)])
-        code = args.run(args)
+        args = build_parser(command).parse_args([command, *map(str, arguments)])
+        code: int = args.run(args)
         captured = self._capture.readouterr()
         self.errors = captured.err
         return code, captured.out

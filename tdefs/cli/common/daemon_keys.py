@@ -11,7 +11,7 @@ from pathlib import Path
 from tdefs.cli.common.keystore_users import is_same_file
 from tdefs.control import StrangerError, ask, ask_status
 from tdefs.daemon.status import DaemonStatus
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import DaemonNotToldError, TdefsError
 from tdefs.keys.hierarchy import DataKey, KeyRing
 from tdefs.keys.ring_message import RingRefusedError, encrypt_ring
 from tdefs.text import printable
@@ -53,7 +53,7 @@ def tell_daemons(
 
     :param old: the keys of before the change, by which they know us.
     :param patience: how many seconds a mount gets that is just being made, if not as many as it needs.
-    :param silent: do not say which ones were told.
+    :param silent: do not print which daemons got the keys.
     :raises TdefsError: DAEMON_NOT_TOLD, once all were tried, naming those that do not know.
     """
     told: list[Volume] = []
@@ -101,7 +101,7 @@ def _tell(volume: Volume, keystore: Path, old: KeyRing, new: KeyRing, patience: 
 
 
 def _may_be_same(other: Path, keystore: Path) -> bool:
-    """Tell whether a daemon that names *other* may use *keystore*; it may see other paths than this process."""
+    """Return whether a daemon that names *other* may use *keystore*; it may see other paths than this process."""
     try:
         return is_same_file(other, keystore)
     except OSError:
@@ -123,8 +123,7 @@ def _status(volume: Volume, patience: float) -> DaemonStatus | None:
 def _not_told(refused: list[tuple[Volume, str]]) -> TdefsError:
     names = ", ".join(f'"{printable(str(volume.backing))}"' for volume, _ in refused)
     one = len(refused) == 1
-    return TdefsError(
-        Exit.DAEMON_NOT_TOLD,
+    return DaemonNotToldError(
         f"the {'daemon' if one else 'daemons'} of {'volume' if one else 'volumes'} {names} could not be told of"
         f" the keys, and {'goes on with those it has' if one else 'go on with those they have'}",
         detail="\n".join(f"{reason}" if one else f'"{volume.backing}": {reason}' for volume, reason in refused),

@@ -1,8 +1,7 @@
-"""Finding the cluster that a volume's tablespace or WAL belongs to: named by the user, or by who links to it."""
+"""Finding the cluster that a volume's tablespace or WAL belongs to: the user names it, or its links lead here."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdefs.cli.common.link_places import mountpoints_of, trusted_mounts
-from tdefs.cli.common.secret_arguments import is_secret_given
-from tdefs.cli.common.unlocking import add_keystore_arguments, unlock, use_configured_secret
-from tdefs.config import load_config
+from tdefs.cli.common.unlocking import KeystoreAccess, unlock
 from tdefs.control import ask_status
 from tdefs.doctor.cluster import find_clusters
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, NoSecretError, TdefsError
 from tdefs.format.errors import FormatError
 from tdefs.offline.reader import OfflineReader
 from tdefs.pg.control import (
@@ -34,11 +31,11 @@ from tdefs.volume.believed import Opened
 from tdefs.volume.description import DATA_DIRECTORY, PRIVATE_DIRECTORY, Volume, read_volume
 
 
-def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> HomeCluster:
+def named_cluster(access: KeystoreAccess, volume: Volume, pgdata: Path) -> HomeCluster:
     """Return the cluster that *volume* is a part of: *pgdata* is its data directory, or in a backing directory.
 
-    :param args: those of the command line; where the configuration does not say how to unlock that volume, the
-        same secret as for the other one does.
+    :param access: that of the command line. Where the configuration does not say how to unlock that volume, the
+        secret of the other one is used.
     :raises TdefsError: USAGE if there is no cluster, or more than one; what is wrong with the volume's keystore or
         secret.
     """
@@ -56,27 +53,26 @@ def named_cluster(args: argparse.Namespace, volume: Volume, pgdata: Path) -> Hom
         )
 
     def known_of(other: Volume) -> Opened:
-        configured = _configured(args, other)
         # the keystore that the command line names is that of the volume that is verified
-        return unlock(configured or argparse.Namespace(**{**vars(args), "keystore": None}), other)
+        return unlock(access.configured(other) or access.of_another_volume(), other)
 
-    mountpoints = mountpoints_of(volume, load_config(args.config))
+    mountpoints = mountpoints_of(volume, access.invocation.config)
     home = _Candidate(found[0], found[0], _volume_of(found[0]))
     return _read(home, _wal_directory(home, mountpoints, known_of), known_of)
 
 
-def linking_clusters(args: argparse.Namespace, volume: Volume) -> Iterator[HomeCluster]:
+def linking_clusters(access: KeystoreAccess, volume: Volume) -> Iterator[HomeCluster]:
     """Yield the clusters that can be found whose pg_tblspc or pg_wal leads to where *volume* is, or was, mounted.
 
     Looked for on the mounts of other volumes, beside the mount point, and in the backing directories that the
-    configuration names. One that cannot be read is a warning. Nobody is asked for a secret.
+    configuration names. A cluster that cannot be read is a warning. Nobody is asked for a secret.
     """
-    config = load_config(args.config)
+    config = access.invocation.config
 
     def known_of(other: Volume) -> Opened:
-        configured = _configured(args, other)
+        configured = access.configured(other)
         if configured is None:
-            raise TdefsError(Exit.NO_SECRET, "the configuration does not say how to unlock its volume")
+            raise NoSecretError("the configuration does not say how to unlock its volume")
         return unlock(configured, other)
 
     mountpoints = mountpoints_of(volume, config)
@@ -109,7 +105,7 @@ class _Candidate:
 def _candidates(volume: Volume, unmounted: list[Path], mountpoints: set[Path]) -> Iterator[_Candidate]:
     """Yield data directories.
 
-    What is mounted is looked at in its backing directory: a daemon that does not answer must not matter here.
+    What is mounted is read in its backing directory, so that a daemon that does not answer does not matter here.
     """
     mounts = [mount for mount in trusted_mounts(volume) if mount.backing != volume.backing]
     for mount in mounts:
@@ -135,9 +131,9 @@ def _clusters(place: Path) -> list[Path]:
 
 
 def _leads_to(home: _Candidate, mountpoints: set[Path], known_of: Callable[[Volume], Opened]) -> bool:
-    """Tell whether a tablespace or the WAL of the cluster lies on one of the mount points.
+    """Return whether a tablespace or the WAL of the cluster lies on one of the mount points.
 
-    :raises TdefsError: its links cannot be read for want of keys.
+    :raises TdefsError: its links cannot be read without keys.
     """
     if _wal_directory(home, mountpoints, known_of) is not None:
         return True
@@ -156,14 +152,14 @@ def _wal_directory(home: _Candidate, mountpoints: set[Path], known_of: Callable[
 
 
 def _lies_on(target: Path, pgdata: Path, mountpoint: Path) -> bool:
-    """Tell whether a part of the cluster is on a mount that the rest is not on: not a mount around all of it."""
+    """Return whether a part of the cluster is on a mount that the rest is not on: not a mount around all of it."""
     return target.is_relative_to(mountpoint) and not pgdata.is_relative_to(mountpoint)
 
 
 def _target(home: _Candidate, name: str, known_of: Callable[[Volume], Opened]) -> Path:
-    """Return where the directory *name* of a cluster lies: as its link says, which nobody follows here.
+    """Return where the directory *name* of a cluster lies, by its link, which is read and not followed.
 
-    :raises TdefsError: the link cannot be read for want of keys.
+    :raises TdefsError: the link cannot be read without keys.
     """
     place = home.pgdata / name
     with suppress(OSError, FormatError):
@@ -173,10 +169,10 @@ def _target(home: _Candidate, name: str, known_of: Callable[[Volume], Opened]) -
 
 
 def _link_target(home: _Candidate, name: str, known_of: Callable[[Volume], Opened]) -> Path:
-    """Return where a link leads to: as the daemon says that serves its volume, or as the keys tell."""
+    """Return where a link leads to: from the daemon that serves its volume, or decrypted with the keys."""
     if home.volume is None:
         return (home.stored / name).readlink()
-    # one that does not answer would have whoever reads the link wait for ever
+    # reading the link through a daemon that does not answer would wait for ever
     if home.stored != home.pgdata and ask_status(home.volume) is not None:
         return (home.pgdata / name).readlink()
     path = os.fspath((home.stored / name).relative_to(home.volume.data))
@@ -186,16 +182,6 @@ def _link_target(home: _Candidate, name: str, known_of: Callable[[Volume], Opene
 def _reader(volume: Volume, known_of: Callable[[Volume], Opened]) -> OfflineReader:
     known = known_of(volume)
     return OfflineReader(volume, known.unlocked.ring, known.believed)
-
-
-def _configured(args: argparse.Namespace, volume: Volume) -> argparse.Namespace | None:
-    """Return arguments with the secret that the configuration has for *volume*; ``None`` if it has none."""
-    parser = argparse.ArgumentParser()
-    add_keystore_arguments(parser)
-    configured = parser.parse_args([], argparse.Namespace(run=args.run))
-    configured.config = args.config
-    use_configured_secret(configured, load_config(args.config).for_backing(volume.backing))
-    return configured if is_secret_given(configured) else None
 
 
 def _read(home: _Candidate, wal_directory: str | None, known_of: Callable[[Volume], Opened]) -> HomeCluster:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from tdefs.cli.common.daemon_keys import tell_daemons
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.keystore_users import KeystoreUsers, meant_unseen, not_registered, shown_unseen, users_of
 from tdefs.cli.common.terminal import warn
-from tdefs.cli.common.unlocking import check_place, keystore_path, open_recorded, record, unlocking_secret
-from tdefs.errors import Exit, TdefsError
+from tdefs.cli.common.unlocking import (
+    KeystoreAccess,
+    check_place,
+    keystore_path,
+    open_recorded,
+    record,
+    unlocking_secret,
+)
+from tdefs.errors import DaemonNotToldError, TdefsError
 from tdefs.keys.hierarchy import KEY_NAME, KeyRing
 from tdefs.keys.keystore.changes import moved
 from tdefs.keys.keystore.entries import Document
@@ -30,14 +37,14 @@ class OpenChange:
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        invocation: Invocation,
         change: KeystoreChange,
         path: Path,
         unlocked: Unlocked,
         protector: Protector,
         users: KeystoreUsers,
     ) -> None:
-        self._args = args
+        self._invocation = invocation
         #: The place of the keystore as commands that unlock name it, by which a key command finds its directory.
         self.path = path
         self._change = change
@@ -47,7 +54,7 @@ class OpenChange:
         self.users = users
         #: The ids of those that cannot be seen, where that is meant.
         self.unseen: list[str] = []
-        #: Whether it was tried to save, which the history tells by itself.
+        #: Whether it was tried to save; the history then has a record of that.
         self.was_tried = False
 
     @property
@@ -84,7 +91,7 @@ class OpenChange:
                 entries = [entry for entry in new.document.protectors if entry.wrapped not in known]
                 remove_what_is_not_saved(self._change.path, maker, entries, warn)
             raise
-        self._args.changed = True
+        self._invocation.changed = True
         if self._change.lacking:
             print(
                 "tdefs: warning: the history is not as it was written: "
@@ -94,7 +101,7 @@ class OpenChange:
             )
 
     def tell(self, old: KeyRing) -> None:
-        """Tell every daemon that uses the keystore of a change of keys; *old* are those of before.
+        """Send a change of keys to every daemon that uses the keystore; *old* are the keys before.
 
         :raises TdefsError: DAEMON_NOT_TOLD. That of a volume that cannot be seen is a note.
         """
@@ -111,7 +118,7 @@ class OpenChange:
             raise
 
     def tell_revision(self, *, unmounted: Volume | None = None) -> None:
-        """Tell every daemon of a change that leaves its keys what they are; one that is not told needs nothing.
+        """Send every daemon a change that leaves its keys as they are. One that does not get it needs nothing.
 
         :param unmounted: a volume that has no daemon, since the caller holds its lock.
         """
@@ -119,9 +126,7 @@ class OpenChange:
         volumes = [volume for volume in self.users.seen if volume is not unmounted]
         try:
             tell_daemons(volumes, self.path, ring, ring, patience=0)
-        except TdefsError as error:
-            if error.exit_code is not Exit.DAEMON_NOT_TOLD:
-                raise
+        except DaemonNotToldError as error:
             print(
                 f"tdefs: {error.message}\nDETAIL:  {error.detail}\n"
                 "It needs nothing of this change: its keys are the same, and its next start reads the keystore.",
@@ -129,49 +134,55 @@ class OpenChange:
             )
 
 
-def _subject(args: argparse.Namespace) -> dict[str, str | int]:
+def _subject(about: Mapping[str, str | int | None]) -> dict[str, str | int]:
     """Return which key or protector a command names, for the history; not what cannot be the name of one."""
-    subject: dict[str, str | int] = {}
-    for what, given in (("key", getattr(args, "name", "")), ("protector", getattr(args, "id", ""))):
-        if KEY_NAME.fullmatch(given):  # the id of a protector is of the same form
-            subject[what] = given
-    if getattr(args, "round", None) is not None:
-        subject["round"] = args.round
-    return subject
+    return {
+        what: given
+        for what, given in about.items()
+        # the id of a protector has the same form as the name of a key
+        if isinstance(given, int) or (given is not None and KEY_NAME.fullmatch(given))
+    }
 
 
 @contextmanager
 def changing(
-    args: argparse.Namespace, volume: Volume, command: str, *, sees_all: bool = False, registers: bool = False
+    access: KeystoreAccess,
+    volume: Volume,
+    *,
+    about: Mapping[str, str | int | None] | None = None,
+    unseen: Sequence[str] | None = None,
+    registers: bool = False,
 ) -> Iterator[OpenChange]:
     """Hold the right to change the keystore of *volume* for the time of a ``with`` block.
 
-    :param sees_all: whether the change takes something away, so that every volume must be seen, unless the command
-        line names it.
-    :param registers: whether the command says itself what *volume* is, which the keystore need not know then.
+    :param about: the key, its round, or the protector that the command names, for the history.
+    :param unseen: for a change that takes something away: the volumes that the command line names although they
+        cannot be seen. All others that use the keystore must be seen.
+    :param registers: whether the command itself says what *volume* is; then the keystore need not know it.
     :raises TdefsError: KEYSTORE_BUSY; VOLUME_NOT_REGISTERED for a copy; VOLUME_UNSEEN; and what is wrong with the
         keystore, its secret or the configuration.
     """
-    path = keystore_path(args, volume)
+    command = access.invocation.command
+    path = keystore_path(access, volume)
     with KeystoreChange(path, command) as change:
         for note in change.undone:
             print(f"tdefs: {printable(note)}", file=sys.stderr)
         change.keystore.check_volume(volume.volume_id)
-        args.registration_told = True  # an error will say it, and no warning
-        protector = unlocking_secret(args, volume, change.keystore)
+        access.invocation.registration_reported = True  # an error reports it, and no warning
+        protector = unlocking_secret(access, volume, change.keystore)
         unlocked = open_recorded(change.keystore, protector, command)
-        check_place(args, volume, unlocked)
+        check_place(access, volume, unlocked)
         users = users_of(unlocked.document, change.path, volume)
-        opened = OpenChange(args, change, path, unlocked, protector, users)
+        opened = OpenChange(access.invocation, change, path, unlocked, protector, users)
         try:
             if not registers:
                 _refuse_copy(opened, volume)
-            if sees_all:
-                opened.unseen = meant_unseen(args, opened.document, users)
+            if unseen is not None:
+                opened.unseen = meant_unseen(unseen, opened.document, users)
             yield opened
         except TdefsError as error:
             if not opened.was_tried:
-                what = {**_subject(args), "error": error.exit_code.name}
+                what = {**_subject(about or {}), "error": error.exit_code.name}
                 record(change.keystore.path, f"{command} refused", what, unlocked)
             raise
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.control import ask_status
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import find_volume
@@ -50,8 +51,8 @@ def users_of(document: Document, keystore: Path, volume: Volume) -> KeystoreUser
 def _mounted_with(keystore: Path, volume_id: bytes, known: Sequence[Volume]) -> list[Volume]:
     """Return the volumes that are mounted on this host with *keystore*, beside those that are *known*.
 
-    Every user can mount what passes for a tdefs volume. Only what was mounted by, and belongs to, one who may read
-    the keystore is looked at.
+    Every user can mount something that looks like a tdefs volume. Only mounts that a reader of the keystore has
+    made, and whose volumes belong to one, are looked at.
     """
     found = []
     places = set(map(_directory, known))
@@ -75,7 +76,7 @@ def _directory(volume: Volume) -> tuple[int, int]:
 
 
 def uses(volume: Volume, keystore: Path) -> bool:
-    """Tell whether *volume* may use *keystore*: its daemon says so, or no other one is known to be its own."""
+    """Return whether *volume* may use *keystore*: its daemon says so, or no other one is known to be its own."""
     status = ask_status(volume)
     try:
         if status is not None:
@@ -89,7 +90,10 @@ def uses(volume: Volume, keystore: Path) -> bool:
 
 
 def is_same_file(one: Path, other: Path) -> bool:
-    """Tell whether two paths lead to the same file. Raises OSError."""
+    """Return whether two paths lead to the same file.
+
+    :raises OSError: one of them cannot be looked at.
+    """
     return os.path.samestat(one.stat(), other.stat())
 
 
@@ -100,25 +104,27 @@ def add_unseen(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         action="append",
         default=[],
-        help="make the change although this volume, which uses the keystore, cannot be seen; may be given again",
+        help="change the keys although this volume cannot be seen (repeatable)",
     )
 
 
-def meant_unseen(args: argparse.Namespace, document: Document, users: KeystoreUsers) -> list[str]:
-    """Return the ids of those volumes that cannot be seen, each of which the command line must name.
+def meant_unseen(named: Sequence[str], document: Document, users: KeystoreUsers) -> list[str]:
+    """Return the ids of those volumes that cannot be seen.
+
+    :param named: the ids that the command line names; each of them must be there.
 
     :raises TdefsError: VOLUME_UNSEEN for one that it does not name; VOLUME_UNKNOWN.
     """
-    for id in args.unseen_volume:
+    for id in named:
         find_volume(document, id)
-    refused = [one for one in users.unseen if one.entry.id not in args.unseen_volume]
+    refused = [one for one in users.unseen if one.entry.id not in named]
     if refused:
         ids = [one.entry.id for one in refused]
         many = len(refused) > 1
         raise TdefsError(
             Exit.VOLUME_UNSEEN,
             f"{'volumes' if many else 'volume'} {', '.join(ids)}, which {'use' if many else 'uses'} the keystore,"
-            " cannot be seen, so what this change does to it cannot be told",
+            " cannot be seen, so the effect of this change on it is not known",
             detail="\n".join(shown_unseen(one) for one in refused),
             hint="make it visible (is its disk mounted?); if it was moved, say so there with 'tdefs volume moved';"
             f" if it is no more, 'tdefs volume forget {ids[0]}'; if the change is meant all the same, add "
@@ -162,16 +168,16 @@ def not_registered(document: Document, keystore: Path, volume: Volume) -> TdefsE
     )
 
 
-def warn_unless_registered(args: argparse.Namespace, document: Document, keystore: Path, volume: Volume) -> None:
-    """Say on stderr, once in a command, that no keys can be changed by way of *volume*, if that is so."""
-    if getattr(args, "registration_told", False):
+def warn_unless_registered(invocation: Invocation, document: Document, keystore: Path, volume: Volume) -> None:
+    """Warn on stderr, once in a command, that *keystore* does not know *volume*, if that is so."""
+    if invocation.registration_reported:
         return
-    args.registration_told = True
+    invocation.registration_reported = True
     try:
         if recognised(document, volume) is not None:
             return
     except OSError:
-        return  # who reads the volume is told by what reads it
+        return  # what reads the volume next reports this
     error = not_registered(document, keystore, volume)
     print(
         f"tdefs: warning: {error.message}\n"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tdefs.config import Config, load_config
+from tdefs.config import Config
 from tdefs.errors import TdefsError
 from tdefs.mounts.known import Mount, mounts_of
 from tdefs.offline.link_targets import leads_out
@@ -29,16 +28,15 @@ def mountpoints_of(volume: Volume, config: Config) -> set[Path]:
 
 
 def trusted_mounts(volume: Volume) -> list[Mount]:
-    """Return the mounts of whom *volume* belongs to, of this user and of root."""
+    """Return the mounts of the owner of *volume*, of this user and of root."""
     users = {0, os.geteuid()}
     with suppress(OSError):
         users.add(volume.private.stat().st_uid)
     return mounts_of(users)
 
 
-def link_judge(args: argparse.Namespace, volume: Volume) -> Callable[[str, str], bool]:
-    """Return what tells of a link of *volume*, by its path and target, whether it leads out of all volumes."""
-    config = load_config(args.config)
+def link_judge(config: Config, volume: Volume) -> Callable[[str, str], bool]:
+    """Return a function that says of a link of *volume*, by path and target, whether it leads to no volume."""
     own = mountpoints_of(volume, config)
     others = {mount.mountpoint for mount in trusted_mounts(volume)}
     others |= {one.mountpoint for one in config.volumes.values() if one.mountpoint is not None}

@@ -8,9 +8,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from tdefs.daemon.reserve import with_own_rights
 from tdefs.errors import TdefsError
 from tdefs.private import UntrustedError, own_place
+from tdefs.reserve import with_own_rights
 from tdefs.volume.description import ROOTS_LOGS
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class LogFile(_Handler):
             self._open_for_good = stack.pop_all()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, also on a disk that is full for those who are served."""
+        """Write a line, also on a disk that is full for the users of the mount."""
         with with_own_rights():
             with suppress(OSError, TdefsError):  # what cannot be put aside grows on
                 if os.fstat(self.stream.fileno()).st_size >= _MOST_BYTES:

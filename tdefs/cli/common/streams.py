@@ -53,7 +53,7 @@ class _Descriptor(io.RawIOBase):
 
 
 class SteadyStream(io.TextIOWrapper):
-    """A text stream whose writes succeed, whoever reads it."""
+    """A text stream whose writes succeed, whether or not anybody reads it."""
 
     def __init__(self, fd: int, like: TextIO | None, *, errors: str, line_buffering: bool) -> None:
         """Take the place of the stream *like*; ``None`` is one that was closed before tdefs started."""
@@ -92,7 +92,7 @@ def output_loss() -> OSError | None:
 
 
 def nobody_reads(loss: OSError) -> bool:
-    """Tell whether the reader has gone (``head``, ``grep -q``), or never was: no failure of the output."""
+    """Return whether the reader has gone (``head``, ``grep -q``), or never was: no failure of the output."""
     return loss.errno == _NOBODY_READS
 
 
@@ -119,5 +119,5 @@ def end_output(code: int, *, changed: bool) -> int:
         return code
     print(f"tdefs: could not write the output: {loss.strerror}", file=sys.stderr)
     if changed:
-        print("DETAIL:  the command has done its work; only what it tells of it is lost", file=sys.stderr)
+        print("DETAIL:  the command has done its work; only its output is lost", file=sys.stderr)
     return Exit.OS_ERROR if code == Exit.OK and not changed else code

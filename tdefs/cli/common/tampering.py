@@ -39,5 +39,5 @@ def tampering_findings(state: State) -> Iterator[Finding]:
             name,
             classify(name).kind.value,
             f"not as the last unmount left it: {found}",
-            "restore it from a backup, or say with 'tdefs accept' that it is meant",
+            "restore it from a backup, or accept it with 'tdefs accept'",
         )

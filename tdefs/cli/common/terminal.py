@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import NoSecretError
 
 OTHER_OPTIONS = "use --passphrase-file, --passphrase-fd, --key-command or --key-source"
 
@@ -51,7 +51,7 @@ def ask_passphrase(*, confirm: bool, name: str = "Passphrase", instead: str = OT
     _check_terminal(what, instead)
     passphrase = _ask(f"{name}: ", what, instead)
     if confirm and _ask(f"{name} again: ", what, instead) != passphrase:
-        raise TdefsError(Exit.NO_SECRET, "the two passphrases are different")
+        raise NoSecretError("the two passphrases are different")
     return passphrase
 
 
@@ -60,7 +60,7 @@ def _check_terminal(what: str, instead: str) -> None:
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
-        raise TdefsError(Exit.NO_SECRET, f"there is no terminal to ask for the {what}", hint=instead) from None
+        raise NoSecretError(f"there is no terminal to ask for the {what}", hint=instead) from None
 
 
 def _ask(prompt: str, what: str, instead: str) -> bytes:
@@ -72,7 +72,7 @@ def _ask(prompt: str, what: str, instead: str) -> bytes:
     except (EOFError, OSError, UnicodeError, getpass.GetPassWarning):
         pass
     # Raised here, without a context: a UnicodeDecodeError carries what was typed.
-    raise TdefsError(Exit.NO_SECRET, f"could not read the {what} from the terminal", hint=instead)
+    raise NoSecretError(f"could not read the {what} from the terminal", hint=instead)
 
 
 @contextmanager
@@ -88,15 +88,13 @@ def lent_terminal() -> Iterator[int]:
     try:
         descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        raise TdefsError(
-            Exit.NO_SECRET,
+        raise NoSecretError(
             "there is no terminal that the key command could ask on",
             hint="--authprompt needs a terminal; without one, use a key command that asks nobody",
         ) from None
     try:
         if descriptor > _HIGHEST_DESCRIPTOR:
-            raise TdefsError(
-                Exit.NO_SECRET,
+            raise NoSecretError(
                 "there is no file descriptor for %R",
                 detail=f"0 to {_HIGHEST_DESCRIPTOR} are all open, and shells know no others",
                 hint="close some before tdefs is started",
@@ -118,8 +116,7 @@ def _take_foreground(descriptor: int) -> list[Any]:
         # as it stops one that reads.
         termios.tcsetattr(descriptor, termios.TCSANOW, settings)
     except termios.error:
-        raise TdefsError(
-            Exit.NO_SECRET,
+        raise NoSecretError(
             "the key command cannot ask on the terminal, because tdefs runs in the background",
             hint="start tdefs in the foreground; it goes to the background by itself",
         ) from None

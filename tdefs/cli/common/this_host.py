@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdefs.config import VolumeConfig
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import NoSecretError, TdefsError
 from tdefs.keys.keystore.entries import Document, ProtectorEntry
 from tdefs.keys.keystore.file import Keystore
 from tdefs.keys.keystore.wrapped_keys import open_master_key
@@ -65,7 +65,7 @@ def survey(document: Document, protector: ThisHostProtector) -> list[HostEntry]:
 
 
 def opening_host(keystore: Keystore, settings: VolumeConfig) -> ThisHostProtector | None:
-    """Return this host, if it opens *keystore*; if it was meant to, and does not, say why on stderr."""
+    """Return this host, if it opens *keystore*. If it should and does not, print why on stderr."""
     protector = ThisHostProtector(holders(settings))
     found = survey(keystore.document, protector)
     if any(one.opens for one in found):
@@ -105,8 +105,7 @@ def forget_here(protector: ThisHostProtector, entry: ProtectorEntry) -> None:
 def not_enabled(found: Sequence[HostEntry]) -> TdefsError:
     """Return the error for a host that has no entry of its own among those *found*."""
     others = ", ".join(f"{one.entry.id} ({one.entry.label})" for one in found)
-    return TdefsError(
-        Exit.NO_SECRET,
+    return NoSecretError(
         "auto-open is not enabled on this host",
         detail=f"it is on other hosts: {others}" if others else "nor is it on any other host",
         hint=_ENABLE,

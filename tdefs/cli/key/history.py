@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from typing import Any
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_json, print_line, print_table
-from tdefs.cli.common.place import volume_of
-from tdefs.cli.common.unlocking import open_recorded, read_keystore, unlocking_secret
+from tdefs.cli.common.place import VolumeChoice
+from tdefs.cli.common.unlocking import KeystoreAccess, open_recorded, read_keystore, unlocking_secret
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.history import history_path, read_history
 from tdefs.keys.keystore.history_checking import check_history
@@ -16,23 +17,34 @@ from tdefs.keys.keystore.wrapped_keys import open_history_key
 from tdefs.text import printable
 
 
-def run_history(args: argparse.Namespace) -> int:
-    """Print the history; check it unless told not to.
+@dataclass(frozen=True, slots=True)
+class HistoryOptions:
+    """Of ``tdefs key history``."""
+
+    key: str | None
+    unchecked: bool
+    json: bool
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+def run_history(invocation: Invocation, options: HistoryOptions) -> int:
+    """Print the history, checked by its MACs unless ``--unchecked`` is given.
 
     :raises TdefsError: HISTORY_BROKEN, after it was printed; DATA_KEY_UNKNOWN if neither the history nor the
         keystore knows the key that was asked for.
     """
-    volume = volume_of(args)
-    keystore = read_keystore(args, volume)
+    volume = options.volume.find()
+    keystore = read_keystore(options.access, volume)
     document, key = keystore.document, None
-    if not args.unchecked:
-        unlocked = open_recorded(keystore, unlocking_secret(args, volume, keystore), "key history")
+    if not options.unchecked:
+        unlocked = open_recorded(keystore, unlocking_secret(options.access, volume, keystore), invocation.command)
         key = open_history_key(document.volume_id, document.history, unlocked.master)
     found = check_history(read_history(keystore.path), key, document.history, document.revision)
-    records = [record for record in found.records if args.key is None or _concerns(record, args.key)]
-    if args.key is not None and not records:
-        find_data_key(document, args.key)
-    if args.json:
+    records = [record for record in found.records if options.key is None or _concerns(record, options.key)]
+    if options.key is not None and not records:
+        find_data_key(document, options.key)
+    if options.json:
         print_json(
             {
                 "checked": key is not None,
@@ -59,7 +71,7 @@ def run_history(args: argparse.Namespace) -> int:
 
 
 def _concerns(record: dict[str, Any], key: str) -> bool:
-    """Tell whether a record names the data key: that which was changed, or one of those that were made first."""
+    """Return whether a record names the data key: that which was changed, or one of those that were made first."""
     what = record["what"]
     return key == what.get("key") or key in str(what.get("keys", "")).split()
 

@@ -1,17 +1,18 @@
-"""The sub-commands of ``tdefs key`` that need no secret: list, show."""
+"""The subcommands of ``tdefs key`` that need no secret: list, show."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.keystore_users import shown_unseen, users_of
 from tdefs.cli.common.output import print_fields, print_json, print_line, print_table
-from tdefs.cli.common.place import volume_of
-from tdefs.cli.common.unlocking import read_keystore
+from tdefs.cli.common.place import VolumeChoice
+from tdefs.cli.common.unlocking import KeystoreAccess, read_keystore
 from tdefs.errors import Exit
 from tdefs.keys.fields import show_time
 from tdefs.keys.keystore.entries import VERSION, DataKeyEntry, Document, RoundEntry
@@ -22,10 +23,29 @@ _LIST_HEADERS = ("data key", "round", "state", "algorithm", "created", "fingerpr
 _SHOW_HEADERS = ("round", "state", "algorithm", "created", "revoked", "destroyed", "wrapped by", "files")
 
 
-def run_list(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, slots=True)
+class ListOptions:
+    """Of ``tdefs key list``."""
+
+    volume: VolumeChoice
+    access: KeystoreAccess
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShowOptions:
+    """Of ``tdefs key show``."""
+
+    name: str
+    volume: VolumeChoice
+    access: KeystoreAccess
+    json: bool
+
+
+def run_list(_invocation: Invocation, options: ListOptions) -> int:
     """``tdefs key list``."""
-    document = read_keystore(args, volume_of(args)).document
-    if args.json:
+    document = read_keystore(options.access, options.volume.find()).document
+    if options.json:
         print_json(_as_object(document))
         return Exit.OK
     rows = [
@@ -46,19 +66,19 @@ def run_list(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def run_show(args: argparse.Namespace) -> int:
+def run_show(_invocation: Invocation, options: ShowOptions) -> int:
     """``tdefs key show``."""
-    volume = volume_of(args)
-    keystore = read_keystore(args, volume)
+    volume = options.volume.find()
+    keystore = read_keystore(options.access, volume)
     document = keystore.document
-    entry = find_data_key(document, args.name)
+    entry = find_data_key(document, options.name)
     users = users_of(document, keystore.path, volume)
     files = Counter(
         found.round for one in users.seen for found in describe_all(one) if found.data_key == entry.name
     )
     for unseen in users.unseen:
         print(f"tdefs: warning: files are not counted of {shown_unseen(unseen)}", file=sys.stderr)
-    if args.json:
+    if options.json:
         shown = _key_object(entry)
         for one in shown["rounds"]:
             one["files"] = files[one["round"]]

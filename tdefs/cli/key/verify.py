@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_table
-from tdefs.cli.common.place import volume_of
+from tdefs.cli.common.place import VolumeChoice
 from tdefs.cli.common.this_host import holders
-from tdefs.cli.common.unlocking import open_recorded, read_keystore, source_finder, unlocking_secret
-from tdefs.config import load_config
-from tdefs.errors import Exit, TdefsError
+from tdefs.cli.common.unlocking import KeystoreAccess, open_recorded, read_keystore, unlocking_secret
+from tdefs.errors import Exit, KeystoreDamagedError, NoSecretError, TdefsError
 from tdefs.keys.keystore.checking import check_protector, check_round
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.file import Unlocked
@@ -24,15 +24,23 @@ from tdefs.volume.description import Volume
 Maker = Callable[[], Protector]
 
 
-def run_verify(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """Of ``tdefs key verify``."""
+
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+def run_verify(invocation: Invocation, options: VerifyOptions) -> int:
     """``tdefs key verify``: changes nothing.
 
     :raises TdefsError: KEYSTORE_DAMAGED if a protector or a round leads nowhere; what a key source or this host
         raises that does not open its own protector.
     """
-    volume = volume_of(args)
-    keystore = read_keystore(args, volume)
-    unlocked = open_recorded(keystore, unlocking_secret(args, volume, keystore), "key verify")
+    access, volume = options.access, options.volume.find()
+    keystore = read_keystore(access, volume)
+    unlocked = open_recorded(keystore, unlocking_secret(access, volume, keystore), invocation.command)
     document, master = unlocked.document, unlocked.master
     errors: list[TdefsError] = []
 
@@ -45,7 +53,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
     rows = []
     for entry in document.protectors:
-        makers = dict(_without_person(args, volume, entry))
+        makers = dict(_without_person(access, volume, entry))
         result = tried(partial(_check_protector, unlocked, entry, makers))
         rows.append((f"protector {entry.id}", result))
     for key in document.data_keys:
@@ -56,7 +64,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
             rows.append((f"data key {key.name} round {one.round}", tried(check)))
     print_table(("what", "result"), rows)
-    damage = [error for error in errors if error.exit_code is Exit.KEYSTORE_DAMAGED]
+    damage = [error for error in errors if isinstance(error, KeystoreDamagedError)]
     if errors:
         first = (damage or errors)[0]
         raise TdefsError(
@@ -77,11 +85,10 @@ def _check_protector(unlocked: Unlocked, entry: ProtectorEntry, makers: dict[str
     for name, make in makers.items():
         try:
             open_master_key(document, entry, make())
-        except NotMineError:
+        except (NotMineError, NoSecretError):  # such as a PIN, which nobody is there to type
             continue
         except TdefsError as error:
-            if error.exit_code is not Exit.NO_SECRET:  # such as a PIN, with nobody there to type it
-                refusal = refusal or error
+            refusal = refusal or error
             continue
         return f"opens {master.name} by {name}"
     if refusal is not None:
@@ -90,13 +97,10 @@ def _check_protector(unlocked: Unlocked, entry: ProtectorEntry, makers: dict[str
     return f"leads to {master.name}; its secret was not given"
 
 
-def _without_person(
-    args: argparse.Namespace, volume: Volume, entry: ProtectorEntry
-) -> Iterator[tuple[str, Maker]]:
+def _without_person(access: KeystoreAccess, volume: Volume, entry: ProtectorEntry) -> Iterator[tuple[str, Maker]]:
     """Yield by name what may open *entry* on this host by itself: the host, and key sources of its kind."""
-    config = load_config(args.config)
     if entry.kind == ThisHostProtector.kind:
-        yield "this host", lambda: ThisHostProtector(holders(config.for_backing(volume.backing)))
-    for settings in config.key_sources.values():
+        yield "this host", lambda: ThisHostProtector(holders(access.settings(volume)))
+    for settings in access.invocation.config.key_sources.values():
         if settings.kind == entry.kind:
-            yield f'key source "{settings.name}"', partial(source_finder(args), settings.name)
+            yield f'key source "{settings.name}"', partial(access.invocation.key_source, settings.name)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import re
 import secrets
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_json, print_line, print_table
-from tdefs.cli.common.secret_arguments import descriptor_number
-from tdefs.cli.common.unlocking import add_config, source_finder
-from tdefs.errors import Exit, TdefsError
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.secret_options import descriptor_number
+from tdefs.cli.common.unlocking import add_config
+from tdefs.errors import Exit, NoSecretError, TdefsError
 from tdefs.keys.fields import show_time
 from tdefs.keys.private_files import read_file
 from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES
@@ -23,17 +25,17 @@ _HEX_KEY = re.compile(rb"[0-9A-Fa-f]{%d}\s*" % (2 * WRAPPING_KEY_BYTES))
 _NAME = re.compile(r"[ -~]{1,128}", re.ASCII)
 
 
-def register_key_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the sub-commands of ``key-source`` for the keys on a server."""
-    keys = _command(commands, "keys", _keys, "list the keys on the server of a key source")
+def register_key_commands(commands: Subcommands) -> None:
+    """Add the subcommands of ``key-source`` for the keys on a server."""
+    keys = _command(commands, "keys", "list the keys on the server of a key source")
     keys.add_argument("--json", action="store_true", help="print JSON")
+    takes(keys, _KeysOptions, _keys)
 
-    create = _command(commands, "create", _create, "have the server make a wrapping key; activate it then")
+    create = _command(commands, "create", "have the server make a wrapping key; activate it afterwards")
     _add_name(create)
+    takes(create, _CreateOptions, _create)
 
-    register = _command(
-        commands, "register", _register, "give the server a key of yours to keep; activate it then"
-    )
+    register = _command(commands, "register", "give the server your own key to keep; activate it afterwards")
     _add_name(register)
     key = register.add_mutually_exclusive_group(required=True)
     key.add_argument(
@@ -49,20 +51,64 @@ def register_key_commands(commands: argparse._SubParsersAction[argparse.Argument
         help="read the key, 64 hexadecimal characters, from the open file descriptor N to its end",
     )
 
-    _add_uid(_command(commands, "activate", _activate, "let a key on the server be used"))
+    takes(register, _RegisterOptions, _register)
 
-    revoke = _command(commands, "revoke", _revoke, "let a key on the server be used no more")
+    activate = _command(commands, "activate", "allow the use of a key on the server")
+    _add_uid(activate)
+    takes(activate, _UidOptions, _activate)
+
+    revoke = _command(commands, "revoke", "end the use of a key on the server")
     _add_uid(revoke)
     revoke.add_argument(
-        "--reason", choices=REVOCATION_REASONS, default="unspecified", help="what the server notes"
+        "--reason", choices=REVOCATION_REASONS, default="unspecified", help="the reason that the server notes"
     )
 
-    _add_uid(_command(commands, "destroy", _destroy, "have the server forget a key, for ever; revoke it first"))
+    takes(revoke, _RevokeOptions, _revoke)
+
+    destroy = _command(commands, "destroy", "have the server delete a key for ever; revoke it first")
+    _add_uid(destroy)
+    takes(destroy, _UidOptions, _destroy)
 
 
-def wrapping_keys(args: argparse.Namespace, name: str) -> WrappingKeys:
-    """Return the keys of the key source ``name``. Raises TdefsError: USAGE if its kind has none on a server."""
-    source = source_finder(args)(name)
+@dataclass(frozen=True, slots=True)
+class _KeysOptions:
+    source: str
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _CreateOptions:
+    source: str
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _RegisterOptions:
+    source: str
+    name: str | None
+    key_file: Path | None
+    key_fd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _UidOptions:
+    source: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class _RevokeOptions:
+    source: str
+    uid: str
+    reason: str
+
+
+def wrapping_keys(invocation: Invocation, name: str) -> WrappingKeys:
+    """Return the keys of the key source ``name``.
+
+    :raises TdefsError: USAGE if its kind has no keys on a server.
+    """
+    source = invocation.key_source(name)
     if not isinstance(source, WrappingKeys):
         raise TdefsError(
             Exit.USAGE,
@@ -73,23 +119,15 @@ def wrapping_keys(args: argparse.Namespace, name: str) -> WrappingKeys:
     return source
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    help: str,
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help)
-    parser.add_argument("source", metavar="SOURCE", help="what the configuration calls the key source")
+def _command(commands: Subcommands, name: str, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help)
+    parser.add_argument("source", metavar="SOURCE", help="a key source of the configuration")
     add_config(parser)
-    parser.set_defaults(run=run)
     return parser
 
 
 def _add_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--name", type=_key_name, help="what the server calls it; default: tdefs- and a random text"
-    )
+    parser.add_argument("--name", type=_key_name, help="its name on the server; default: tdefs- and a random text")
 
 
 def _add_uid(parser: argparse.ArgumentParser) -> None:
@@ -102,9 +140,9 @@ def _key_name(text: str) -> str:
     return text
 
 
-def _keys(args: argparse.Namespace) -> int:
-    keys = wrapping_keys(args, args.source).list_keys()
-    if args.json:
+def _keys(invocation: Invocation, options: _KeysOptions) -> int:
+    keys = wrapping_keys(invocation, options.source).list_keys()
+    if options.json:
         print_json([_as_object(key) for key in keys])
     else:
         print_table(
@@ -120,17 +158,17 @@ def _as_object(key: ServerKey) -> dict[str, Any]:
     return {"uid": key.uid, "name": key.name, "state": key.state, "created": created}
 
 
-def _create(args: argparse.Namespace) -> int:
-    uid = wrapping_keys(args, args.source).create_key(args.name or _new_name())
-    args.changed = True
+def _create(invocation: Invocation, options: _CreateOptions) -> int:
+    uid = wrapping_keys(invocation, options.source).create_key(options.name or _new_name())
+    invocation.changed = True
     print_line(f"key {uid} is created; it is used once it is active")
     return Exit.OK
 
 
-def _register(args: argparse.Namespace) -> int:
-    keys = wrapping_keys(args, args.source)
-    uid = keys.register_key(args.name or _new_name(), _read_key(args))
-    args.changed = True
+def _register(invocation: Invocation, options: _RegisterOptions) -> int:
+    keys = wrapping_keys(invocation, options.source)
+    uid = keys.register_key(options.name or _new_name(), _read_key(options))
+    invocation.changed = True
     print_line(f"key {uid} is registered; it is used once it is active")
     return Exit.OK
 
@@ -139,39 +177,39 @@ def _new_name() -> str:
     return f"tdefs-{secrets.token_hex(8)}"
 
 
-def _read_key(args: argparse.Namespace) -> bytes:
-    if args.key_fd is not None:
-        text = read_passphrase_descriptor(args.key_fd, "key")
+def _read_key(options: _RegisterOptions) -> bytes:
+    if options.key_fd is not None:
+        text = read_passphrase_descriptor(options.key_fd, "key")
     else:
-        text = read_file(args.key_file, "key", secret=True)
+        assert options.key_file is not None  # noqa: S101 - argparse demands one of the two
+        text = read_file(options.key_file, "key", secret=True)
         if len(text) == WRAPPING_KEY_BYTES:
             return text
     if _HEX_KEY.fullmatch(text):
         return bytes.fromhex(text.decode("ascii"))
-    raise TdefsError(
-        Exit.NO_SECRET,
+    raise NoSecretError(
         "what was given as the key is none",
         detail=f"a key is {2 * WRAPPING_KEY_BYTES} hexadecimal digits, or a file of {WRAPPING_KEY_BYTES} bytes",
         hint="'openssl rand -hex 32' makes one",
     )
 
 
-def _activate(args: argparse.Namespace) -> int:
-    wrapping_keys(args, args.source).activate_key(args.uid)
-    args.changed = True
-    print_line(f"key {args.uid} is active")
+def _activate(invocation: Invocation, options: _UidOptions) -> int:
+    wrapping_keys(invocation, options.source).activate_key(options.uid)
+    invocation.changed = True
+    print_line(f"key {options.uid} is active")
     return Exit.OK
 
 
-def _revoke(args: argparse.Namespace) -> int:
-    wrapping_keys(args, args.source).revoke_key(args.uid, args.reason)
-    args.changed = True
-    print_line(f"key {args.uid} is revoked: no protector that needs it unlocks any more")
+def _revoke(invocation: Invocation, options: _RevokeOptions) -> int:
+    wrapping_keys(invocation, options.source).revoke_key(options.uid, options.reason)
+    invocation.changed = True
+    print_line(f"key {options.uid} is revoked: no protector that needs it unlocks any more")
     return Exit.OK
 
 
-def _destroy(args: argparse.Namespace) -> int:
-    wrapping_keys(args, args.source).destroy_key(args.uid)
-    args.changed = True
-    print_line(f"key {args.uid} is destroyed")
+def _destroy(invocation: Invocation, options: _UidOptions) -> int:
+    wrapping_keys(invocation, options.source).destroy_key(options.uid)
+    invocation.changed = True
+    print_line(f"key {options.uid} is destroyed")
     return Exit.OK

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.keystore_change import changing
 from tdefs.cli.common.output import print_line
-from tdefs.cli.common.place import add_place, volume_of
-from tdefs.cli.common.unlocking import add_keystore_arguments
-from tdefs.cli.policy.choice import add_policy_arguments, named_policy
-from tdefs.config import load_config
+from tdefs.cli.common.parsing import Subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
+from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access
+from tdefs.cli.policy.choice import PolicyOptions, add_policy, named_policy
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import find_volume, restate_volume
 from tdefs.keys.keystore.entries import Statements
@@ -24,26 +25,35 @@ from tdefs.volume.policy_choice import PolicyChoice, check_key_names, remembered
 from tdefs.volume.registry import recognised
 
 
-def add_accept(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the sub-command ``accept``."""
+def add_accept(commands: Subcommands) -> None:
+    """Add the subcommand ``accept``."""
     accept = commands.add_parser(
         "accept",
-        help="have the keystore note that this policy is meant; a mount uses no other one",
+        help="accept a policy for a volume; a mount uses no other policy",
         description="Notes in the keystore, for which a secret is needed, which policy the volume may use: a "
         "digest of what it decides, so that comments may change. Says what it leaves in the clear that the one "
-        "before did not, and asks. Files that are there stay as they are; a mount uses it from its next start on.",
+        "before did not, and asks. Files that are there stay as they are. A mount "
+        "uses it from its next start on, or after 'tdefs policy reload'.",
     )
-    add_place(accept)
-    add_policy_arguments(accept, "default: what the configuration names, else the file of the one before")
+    add_volume(accept)
+    add_policy(accept, "default: the policy that the configuration names, else the file of the accepted one")
     accept.add_argument("--yes", action="store_true", help="do not ask")
-    add_keystore_arguments(accept)
-    accept.set_defaults(run=_run)
+    add_keystore_access(accept)
+    takes(accept, _Options, _run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    volume = volume_of(args)
-    named = named_policy(args, load_config(args.config).for_backing(volume.backing))
-    with changing(args, volume, "policy accept") as change:
+@dataclass(frozen=True, slots=True)
+class _Options:
+    volume: VolumeChoice
+    policy: PolicyOptions
+    yes: bool
+    access: KeystoreAccess
+
+
+def _run(_invocation: Invocation, options: _Options) -> int:
+    volume = options.volume.find()
+    named = named_policy(options.policy, options.access.settings(volume))
+    with changing(options.access, volume) as change:
         entry = recognised(change.document, volume)
         if entry is None:  # the directory was exchanged since
             raise TdefsError(Exit.VOLUME_NOT_REGISTERED, f'the keystore does not know volume "{volume.backing}"')
@@ -51,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
         choice = named or remembered_policy(old)
         check_key_names(choice, change.unlocked.ring)
         new = statements_with(old, choice)
-        _ask(args, old, choice)
+        _ask(old, choice, is_meant=options.yes)
         change.save(
             restate_volume(change.unlocked, entry.id, new),
             volume=entry.id,
@@ -68,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
     if new.plain_files and not choice.policy.leaves_anything_plain():
         print_line("files that are in the clear already stay so, and readable")
     if is_in_use(volume):
-        print_line("it is mounted: the mount goes on as it began; unmount it and mount it again to use this")
+        print_line("it is mounted, and the mount goes on as before until 'tdefs policy reload', or the next mount")
     return Exit.OK
 
 
@@ -82,8 +92,8 @@ def statements_with(old: Statements, choice: PolicyChoice) -> Statements:
     )
 
 
-def _ask(args: argparse.Namespace, old: Statements, choice: PolicyChoice) -> None:
-    """Say what is in the clear from now on that was not before, and ask whether that is meant.
+def _ask(old: Statements, choice: PolicyChoice, *, is_meant: bool) -> None:
+    """Print what will be in the clear that was encrypted before, and ask whether that is wanted.
 
     :raises TdefsError: POLICY_NOT_ACCEPTED if it is not.
     """
@@ -102,15 +112,15 @@ def _ask(args: argparse.Namespace, old: Statements, choice: PolicyChoice) -> Non
         )
     for line in plain:
         print(f"    {printable(line)}", file=sys.stderr)
-    if args.yes:
+    if is_meant:
         return
     if not sys.stdin.isatty():
         raise TdefsError(
             Exit.POLICY_NOT_ACCEPTED,
-            "the policy leaves files in the clear, and nobody is there to say that this is meant",
+            "the policy leaves files in the clear, and nobody is there to confirm this",
             hint="add --yes if it is",
         )
-    print('Type "yes" if this is meant: ', end="", file=sys.stderr, flush=True)
+    print('Type "yes" to confirm: ', end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip() != "yes":
         raise TdefsError(Exit.POLICY_NOT_ACCEPTED, "the policy was not accepted, and nothing was changed")
 

@@ -1,29 +1,32 @@
-"""``tdefs protector``: who can unlock the keystore."""
+"""``tdefs protector``: the ways to unlock the keystore."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
+from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.keystore_change import changing
 from tdefs.cli.common.keystore_users import add_unseen
-from tdefs.cli.common.new_secret_arguments import add_new_secret_arguments, new_secret_from_arguments
 from tdefs.cli.common.output import print_json, print_line, print_table
-from tdefs.cli.common.place import add_place, volume_of
+from tdefs.cli.common.parsing import Subcommands, subcommands, takes
+from tdefs.cli.common.place import VolumeChoice, add_volume
+from tdefs.cli.common.secret_options import NewSecretOptions, add_new_secret
 from tdefs.cli.common.this_host import forget_here, holders
 from tdefs.cli.common.unlocking import (
-    add_keystore_arguments,
-    add_keystore_place,
+    KeystoreAccess,
+    add_keystore,
+    add_keystore_access,
     open_recorded,
     read_keystore,
-    source_finder,
     unlocking_secret,
 )
 from tdefs.cli.protector.recovery_code_output import show_code
 from tdefs.cli.protector.wrapping_key_end import destroy_wrapping_key, source_with_key_of
-from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.failures import UnusableError
 from tdefs.keys.fields import show_time
 from tdefs.keys.keystore.changes import (
     add_protector,
@@ -45,66 +48,113 @@ _OTHER_KIND = "of another kind"
 _NO_KEY = "its wrapping key is unusable"
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``protector`` with its sub-commands."""
-    parser = subparsers.add_parser(
-        "protector", help="who can unlock the keystore: add, remove, change, label, list, test"
-    )
-    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
+def register(subparsers: Subcommands) -> None:
+    """Add the command ``protector`` with its subcommands."""
+    parser = subparsers.add_parser("protector", help="manage the secrets that unlock the keystore")
+    commands = subcommands(parser)
 
     add = commands.add_parser("add", help="add a way to unlock the keystore")
-    add_place(add)
+    add_volume(add)
     add.add_argument("--label", default="", help="a note for people, such as a name")
-    add_new_secret_arguments(add, "--recovery-code", "--new-recovery-code")
-    add_keystore_arguments(add, recovery_prompt=False)
-    add.set_defaults(run=_add)
+    add_new_secret(add, "--recovery-code", "--new-recovery-code")
+    add_keystore_access(add, recovery_prompt=False)
+    takes(add, _AddOptions, _add)
 
-    change = commands.add_parser("change", help="give a protector a new secret, perhaps of another kind")
+    change = commands.add_parser("change", help="give a protector a new secret, also of another kind")
     change.add_argument("id", metavar="ID", help="such as pr_1")
-    add_place(change)
-    add_new_secret_arguments(change, "--new-recovery-code")
+    add_volume(change, argument=False)
+    add_new_secret(change, "--new-recovery-code")
     add_unseen(change)
-    add_keystore_arguments(change)
-    change.set_defaults(run=_change)
+    add_keystore_access(change)
+    takes(change, _ChangeOptions, _change)
 
-    label = commands.add_parser("label", help="give a protector another label; its secret stays")
+    label = commands.add_parser("label", help="give a protector another label")
     label.add_argument("id", metavar="ID", help="such as pr_1")
     label.add_argument("label", metavar="TEXT", help='a note for people, such as a name; "" for none')
-    add_place(label)
-    add_keystore_arguments(label)
-    label.set_defaults(run=_label)
+    add_volume(label, argument=False)
+    add_keystore_access(label)
+    takes(label, _LabelOptions, _label)
 
-    remove = commands.add_parser("remove", help="remove a protector; the last one stays")
+    remove = commands.add_parser("remove", help="remove a protector, but not the last one")
     remove.add_argument("id", metavar="ID", help="such as pr_2")
     remove.add_argument(
         "--destroy-wrapping-key",
         action="store_true",
-        help="also destroy the key that the key server has for this protector alone; older copies of the keystore "
-        "then do not open by it, either",
+        help="also destroy the key that the key server keeps for this protector alone",
     )
     add_unseen(remove)
-    add_place(remove)
-    add_keystore_arguments(remove)
-    remove.set_defaults(run=_remove)
+    add_volume(remove, argument=False)
+    add_keystore_access(remove)
+    takes(remove, _RemoveOptions, _remove)
 
     listing = commands.add_parser("list", help="list the protectors; needs no secret")
-    add_place(listing)
-    add_keystore_place(listing)
+    add_volume(listing)
+    add_keystore(listing)
     listing.add_argument("--json", action="store_true", help="print JSON")
-    listing.set_defaults(run=_list)
+    takes(listing, _ListOptions, _list)
 
-    test = commands.add_parser("test", help="say which protectors the given secret opens")
-    test.add_argument("--id", metavar="ID", help="this one must be among them")
-    add_place(test)
-    add_keystore_arguments(test)
-    test.set_defaults(run=_test)
+    test = commands.add_parser("test", help="show which protectors a secret opens")
+    test.add_argument("--id", metavar="ID", help="fail unless the secret opens this protector")
+    add_volume(test)
+    add_keystore_access(test)
+    takes(test, _TestOptions, _test)
 
 
-def _add(args: argparse.Namespace) -> int:
-    with changing(args, volume_of(args), "protector add") as change:
-        protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
-        new, id = add_protector(change.unlocked, protector, args.label)
-        change.save(new, [protector], maker=protector, protector=id, kind=protector.kind, label=args.label or None)
+@dataclass(frozen=True, slots=True)
+class _AddOptions:
+    label: str
+    new: NewSecretOptions
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+@dataclass(frozen=True, slots=True)
+class _ChangeOptions:
+    id: str
+    new: NewSecretOptions
+    unseen_volume: Sequence[str]
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+@dataclass(frozen=True, slots=True)
+class _LabelOptions:
+    id: str
+    label: str
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoveOptions:
+    id: str
+    destroy_wrapping_key: bool
+    unseen_volume: Sequence[str]
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+@dataclass(frozen=True, slots=True)
+class _ListOptions:
+    volume: VolumeChoice
+    access: KeystoreAccess
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _TestOptions:
+    id: str | None
+    volume: VolumeChoice
+    access: KeystoreAccess
+
+
+def _add(_invocation: Invocation, options: _AddOptions) -> int:
+    with changing(options.access, options.volume.find()) as change:
+        protector, code = options.new.protector(change.path)
+        new, id = add_protector(change.unlocked, protector, options.label)
+        change.save(
+            new, [protector], maker=protector, protector=id, kind=protector.kind, label=options.label or None
+        )
         if code is not None:
 
             def take_back() -> None:
@@ -116,44 +166,50 @@ def _add(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _change(args: argparse.Namespace) -> int:
-    volume = volume_of(args)
-    with changing(args, volume, "protector change", sees_all=True) as change:
-        old = find_protector(change.document, args.id)
-        protector, code = new_secret_from_arguments(args, change.path, source_finder(args))
-        new = change_protector(change.unlocked, args.id, protector)
-        change.save(new, [protector], maker=protector, protector=args.id, kind=protector.kind)
+def _change(_invocation: Invocation, options: _ChangeOptions) -> int:
+    volume = options.volume.find()
+    about = {"protector": options.id}
+    with changing(options.access, volume, about=about, unseen=options.unseen_volume) as change:
+        old = find_protector(change.document, options.id)
+        protector, code = options.new.protector(change.path)
+        new = change_protector(change.unlocked, options.id, protector)
+        change.save(new, [protector], maker=protector, protector=options.id, kind=protector.kind)
         if code is not None:
 
             def take_back() -> None:
                 change.save(restore_protector(change.unlocked, old), protector=old.id, error=Exit.OS_ERROR.name)
 
             show_code(code, old.id, unread_is_lost=True, take_back=take_back)
-        _forget_host_key(args, volume, old)
-        change.tell_revision()
-    print_line(f"protector {args.id} ({protector.kind}) has a new secret; the old one opens the keystore no more")
-    return Exit.OK
-
-
-def _label(args: argparse.Namespace) -> int:
-    with changing(args, volume_of(args), "protector label") as change:
-        new = label_protector(change.unlocked, args.id, args.label)
-        change.save(new, protector=args.id, label=args.label)
+        _forget_host_key(options.access, volume, old)
         change.tell_revision()
     print_line(
-        f'protector {args.id} has the label "{args.label}"' if args.label else f"protector {args.id} has no label"
+        f"protector {options.id} ({protector.kind}) has a new secret; the old one does not open it any more"
     )
     return Exit.OK
 
 
-def _remove(args: argparse.Namespace) -> int:
-    volume = volume_of(args)
-    with changing(args, volume, "protector remove", sees_all=True) as change:
-        entry = find_protector(change.document, args.id)
-        key = source_with_key_of(args, volume.backing, entry) if args.destroy_wrapping_key else None
+def _label(_invocation: Invocation, options: _LabelOptions) -> int:
+    with changing(options.access, options.volume.find(), about={"protector": options.id}) as change:
+        new = label_protector(change.unlocked, options.id, options.label)
+        change.save(new, protector=options.id, label=options.label)
+        change.tell_revision()
+    print_line(
+        f'protector {options.id} has the label "{options.label}"'
+        if options.label
+        else f"protector {options.id} has no label"
+    )
+    return Exit.OK
+
+
+def _remove(_invocation: Invocation, options: _RemoveOptions) -> int:
+    volume = options.volume.find()
+    about = {"protector": options.id}
+    with changing(options.access, volume, about=about, unseen=options.unseen_volume) as change:
+        entry = find_protector(change.document, options.id)
+        key = source_with_key_of(options.access, volume, entry) if options.destroy_wrapping_key else None
         # what opened the keystore may be what goes
-        change.save(remove_protector(change.unlocked, args.id), [], protector=args.id, kind=entry.kind)
-        _forget_host_key(args, volume, entry)
+        change.save(remove_protector(change.unlocked, options.id), [], protector=options.id, kind=entry.kind)
+        _forget_host_key(options.access, volume, entry)
         change.tell_revision()
         rest = ", ".join(_described(one) for one in change.document.protectors)
     print_line(f"protector {_described(entry)} is removed; left: {rest}")
@@ -164,9 +220,9 @@ def _remove(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _forget_host_key(args: argparse.Namespace, volume: Volume, entry: ProtectorEntry) -> None:
+def _forget_host_key(access: KeystoreAccess, volume: Volume, entry: ProtectorEntry) -> None:
     """Remove the host key of *entry* if it is this host's: with it, an old copy of the keystore would open."""
-    protector = ThisHostProtector(holders(load_config(args.config).for_backing(volume.backing)))
+    protector = ThisHostProtector(holders(access.settings(volume)))
     if entry.kind == protector.kind:
         forget_here(protector, entry)
 
@@ -175,9 +231,9 @@ def _described(entry: ProtectorEntry) -> str:
     return f"{entry.id} ({entry.kind})"
 
 
-def _list(args: argparse.Namespace) -> int:
-    document = read_keystore(args, volume_of(args)).document
-    if args.json:
+def _list(_invocation: Invocation, options: _ListOptions) -> int:
+    document = read_keystore(options.access, options.volume.find()).document
+    if options.json:
         print_json([_as_object(entry) for entry in document.protectors])
     else:
         print_table(
@@ -198,25 +254,25 @@ def _as_object(entry: ProtectorEntry) -> dict[str, Any]:
     }
 
 
-def _test(args: argparse.Namespace) -> int:
-    volume = volume_of(args)
-    keystore = read_keystore(args, volume)
+def _test(invocation: Invocation, options: _TestOptions) -> int:
+    volume = options.volume.find()
+    keystore = read_keystore(options.access, volume)
     document = keystore.document
-    if args.id is not None:
-        find_protector(document, args.id)
-    protector = unlocking_secret(args, volume, keystore)
-    with suppress(WrongSecretError):  # of which the table tells
-        open_recorded(keystore, protector, "protector test")
+    if options.id is not None:
+        find_protector(document, options.id)
+    protector = unlocking_secret(options.access, volume, keystore)
+    with suppress(WrongSecretError):  # the table shows it
+        open_recorded(keystore, protector, invocation.command)
     results = {entry.id: _tried(document, entry, protector) for entry in document.protectors}
     print_table(
         ("id", "kind", "label", "result"),
         [(one.id, one.kind, one.label or None, results[one.id]) for one in document.protectors],
     )
-    wanted = [results[args.id]] if args.id is not None else list(results.values())
+    wanted = [results[options.id]] if options.id is not None else list(results.values())
     if _OPENS not in wanted:
         raise TdefsError(
             Exit.WRONG_SECRET,
-            f"{protector.words} does not open {f'protector {args.id}' if args.id else 'any protector'}",
+            f"{protector.words} does not open {f'protector {options.id}' if options.id else 'any protector'}",
         )
     return Exit.OK
 
@@ -228,9 +284,7 @@ def _tried(document: Document, entry: ProtectorEntry, protector: Protector) -> s
         return _OTHER_KIND
     except WrongSecretError:
         return _OTHER_SECRET
-    except TdefsError as error:
-        if error.exit_code is not Exit.WRAPPING_KEY_UNUSABLE:
-            raise
+    except UnusableError:
         return _NO_KEY
     if entry.master_key == document.current_master_key().name:
         check_mac(document, master)

@@ -1,22 +1,21 @@
 """New protector keys for a new master key: for each protector that can be asked without a person.
 
-A protector key opens the master key, and keeps doing so after that was rotated: who had one still has what opens
-the new one. So a rotation gives each protector a new one whose secret is at hand, and says which it could not.
+A protector key opens the master key, and the next one after a rotation, too: somebody who had the old protector
+key could open the new master key. So a rotation gives a new key to each protector whose secret is at hand. It
+reports the others.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 from tdefs.cli.common.output import print_line
-from tdefs.cli.common.secret_arguments import secret_from_arguments
+from tdefs.cli.common.secret_options import SecretOptions, protector_of
 from tdefs.cli.common.this_host import holders
-from tdefs.cli.common.unlocking import source_finder
-from tdefs.config import VolumeConfig, load_config
+from tdefs.cli.common.unlocking import KeystoreAccess
+from tdefs.config import VolumeConfig
 from tdefs.errors import TdefsError
 from tdefs.keys.failures import UnreachableError
 from tdefs.keys.hierarchy import MasterKey
@@ -73,39 +72,35 @@ class Renewal:
             print_line(f"    to renew it: tdefs protector change {entry.id} (or remove it, and add it again)")
 
 
-def candidates(args: argparse.Namespace, volume: Volume, document: Document, given: Protector) -> list[Protector]:
+def candidates(access: KeystoreAccess, volume: Volume, document: Document, given: Protector) -> list[Protector]:
     """Return what can be asked without a person: what was *given*, this host, and what the configuration names."""
-    config = load_config(args.config)
-    settings = config.for_backing(volume.backing)
+    settings = access.settings(volume)
     found = [given]
     kinds = {entry.kind for entry in document.protectors}
     if given.kind != ThisHostProtector.kind and ThisHostProtector.kind in kinds:
         found.append(ThisHostProtector(holders(settings)))
     with suppress(TdefsError):
-        found += _configured(args, volume, settings)
-    for name, source in config.key_sources.items():
+        found += _configured(access, volume, settings)
+    for name, source in access.invocation.config.key_sources.items():
         if source.kind in kinds:
             with suppress(TdefsError):
-                made = source_finder(args)(name)
+                made = access.invocation.key_source(name)
                 if made is not given and not made.needs_person:
                     found.append(made)
     return found
 
 
-def _configured(args: argparse.Namespace, volume: Volume, settings: VolumeConfig) -> Iterator[Protector]:
+def _configured(access: KeystoreAccess, volume: Volume, settings: VolumeConfig) -> Iterator[Protector]:
     """Yield the secret that the configuration names for the volume, unless a person must be asked for it."""
     if settings.passphrase_file or settings.passphrase_credential or settings.key_command:
-        named = argparse.Namespace(
+        secret = SecretOptions(
             passphrase_file=settings.passphrase_file,
             passphrase_credential=settings.passphrase_credential,
             key_command=settings.key_command,
-            passphrase_fd=None,
-            key_source=None,
-            authprompt=False,
         )
-        keystore = args.keystore or settings.keystore or volume.keystore
+        keystore = access.keystore or settings.keystore or volume.keystore
         # a key command that needs the terminal is refused here
-        yield secret_from_arguments(named, keystore, partial(source_finder(args)), confirm=False)
+        yield protector_of(access.invocation, secret, keystore)
 
 
 def _described(entry: ProtectorEntry) -> str:

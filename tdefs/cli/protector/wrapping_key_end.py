@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from tdefs.cli.common.unlocking import source_finder
+from tdefs.cli.common.unlocking import KeystoreAccess
 from tdefs.cli.key_source.wrapping_keys import wrapping_keys
-from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.sources.base import KeySource
+from tdefs.volume.description import Volume
 
 
-def source_with_key_of(args: argparse.Namespace, backing: Path, entry: ProtectorEntry) -> tuple[KeySource, str]:
+def source_with_key_of(access: KeystoreAccess, volume: Volume, entry: ProtectorEntry) -> tuple[KeySource, str]:
     """Return the key source on whose server the wrapping key of ``entry`` is, and the key's identifier.
 
-    It is the one of --key-source, else the one of the volume in ``backing``, else the only one of the kind.
-    Raises TdefsError(USAGE) if none is meant, or there is no key that was made for ``entry`` alone.
+    It is the one of --key-source, else the one that the configuration names for the volume, else the only one of
+    the kind.
+
+    :raises TdefsError: USAGE if none of these is there, or no key was made for ``entry`` alone.
     """
-    config = load_config(args.config)
+    config = access.invocation.config
     of_kind = [one.name for one in config.key_sources.values() if one.kind == entry.kind]
-    preferred = (args.key_source, config.for_backing(backing).key_source)
+    preferred = (access.secret.key_source, access.settings(volume).key_source)
     named = [name for name in preferred if name in of_kind]
     candidates = named[:1] or of_kind
     if len(candidates) != 1:
@@ -31,7 +30,7 @@ def source_with_key_of(args: argparse.Namespace, backing: Path, entry: Protector
             detail=f"the configuration describes {len(of_kind)} of this kind",
             hint="unlock with it by --key-source, or leave out --destroy-wrapping-key",
         )
-    uid = wrapping_keys(args, candidates[0]).made_for(entry)
+    uid = wrapping_keys(access.invocation, candidates[0]).made_for(entry)
     if uid is None:
         raise TdefsError(
             Exit.USAGE,
@@ -39,11 +38,14 @@ def source_with_key_of(args: argparse.Namespace, backing: Path, entry: Protector
             detail="the configuration names the key, so others may need it",
             hint="leave out --destroy-wrapping-key; 'tdefs key-source destroy' destroys any key",
         )
-    return source_finder(args)(candidates[0]), uid
+    return access.invocation.key_source(candidates[0]), uid
 
 
 def destroy_wrapping_key(source: KeySource, uid: str, entry: ProtectorEntry) -> None:
-    """Destroy the wrapping key of ``entry``, which is removed already. Raises what KeySource.forget raises."""
+    """Destroy the wrapping key of ``entry``, which is removed already.
+
+    :raises TdefsError: as KeySource.forget does.
+    """
     try:
         source.forget(entry)
     except TdefsError as error:

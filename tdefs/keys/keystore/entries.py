@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import KeystoreDamagedError
 
 #: The version of the format that is written, and the only one that is read.
 VERSION = 4
@@ -190,10 +190,9 @@ def is_label(text: str) -> bool:
     return len(text) <= MAX_LABEL_CHARACTERS and text.isprintable()
 
 
-def damaged(detail: str) -> TdefsError:
+def damaged(detail: str) -> KeystoreDamagedError:
     """Return the error for a keystore that is not as it was written."""
-    return TdefsError(
-        Exit.KEYSTORE_DAMAGED,
+    return KeystoreDamagedError(
         "the keystore is damaged",
         detail=detail,
         hint="restore the keystore from a backup; the secret that unlocks it is not at fault",

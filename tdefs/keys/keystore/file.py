@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, KeystoreMissingError, NoSecretError, TdefsError
 from tdefs.keys.dialogue import Warn
+from tdefs.keys.failures import UnusableError
 from tdefs.keys.hierarchy import KeyRing, MasterKey
 from tdefs.keys.keystore.entries import Document, Place, ProtectorEntry, Statements
 from tdefs.keys.keystore.text import MAX_BYTES, parse, serialise
 from tdefs.keys.keystore.wrapped_keys import new_document, open_keys, open_master_key
 from tdefs.keys.limits import check_costs
-from tdefs.keys.private_files import exposure
+from tdefs.keys.private_files import refuse_exposed
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.private import own_place
 from tdefs.yamlfile import let_read
@@ -95,8 +96,7 @@ class Keystore:
             was altered by somebody without the master key, and what fetching the secret raises.
         """
         if protector.kind not in self.kinds():
-            raise TdefsError(
-                Exit.NO_SECRET,
+            raise NoSecretError(
                 f"{protector.words} does not open the keystore, which has no protector of kind {protector.kind}",
                 detail=f'the keystore "{self.path}" has protectors of kind: {", ".join(self.kinds())}',
                 hint="use --passphrase-file, --passphrase-fd or the prompt for a passphrase, --key-command for a"
@@ -120,10 +120,8 @@ class Keystore:
                 opened[entry.master_key] = open_master_key(self.document, entry, protector)
             except NotMineError:
                 continue
-            except TdefsError as error:
+            except (WrongSecretError, UnusableError) as error:
                 # A key server may have revoked the key of one protector, and have that of the next.
-                if error.exit_code not in (Exit.WRONG_SECRET, Exit.WRAPPING_KEY_UNUSABLE):
-                    raise
                 refusal = refusal or error
                 continue
             if entry.master_key == current:
@@ -177,9 +175,11 @@ def remove_what_is_not_saved(
     saved: set[bytes] | None
     try:
         saved = {entry.wrapped for entry in load_keystore(path).document.protectors}
-    except TdefsError as error:
+    except KeystoreMissingError:
+        saved = set()
+    except TdefsError:
         # the directory may be what failed, so nothing but its absence is certain
-        saved = set() if error.exit_code is Exit.KEYSTORE_MISSING else None
+        saved = None
     for entry in entries:
         made = protector.made(entry)
         if made is None:
@@ -215,28 +215,17 @@ def load_keystore(path: Path) -> Keystore:
     """
     try:
         with own_place(path) as directory:
-            data = directory.read(path.name, MAX_BYTES + 1, judge=lambda _, status: _check_file(path, status))
+            data = directory.read(
+                path.name, MAX_BYTES + 1, judge=lambda _, status: refuse_exposed(path, status, "keystore")
+            )
     except (FileNotFoundError, NotADirectoryError):
-        raise TdefsError(
-            Exit.KEYSTORE_MISSING,
+        raise KeystoreMissingError(
             f'there is no keystore "{path}"',
             hint="name the keystore with --keystore, or restore it from a backup",
         ) from None
     except OSError as error:
         raise _os_error("read", path, error) from error
     return Keystore(path, parse(data))
-
-
-def _check_file(path: Path, status: os.stat_result) -> None:
-    exposed = exposure(path, status)
-    if exposed:
-        how = "belongs to another user" if exposed.foreign else "is accessible to other users"
-        raise TdefsError(
-            Exit.KEYSTORE_EXPOSED,
-            f'the keystore "{path}" {how}',
-            detail=exposed.detail,
-            hint=exposed.remedy,
-        )
 
 
 def _exists(path: Path) -> TdefsError:

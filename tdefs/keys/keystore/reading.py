@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import KeystoreDamagedError
 from tdefs.keys import fields
 from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import ALGORITHMS, FINGERPRINT_BYTES, KEY_NAME, MAX_ROUND, VOLUME_ID_BYTES
@@ -56,8 +56,7 @@ def read_document(value: Any) -> Document:
     # before the members, which another version may have added to or renamed
     version = fields.read_int(value.get("version"), "version", 1, 2**31)
     if version != VERSION:
-        raise TdefsError(
-            Exit.KEYSTORE_DAMAGED,
+        raise KeystoreDamagedError(
             f"the keystore was made by {'an older' if version < VERSION else 'a newer'} tdefs",
             detail=f"it has format version {version}, and this tdefs reads only {VERSION}",
             hint="use the tdefs that wrote the keystore; to come to this one, copy the files from its mount into a"

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tdefs.errors import Exit, TdefsError, naming
+from tdefs.errors import Exit, KeystoreDamagedError, KeystoreMissingError, TdefsError, naming
 from tdefs.keys import fields
 from tdefs.keys.keystore.checking import faults
 from tdefs.keys.keystore.entries import Document
@@ -183,10 +183,8 @@ def repair(path: Path) -> list[str]:
     try:
         with KeystoreChange(path, "repair") as change:
             return [*change.undone, *_remove_temporaries(path)]
-    except TdefsError as error:
+    except (KeystoreMissingError, KeystoreDamagedError) as error:
         # a kill never leaves this; a failing disk or a person may
-        if error.exit_code not in (Exit.KEYSTORE_MISSING, Exit.KEYSTORE_DAMAGED):
-            raise
         kept = beside(path, "damaged")
         with ExitStack() as stack:
             try:

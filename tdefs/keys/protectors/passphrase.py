@@ -9,7 +9,7 @@ from functools import cached_property
 
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, NoSecretError, TdefsError
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.memory import with_memory
 from tdefs.keys.protectors.base import WrongSecretError
@@ -126,7 +126,7 @@ class PassphraseProtector(ObtainingProtector):
     def _passphrase(self) -> bytes:
         passphrase = self._read_passphrase()
         if not passphrase:
-            raise TdefsError(Exit.NO_SECRET, "the passphrase is empty")
+            raise NoSecretError("the passphrase is empty")
         return passphrase
 
     def _stretch(self, salt: bytes, cost: ScryptCost) -> bytes:

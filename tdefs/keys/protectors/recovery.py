@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from functools import cached_property
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, NoSecretError, TdefsError
 from tdefs.keys.protectors.base import WrongSecretError
 from tdefs.keys.protectors.obtaining import Obtained, ObtainingProtector, Parameters
 from tdefs.keys.wrapping import WrapContext
@@ -69,7 +69,7 @@ class RecoveryCodeProtector(ObtainingProtector):
         # Decoded with replacement: a UnicodeDecodeError would carry what was typed.
         typed = self._read().decode("ascii", "replace")
         if not typed.strip():
-            raise TdefsError(Exit.NO_SECRET, "the recovery code is empty")
+            raise NoSecretError("the recovery code is empty")
         return read_code(typed).to_bytes(-(-CODE_BITS // 8))
 
 

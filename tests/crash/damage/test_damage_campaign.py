@@ -336,7 +336,7 @@ def _compare_cat(subject: Subject, path: str, content: bytes | None, tally: Coun
     if tally["cat"] >= 3:
         return
     tally["cat"] += 1
-    command = [str(TDEFS), "cat", str(subject.backing), path, *subject.volume.unlock]
+    command = [str(TDEFS), "cat", path, "--volume", str(subject.backing), *subject.volume.unlock]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert b"Traceback" not in done.stderr
     if content is None and done.returncode == 0:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tdefs.cli import cat
+from tdefs.cli.main import build_parser
 from tdefs.errors import Exit, TdefsError
 from tests.support.offline_volumes import KEY_COMMAND, SmallVolume
 
@@ -21,9 +20,8 @@ def run(small: SmallVolume, capfdbinary: pytest.CaptureFixture[bytes]) -> Cat:
     """Returns what the command prints about a file of the small volume."""
 
     def run(path: str, *options: str, volume: SmallVolume = small) -> bytes:
-        parser = argparse.ArgumentParser()
-        cat.register(parser.add_subparsers())
-        words = ["cat", str(volume.volume.backing), path, *options]
+        words = ["cat", path, "--volume", str(volume.volume.backing), *options]
+        parser = build_parser("cat")
         args = parser.parse_args(words if "--key-command" in options else [*words, "--key-command", KEY_COMMAND])
         assert args.run(args) == 0
         return capfdbinary.readouterr().out
@@ -112,7 +110,6 @@ def test_configuration_says_how_to_unlock(small: SmallVolume, tmp_path: Path) ->
         f'version: 1\nvolumes:\n  {small.volume.backing}:\n    key_command: "{KEY_COMMAND}"\n'
         f"    keystore: {small.volume.keystore}\n"
     )
-    parser = argparse.ArgumentParser()
-    cat.register(parser.add_subparsers())
-    args = parser.parse_args(["cat", str(small.volume.backing), "file", "--config", str(config)])
+    words = ["cat", "file", "--volume", str(small.volume.backing), "--config", str(config)]
+    args = build_parser("cat").parse_args(words)
     assert args.run(args) == 0

@@ -71,7 +71,7 @@ def test_file_of_one_volume_is_read_in_the_other(standby: Standby, small: SmallV
     standby.init()
     (standby.backing / "data" / "base/5").mkdir(parents=True)
     shutil.copy(small.path("base/5/16384"), standby.backing / "data" / "base/5/16384")
-    assert command.run(cat, standby.backing, "base/5/16384", *UNLOCK)[1] == "content"
+    assert command.run(cat, "base/5/16384", "--volume", standby.backing, *UNLOCK)[1] == "content"
 
 
 def test_copy_has_a_history_of_its_own_that_is_whole(

@@ -35,9 +35,9 @@ def events(found: dict[str, Any]) -> list[str]:
 def test_every_kind_of_event_is_in_the_history(small: SmallVolume, command: Command) -> None:
     small.encrypt("file", b"content")
     volume = ("--volume", small.volume.backing)
-    command.run(cat, small.volume.backing, "file", *UNLOCK)
+    command.run(cat, "file", "--volume", small.volume.backing, *UNLOCK)
     with pytest.raises(TdefsError):
-        command.run(cat, small.volume.backing, "file", *WRONG)
+        command.run(cat, "file", "--volume", small.volume.backing, *WRONG)
     command.run(protector, "add", *volume, *UNLOCK, "--recovery-code", "--label", "safe")
     command.run(protector, "remove", "pr_2", *volume, *UNLOCK)
     for action in (("create", "dk_3"), ("rotate", "dk_3"), ("revoke", "dk_3"), ("destroy", "dk_3")):
@@ -182,7 +182,7 @@ def test_history_that_cannot_be_written_does_not_keep_a_volume_locked(
 ) -> None:
     small.encrypt("file", b"content")
     history_path(small.volume.keystore).mkdir()
-    assert command.run(cat, small.volume.backing, "file", *UNLOCK)[1] == "content"
+    assert command.run(cat, "file", "--volume", small.volume.backing, *UNLOCK)[1] == "content"
     assert "history cannot be written" in command.errors
     before = small.volume.keystore.read_bytes()
     with pytest.raises(TdefsError, match="it is a directory"):

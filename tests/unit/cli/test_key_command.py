@@ -53,7 +53,7 @@ class Keys(VolumeCommand):
         self._command.run(mount, self.small.volume.backing, mountpoint, *words, *UNLOCK)
 
     def read(self, path: str) -> str:
-        return self._command.run(cat, self.small.volume.backing, path, *UNLOCK)[1]
+        return self._command.run(cat, path, "--volume", self.small.volume.backing, *UNLOCK)[1]
 
 
 @pytest.fixture

@@ -74,10 +74,11 @@ class Scene:
             "status": [new],
             "doctor": config,
             "ls": [backing],
-            "cat": [backing, DAMAGED, *keyed],
+            "cat": [DAMAGED, "--volume", backing, *keyed],
             "verify": [backing, *keyed],
             "policy check": [str(self.policy)],
             "policy explain": ["base/5/1259"],
+            "policy reload": place,
             "policy accept": ["--policy", str(self.policy), "--yes", *place],
             "key create": ["dk_3", *place],
             "key rotate": ["dk_1", *place],
@@ -233,7 +234,7 @@ def test_damage_is_told_by_the_exit_code_whatever_becomes_of_the_output(tmp_path
 def test_content_that_nobody_reads_is_no_failure_and_one_that_a_full_disk_swallows_is(tmp_path: Path) -> None:
     scene = Scene(tmp_path / "scene")
     scene.small.encrypt("large", os.urandom(3 << 20))
-    words = ["cat", str(scene.backing), "large", "--config", str(scene.config)]
+    words = ["cat", "large", "--volume", str(scene.backing), "--config", str(scene.config)]
     with pipe_without_reader() as closed, full_disk() as full:
         assert code_of(words, closed, closed) == Exit.OK
         assert code_of(words, full, closed) == Exit.OS_ERROR

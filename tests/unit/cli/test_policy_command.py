@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from tdefs.cli.policy import command
+from tdefs.cli.main import build_parser
 from tdefs.errors import Exit, TdefsError
 
 TEXT = """\
@@ -22,9 +21,7 @@ kinds: {wal: plain}
 
 
 def run(*argv: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.register(parser.add_subparsers())
-    args = parser.parse_args(["policy", *argv])
+    args = build_parser("policy").parse_args(["policy", *argv])
     result = args.run(args)
     assert isinstance(result, int)
     return result

@@ -78,7 +78,7 @@ def test_key_command_finds_its_files_again_beside_a_keystore_by_way_of_a_symboli
 
 def test_changed_secret_replaces_the_old_one(protectors: Protectors) -> None:
     said = protectors.run("change", "pr_1", *UNLOCK, "--new-key-command", NEW_KEY_COMMAND)
-    assert "the old one opens the keystore no more" in said
+    assert "the old one does not open it any more" in said
     assert not protectors.opens(KEY_COMMAND)
     assert protectors.opens(NEW_KEY_COMMAND)
 
@@ -204,7 +204,7 @@ def test_recovery_code_is_printed_once_and_unlocks(
     assert protectors.opens(NEW_KEY_COMMAND)
     file.write_text(code[:-1] + ("0" if code[-1] != "0" else "2"))
     with pytest.raises(TdefsError) as caught:
-        command.run(cat, backing, "base/5/16384", "--recovery-code-file", file)
+        command.run(cat, "base/5/16384", "--volume", backing, "--recovery-code-file", file)
     assert caught.value.exit_code == Exit.RECOVERY_CODE_MISTYPED
     assert caught.value.detail == "group 7 is wrong"
 

@@ -39,7 +39,7 @@ def typed(small: SmallVolume, text: str, *words: str | Path) -> tuple[int, str]:
 def test_code_unlocks_as_a_person_types_it_and_is_not_shown(small: SmallVolume, code: str) -> None:
     small.encrypt("base/5/16384", b"content")
     for text in (code, code.lower().replace("-", " ")):
-        exit_code, shown = typed(small, text, "cat", small.volume.backing, "base/5/16384")
+        exit_code, shown = typed(small, text, "cat", "base/5/16384", "--volume", small.volume.backing)
         assert exit_code == Exit.OK
         assert "content" in shown
         assert text[:6] not in shown

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.cli import status
+from tdefs.cli.common import place
 from tdefs.daemon.status import DaemonStatus, KeyStatus
 from tdefs.errors import Exit, TdefsError
 from tdefs.fuse.measured import Latency
@@ -44,7 +45,7 @@ def mounted(small: SmallVolume, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sma
     small.damage("wiped", 100)
     small.plain("empty", b"")
     mount = Mount(MOUNTPOINT, small.volume.backing, "0:42")
-    monkeypatch.setattr(status, "find_mount", lambda mountpoint: mount)
+    monkeypatch.setattr(place, "find_mount", lambda mountpoint: mount)
     monkeypatch.setattr(status, "ask_status", lambda volume: answer(small))
     lock = VolumeLock(small.volume)
     lock.acquire()
@@ -96,6 +97,7 @@ def test_text_shows_keys_counts_and_failures(mounted: SmallVolume, command: Comm
         ["pid", "4321"],
         ["memory", "locked", "yes"],
         ["watchdog", "60"],
+        ["policy", "digest", "ab" * 8],
         ["dk_1", "1", "aes-256-xts", "active", "2"],
         ["damaged", "1"],
         ["open", "10", "2", "-", "-", "-", "-"],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.cli import auto_open, init
+from tdefs.cli.common.secret_options import NewSecretOptions
 from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import machine
@@ -63,8 +64,8 @@ class Elsewhere(Protector):
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
     """The protector that all commands below take for the new one."""
     made = Elsewhere(tmp_path)
-    monkeypatch.setattr(protector, "new_secret_from_arguments", lambda *_: (made, None))
-    monkeypatch.setattr(init, "secret_from_arguments", lambda *_, confirm: made)
+    monkeypatch.setattr(NewSecretOptions, "protector", lambda *_: (made, None))
+    monkeypatch.setattr(init, "protector_of", lambda *_, confirm, cost: made)
     return made
 
 

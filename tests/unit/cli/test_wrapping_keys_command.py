@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Self
 
 import pytest
 
-from tdefs.cli.key_source import wrapping_keys as key_source_keys
+from tdefs.cli.common.invocation import Invocation
+from tdefs.cli.main import build_parser
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.dialogue import Dialogue
 from tdefs.keys.protectors.base import WrongSecretError
@@ -42,11 +42,9 @@ class Token(KeySource):
 def test_a_source_without_keys_on_a_server_is_a_usage_error(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_source_keys, "source_finder", lambda _args: lambda _name: Token())
-    parser = argparse.ArgumentParser()
-    key_source_keys.register_key_commands(parser.add_subparsers())
+    monkeypatch.setattr(Invocation, "key_source", lambda _self, _name: Token())
     uid = ["uid"] if words[0] in ("activate", "revoke", "destroy") else []
-    args = parser.parse_args([words[0], "kms1", *uid, *words[1:]])
+    args = build_parser("key-source").parse_args(["key-source", words[0], "kms1", *uid, *words[1:]])
     with pytest.raises(TdefsError) as caught:
         args.run(args)
     assert caught.value.exit_code is Exit.USAGE

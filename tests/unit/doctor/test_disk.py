@@ -100,7 +100,7 @@ def test_a_write_cache_that_is_flushed_is_right(sysfs: Path) -> None:
 def test_a_write_cache_that_nobody_flushes_is_a_risk(sysfs: Path) -> None:
     (sysfs / "block/sda/queue/write_cache").write_text("write through\n")
     [finding] = examine_disk(Path("/"), sysfs)
-    assert "sda has a write cache, and the kernel is told not to flush it" in finding.what
+    assert "sda has a write cache, and the kernel does not flush it" in finding.what
     # also below a volume manager
     (sysfs / "dev" / "block" / DEVICE).unlink()
     slaves = sysfs / "block" / "dm-0" / "slaves"

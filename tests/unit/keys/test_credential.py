@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli.common.secret_arguments import add_unlock_arguments, is_secret_given
+from tdefs.cli.common.invocation import Invocation
+from tdefs.cli.common.parsing import build
+from tdefs.cli.common.secret_options import SecretOptions, add_secret
 from tdefs.cli.common.terminal import warn
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.secret_files import credential_path, read_passphrase_credential, read_passphrase_file
@@ -60,11 +62,14 @@ def test_a_name_cannot_lead_elsewhere(unit: Path, name: str) -> None:
 
 def test_the_option_excludes_the_others_and_counts_as_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
-    add_unlock_arguments(parser, recovery=True)
-    assert is_secret_given(parser.parse_args(["--passphrase-credential", "pg"]))
-    assert is_secret_given(parser.parse_args(["--auto-open"]))
-    assert is_secret_given(parser.parse_args(["--ask-passphrase"]))
-    assert not is_secret_given(parser.parse_args([]))
+    add_secret(parser, recovery=True)
+    for words, given in (
+        (["--passphrase-credential", "pg"], True),
+        (["--auto-open"], True),
+        (["--ask-passphrase"], True),
+        ([], False),
+    ):
+        assert build(SecretOptions, vars(parser.parse_args(words)), Invocation()).is_given is given
     with pytest.raises(SystemExit):
         parser.parse_args(["--passphrase-credential", "pg", "--auto-open"])
     assert "not allowed with argument" in capsys.readouterr().err

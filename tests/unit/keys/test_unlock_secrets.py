@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.cli.common import secret_arguments, terminal
+from tdefs.cli.common import terminal
+from tdefs.cli.common.invocation import Invocation
+from tdefs.cli.common.parsing import build
+from tdefs.cli.common.secret_options import SecretOptions, add_secret, protector_of
 from tdefs.cli.common.terminal import warn
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import secret_files
@@ -23,6 +26,7 @@ from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector, show_code
+from tdefs.keys.sources.base import KeySource
 from tdefs.keys.wrapping import WrapContext
 from tests.support.volume import TDEFS
 from tests.unit.keys.keystore_samples import PASSPHRASE, VOLUME_ID, everything_shown
@@ -30,14 +34,23 @@ from tests.unit.keys.keystore_samples import PASSPHRASE, VOLUME_ID, everything_s
 KEYSTORE = Path("/nonexistent/keystore")
 
 
-def no_source(name: str) -> Protector:
+def no_source(name: str) -> KeySource:
     raise AssertionError(f"nobody asked for a key source, but {name} is to be found")
 
 
-def parse(*arguments: str) -> argparse.Namespace:
+INVOCATION = Invocation()
+
+
+def parse(*arguments: str, recovery: bool = False) -> SecretOptions:
     parser = argparse.ArgumentParser(prog="tdefs")
-    secret_arguments.add_unlock_arguments(parser)
-    return parser.parse_args(arguments)
+    add_secret(parser, recovery=recovery)
+    return build(SecretOptions, vars(parser.parse_args(arguments)), INVOCATION)
+
+
+def protector(*arguments: str, recovery: bool = False, confirm: bool = False) -> Protector:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Invocation, "key_source", no_source)
+        return protector_of(INVOCATION, parse(*arguments, recovery=recovery), KEYSTORE, confirm=confirm)
 
 
 def no_secret(action: Callable[[], object]) -> TdefsError:
@@ -70,38 +83,30 @@ def test_conflicting_or_invalid_options_are_usage_errors(
 def test_options_choose_the_protector_and_read_nothing_yet() -> None:
     for arguments in (("--passphrase-file", "/nonexistent"), ("--passphrase-fd", "999"), ()):
         assert isinstance(
-            secret_arguments.secret_from_arguments(parse(*arguments), KEYSTORE, no_source, confirm=True),
+            protector(*arguments, confirm=True),
             PassphraseProtector,
         )
-    chosen = secret_arguments.secret_from_arguments(
-        parse("--key-command", "exit 1"), KEYSTORE, no_source, confirm=False
-    )
+    chosen = protector("--key-command", "exit 1", confirm=False)
     assert isinstance(chosen, CommandProtector)
 
 
 @pytest.mark.parametrize("arguments", [("-R",), ("--authprompt", "--passphrase-file", "f")])
 def test_authprompt_without_a_key_command_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     with pytest.raises(TdefsError) as caught:
-        secret_arguments.secret_from_arguments(parse(*arguments), KEYSTORE, no_source, confirm=False)
+        protector(*arguments, confirm=False)
     assert caught.value.exit_code == Exit.USAGE
 
 
 def test_authprompt_lets_the_key_command_use_the_terminal() -> None:
     for option in ("-R", "--authprompt"):
-        secret_arguments.secret_from_arguments(
-            parse(option, "--key-command", "ask %R"), KEYSTORE, no_source, confirm=False
-        )
+        protector(option, "--key-command", "ask %R", confirm=False)
     with pytest.raises(TdefsError, match="--authprompt was not given"):
-        secret_arguments.secret_from_arguments(
-            parse("--key-command", "ask %R"), KEYSTORE, no_source, confirm=False
-        )
+        protector("--key-command", "ask %R", confirm=False)
 
 
 def test_recovery_code_is_asked_for_without_echo_or_read_from_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parser = argparse.ArgumentParser(prog="tdefs")
-    secret_arguments.add_unlock_arguments(parser, recovery=True)
     shown = show_code(4711)
     file = tmp_path / "code"
     file.write_text(shown.lower() + "\n")
@@ -112,14 +117,11 @@ def test_recovery_code_is_asked_for_without_echo_or_read_from_a_file(
     wrapped = RecoveryCodeProtector(shown.encode).wrap(bytes(32), context)
     entry = ProtectorEntry("pr_1", "recovery-code", now(), "mk_1", wrapped.params, wrapped.wrapped)
     for words in (["--recovery-code"], ["--recovery-code-file", str(file)]):
-        args = parser.parse_args(words)
-        assert secret_arguments.is_secret_given(args)
-        assert secret_arguments.secret_from_arguments(args, KEYSTORE, no_source, confirm=False).unwrap(
-            entry, context
-        ) == bytes(32)
+        assert parse(*words, recovery=True).is_given
+        assert protector(*words, recovery=True).unwrap(entry, context) == bytes(32)
     assert prompts == ["Recovery code: "]
     with pytest.raises(SystemExit):
-        parser.parse_args(["--recovery-code", "--passphrase-fd", "3"])
+        parse("--recovery-code", "--passphrase-fd", "3", recovery=True)
 
 
 CONTENTS = [

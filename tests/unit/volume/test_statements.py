@@ -83,32 +83,32 @@ def test_a_description_that_allows_plain_files_allows_none(
     assert small.believed.statements == Statements()
     with pytest.raises(ForeignFile), small.reader().open("pg_hba.conf"):
         pass
-    assert refusal(command, cat, small.volume.backing, "pg_hba.conf").exit_code == Exit.FILE_DAMAGED
+    assert refusal(command, cat, "pg_hba.conf", "--volume", small.volume.backing).exit_code == Exit.FILE_DAMAGED
     assert command.run(verify, small.volume.backing, *UNLOCK)[0] == Exit.VERIFY_FOUND_DAMAGE
 
 
 def test_a_description_of_another_volume_opens_no_keystore(small: SmallVolume, command: Command) -> None:
     small.encrypt("file", b"content")
     forge(small, volume_id="00" * 16)
-    assert refusal(command, cat, small.volume.backing, "file").exit_code == Exit.KEYSTORE_FOREIGN
+    assert refusal(command, cat, "file", "--volume", small.volume.backing).exit_code == Exit.KEYSTORE_FOREIGN
 
 
 def test_a_description_that_was_removed_makes_no_new_volume(small: SmallVolume, command: Command) -> None:
     small.encrypt("file", b"content")
     description(small).unlink()
-    assert refusal(command, cat, small.volume.backing, "file").exit_code == Exit.NOT_A_VOLUME
+    assert refusal(command, cat, "file", "--volume", small.volume.backing).exit_code == Exit.NOT_A_VOLUME
 
 
 def test_a_description_of_an_older_tdefs_is_named(small: SmallVolume, command: Command) -> None:
     forge(small, format_version=1)
-    error = refusal(command, cat, small.volume.backing, "file")
+    error = refusal(command, cat, "file", "--volume", small.volume.backing)
     assert error.exit_code == Exit.VOLUME_DAMAGED
     assert error.message.endswith("it was made by an older tdefs")
 
 
 OTHER_PLACES = ("keystore.older", ".tdefs/keystore")
 USES: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "cat": (cat, ("BACKING", "file")),
+    "cat": (cat, ("file", "--volume", "BACKING")),
     "verify": (verify, ("BACKING",)),
     "key rotate": (key, ("rotate", "dk_1", "--volume", "BACKING")),
     "policy accept": (policy, ("accept", "--no-policy", "--volume", "BACKING")),
@@ -145,7 +145,7 @@ def test_the_place_of_the_keystore_is_under_a_mac(small: SmallVolume, command: C
         ({"keystore_mac": None}, Exit.VOLUME_DAMAGED),
     ):
         forge(small, **changes)
-        assert refusal(command, cat, small.volume.backing, "file").exit_code == code
+        assert refusal(command, cat, "file", "--volume", small.volume.backing).exit_code == code
 
 
 @pytest.mark.parametrize("by", ["command line", "configuration", "volume moved"])
@@ -161,14 +161,14 @@ def test_who_names_the_keystore_is_believed(small: SmallVolume, command: Command
     elif by == "volume moved":
         command.run(volume, "moved", small.volume.backing, *words, *UNLOCK)
         words = []
-    assert command.run(cat, small.volume.backing, "file", *words, *UNLOCK)[1] == "content"
+    assert command.run(cat, "file", "--volume", small.volume.backing, *words, *UNLOCK)[1] == "content"
 
 
 def test_naming_the_remembered_keystore_mends_what_was_forged(small: SmallVolume, command: Command) -> None:
     small.encrypt("file", b"content")
     forge(small, keystore_mac="00" * 32)
     command.run(volume, "moved", small.volume.backing, "--keystore", small.volume.keystore, *UNLOCK)
-    assert command.run(cat, small.volume.backing, "file", *UNLOCK)[1] == "content"
+    assert command.run(cat, "file", "--volume", small.volume.backing, *UNLOCK)[1] == "content"
 
 
 # --- the entry in the keystore
@@ -181,7 +181,7 @@ def test_what_a_volume_may_do_is_under_the_keystores_mac(small: SmallVolume, com
     value: Any = {"plain_files": True, "lowest_suite": 2, "policy_digest": "00" * 32, "policy": "/p"}[field]
     forged = replace(document, volumes=(replace(document.volumes[0], **{field: value}),))
     small.volume.keystore.write_bytes(serialise(forged))
-    assert refusal(command, cat, small.volume.backing, "file").exit_code == Exit.KEYSTORE_DAMAGED
+    assert refusal(command, cat, "file", "--volume", small.volume.backing).exit_code == Exit.KEYSTORE_DAMAGED
 
 
 def test_a_file_of_a_lower_suite_than_the_lowest_is_refused(small: SmallVolume) -> None:
@@ -205,7 +205,7 @@ def test_a_copy_that_is_not_known_may_do_what_every_known_volume_may(
         shutil.copytree(backing, place)
 
     def wal_of(place: Path) -> str:
-        return command.run(cat, place, WAL, *UNLOCK)[1]
+        return command.run(cat, WAL, "--volume", place, *UNLOCK)[1]
 
     assert wal_of(third) == "plain"  # whatever it is a copy of may hold plain files
     command.run(volume, "add", second, *UNLOCK)
@@ -215,7 +215,7 @@ def test_a_copy_that_is_not_known_may_do_what_every_known_volume_may(
     small.volume.keystore.write_bytes(serialise(strict.document))
     assert wal_of(backing) == "plain"
     for place in (second, third):
-        assert refusal(command, cat, place, WAL).exit_code == Exit.FILE_DAMAGED
+        assert refusal(command, cat, WAL, "--volume", place).exit_code == Exit.FILE_DAMAGED
 
 
 # --- tdefs policy accept

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import Exit, NoSecretError, TdefsError
 from tdefs.keys import failures
 from tdefs.keys.failures import SourceError
 from tdefs.keys.protectors.base import WrongSecretError
@@ -67,6 +67,8 @@ def load_error(said: Mapping[str, Any]) -> TdefsError:
     message, detail, hint = said["message"], said["detail"], said["hint"]
     if said["class"] == WrongSecretError.__name__:
         return WrongSecretError(message, detail=detail, hint=hint)
+    if said["class"] == NoSecretError.__name__:
+        return NoSecretError(message, detail=detail, hint=hint)
     kind = getattr(failures, said["class"], None)
     if isinstance(kind, type) and issubclass(kind, SourceError):
         return kind(message, detail, hint)

@@ -13,7 +13,7 @@ from typing import Any, Self
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import NoSecretError
 from tdefs.keys.dialogue import Dialogue
 from tdefs.keys.failures import RefusedError, UnusableError
 from tdefs.keys.protectors.base import Made, NotMineError, WrongSecretError
@@ -155,13 +155,11 @@ class Pkcs11(KeySource):
         label = _label(self._patient.ask(lambda ask: ask(look))["token_label"])
         try:
             typed = self._dialogue.ask_secret(f"PIN for token {label}", instead=_NO_PIN_HINT)
-        except TdefsError as error:
-            raise TdefsError(
-                error.exit_code, f'no PIN for token "{label}" could be asked for', hint=_NO_PIN_HINT
-            ) from None
+        except NoSecretError:
+            raise NoSecretError(f'no PIN for token "{label}" could be asked for', hint=_NO_PIN_HINT) from None
         pin = typed.decode("utf-8", "replace")
         if not pin:
-            raise TdefsError(Exit.NO_SECRET, "the PIN is empty")
+            raise NoSecretError("the PIN is empty")
         return pin
 
 

@@ -15,7 +15,7 @@ from pkcs11.constants import Attribute, MechanismFlag, ObjectClass
 from pkcs11.mechanisms import MGF, GCMParams, KeyType, Mechanism
 from pkcs11.types import DecryptMixin, EncryptMixin, Key, Session, Token
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import NoSecretError, TdefsError
 from tdefs.host import harden_process, lock_memory, refuse_tracer
 from tdefs.keys.failures import UnavailableError, UnreachableError, UnusableError
 from tdefs.keys.private_files import read_file
@@ -127,7 +127,7 @@ def _check_mechanism(token: Token, name: str, mechanism: str) -> None:
 def _read_pin(path: Path) -> str:
     pin = read_file(path, "PIN", secret=True).removesuffix(b"\n").decode("utf-8", "replace")
     if not pin:
-        raise TdefsError(Exit.NO_SECRET, f'the PIN file "{path}" is empty')
+        raise NoSecretError(f'the PIN file "{path}" is empty')
     return pin
 
 
