@@ -169,7 +169,7 @@ def changing(
             print(f"tdefs: {printable(note)}", file=sys.stderr)
         change.keystore.check_volume(volume.volume_id)
         access.invocation.registration_reported = True  # an error reports it, and no warning
-        protector = unlocking_secret(access, volume)
+        protector = unlocking_secret(access, volume, change.keystore)
         unlocked = open_recorded(change.keystore, protector, command)
         check_place(access, volume, unlocked)
         users = users_of(unlocked.document, change.path, volume)
