@@ -30,7 +30,7 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class StrangerError(Exception):
-    """A process of another user than the daemon's may be listens on the control socket."""
+    """A process listens on the control socket whose user may not be that of the daemon."""
 
     def __init__(self, user: int) -> None:
         super().__init__(f"a process of user {user} listens on the control socket")
@@ -47,8 +47,8 @@ def ask(
     """Ask the daemon of *volume*; ``None`` if there is none, or it does not answer this user in time.
 
     :param seconds: the time that the daemon has for its answer.
-    :param only_of: the users whose process may be told; a volume's directory may be another user's to write to.
-    :raises StrangerError: a process of another user listens, which was told nothing.
+    :param only_of: the users whose process may get the request, since others may be able to write to the volume.
+    :raises StrangerError: a process of another user listens; it got nothing.
     """
     for path in (volume.control_socket, *control_places(volume.backing)):
         found = _ask_at(path, {"request": name, **more}, only_of, seconds)
@@ -79,11 +79,11 @@ def _ask_at(
             _connect(client, address, deadline)
             if only_of is not None and (user := _listener(client)) not in only_of:
                 raise StrangerError(user)
-            # which takes the time of all that it sends together
+            # the limit of time is for all of it together
             client.sendall(json.dumps(request).encode() + b"\n")
             reply = b""
             while not reply.endswith(b"\n") and len(reply) < _MAX_ANSWER:
-                # who sends a byte now and then must not keep anybody for ever
+                # a daemon that sends a byte now and then must not hold up the command for ever
                 _wait_until(client, deadline)
                 received = client.recv(65536)
                 if not received:
@@ -91,7 +91,7 @@ def _ask_at(
                 reply += received
         found = json.loads(reply)
     except (OSError, ValueError, RecursionError, UntrustedError):
-        return None  # what lies in its place is nobody to be asked
+        return None  # what lies there is no daemon
     return found if isinstance(found, dict) else None
 
 
@@ -110,7 +110,10 @@ def from_refusal(refusal: Any) -> TdefsError:
 
 
 def _wait_until(client: socket.socket, deadline: float) -> None:
-    """Have what is done next with *client* take no longer. Raises TimeoutError when there is no time left."""
+    """Give the next operation on *client* only the time that is left.
+
+    :raises TimeoutError: no time is left.
+    """
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
@@ -118,7 +121,7 @@ def _wait_until(client: socket.socket, deadline: float) -> None:
 
 
 def _connect(client: socket.socket, address: str, deadline: float) -> None:
-    """Connect; where a Unix socket refuses because too many wait already, a client with a time-out must retry."""
+    """Connect. If too many clients wait already, a Unix socket refuses one with a time limit: try again then."""
     while True:
         try:
             client.connect(address)

@@ -19,6 +19,7 @@ from tdefs.fuse.measured import Latency
 from tdefs.manifest.found import Tampering
 from tdefs.mounts.known import Mount, is_dead
 from tdefs.volume.description import Volume, is_in_use, read_volume
+from tdefs.volume.policy_choice import shown as shown_digest
 
 _FIELDS = (
     *(
@@ -116,10 +117,13 @@ def _print(found: dict[str, Any], status: DaemonStatus | None) -> None:
     if status is None:
         print_line("the daemon does not answer this user: what only the daemon knows is missing")
         print_line()
-    shown = {True: "yes", False: "no"}
+    yes_or_no = {True: "yes", False: "no"}
+    fields = {name: found[name] for name in _FIELDS}
+    if fields["policy_digest"] is not None:
+        fields["policy_digest"] = shown_digest(fields["policy_digest"])
     print_fields(
-        (name.replace("_", " "), shown[value] if isinstance(value := found[name], bool) else value)
-        for name in _FIELDS
+        (name.replace("_", " "), yes_or_no[value] if isinstance(value, bool) else value)
+        for name, value in fields.items()
     )
     if status is not None and status.tampering is not None:
         print_fields(_tampering(status.tampering))

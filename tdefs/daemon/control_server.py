@@ -1,6 +1,6 @@
 """The daemon's end of the control socket (see control.py for the other one).
 
-No secret passes through it in the clear: new keys are sealed (see tdefs.keys.ring_message).
+No secret passes through it in the clear: new keys are encrypted (see tdefs.keys.ring_message).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import trio
 
 from tdefs.control import TIMEOUT_SECONDS
-from tdefs.daemon.reserve import with_own_rights
 from tdefs.private import UntrustedError, own_place
+from tdefs.reserve import with_own_rights
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ async def serve_control(path: Path, answers: AnswerTable) -> None:
             directory = stack.enter_context(own_place(path))
             with with_own_rights():
                 directory.bind(listener, path.name)
-            # what lies there may be something else by then, or the disk read-only: no reason to end the mount
+            # something else may lie there by then, or the disk be read-only: no reason to end the mount
             stack.callback(directory.unbind, path.name)
             listener.listen(_BACKLOG)
             listener.setblocking(False)
@@ -69,7 +69,7 @@ async def serve_control(path: Path, answers: AnswerTable) -> None:
 
 
 async def _answer(stream: trio.SocketStream, answers: AnswerTable) -> None:
-    """Serve one request; whatever comes in, the daemon lives."""
+    """Serve one request. Nothing that comes in may end the daemon."""
     request = bytearray()
     try:
         with trio.move_on_after(TIMEOUT_SECONDS) as receiving:
@@ -84,7 +84,7 @@ async def _answer(stream: trio.SocketStream, answers: AnswerTable) -> None:
         with trio.move_on_after(TIMEOUT_SECONDS):
             await stream.send_all(json.dumps(reply).encode() + b"\n")
     except trio.BrokenResourceError:
-        log.debug("the control client went away")
+        log.debug("the client at the control socket went away")
     except Exception:
         log.exception("unexpected error in a control request")
 

@@ -1,4 +1,4 @@
-"""Limits that a daemon may run into while it serves: those that are too low are told when it is mounted."""
+"""Limits that a daemon may run into while it serves: a mount warns of those that are too low."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tdefs.mounts.table import all_mounts
 _CAP_SYS_ADMIN = 21
 _CAP_SYS_RESOURCE = 24
 
-#: Threads, one that tells the kernel of changed names, and fusermount3.
+#: Threads, one that passes changed names on to the kernel, and fusermount3.
 NEEDED_PROCESSES = MOST_THREADS + 4
 #: What is reserved, the threads' stacks, and tables for as many inodes as a large cluster has files.
 NEEDED_BYTES = 2 * RESERVED_BYTES

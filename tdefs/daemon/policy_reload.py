@@ -10,13 +10,13 @@ import logging
 
 import trio
 
-from tdefs.daemon.reserve import with_own_rights
 from tdefs.daemon.served import ServedMount
 from tdefs.data.workers import in_thread
 from tdefs.errors import Exit, TdefsError, from_os_error
 from tdefs.keys.keystore.entries import Statements
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
+from tdefs.reserve import with_own_rights
 from tdefs.volume.accepted import statements_now
 from tdefs.volume.policy_choice import PolicyChoice, check_accepted, check_key_names, remembered_policy
 

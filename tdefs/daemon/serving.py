@@ -14,7 +14,6 @@ from tdefs.daemon.answers import Answers
 from tdefs.daemon.control_server import AnswerTable, serve_control
 from tdefs.daemon.policy_reload import PolicyReload
 from tdefs.daemon.request import MountRequest
-from tdefs.daemon.reserve import with_own_rights
 from tdefs.daemon.served import ServedMount
 from tdefs.daemon.signals import EndSignals, reload_on_hangup
 from tdefs.daemon.watched import Watched
@@ -23,6 +22,7 @@ from tdefs.fuse.loop import Connection
 from tdefs.manifest import accepting
 from tdefs.mounts.known import devices_at, is_listed, is_living, raise_kernel_limits
 from tdefs.private import UntrustedError, own_place
+from tdefs.reserve import with_own_rights
 
 log = logging.getLogger(__name__)
 

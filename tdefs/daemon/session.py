@@ -11,7 +11,6 @@ import trio
 from tdefs.daemon.mounting import mount, take_away
 from tdefs.daemon.records import begin_session, end_session, first_cause, in_one_line, write_manifest
 from tdefs.daemon.request import MountRequest
-from tdefs.daemon.reserve import without_reserve
 from tdefs.daemon.served import ServedMount
 from tdefs.daemon.serving import serve
 from tdefs.daemon.signals import EndSignals
@@ -20,6 +19,7 @@ from tdefs.data.workers import workers
 from tdefs.errors import Exit, TdefsError
 from tdefs.fuse.loop import Connection
 from tdefs.keys.hierarchy import KeyRing
+from tdefs.reserve import without_reserve
 from tdefs.volume.session_record import Ending
 
 log = logging.getLogger(__name__)

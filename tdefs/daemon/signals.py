@@ -19,7 +19,7 @@ from tdefs.mounts.known import devices_at, unmount
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 2
-# How often the log says why a daemon that was told to end goes on.
+# How often the log says why a daemon that got a signal to end goes on.
 _REMINDER_SECONDS = 60
 
 
@@ -38,8 +38,8 @@ class EndSignals:
     """SIGTERM and SIGINT, and SIGHUP in the foreground, where it says that the terminal is gone.
 
     From the beginning of the ``with`` block to its end they do not kill the process. A daemon that dies between
-    mounting and listening would leave a dead mount, and one that dies of a second signal while it writes
-    everything out, an unclean end.
+    mounting and listening would leave a dead mount. One that dies of a second signal while it writes everything
+    out would leave an unclean end.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ def _unmount(mountpoint: Path, device: str) -> str:
     """Try to unmount; return why that is not possible now, or nothing."""
     devices = devices_at(mountpoint)
     if device not in devices:
-        # umount -l; another file system may have taken the place, and is none of ours to unmount
+        # umount -l; another file system may lie there now, which must not be unmounted
         return f'"{mountpoint}" was detached while in use, and is served until the last file in it is closed'
     if devices[-1] != device:
         return f'another file system is mounted over "{mountpoint}"'

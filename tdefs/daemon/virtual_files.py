@@ -10,11 +10,11 @@ from functools import partial
 
 from tdefs.daemon.answers import status_of
 from tdefs.daemon.report import report
-from tdefs.daemon.reserve import with_own_rights
 from tdefs.daemon.served import ServedMount
 from tdefs.daemon.status import DaemonStatus
 from tdefs.data.workers import in_thread
 from tdefs.fuse.virtual import DIRECTORY, Dispatcher, VirtualFile, VirtualFiles
+from tdefs.reserve import with_own_rights
 from tdefs.text import printable_path
 
 log = logging.getLogger(__name__)

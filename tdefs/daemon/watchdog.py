@@ -1,10 +1,11 @@
 """The watchdog: a process of its own that ends a mount whose daemon has frozen.
 
-What uses a mount whose daemon no longer answers waits in the kernel for ever, and no signal ends it. Aborting the
-connection does: every request, waiting or new, fails. The daemon is killed then, which frees the volume's lock.
+If a daemon no longer answers, programs that use its mount wait in the kernel for ever, and no signal ends them. To
+abort the connection does: every request fails, waiting or new. Then the daemon is killed, which frees the volume's
+lock.
 
-It runs as a script, and imports nothing but the standard library: little memory, and no key in it.
-Its standard input is a socket to the daemon (see watched.py). What it gets there it has asked for: one byte each.
+It runs as a script, and imports nothing but the standard library, so it needs little memory and holds no key. Its
+standard input is a socket to the daemon (see watched.py). It sends one byte for each question, and gets one back.
 """
 
 import os
@@ -20,9 +21,9 @@ from errno import EINVAL
 from pathlib import Path
 
 _PINGS = 5
-"""How many must stay without an answer before the daemon passes for frozen."""
+"""So many must stay without an answer before the daemon counts as frozen."""
 _LONGEST_INTERVAL = 10.0
-# Whoever wakes so much too late was suspended or starved, and so was the daemon, perhaps.
+# A watchdog that wakes so much too late was suspended or got no processor, and perhaps the daemon, too.
 _LATE_FACTOR = 2
 # A killed process ends when the disk lets go of it.
 _KILL_SECONDS = 30
@@ -39,10 +40,10 @@ class Patience:
         self.silent = 0.0
 
     def is_over(self, elapsed: float, *, answered: bool, waits_for_disk: bool) -> bool:
-        """Take account of one interval; return whether the daemon passes for frozen.
+        """Add one interval; return whether the daemon counts as frozen.
 
-        :param elapsed: how long it took in fact, in seconds; the clock stands still while the machine is suspended
-        :param waits_for_disk: a daemon that the disk below holds up is left alone
+        :param elapsed: how many seconds it took; the clock stands still while the machine is suspended
+        :param waits_for_disk: whether the disk below holds the daemon up: then it is left alone
         """
         if answered or waits_for_disk or elapsed > _LATE_FACTOR * self.interval:
             self.silent = 0.0
@@ -52,7 +53,7 @@ class Patience:
 
 
 def is_silent(link: socket.socket, pid: int, seconds: float) -> bool:
-    """Ask the daemon again and again; return True once it passes for frozen, False when it has hung up."""
+    """Ask the daemon again and again; return True once it counts as frozen, False when it has hung up."""
     patience = Patience(seconds)
     poll = select.poll()
     poll.register(link, select.POLLIN)
@@ -75,9 +76,9 @@ def is_silent(link: socket.socket, pid: int, seconds: float) -> bool:
 
 
 def waits_for_disk(pid: int) -> bool:
-    """Tell whether the main thread of a process waits for the disk below; not one that waits for a FUSE mount.
+    """Return whether the main thread of a process waits for the disk below, and not for a FUSE mount.
 
-    Where the kernel does not say what it waits for, an uninterruptible wait is the disk's.
+    Where the kernel does not say what the thread waits for, an uninterruptible wait counts as one for the disk.
     """
     process = Path(f"/proc/{pid}")
     try:
@@ -90,7 +91,7 @@ def waits_for_disk(pid: int) -> bool:
 
 
 def end(pidfd: int, abort: int) -> str:
-    """Abort the connection, then kill the daemon; return what did not work, or nothing."""
+    """Abort the connection, then kill the daemon; return what failed, or an empty text."""
     failed = []
     try:
         os.write(abort, b"1")
@@ -106,7 +107,7 @@ def end(pidfd: int, abort: int) -> str:
 
 
 def report(log_file: str, message: str) -> None:
-    """Write *message* into the daemon's log, or to standard error if that is its log, and into the system's."""
+    """Write *message* into the daemon's log (or standard error, if that is its log), and into the system's log."""
     stamp = f"{time.strftime('%Y-%m-%d %H:%M:%S')},{time.time() % 1 * 1000:03.0f}"
     line = f"{stamp} ERROR tdefs.daemon.watchdog: {message}\n".encode(errors="backslashreplace")
     with suppress(OSError):
@@ -118,7 +119,7 @@ def report(log_file: str, message: str) -> None:
 
 
 def _opened(log_file: str) -> int:
-    """Open the log if it is still the daemon's: no link, no FIFO that nobody reads, nobody else's file."""
+    """Open the log if it is still the daemon's: no link, no FIFO without a reader, no file of another user."""
     fd = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     status = os.fstat(fd)
     if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid in (0, os.geteuid()):

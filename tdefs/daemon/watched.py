@@ -1,4 +1,4 @@
-"""The daemon's end of the watchdog: starts that process, and answers it (see watchdog.py for what it does)."""
+"""The daemon's end of the watchdog: starts that process and answers it. What it does is in watchdog.py."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tdefs.mounts.known import abort_file
 log = logging.getLogger(__name__)
 
 _PIECE = 4096
-# Before another one is started in place of one that has ended.
+# The pause before another watchdog is started in place of one that has ended.
 _AGAIN_SECONDS = 5
-# It ends when the daemon hangs up.
+# It ends when the daemon hangs up; it is killed after so long.
 _END_SECONDS = 5
 
 
@@ -38,9 +38,9 @@ class Watched:
         """The seconds, while a watchdog runs."""
 
     async def stay(self) -> None:
-        """Be watched until cancelled; then the watchdog has ended. One that was killed is replaced.
+        """Have a watchdog until cancelled; another one replaces it if it was killed.
 
-        What was cancelled may still take long to write everything out; nobody watches that.
+        After that the daemon may still take long to write everything out, without a watchdog.
         """
         complained = False
         while True:
@@ -61,9 +61,9 @@ class Watched:
 
     @contextmanager
     def _watchdog(self) -> Iterator[trio.socket.SocketType]:
-        """Start it; at the end hang up, and wait until it has ended.
+        """Start the watchdog; at the end hang up, and wait until it has ended.
 
-        :raises OSError: it cannot be started, or could not abort the connection.
+        :raises OSError: it cannot be started, or would not be able to abort the connection.
         """
         ours, its = socket.socketpair()
         with trio.socket.from_stdlib_socket(ours) as link:
@@ -80,7 +80,7 @@ class Watched:
                     process.wait()
 
     def _start(self, its: socket.socket) -> subprocess.Popen[bytes]:
-        # its number may be another connection's later; what is open now stays this one
+        # the number may be another connection's later; the open file stays this one's
         abort = os.open(abort_file(self._device), os.O_WRONLY | os.O_CLOEXEC)
         try:
             itself = os.pidfd_open(os.getpid())
@@ -94,7 +94,7 @@ class Watched:
                     ],
                     stdin=its.fileno(),
                     stdout=subprocess.DEVNULL,
-                    # until the mount serves, this one is who called 'tdefs mount'
+                    # until the mount serves, standard error is that of the process that called 'tdefs mount'
                     stderr=subprocess.DEVNULL if self._log_file else None,
                     pass_fds=(itself, abort),
                     cwd="/",

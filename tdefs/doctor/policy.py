@@ -80,7 +80,9 @@ def examine_next_mount(
         else:
             used = f"the policy {daemon.policy}" if daemon.policy else "no policy"
             what = f"the mount uses {used}, and the next one will use {file or 'none'}"
-        yield advice(what, "unmount and mount again to use it, or name the right one in the configuration")
+        yield advice(
+            what, "'tdefs policy reload' has the mount use it, or name the right one in the configuration"
+        )
 
 
 def _keys(policy: Policy, daemon: DaemonStatus, file: Path | None) -> Iterator[Finding]:

@@ -72,7 +72,7 @@ def _must_give_way() -> bool:
 class PollingWait:
     """Replacement for ``pyfuse3._wait_fuse_readable`` on one FUSE descriptor.
 
-    One task at a time waits; the others are parked. Whoever was told that the descriptor is readable reads it
+    One task at a time waits; the others are parked. The task that learns that the descriptor is readable reads it
     before anything else runs, so no two tasks ever see the same readiness, and none blocks in the read.
     """
 
@@ -86,7 +86,7 @@ class PollingWait:
         self._parked = trio.lowlevel.ParkingLot()
         self._standby = False
         self._served = 0
-        # others run right after the first request: who waits for the mount to serve is told before the second
+        # others run right after the first request: the caller of the mount learns that it serves before the second
         self._first = 3
         self._reminded = 0.0
 
@@ -138,10 +138,10 @@ class PollingWait:
 
 
 def _has_memory() -> bool:
-    """Tell whether the next request can be received.
+    """Return whether the next request can be received.
 
     libfuse takes a request from the kernel before it finds that it has no memory for it, and pyfuse3 drops a write
-    that it cannot copy: neither would ever be answered.
+    that it cannot copy. Neither request would ever be answered.
     """
     try:
         _new_bytes(None, _REQUEST_BYTES)
@@ -162,16 +162,16 @@ class Connection:
     def __init__(self, operations: pyfuse3.Operations, mountpoint: str, options: set[str]) -> None:
         """Mount.
 
-        :raises RuntimeError: libfuse could not; it has said more on standard error.
+        :raises RuntimeError: libfuse could not mount; it has written more to standard error.
         """
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         before = _fuse_descriptors()
         pyfuse3.init(operations, mountpoint, options)
-        # of which pyfuse3 does not tell
+        # pyfuse3 does not give the descriptor away
         (self._fd,) = _fuse_descriptors() - before
 
     async def serve(self, at_end: Callable[[], None]) -> None:
-        """Serve requests until the kernel says that the connection has ended; nobody waits for an answer then.
+        """Serve requests until the kernel says that the connection has ended. No program waits for an answer then.
 
         :param at_end: is called once, as soon as the kernel says so.
         """
@@ -191,16 +191,16 @@ class Connection:
             self.cut()
 
     def cut(self) -> None:
-        """End the connection: whoever waits for an answer gets an error, and so do all who come.
+        """End the connection: all requests that wait for an answer fail, and all that come later.
 
-        To be called before anything is waited for that may itself wait for an answer: a thread that asks the
-        mount, or unmounts it. The kernel aborts the connection when the last descriptor of it is closed; libfuse
+        Call it before waiting for anything that may itself wait for an answer: a thread that asks the mount, or
+        unmounts it. The kernel aborts the connection when the last descriptor of it is closed; libfuse
         would go on to use a number that was closed.
         """
         os.dup2(self._null, self._fd, inheritable=False)
 
     def close(self) -> None:
-        """Free what libfuse holds, once nothing is served any more. What is mounted stays so."""
+        """Free what libfuse holds, once nothing is served any more. What is mounted stays mounted."""
         pyfuse3.close(unmount=False)
         os.close(self._null)
 
@@ -217,9 +217,9 @@ def install_polling_wait(fd: int, at_end: Callable[[], None]) -> bool:
 
 
 def surviving(serve: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
-    """Have a task of pyfuse3's that serves requests begin anew when it lacked memory, instead of ending the mount.
+    """Have a task of pyfuse3 that serves requests begin anew after a lack of memory, instead of ending the mount.
 
-    What tdefs itself lacks memory for becomes ENOMEM; here it was for what pyfuse3 makes around a request.
+    A lack of memory in tdefs itself becomes ENOMEM; this one was in what pyfuse3 does around a request.
     """
 
     async def surviving_task(*args: P.args, **kwargs: P.kwargs) -> None:

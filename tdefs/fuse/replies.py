@@ -21,7 +21,7 @@ from tdefs.fuse.measured import Measured
 
 log = logging.getLogger(__name__)
 
-# What a plain directory answers every day, too; the rest counts as a failure in the status.
+# Errors that a plain directory gives every day, too; all others count as failures in the status.
 _ORDINARY_ERRORS = frozenset(
     {
         errno.EACCES,
@@ -40,14 +40,14 @@ _ORDINARY_ERRORS = frozenset(
     }
 )
 
-# What the kernel asks of an inode, whose name it has resolved before. It takes ENOENT for the caller's answer, and
-# looks the name up again upon ESTALE.
+# Requests about an inode, whose name the kernel has resolved before. After ENOENT the kernel passes the error to
+# the program; after ESTALE it looks the name up again.
 _BY_NUMBER = frozenset({"getattr", "link", "open", "opendir", "readlink", "setattr"})
 
 # Requests that move bytes, and how many, by what the operation returns.
 _BYTES: dict[str, Callable[[Any], int]] = {"read": len, "write": int}
 
-# What may be done again when it has failed: it has undone what it did, or does the same.
+# Operations that may be repeated after a failure: they have undone what they did, or do the same again.
 _REPEATABLE = frozenset({"create", "link", "mkdir", "mknod", "open", "rename", "setattr", "symlink"})
 
 P = ParamSpec("P")

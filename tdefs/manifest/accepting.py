@@ -47,7 +47,7 @@ def accept(state: State, paths: Collection[bytes], *, older_copy: bool, left_cle
 
 
 def request(state: State, paths: Sequence[bytes], *, older_copy: bool) -> dict[str, Any]:
-    """Return what to ask the daemon: under a MAC, since only who has the keys may say so."""
+    """Return the request to the daemon. It has a MAC, since only a user with the keys may accept."""
     assert state.binding.key is not None  # noqa: S101 - there are differences, so there is a manifest
     counter = state.manifest.counter if state.manifest is not None else 0
     content = _content(state.binding.volume.volume_id, counter, paths, older_copy=older_copy)
@@ -71,7 +71,7 @@ def answer(bound: Bound, state: State | None, asked: Mapping[str, Any]) -> dict[
         paths, older_copy, mac = [], False, b""
     content = _content(state.binding.volume.volume_id, counter, paths, older_copy=older_copy)
     if not fits_mac(mac, state.binding.key, content):
-        return {"refused": "whoever asks has not the volume's keys"}
+        return {"refused": "the request was not made with the volume's keys"}
     try:
         accepted = bound.accept(paths, older_copy=older_copy)
     except (OSError, UntrustedError) as error:

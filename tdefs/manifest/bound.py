@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 _FEW_REMOVALS = 8
 _REMOVAL_SECONDS = 1.0
 _MOST_AT_ONCE = 1024
-# so many differences are told by name to who asks for the status
+# so many differences are named in the status
 _MOST_TOLD = 100
-# and so many in the log: who can plant a million files must not fill the disk with it at each mount
+# and so many in the log: a user who can plant a million files must not fill the disk with it at each mount
 _MOST_LOGGED = 10_000
 
 
 class Bound:
     """The manifest of one mount. Without a state, as in a volume that was never unmounted, nothing is bound.
 
-    What may be bound is told by ``Inode.bound``, which is one look for each write; paths are made only once.
+    ``Inode.bound`` says what may be bound, at the cost of one look for each write; paths are made only once.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Bound:
                 self._refuse(path, found)
 
     def check_below(self, directory: Inode) -> None:
-        """Refuse to move a directory in which something differs: at another place nobody could tell.
+        """Refuse to move a directory in which something differs: at another place that could not be seen any more.
 
         :raises OSError: EIO.
         """
@@ -213,11 +213,11 @@ class Bound:
                 self._refuse(path, found)
 
     def is_refused(self, inode: Inode) -> bool:
-        """Tell whether :meth:`check` would refuse *inode*."""
+        """Return whether :meth:`check` would refuse *inode*."""
         return any(map(self.is_refused_at, _paths(inode)))
 
     def is_refused_at(self, path: bytes) -> bool:
-        """Tell whether what is at *path* is refused because it differs."""
+        """Return whether what is at *path* is refused because it differs."""
         found = self.differences.get(path) if self._refuses else None
         return found is not None and found.change is not Change.REMOVED
 
@@ -236,7 +236,7 @@ class Bound:
         ]
 
     def had_header(self, inode: Inode) -> bool:
-        """Tell whether a header of *inode* is known to have been on the disk, so that no crash has lost it."""
+        """Return whether a header of *inode* is known to have been on the disk, so that no crash has lost it."""
         return self._state is not None and any(map(self._state.binds, _paths(inode)))
 
     def check_header(self, inode: Inode, head: bytes, size: int) -> None:
@@ -310,7 +310,7 @@ class Bound:
             self._refuse(path, found)
 
     def _is_listed(self, path: bytes) -> bool:
-        """Tell whether a server finds what lies at *path* by reading the directory, and not by its name."""
+        """Return whether a server finds what lies at *path* by reading the directory, and not by its name."""
         place = self._manifest.find(path) if self._manifest is not None else None
         is_link = place is not None and place[0].entry(place[1]).kind is NodeKind.LINK
         return is_link or _kind(path) in LISTED_KINDS
@@ -459,7 +459,7 @@ def _rest_of_relation(listing: Listing, at: int, path: bytes) -> list[bytes]:
 
 
 def _may_hold_speaking(directory: bytes) -> bool:
-    """Tell whether what lies in *directory* may say something by its name alone."""
+    """Return whether what lies in *directory* may say something by its name alone."""
     kind = _kind(directory + b"/-")
     return kind in SPEAKING_KINDS or kind in (Kind.OTHER, Kind.STRAY)
 

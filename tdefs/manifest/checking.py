@@ -15,7 +15,7 @@ def examine(binding: Binding) -> State:
     """Return what is known of a volume, with all that differs.
 
     Where the volume is mounted, what is changed meanwhile is in its journal before it is changed, so nothing of
-    that is taken for tampering; what comes meanwhile is not known to the manifest, and is not told of.
+    that is taken for tampering; what comes meanwhile is not known to the manifest, and is not reported.
 
     :raises OSError: the data directory cannot be opened.
     """
@@ -40,7 +40,7 @@ def _compare_headers(state: State) -> None:
     root = open_root(state.binding.volume)
     try:
         for path, listing in state.manifest.directories.items():
-            with suppress(OSError):  # what is not there, or cannot be read, was told by its name
+            with suppress(OSError):  # what is not there, or cannot be read, was reported by its name
                 fd = open_directory(root, path)
                 try:
                     _compare_listing(state, fd, path, listing)

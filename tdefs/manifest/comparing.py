@@ -56,7 +56,7 @@ class Difference:
 def compare(manifest: Manifest, tree: Tree, is_added: Callable[[bytes], bool]) -> dict[bytes, Difference]:
     """Return by path what differs; entries that are marked as unbound do not.
 
-    :param is_added: tells of a path that the manifest does not know whether it should not be there.
+    :param is_added: returns whether a path that the manifest does not know should not be there.
     """
     found: dict[bytes, Difference] = {}
     for path in manifest.directories.keys() | tree.directories.keys():
@@ -82,7 +82,7 @@ def compare(manifest: Manifest, tree: Tree, is_added: Callable[[bytes], bool]) -
 
 
 def are_alike(before: Listing, now: Listing) -> bool:
-    """Tell at once that nothing differs, as in most directories; of links the text would have to be looked at."""
+    """Return whether nothing differs, as in most directories; False if there are links, whose text may differ."""
     return (
         before.kinds == now.kinds
         and before.lengths == now.lengths

@@ -26,12 +26,12 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tdefs.daemon.reserve import with_own_rights
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import HINTS
 from tdefs.keys.mac import fits_mac, make_mac
 from tdefs.manifest.record import Manifest
 from tdefs.private import UntrustedError, own_directory
+from tdefs.reserve import with_own_rights
 from tdefs.volume.description import Volume
 
 log = logging.getLogger(__name__)

@@ -63,7 +63,7 @@ class NodeKind(IntEnum):
 class Flag(IntFlag):
     """What is to be known of a whole manifest."""
 
-    #: Files may lie in the volume that are not in it, and nobody can tell since when.
+    #: Files may lie in the volume that are not in it, and it is not known since when.
     INCOMPLETE = 1
     #: The one before it had been removed or altered, and nobody has said that this was meant.
     FOLLOWS_LOST = 2
@@ -163,7 +163,7 @@ def encode(manifest: Manifest, key: bytes) -> bytes:
 
 
 def is_genuine(fd: int, key: bytes) -> bool:
-    """Tell whether the open file is a manifest under the state *key*, with little memory: it may be anything.
+    """Return whether the open file is a manifest under the state *key*, with little memory: it may be anything.
 
     Raises OSError.
     """

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tdefs.daemon.reserve import with_own_rights
 from tdefs.errors import TdefsError
 from tdefs.keys.hierarchy import KeyRing, derive_state_key
 from tdefs.keys.keystore.file import load_keystore
@@ -17,6 +16,7 @@ from tdefs.manifest.record import MAX_BYTES, BadManifestError, Flag, Manifest, d
 from tdefs.manifest.tree import Tree, look_through, open_root
 from tdefs.policy.paths import classify
 from tdefs.private import UntrustedError, own_directory
+from tdefs.reserve import with_own_rights
 from tdefs.text import printable_path
 from tdefs.volume.description import Volume
 from tdefs.volume.known import KnownVolumes, known_volumes
@@ -90,38 +90,38 @@ class State:
 
     @property
     def is_sound(self) -> bool:
-        """Tell whether nothing is to be told of."""
+        """Return whether there is nothing to report."""
         return not self.differences and not self.lost and not self.older_than
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether what the manifest does not know should not be there."""
+        """Return whether what the manifest does not know should not be there."""
         return self.manifest is not None and not self.changed.begun and Flag.INCOMPLETE not in self.manifest.flags
 
     def is_added(self, path: bytes) -> bool:
-        """Tell of a path that the manifest does not know whether it should not be there."""
+        """Return of a path that the manifest does not know whether it should not be there."""
         if path in self.unbound or self.changed.everything:
             return False
         return self.is_complete or self.is_speaking(path)
 
     def is_speaking(self, path: bytes) -> bool:
-        """Tell whether the name alone says something to PostgreSQL, so that it is noted whenever it comes."""
+        """Return whether the name alone says something to PostgreSQL, so that it is noted whenever it comes."""
         return self.manifest is not None and classify(os.fsdecode(path)).kind in SPEAKING_KINDS
 
     def binds(self, path: bytes) -> bool:
-        """Tell whether the manifest says what must be at *path*."""
+        """Return whether the manifest says what must be at *path*."""
         place = self.manifest.find(path) if self.manifest is not None else None
         return place is not None and not place[0].unbound[place[1]]
 
     def describe(self) -> list[str]:
-        """Return what is to be told of, one line for each thing."""
+        """Return what to report, one line for each thing."""
         lines = self.describe_volume()
         if self.differences:
             lines.append(f"{counted(len(self.differences))} not as the last unmount left things: {self.named()}")
         return lines
 
     def describe_volume(self) -> list[str]:
-        """Return what is to be told of the volume as a whole."""
+        """Return what to report about the volume as a whole."""
         lines = []
         if self.lost:
             lines.append(f"the manifest of the volume's files {self.lost}: what changed at rest cannot be told")
@@ -162,7 +162,7 @@ class Unbound:
 
 
 def look(binding: Binding, *, compares: bool = True) -> State:
-    """Return what is known of a volume that nobody changes now, or, of a living one, whatever can be told.
+    """Return what is known of a volume that no process changes now; of a mounted one, as much as can be seen.
 
     Names, kinds and lengths are compared; headers are when a file is opened, see tdefs.manifest.bound.
 

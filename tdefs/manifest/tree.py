@@ -18,7 +18,8 @@ from tdefs.volume.description import Volume
 from tdefs.way import follow
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# PostgreSQL's trees have five levels, and people's some more; who plants thousands must not keep a mount busy
+# PostgreSQL's trees have five levels, and other trees some more. Thousands of planted levels must not keep a mount
+# busy
 _MOST_LEVELS = 64
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -132,7 +133,7 @@ def _is_marked(file: int, length: int) -> bool:
 
 
 def fits(tag: bytes, head: bytes, volume_id: bytes) -> bool:
-    """Tell whether the file that has the *tag* in the manifest can be one that starts with *head*."""
+    """Return whether the file that has the *tag* in the manifest can be one that starts with *head*."""
     if tag == PLAIN_TAG:
         return not resembles_header(head, volume_id)
     return tag in (NO_TAG, digest(head[:RECORD_SIZE]))

@@ -1,1 +1,1 @@
-"""The mounts of this host: which there are, who uses them, where one may come to lie."""
+"""The mounts of this host: the list of them, the processes that use them, and where a mount may lie."""

@@ -1,4 +1,4 @@
-"""Why the kernel or fusermount3 did not mount, as far as this process can tell: libfuse says only what failed."""
+"""Why the kernel or fusermount3 did not mount, as far as this process can see: libfuse says only what failed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _rights_of_root() -> MountRefusal | None:
 
 
 def _helper() -> MountRefusal | None:
-    """Return what keeps fusermount3, which mounts for a user who is not root, from doing so."""
+    """Return what keeps fusermount3 from mounting for a user other than root."""
     found = shutil.which(_HELPER)
     if found is None:
         return MountRefusal(f"{_HELPER} is not installed", "install the package fuse3, or mount as root")
@@ -121,7 +121,7 @@ def _others_are_allowed() -> bool:
 
 
 def _has_capability(which: str) -> bool:
-    """Tell whether CAP_SYS_ADMIN is in one of this process's sets (proc(5)); True if that cannot be told."""
+    """Return whether CAP_SYS_ADMIN is in one of this process's sets (proc(5)); True if that cannot be read."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

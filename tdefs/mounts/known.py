@@ -24,7 +24,7 @@ _UMOUNT_NOFOLLOW = 8
 _MS_NOSUID = 2
 _MS_NODEV = 4
 _MS_NOEXEC = 8
-# how long, and how often, a mount is tried that is in use by nobody who can be seen; and one that is mounted
+# how long, and how often, to try to unmount what is in use by a process that cannot be seen, or is mounted
 # elsewhere as well: on a busy machine a container takes seconds to get its own mounts
 _BUSY_SECONDS = 1.0
 _ELSEWHERE_SECONDS = 5.0
@@ -59,7 +59,7 @@ class Mount:
 
     @property
     def may_be_asked(self) -> bool:
-        """Tell whether this process may wait for an answer: another user may serve it in order to give none."""
+        """Return whether this process may wait for an answer: another user may serve it in order to give none."""
         return self.user in (None, 0, os.geteuid())
 
 
@@ -75,9 +75,9 @@ def tdefs_mounts() -> list[Mount]:
 def mounts_of(users: Collection[int]) -> list[Mount]:
     """Return the tdefs mounts that one of these users has made.
 
-    Every user can make a FUSE mount that says it is tdefs's, and of which volume. What looks for mounts by itself
-    believes those alone that are made by who it works for; and it must not even look at others, since whoever
-    serves a mount can have a system call on it wait for ever.
+    Every user can make a FUSE mount that claims to be tdefs's, of any volume. A command that looks for mounts by
+    itself believes only those that its own user has made. It must not even look at others: the process that serves
+    a mount can have a system call on it wait for ever.
     """
     return [mount for mount in tdefs_mounts() if mount.user in users]
 
@@ -88,14 +88,14 @@ def devices_at(mountpoint: Path) -> list[str]:
 
 
 def is_listed(device: str, backing: Path) -> bool:
-    """Tell whether this process can see *device* mounted anywhere; its number may be another mount's by now."""
+    """Return whether this process can see *device* mounted anywhere; its number may be another mount's by now."""
     return any(mount.device == device and mount.backing == backing for mount in tdefs_mounts())
 
 
 def is_living(device: str) -> bool:
-    """Tell whether a file system that is not listed and whose connection has ended exists: detached, and in use.
+    """Return whether a file system that is not listed and whose connection has ended exists: detached, and in use.
 
-    One that is just being taken away is waited for, and does not. Where that cannot be told the answer is yes.
+    Wait for one that is just being taken away: it does not exist then. If that cannot be known, return True.
     """
     # ustat(2) is the one call that finds a file system by its device; other architectures lack it, and sandboxes
     # may forbid it
@@ -117,7 +117,7 @@ def find_mount(mountpoint: Path) -> Mount:
     """
     mounts = {mount.mountpoint: mount for mount in tdefs_mounts()}  # the topmost of each place
     above = mountpoint.absolute()
-    # the kernel's list comes first: whoever serves a mount need not answer
+    # the kernel's list comes first: the process that serves a mount may not answer
     for path in (above, Path(os.path.realpath(above.parent)) / above.name):
         if path in mounts:
             return mounts[path]
@@ -148,7 +148,7 @@ def raise_kernel_limits(device: str) -> bool:
 
 
 def kernel_limits_raised(mountpoint: Path) -> bool:
-    """Tell whether the kernel's limits of the mount are as :func:`raise_kernel_limits` sets them, or higher."""
+    """Return whether the kernel's limits of the mount are as :func:`raise_kernel_limits` sets them, or higher."""
     limits = _KERNEL_LIMITS / device_of(mountpoint)
     try:
         read_ahead = int((limits / "read_ahead_kb").read_text(encoding="ascii"))
@@ -167,13 +167,13 @@ def device_of(path: Path) -> str:
 def abort_file(device: str) -> Path:
     """Return the file that aborts the connection of a FUSE mount when something is written to it.
 
-    :param device: the mount's, ``MAJOR:MINOR``; the file belongs to who mounted.
+    :param device: the mount's, ``MAJOR:MINOR``; the file belongs to the user who mounted.
     """
     return _CONNECTIONS / device.partition(":")[2] / "abort"
 
 
 def provide_connections() -> str:
-    """See to it that there is an :func:`abort_file`, as root by mounting; return why there is none, or nothing."""
+    """Have an :func:`abort_file`, as root by mounting; return why there is none, or an empty text."""
     if any(mount.kind == "fusectl" and mount.mountpoint == _CONNECTIONS for mount in all_mounts()):
         return ""
     if os.geteuid() != 0:
@@ -185,7 +185,7 @@ def provide_connections() -> str:
 
 
 def is_dead(mountpoint: Path) -> bool:
-    """Tell whether *mountpoint* is a mount whose daemon is gone. A daemon that is not is waited for."""
+    """Return whether *mountpoint* is a mount whose daemon is gone. Wait for a daemon that is there to answer."""
     try:
         # unlike the answer to stat(2), the kernel never keeps this one
         os.statvfs(mountpoint)
@@ -195,7 +195,7 @@ def is_dead(mountpoint: Path) -> bool:
 
 
 def detach_dead(mountpoint: Path) -> None:
-    """Take away a dead mount at once, whoever uses it; a live one that has come in its place stays.
+    """Take away a dead mount at once, even while it is used. A live one that has come in its place stays.
 
     :raises TdefsError: MOUNT_BUSY, if others are mounted inside, which would vanish with it; MOUNT_FAILED.
     """
@@ -222,7 +222,7 @@ def detach_dead(mountpoint: Path) -> None:
 
 
 def detach(mount: MountInfo) -> None:
-    """Take away a mount at once, whoever uses it, if it is where the kernel's list has said."""
+    """Take away a mount at once, even while it is used, if it is where the kernel's list has it."""
     fd = os.open(mount.mountpoint, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if mount_number(fd) == mount.number:
@@ -232,11 +232,11 @@ def detach(mount: MountInfo) -> None:
 
 
 def _detach(fd: int, mountpoint: Path) -> str:
-    """Detach the mount whose root *fd* is; return why that failed, or nothing."""
+    """Detach the mount whose root *fd* is; return why that failed, or an empty text."""
     if os.geteuid() != 0:
         # by its path, which is all that fusermount3 takes
         return _fusermount("-u", "-z", "-q", "--", os.fspath(mountpoint)).stderr.strip()
-    # the path is that of another mount by now, if somebody was faster
+    # the path may be that of another mount by now
     failed = _libc.umount2(b"/proc/self/fd/%d" % fd, _MNT_DETACH) != 0
     return os.strerror(ctypes.get_errno()) if failed else ""
 
@@ -244,9 +244,9 @@ def _detach(fd: int, mountpoint: Path) -> str:
 def unmount(mountpoint: Path) -> None:
     """Unmount; when this returns the kernel has passed on everything that was written.
 
-    It is no error if somebody else was faster.
+    It is no error if another process was faster.
 
-    :raises TdefsError: MOUNT_BUSY, saying who uses it, and where; MOUNT_FAILED.
+    :raises TdefsError: MOUNT_BUSY, which names the processes that use it and the places; MOUNT_FAILED.
     """
     numbers = _numbers_at(mountpoint)
     in_use = TdefsError(
@@ -266,7 +266,7 @@ def unmount(mountpoint: Path) -> None:
             if not reason or not now or now != numbers:
                 return
             if not busy:
-                # fusermount3 lets nobody but the one who mounted unmount, and says it in terms of /etc/mtab
+                # fusermount3 lets only the user unmount who mounted, and its message speaks of /etc/mtab
                 foreign = "not found in" in reason or "permitted" in reason
                 raise TdefsError(
                     Exit.MOUNT_FAILED,
@@ -274,8 +274,8 @@ def unmount(mountpoint: Path) -> None:
                     detail=reason,
                     hint="unmount as root, or as the user who mounted it" if foreign else "",
                 )
-        # whoever just looks at the mount, as another umount does, holds it for an instant, and so does a service
-        # or a container that is being started, until it has its own mounts
+        # a process that only looks at the mount, as another umount does, holds it for an instant, and so does a
+        # service or a container that is being started, until it has its own mounts
         if time.monotonic() - began > (_ELSEWHERE_SECONDS if elsewhere else _BUSY_SECONDS):
             raise elsewhere or in_use
         time.sleep(_BUSY_PAUSE_SECONDS)
@@ -287,9 +287,9 @@ def _numbers_at(mountpoint: Path) -> list[int]:
 
 
 def _unmount_once(mountpoint: Path, numbers: list[int]) -> tuple[str, bool]:
-    """Try to unmount; return why it failed, or nothing, and whether that was since it is in use.
+    """Try to unmount; return why it failed, or an empty text, and whether the reason is that it is in use.
 
-    :param numbers: of the mounts at *mountpoint*, of which the last is meant
+    :param numbers: the numbers of the mounts at *mountpoint*; the last one is meant
     """
     if os.geteuid() == 0:
         return _unmount_itself(mountpoint, numbers)
@@ -303,8 +303,8 @@ def _unmount_once(mountpoint: Path, numbers: list[int]) -> tuple[str, bool]:
 def _unmount_itself(mountpoint: Path, numbers: list[int]) -> tuple[str, bool]:
     """Do what :func:`_unmount_once` does, as root.
 
-    By way of the directory that it lies in, opened once: nobody can rename a mount point or put a link in its
-    place, but whoever owns a directory above could have led the path to another one.
+    Go through the directory that the mount point lies in, opened once. A mount point cannot be renamed, and no
+    link can take its place, but the owner of a directory above could have led the path to another one.
     """
     above = os.open(mountpoint.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

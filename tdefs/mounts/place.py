@@ -90,7 +90,7 @@ class MountPlace:
                 Exit.MOUNT_MISPLACED,
                 f'the volume came to lie at "{new[0].mountpoint}" instead of "{self.path}", and was unmounted',
                 detail="a directory on the way to the mount point was renamed or replaced meanwhile",
-                hint="see who changes directories there, then mount again",
+                hint="find out which process changes directories there, then mount again",
             )
         return ""
 
@@ -113,7 +113,7 @@ def mount_place(mountpoint: Path) -> Iterator[MountPlace]:
                     Exit.MOUNT_MISPLACED,
                     f'mount point "{mountpoint}" leads to "{way.path}" by now',
                     detail="a directory on the way to it was replaced by a symbolic link",
-                    hint="see who changes directories there, then mount again",
+                    hint="find out which process changes directories there, then mount again",
                 )
             # fusermount3, which mounts for a user, is a process of its own and looks after that itself
             target = f"/proc/self/fd/{way.fd}" if os.geteuid() == 0 else os.fspath(mountpoint)

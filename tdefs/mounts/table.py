@@ -68,7 +68,7 @@ def all_mounts(process: Path = OWN) -> Iterator[MountInfo]:
 def strangers_mount(
     trusted: Collection[int], *, number: int = 0, device: str = "", place: Path | None = None
 ) -> int | None:
-    """Return who serves a FUSE mount, unless that is one of the *trusted*; ``None`` for what is no such mount.
+    """Return the user who serves a FUSE mount, unless it is one of the *trusted*; ``None`` for any other mount.
 
     What lies there, whose it is and whether an answer ever comes, is what that user says.
 
@@ -122,7 +122,7 @@ def namespaces() -> Iterator[Namespace]:
     for process in processes():
         with suppress(OSError):
             namespace = os.readlink(process / "ns/mnt")  # noqa: PTH115
-            # who lives in a root directory of its own sees only what is mounted below
+            # a process with a root directory of its own sees only what is mounted below
             place = namespace, os.readlink(process / "root")  # noqa: PTH115
             if place not in seen:
                 mounts = list(all_mounts(process))

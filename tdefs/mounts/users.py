@@ -1,6 +1,6 @@
 """Who uses a mount: processes, mounts inside it, and other places where the same file system is mounted.
 
-Nothing here asks the file system itself, whose daemon may be dead, suspended, or the one who asks.
+Nothing here asks the file system itself: its daemon may be dead or suspended, or be the process that asks.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _how_to_unmount(mount: MountInfo) -> str:
 
 
 def mounted_elsewhere(mountpoint: Path) -> TdefsError | None:
-    """Return what to tell of the other places where the file system would stay mounted, or ``None``.
+    """Return an error that names the other places where the file system would stay mounted, or ``None``.
 
     It is a MOUNT_BUSY that says where these are.
     """
@@ -142,7 +142,7 @@ def _staying(target: MountInfo, seen: Iterable[Namespace]) -> Iterator[tuple[Nam
     the copy. If one is in use, umount(2) refuses (fs/pnode.c, propagate_mount_busy and propagate_umount).
     """
     where: dict[int, tuple[Namespace, MountInfo]] = {}
-    # who lives in a root directory of its own sees less, and by other paths than others in the namespace
+    # a process with a root directory of its own sees less, and under other paths than others in the namespace
     for namespace in sorted(seen, key=lambda each: (each.process != OWN, -len(each.mounts))):
         for mount in namespace.mounts:
             where.setdefault(mount.number, (namespace, mount))

@@ -1,12 +1,12 @@
-"""Whose the directories of a volume are: the backing directory, what the mount shows of it, and tdefs's own.
+"""The owners of a volume's directories: the backing directory, the tree that the mount shows, and tdefs's own.
 
-    BACKING/            the daemon's user's, mode 0700
-      data/             what the mount shows; belongs to whoever the mount gives it to
-      .tdefs/           the daemon's user's, mode 0700
+    BACKING/            owned by the daemon's user, mode 0700
+      data/             the tree that the mount shows; its owner is set through the mount
+      .tdefs/           owned by the daemon's user, mode 0700
 
-Who may write to BACKING can put other directories in the place of both, and who may write to ``.tdefs`` other
-files in the place of the keystore, the log and the session. So a volume is refused whose directories others may
-write to, and one that others could exchange as a whole, as who may write to a directory above it can.
+A user who may write to BACKING can put other directories in the place of both. A user who may write to ``.tdefs``
+can put other files in the place of the keystore, the log and the session. So tdefs refuses a volume if others may
+write to these directories, or to a directory above the volume, since they could exchange it as a whole.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_data(volume: Volume) -> int:
-    """Open the tree that the mount shows; never what a symbolic link leads to.
+    """Open the tree that the mount shows; a symbolic link is not followed.
 
-    :raises TdefsError: FILE_UNTRUSTED where the backing directory is not this user's alone.
+    :raises TdefsError: FILE_UNTRUSTED the backing directory belongs to another user, or others may write to it.
     :raises OSError: there is no such directory.
     """
     with _opened(volume.backing) as backing:
@@ -44,17 +44,17 @@ def open_data(volume: Volume) -> int:
 
 
 def claim(volume: Volume, *, read_only: bool) -> list[str]:
-    """Before a mount: see that the backing directory and ``.tdefs`` are this user's, and take rights from others.
+    """Before a mount: check that BACKING and ``.tdefs`` are this user's, and take rights from others.
 
-    Rights to read and to search are taken away without a question: they let others see ciphertext, names and
-    sizes, and change nothing.
+    Rights to read and to search are taken away without a question: with them others see ciphertext, names and
+    sizes, but change nothing.
 
     :param read_only: whether the rights must stay as they are.
-    :returns: what is to be told: whose rights were too wide.
+    :returns: warnings: which modes were too wide.
     :raises TdefsError: FILE_UNTRUSTED where a directory belongs to another user, or others may write to it or
         exchange it.
     """
-    told = []
+    warnings = []
     with (
         follow(volume.backing, last_link=False) as way,
         _opened(Path("."), way.fd) as backing,
@@ -64,7 +64,7 @@ def claim(volume: Volume, *, read_only: bool) -> list[str]:
             raise TdefsError(
                 Exit.FILE_UNTRUSTED,
                 _who_exchanges(one),
-                detail="who can exchange it can put another volume in the place of this one",
+                detail="a user who can exchange it can put another volume in the place of this one",
                 hint=one.remedy or _MOVE,
             )
         for place, fd in ((volume.backing, backing), (volume.private, private)):
@@ -77,14 +77,14 @@ def claim(volume: Volume, *, read_only: bool) -> list[str]:
             if not read_only:
                 os.fchmod(fd, _MODE)
                 done = f"set to {_MODE:04o}"
-            told.append(f'the mode of "{place}" was {mode:04o}: {done}')
-    return told
+            warnings.append(f'the mode of "{place}" was {mode:04o}: {done}')
+    return warnings
 
 
 def weaknesses(volume: Volume, owner: int | None) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with the owners and modes of a volume's directories, each with what mends it.
 
-    :param owner: the user whose they should be; ``None`` for whoever owns ``.tdefs``.
+    :param owner: the user who should own them; ``None``: the owner of ``.tdefs``.
     """
     if owner is None:
         with suppress(OSError):
@@ -113,7 +113,7 @@ def refuse_others(place: Path, status: os.stat_result) -> None:
         raise TdefsError(
             Exit.FILE_UNTRUSTED,
             found[0],
-            detail="who can write there can replace the volume's files by others",
+            detail="a user who can write there can replace the volume's files by others",
             hint=f"see that nothing was planted there, then: {found[1]}",
         )
 

@@ -1,4 +1,4 @@
-"""A volume: a backing directory with tdefs's own directory in it, and who may use it at a time."""
+"""A volume: a backing directory with tdefs's own directory in it, and the lock that admits one user at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tdefs.volume.session_record import read_session
 PRIVATE_DIRECTORY = ".tdefs"
 DATA_DIRECTORY = "data"
 DEFAULT_KEYSTORE = "keystore"
-#: Of a volume's layout and description; that of its files stands in their headers.
+#: The version of a volume's layout and description; each file has its own version in its header.
 VOLUME_VERSION = 2
 
 #: Where the daemons of root log.
@@ -39,14 +39,14 @@ _DESCRIPTION = "volume.json"
 _PURPOSE = b"tdefs v1 volume description"
 _MAX_BYTES = 1 << 16
 
-# who asks whether the volume is in use holds the lock for an instant
+# a process that asks whether the volume is in use holds the lock for an instant
 _LOCK_TRIES = 5
 _LOCK_PAUSE_SECONDS = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """What a volume remembers of itself. Nothing of it is believed: who can write to the directory can alter it.
+    """What a volume remembers of itself. None of it is trusted: users who can write to the directory can alter it.
 
     What the volume may do stands in its keystore. ``keystore`` is where that was when it was written down, and
     ``keystore_mac`` the MAC that its keys made over that: see :func:`remembers_truly`.
@@ -69,9 +69,9 @@ class Volume:
 
     @property
     def log_file(self) -> Path:
-        """Where the daemon logs unless told otherwise.
+        """Where the daemon logs by default.
 
-        Not in the volume where it is root's: whoever is served writes there, too, by way of the mount.
+        Not in a volume of root's: the programs that are served write there, too, through the mount.
         """
         try:
             is_roots = self.private.lstat().st_uid == 0
@@ -86,7 +86,7 @@ class Volume:
 
 
 def log_name(backing: Path) -> str:
-    """Return the name of a log among those of other volumes, which tells the volume's path.
+    """Return the name of a volume's log in a directory for all volumes: it contains the volume's path.
 
     As systemd.unit(5) escapes paths, so that no two have one name: ``/srv/tdefs/main`` is ``srv-tdefs-main.log``.
     """
@@ -145,7 +145,7 @@ def _check_owner(backing: Path) -> None:
         raise TdefsError(
             Exit.FILE_UNTRUSTED,
             f'directory "{backing}" belongs to the user with the number {owner}, not to the one who runs this',
-            detail="who owns it can put other files in the place of the volume's",
+            detail="its owner can put other files in the place of the volume's",
             hint="run 'tdefs init' as the user who will mount the volume; let it make the directory, or give it "
             f"to that user: chown {os.geteuid()} {shlex.quote(str(backing))}",
         )
@@ -167,7 +167,7 @@ def refuse_existing(backing: Path) -> None:
 def save_volume(volume: Volume, history_key: bytes) -> None:
     """Write down what the volume remembers; from the first time on the directory is a volume.
 
-    :param history_key: that of its keystore, by which the place of this one can be told from an invention.
+    :param history_key: that of its keystore; it authenticates the place of the keystore.
     """
     description = {
         "format_version": VOLUME_VERSION,
@@ -181,7 +181,7 @@ def save_volume(volume: Volume, history_key: bytes) -> None:
 
 
 def remembers_truly(volume: Volume, history_key: bytes) -> bool:
-    """Tell whether a tdefs that had the keys of the keystore wrote down that it is at ``volume.keystore``."""
+    """Return whether a tdefs that had the keys of the keystore wrote down that it is at ``volume.keystore``."""
     return fits_state_mac(history_key, _PURPOSE, _remembered(volume), volume.keystore_mac)
 
 
@@ -302,10 +302,10 @@ def _damaged(path: Path, what: str) -> TdefsError:
 
 
 class VolumeLock:
-    """The right to be the one writer of a volume: held by the process that has tdefs's own directory locked.
+    """The right to be the one writer of a volume: the process has it that has locked tdefs's own directory.
 
-    The directory itself, so that nothing in it could be removed, replaced or planted to let a second writer in.
-    The kernel takes the lock back when the process dies, whatever it dies of, so no lock is ever stale.
+    The directory itself is locked, so to remove, replace or plant something in it lets no second writer in. The
+    kernel takes the lock back when the process dies, for whatever reason, so no lock is ever stale.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -315,7 +315,7 @@ class VolumeLock:
     def acquire(self) -> None:
         """Take the lock.
 
-        :raises TdefsError: VOLUME_IN_USE, saying who holds it; FILE_UNTRUSTED.
+        :raises TdefsError: VOLUME_IN_USE, which names the process that holds it; FILE_UNTRUSTED.
         """
         fd = _open_to_lock(self._volume)
         if not _lock(fd):
@@ -332,9 +332,9 @@ class VolumeLock:
     def verify(self) -> None:
         """Check that the lock is held: its descriptor is the directory that others find there, and has it locked.
 
-        To be called after what could have taken the descriptor away: a fork that closes files, a dup2.
+        Call it after anything that could have closed the descriptor: a fork that closes files, a dup2.
 
-        :raises TdefsError: VOLUME_IN_USE, since nothing keeps others away.
+        :raises TdefsError: VOLUME_IN_USE: nothing keeps other processes away.
         """
         try:
             held = os.fstat(self.descriptor)
@@ -363,7 +363,7 @@ class VolumeLock:
 
 
 def _open_to_lock(volume: Volume) -> int:
-    """Open what is locked, for reading, which flock(2) is content with: so a read-only copy has a lock, too."""
+    """Open the directory that is locked. flock(2) needs no right to write, so a read-only copy has a lock, too."""
     with _private(volume) as directory:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.fd)
 
@@ -395,7 +395,7 @@ def _who_uses(volume: Volume) -> tuple[str, str]:
 
 
 def _holder_of_lock(volume: Volume) -> int | None:
-    """Return the process that took the lock, as the kernel tells it in /proc/locks (proc(5))."""
+    """Return the process that took the lock, as the kernel shows it in /proc/locks (proc(5))."""
     with suppress(OSError, ValueError, IndexError):
         status = volume.private.lstat()
         place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
@@ -407,7 +407,7 @@ def _holder_of_lock(volume: Volume) -> int | None:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process of this number runs; one that has ended and was not waited for does not."""
+    """Return whether a process of this number runs. One that has ended does not, even if it was not waited for."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -417,7 +417,7 @@ def is_running(pid: int) -> bool:
 
 
 def is_in_use(volume: Volume) -> bool:
-    """Tell whether some process holds the volume's lock."""
+    """Return whether some process holds the volume's lock."""
     try:
         fd = _open_to_lock(volume)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Which volumes a keystore knows, and whether each is where it is known to be.
 
-A copy of a volume has all that is in the volume, its id and whatever it remembers of itself. What no copy has is
-the place: the path, and the inode number of the directory that is tdefs's own.
+A copy of a volume holds all that the volume holds, its id and its description too. Only the place differs: the
+path, and the inode number of the directory that is tdefs's own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tdefs.volume.description import PRIVATE_DIRECTORY, Volume, read_volume
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """A volume that a keystore knows and that is not where it should be, and why, in words."""
+    """A volume that a keystore knows and that is not at its known place; the reason is a text for people."""
 
     entry: VolumeEntry
     reason: str
@@ -33,7 +33,7 @@ def place_of(volume: Volume) -> Place:
 def recognised(document: Document, volume: Volume) -> VolumeEntry | None:
     """Return the entry of *volume*, ``None`` for one that the keystore does not know at this place.
 
-    It is known at its path, by whatever other path of the same directory (a bind mount), and where it was renamed
+    It is known at its path, at any other path of the same directory (a bind mount), and where it was renamed
     to within its file system.
 
     :raises OSError: the volume's own directory cannot be looked at.
@@ -45,7 +45,7 @@ def recognised(document: Document, volume: Volume) -> VolumeEntry | None:
 def statements_of(document: Document, volume: Volume) -> Statements:
     """Return what *volume* may do, as the keystore with the *document* says.
 
-    One that is not known at its place may be a copy of any that is known: it may do what all of these may.
+    A volume that is not known at its place may be a copy of any known one, so it may do only what all of them may.
 
     :raises OSError: the volume's own directory cannot be looked at.
     """
@@ -66,7 +66,7 @@ def statements_of(document: Document, volume: Volume) -> Statements:
 
 
 def was_renamed(entry: VolumeEntry, volume: Volume) -> bool:
-    """Tell whether the *volume* that was recognised by *entry* has left the path that the keystore knows."""
+    """Return whether the *volume* that was recognised by *entry* has left the path that the keystore knows."""
     return entry.path != os.fspath(volume.backing) and _private_directory(entry) is None
 
 

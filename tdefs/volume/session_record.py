@@ -1,9 +1,9 @@
 """The record of a volume's session: whether everything was written out when the volume was last mounted.
 
-Whoever can write to the backing directory can invent a record, or put an older one back. So it has a MAC under the
-keys of the keystore, it names the entry of the volume there, a number that grows and a random id, and the
-keystore's history has the begin and the end of each session. What the record says makes tdefs less strict only by
-way of :func:`last_session`; :func:`read_session` is for people: who has the volume mounted, and where.
+A user who can write to the backing directory can invent a record, or put an older one back. So the record has a
+MAC under the keys of the keystore. It names the volume's entry there, a number that grows and a random id, and the
+keystore's history has the begin and the end of each session. Only through :func:`last_session` does the record
+make tdefs less strict. :func:`read_session` is for people: which process has the volume mounted, and where.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tdefs.keys.mac import fits_state_mac, state_mac
 from tdefs.private import UntrustedError, own_directory, reason_of
 from tdefs.volume.known import BEGIN, END, TAKEN_OVER, KnownVolumes
 
-if TYPE_CHECKING:  # a volume's lock tells who holds it, which it reads here
+if TYPE_CHECKING:  # the lock of a volume reads here which process holds it
     from tdefs.volume.description import Volume
 
 SESSION_FILE = "session.json"
-#: What a reason of :class:`LastSession` is about.
+#: The beginning of the sentence that a reason of :class:`LastSession` ends.
 UNPROVEN = "the record of the last session is not believed:"
 
 _PURPOSE = b"tdefs v1 session record"
@@ -35,17 +35,17 @@ _SIZE = 8192
 _MEMBERS = ("pid", "mountpoint", "clean", "plain_files", "policy", "volume", "number", "id", "mac")
 _ID_BYTES = 16
 _MAX_NUMBER = 2**63 - 1
-#: In place of a policy's digest: since the last clean end there were several.
+#: Instead of a policy's digest: several policies were in use since the last clean end.
 SEVERAL_POLICIES = "several"
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One time that the volume is mounted; ``clean`` once everything was written out at its end.
+    """One mount of the volume; ``clean`` is True once everything was written out at its end.
 
     ``plain_files``: whether files might be in the clear then, so that headers were made durable at once.
     ``policy`` is the digest of the policy, or :data:`SEVERAL_POLICIES`. ``volume`` is the id of the entry in the
-    keystore, or nothing for a copy that it does not know; ``number`` counts the sessions of that entry, and ``id``
+    keystore, or empty for a copy that it does not know; ``number`` counts the sessions of that entry, and ``id``
     is 16 random bytes in hexadecimal. ``mac`` is over all of it.
     """
 
@@ -64,7 +64,7 @@ class Session:
         return replace(self, mac=state_mac(history_key, _PURPOSE, self._content()))
 
     def is_authentic(self, history_key: bytes) -> bool:
-        """Tell whether a tdefs with the volume's keys made this record."""
+        """Return whether a tdefs with the volume's keys made this record."""
         return fits_state_mac(history_key, _PURPOSE, self._content(), self.mac)
 
     def _content(self) -> bytes:
@@ -80,14 +80,14 @@ class Ending(Enum):
     UNCLEAN = "unclean"
     """Files may exist whose header never reached the disk."""
     UNPROVEN = "unproven"
-    """The record is not the last that tdefs wrote: nothing is made less strict, nothing is taken for durable."""
+    """The record is not the last one that tdefs wrote: nothing is made less strict, or counts as durable."""
 
 
 @dataclass(frozen=True, slots=True)
 class LastSession:
     """How the last session ended; ``reason`` says why that is unproven, where it is.
 
-    ``plain_files`` and ``policy`` tell of one that ended uncleanly what :class:`Session` does.
+    ``plain_files`` and ``policy`` are those of :class:`Session`, for a session that ended uncleanly.
     """
 
     ending: Ending = Ending.CLEAN
@@ -108,7 +108,7 @@ def read_session(volume: Volume) -> Session | None:
 
 
 def parse_session(data: bytes) -> Session | None:
-    """Return the session that the record *data* tells of; ``None`` for what is no record."""
+    """Return the session in the record *data*; ``None`` for anything else."""
     try:
         members = fields.read_object(fields.read_json(data[:_SIZE]), "session", _MEMBERS)
         mountpoint, volume, id = members["mountpoint"], members["volume"], members["id"]

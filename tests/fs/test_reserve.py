@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tdefs.control import ask
-from tdefs.daemon.reserve import with_own_rights, without_reserve
+from tdefs.reserve import with_own_rights, without_reserve
 from tdefs.volume.description import read_volume
 from tests.crash.faults.loop_disks import Ext4, run
 from tests.support.children import NOBODY, in_child, needs_root

@@ -69,7 +69,8 @@ def _run_child(
     try:
         _close_all_but({writing, keep})
         os.setsid()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is no terminal to lose, and nothing to reload
+        # there is no terminal to lose; once the mount serves, SIGHUP reloads the policy
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

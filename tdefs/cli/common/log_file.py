@@ -8,9 +8,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from tdefs.daemon.reserve import with_own_rights
 from tdefs.errors import TdefsError
 from tdefs.private import UntrustedError, own_place
+from tdefs.reserve import with_own_rights
 from tdefs.volume.description import ROOTS_LOGS
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ def add_accept(commands: Subcommands) -> None:
         help="accept a policy for a volume; a mount uses no other policy",
         description="Notes in the keystore, for which a secret is needed, which policy the volume may use: a "
         "digest of what it decides, so that comments may change. Says what it leaves in the clear that the one "
-        "before did not, and asks. Files that are there stay as they are; a mount uses it from its next start on.",
+        "before did not, and asks. Files that are there stay as they are. A mount "
+        "uses it from its next start on, or after 'tdefs policy reload'.",
     )
     add_volume(accept)
     add_policy(accept, "default: the policy that the configuration names, else the file of the accepted one")
@@ -77,7 +78,7 @@ def _run(_invocation: Invocation, options: _Options) -> int:
     if new.plain_files and not choice.policy.leaves_anything_plain():
         print_line("files that are in the clear already stay so, and readable")
     if is_in_use(volume):
-        print_line("it is mounted: the mount goes on as it began; unmount it and mount it again to use this")
+        print_line("it is mounted, and the mount goes on as before until 'tdefs policy reload', or the next mount")
     return Exit.OK
 
 

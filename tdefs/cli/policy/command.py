@@ -1,4 +1,4 @@
-"""``tdefs policy``: check a policy file, explain which of its rules decides for a path, accept it."""
+"""``tdefs policy``: check a policy file, explain which of its rules decides for a path, accept it, reload it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tdefs.cli.common.parsing import Subcommands, subcommands, takes
 from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore, keystore_path
 from tdefs.cli.policy.accept import add_accept
+from tdefs.cli.policy.reload import add_reload
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.file import load_keystore
 from tdefs.policy.model import Policy
@@ -23,7 +24,7 @@ from tdefs.volume.registry import statements_of
 def register(subparsers: Subcommands) -> None:
     """Add the command ``policy`` with its subcommands."""
     parser = subparsers.add_parser(
-        "policy", help="check a policy, explain what it decides, accept it for a volume"
+        "policy", help="check a policy, explain what it decides, accept it, have a mount reload it"
     )
     commands = subcommands(parser)
 
@@ -42,6 +43,7 @@ def register(subparsers: Subcommands) -> None:
     takes(explain, _ExplainOptions, _explain)
 
     add_accept(commands)
+    add_reload(commands)
 
 
 @dataclass(frozen=True, slots=True)

@@ -364,6 +364,25 @@ def test_a_mount_whose_last_sync_failed_does_not_count_as_cleanly_ended(scratch:
     assert '"clean": true' in (volume.backing / ".tdefs" / "session.json").read_text()
 
 
+def test_a_policy_that_first_leaves_files_in_the_clear_waits_until_all_headers_are_on_the_disk(
+    scratch: Workspace,
+) -> None:
+    volume = scratch.volume("policy-sync")
+    volume.init()
+    faults = Faults(volume, scratch.directory("faults"))
+    volume.mount()
+    volume.accept(policy="version: 1\nkinds: {configuration: plain}\n")
+    before = volume.status()["policy_digest"]
+    faults.order(Order(labels=("policy:sync",)))
+    done = volume.tdefs("policy", "reload", volume.mountpoint, check=False)
+    assert (done.returncode, "Input/output error" in done.stderr) == (Exit.OS_ERROR, True)
+    assert volume.status()["policy_digest"] == before
+    faults.order()
+    volume.tdefs("policy", "reload", volume.mountpoint)
+    assert volume.status()["policy_digest"] != before
+    volume.umount()
+
+
 def test_a_file_that_cannot_be_looked_at_is_listed_with_the_others_and_has_its_length_afterwards(
     served: tuple[Volume, Faults], faults: Faults
 ) -> None:

@@ -94,11 +94,12 @@ _SILENT = ("read:cached", "inodes:handle")
 #: What is about no file that has a name, so that the log does not say it again for another one.
 _NAMELESS = ("file:last", "statfs", "journal:write", "journal:sync")
 
-#: Reached when a mount begins or ends: see the tests below.
+#: Reached when a mount begins or ends, or when its policy is exchanged: see the tests below.
 AT_THE_ENDS = {
     Call("fstat", "inodes:root"),
     Call("syncfs", "session:recover"),
     Call("syncfs", "session:sync"),
+    Call("syncfs", "policy:sync"),
     Call("pwrite", "journal:begin"),
     Call("fdatasync", "journal:begin"),
     Call("close", "close:directory"),

@@ -97,6 +97,7 @@ def test_text_shows_keys_counts_and_failures(mounted: SmallVolume, command: Comm
         ["pid", "4321"],
         ["memory", "locked", "yes"],
         ["watchdog", "60"],
+        ["policy", "digest", "ab" * 8],
         ["dk_1", "1", "aes-256-xts", "active", "2"],
         ["damaged", "1"],
         ["open", "10", "2", "-", "-", "-", "-"],

@@ -28,6 +28,8 @@ FORBIDDEN = {
     "daemon": ABOVE,
     "offline": FUSE | ABOVE | {"tdefs.tree", "tdefs.fuse", "tdefs.daemon"},
     "mounts": FUSE | SERVING | ABOVE,
+    "volume": FUSE | ABOVE | {"tdefs.tree", "tdefs.fuse", "tdefs.daemon", "tdefs.offline", "tdefs.manifest"},
+    "manifest": FUSE | ABOVE | {"tdefs.fuse", "tdefs.daemon", "tdefs.offline"},
 }
 
 

@@ -1,12 +1,12 @@
-"""What a file system keeps for root: a daemon of root must not give it away to the users whom it serves.
+"""The blocks that a file system keeps for root: a daemon of root must not give them away to the users it serves.
 
-ext2, ext3, ext4 and f2fs give their last blocks to one user, root unless the mount says otherwise, whom they tell
-by the thread's file-system user id, and to whoever has CAP_SYS_RESOURCE (ext4_has_free_clusters() in
-fs/ext4/balloc.c). The same capability passes hard limits of quotas (ignore_hardlimit() in fs/quota/dquot.c); the
-file's owner is charged in any case. A write-back comes without a caller, so the daemon gives up both rights for as
-long as it serves, instead of for each write: that costs nothing.
+ext2, ext3, ext4 and f2fs give their last blocks to one user (root, unless the mount names another one), whom they
+know by the thread's file-system user id, and to threads with CAP_SYS_RESOURCE (ext4_has_free_clusters() in
+fs/ext4/balloc.c). The same capability passes hard limits of quotas (ignore_hardlimit() in fs/quota/dquot.c). A
+quota charges the file's owner in any case. A write-back comes without a caller, so the daemon gives up both rights
+for as long as it serves, and not for each write. That costs nothing.
 
-The rights belong to a thread. Threads that the event loop starts inherit what it has.
+The rights belong to a thread. Threads that the event loop starts inherit its rights.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class _Capabilities(ctypes.Structure):
 def without_reserve(backing_fd: int) -> Iterator[bool]:
     """Give up, for the time of a ``with`` block, what root may take of the file system that a directory is on.
 
-    The value tells whether nobody who is served can take it: not so on an overlay, which writes with the rights of
-    who mounted it, nor where the kernel refuses.
+    The value is whether no program that is served can take it. On an overlay a program can, since an overlay
+    writes with the rights of the user who mounted it; so it can where the kernel refuses.
     """
     if os.geteuid() != 0:
         yield True
@@ -56,7 +56,7 @@ def without_reserve(backing_fd: int) -> Iterator[bool]:
     before = _capabilities()
     kind = _file_system(backing_fd)
     owner = os.fstat(backing_fd).st_uid or _NOBODY
-    # on a network file system the user id is who one is to the server
+    # a network file system shows the user id to its server
     spared = _serve_as(owner if kind in (_EXT, _F2FS) else None, before) and kind != _OVERLAY
     try:
         yield spared
@@ -79,7 +79,7 @@ def with_own_rights() -> Iterator[None]:
 def _serve_as(uid: int | None, capabilities: _Capabilities) -> bool:
     """Take a file-system user id, and all *capabilities* but one; return whether that succeeded.
 
-    With the user id the kernel takes those away that concern files; they are needed.
+    Together with the user id the kernel takes the capabilities away that concern files. They are needed.
     """
     if uid is not None:
         _libc.setfsuid(uid)
@@ -87,7 +87,7 @@ def _serve_as(uid: int | None, capabilities: _Capabilities) -> bool:
     fewer = _Capabilities.from_buffer_copy(capabilities)
     fewer.effective0 = capabilities.permitted0 & mask
     fewer.effective1 = capabilities.permitted1
-    # an id that none can be tells which one there is (setfsuid(2))
+    # with an id that cannot be, setfsuid(2) changes nothing and returns the present one
     return _set_capabilities(fewer) and uid in (None, _libc.setfsuid(-1))
 
 
@@ -107,7 +107,7 @@ def _set_capabilities(wanted: _Capabilities) -> bool:
 
 
 def _file_system(fd: int) -> int:
-    """Return the number of the kind of file system that *fd* is on; 0 if it cannot be told."""
+    """Return the number of the kind of file system that *fd* is on; 0 if the kernel does not say."""
     answer = ctypes.create_string_buffer(512)  # struct statfs, of which only the first field matters
     if _libc.fstatfs(fd, answer) != 0:
         return 0
