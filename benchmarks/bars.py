@@ -19,11 +19,11 @@ class Bar:
     """The ratio is a cost, and must not be above the limit."""
 
     def holds(self, ratio: float) -> bool:
-        """Tell whether a ratio reaches the bar."""
+        """Return whether a ratio reaches the bar."""
         return ratio <= self.limit if self.at_most else ratio >= self.limit
 
     def is_ahead(self, ratio: float, peer: float) -> bool:
-        """Tell whether a ratio is better than a peer's."""
+        """Return whether a ratio is better than a peer's."""
         return ratio < peer if self.at_most else ratio > peer
 
     def __str__(self) -> str:

@@ -14,10 +14,11 @@ from benchmarks.metrics import METRICS
 from benchmarks.metrics.base import Metric
 from benchmarks.progress import say
 from benchmarks.report import report
-from benchmarks.results import BASELINE, Results
-from benchmarks.run import BaselineFailed, Run
+from benchmarks.results import BASELINE, PLAIN, Results
+from benchmarks.run import PlainDiskFailed, Run
 from benchmarks.sizes import FULL, QUICK
-from benchmarks.systems import SYSTEMS
+from benchmarks.systems import SYSTEMS, systems_with
+from benchmarks.systems.tdefs import program_of
 from benchmarks.workdir import WorkDirectory
 from tests.support.postgres import distribution
 
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures PostgreSQL on plain disk, tdefs and its peers, in one run on one disk. "
-        "docs/PERFORMANCE.md tells what is measured, and how to read it.",
+        "docs/PERFORMANCE.md says what is measured, and how to read it.",
     )
     made.add_argument("--quick", action="store_true", help="less of everything: ends within 5 minutes, is noisy")
     made.add_argument(
@@ -40,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", type=_metrics, default=list(METRICS), metavar="METRIC,…", help=", ".join(METRICS))
     made.add_argument(
         "--systems", type=_systems, default=list(SYSTEMS), metavar="SYSTEM,…", help=", ".join(SYSTEMS)
+    )
+    made.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure the tdefs of another checkout too, which its scripts/setup.sh has set up: the system "
+        f'"{BASELINE}", in the same rounds, beside tdefs',
     )
     made.add_argument(
         "--output",
@@ -73,24 +81,33 @@ def main(words: list[str]) -> int:
         signal.signal(number, signal.default_int_handler)
     installation = distribution(_VERSION)
     figures = {figure.name: figure for metric in METRICS.values() for figure in metric.figures}
-    results = Results(args.systems, figures, host.facts(args.dir, installation))
+    systems = systems_with(args.baseline)
+    results = Results(measured(args), figures, host.facts(args.dir, installation, args.baseline))
     rounds = args.rounds or sizes.rounds
     results.facts["rounds"], results.facts["quick"] = rounds, args.quick
     code = 0
     try:
-        with WorkDirectory(args.dir, installation, sizes) as work:
+        with WorkDirectory(args.dir, installation, sizes, systems) as work:
             run = Run(work, results, sizes, rounds)
             run.set_up()
             run.measure([METRICS[name] for name in args.only])
     except KeyboardInterrupt:
         say("interrupted")
         code = _INTERRUPTED
-    except BaselineFailed as error:
+    except PlainDiskFailed as error:
         print(f"bench: plain disk does not work: {error}", file=sys.stderr)
         code = 1
     # a plot is for others to see: not of half a run
     _write(results, args.output, args.plot if code == 0 else None)
     return code or (1 if results.failures else 0)
+
+
+def measured(args: argparse.Namespace) -> list[str]:
+    """Return the names of the systems to measure, in their order: the baseline is beside tdefs."""
+    chosen: list[str] = list(args.systems)
+    if args.baseline is not None:
+        chosen.insert(chosen.index("tdefs") + 1 if "tdefs" in chosen else len(chosen), BASELINE)
+    return chosen
 
 
 def _write(results: Results, output: Path, picture: Path | None) -> None:
@@ -115,6 +132,8 @@ def _problem(args: argparse.Namespace, needed_gb: int) -> str | None:
         return f'"{args.dir}" is not a directory'
     if (free := host.free_gb(args.dir)) < needed_gb:
         return f'"{args.dir}" has {free:.0f} GB free, {needed_gb} GB are needed'
+    if args.baseline is not None and not os.access(program_of(args.baseline), os.X_OK):
+        return f'"{args.baseline}" has no .venv/bin/tdefs: run its scripts/setup.sh'
     if args.plot is not None:
         try:
             plot.load_library()
@@ -142,7 +161,7 @@ def _metrics(text: str) -> list[str]:
 def _systems(text: str) -> list[str]:
     wanted = _names(text, SYSTEMS, "system")
     # without it there is nothing to compare with
-    return [name for name in SYSTEMS if name in wanted or name == BASELINE]
+    return [name for name in SYSTEMS if name in wanted or name == PLAIN]
 
 
 def _names(text: str, known: dict[str, Metric] | dict[str, type], kind: str) -> set[str]:

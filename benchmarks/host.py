@@ -19,8 +19,11 @@ QUIET_LOAD = 0.5
 _REPOSITORY = Path(__file__).parent.parent
 
 
-def facts(directory: Path, installation: Installation) -> dict[str, Any]:
-    """Return what a reader must know of the machine to judge the figures."""
+def facts(directory: Path, installation: Installation, baseline: Path | None) -> dict[str, Any]:
+    """Return what a reader must know of the machine to judge the figures.
+
+    :param baseline: the checkout of another state of tdefs that is measured, or none
+    """
     return {
         "kernel": platform.release(),
         "processor": _field(Path("/proc/cpuinfo"), "model name"),
@@ -30,7 +33,8 @@ def facts(directory: Path, installation: Installation) -> dict[str, Any]:
         "kernel_aes": sorted(set(_crypto_drivers("xts(aes)"))),
         "load_before": os.getloadavg()[0],
         "versions": {
-            "tdefs": f"{metadata.version('tdefs')} {_commit()}",
+            "tdefs": f"{metadata.version('tdefs')} {_commit(_REPOSITORY)}",
+            **({} if baseline is None else {"baseline": _commit(baseline)}),
             "postgresql": _output(str(installation.program("postgres")), "--version"),
             "python": platform.python_version(),
             "pyfuse3": metadata.version("pyfuse3"),
@@ -55,9 +59,9 @@ def _output(*command: str) -> str:
     return " ".join((done.stdout or done.stderr).split())
 
 
-def _commit() -> str:
-    commit = _output("git", "-C", str(_REPOSITORY), "rev-parse", "--short", "HEAD")
-    changed = _output("git", "-C", str(_REPOSITORY), "status", "--porcelain", "--", "tdefs")
+def _commit(checkout: Path) -> str:
+    commit = _output("git", "-C", str(checkout), "rev-parse", "--short", "HEAD")
+    changed = _output("git", "-C", str(checkout), "status", "--porcelain", "--", "tdefs")
     return "uncommitted" if "fatal" in commit else commit + ("+" if changed else "")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.bars import BARS
 from benchmarks.figures import Ratio
-from benchmarks.results import BASELINE, Results
+from benchmarks.results import Results
 
 #: The width that GitHub gives a README's pictures, in inches of 100 pixels.
 _WIDTH = 8.8
@@ -50,7 +50,7 @@ def draw(results: Results, path: Path) -> list[Path]:
     :raises CannotPlot: matplotlib is missing, or nothing has a ratio.
     """
     pyplot = load_library()
-    systems = [system for system in results.systems if system != BASELINE]
+    systems = [system for system in results.systems if system in _COLOURS]
     speeds = {name: speed for name in _SHOWN if (speed := _speeds(results, name, systems))}
     if not speeds:
         raise CannotPlot("nothing has a ratio to plain disk")

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from benchmarks.bars import BARS, judge
 from benchmarks.figures import Figure, Ratio
-from benchmarks.results import BASELINE, Results, Spread
+from benchmarks.results import BASELINE, PLAIN, Results, Spread
 
 
 def report(results: Results) -> str:
@@ -18,6 +18,7 @@ def report(results: Results) -> str:
         ("PostgreSQL's settings, the same for all", _settings(results.facts)),
         ("How each system was set up", _set_up(results)),
         (_RATIOS, _ratios(results)),
+        (_CHANGES, _changes(results)),
         ("Values: median (least to most)", _values(results)),
         ("The bars", _bars(results)),
         ("Left out", "\n".join(f"{name}: {reason}" for name, reason in results.skipped.items())),
@@ -30,6 +31,8 @@ _RATIOS = (
     "Ratio to plain disk: median of the rounds' ratios (least to most)\n"
     "↑ speed, larger is better; ↓ cost, smaller is better; plain disk: its own median"
 )
+
+_CHANGES = "Ratio of tdefs to the baseline: median of the rounds' ratios (least to most); ↑ ↓ as above"
 
 _NONE = "-"
 
@@ -53,17 +56,34 @@ def _set_up(results: Results) -> str:
 
 
 def _ratios(results: Results) -> str:
-    others = [system for system in results.systems if system != BASELINE]
+    others = [system for system in results.systems if system != PLAIN]
     rows = [
         [
             f"{'↑' if figure.larger_is_better else '↓'} {figure.title}",
-            _value(figure, results.spread(BASELINE, figure.name)),
+            _value(figure, results.spread(PLAIN, figure.name)),
             *(_spread(results.ratio(system, figure.name), ".2f") for system in others),
         ]
         for figure in results.measured_figures()
         if figure.ratio is not Ratio.NONE
     ]
     return tabulate(rows, ["", "plain disk", *others], disable_numparse=True)
+
+
+def _changes(results: Results) -> str:
+    """Return the table of tdefs and the baseline, and nothing if none was measured."""
+    if BASELINE not in results.systems:
+        return ""
+    rows = [
+        [
+            f"{'↑' if figure.larger_is_better else '↓'} {figure.title}",
+            _value(figure, results.spread(BASELINE, figure.name)),
+            _value(figure, results.spread("tdefs", figure.name)),
+            _spread(results.ratio("tdefs", figure.name, BASELINE), ".2f"),
+        ]
+        for figure in results.measured_figures()
+        if figure.ratio is not Ratio.NONE
+    ]
+    return tabulate(rows, ["", BASELINE, "tdefs", "ratio"], disable_numparse=True)
 
 
 def _values(results: Results) -> str:

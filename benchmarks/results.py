@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -12,7 +13,9 @@ from benchmarks.figures import Figure
 
 #: The version of the JSON's form.
 FORMAT = 1
-BASELINE = "plain"
+PLAIN = "plain"
+#: Another state of tdefs, if one is measured.
+BASELINE = "baseline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +94,19 @@ class Results:
         """Return median and range of a figure's values."""
         return Spread.of(list(self.values(system, figure).values()))
 
-    def ratio(self, system: str, figure: str) -> Spread | None:
-        """Return median and range of the ratios to plain disk, each to plain disk's value of the same round."""
-        plain = self.values(BASELINE, figure)
+    def ratio(self, system: str, figure: str, to: str = PLAIN) -> Spread | None:
+        """Return median and range of a figure's ratios to another system, each to the value of the same round."""
+        other = self.values(to, figure)
         ratios = [
             ratio
             for number, value in self.values(system, figure).items()
-            if number in plain and (ratio := self.figures[figure].ratio_to(plain[number], value)) is not None
+            if number in other and (ratio := self.figures[figure].ratio_to(other[number], value)) is not None
         ]
         return Spread.of(ratios)
 
     def median_ratios(self, figure: str) -> dict[str, float]:
         """Return the median ratio of each system that has one."""
-        spreads = {system: self.ratio(system, figure) for system in self.systems if system != BASELINE}
+        spreads = {system: self.ratio(system, figure) for system in self.systems if system != PLAIN}
         return {system: spread.median for system, spread in spreads.items() if spread}
 
     def measured_figures(self) -> list[Figure]:
@@ -124,6 +127,7 @@ class Results:
             },
             "medians": self._summary(self.spread),
             "ratios": self._summary(self.ratio),
+            "ratios_to_baseline": self._summary(partial(self.ratio, to=BASELINE)),
             "measurements": [asdict(measurement) for measurement in self.measurements],
             "failures": [asdict(failure) for failure in self.failures],
         }

@@ -10,7 +10,7 @@ from benchmarks.bars import BARS
 from benchmarks.metrics import METRICS
 from benchmarks.metrics.base import Metric
 from benchmarks.progress import elapsed, say
-from benchmarks.results import BASELINE, Failure, Measurement, Results
+from benchmarks.results import BASELINE, PLAIN, Failure, Measurement, Results
 from benchmarks.site import SETTINGS, Site
 from benchmarks.sizes import Sizes
 from benchmarks.systems.base import Unavailable
@@ -19,7 +19,7 @@ from benchmarks.workdir import WorkDirectory
 _ROUNDS_WITHOUT_BAR = 3
 
 
-class BaselineFailed(Exception):
+class PlainDiskFailed(Exception):
     """Plain disk does not work: there is nothing to compare with."""
 
 
@@ -36,7 +36,7 @@ class Run:
     def set_up(self) -> None:
         """Open every system that works here.
 
-        :raises BaselineFailed: plain disk is not among them.
+        :raises PlainDiskFailed: plain disk is not among them.
         """
         facts = self._results.facts
         facts["settings"] = SETTINGS
@@ -51,11 +51,11 @@ class Run:
                 self._sites.append(site)
             except Exception as error:
                 # a peer that does not work here is no failure
-                if name == "tdefs" or not isinstance(error, Unavailable):
+                if name in ("tdefs", BASELINE) or not isinstance(error, Unavailable):
                     self._results.failures.append(Failure("set-up", 0, name, _described(error)))
                 self._leave_out(name, str(error))
-        if not any(site.name == BASELINE for site in self._sites):
-            raise BaselineFailed(self._results.skipped[BASELINE])
+        if not any(site.name == PLAIN for site in self._sites):
+            raise PlainDiskFailed(self._results.skipped[PLAIN])
 
     def measure(self, metrics: list[Metric]) -> None:
         """Measure each metric in all its rounds."""

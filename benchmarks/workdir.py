@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +13,7 @@ from typing import Self
 
 from benchmarks.site import Site
 from benchmarks.sizes import Sizes
-from benchmarks.systems import SYSTEMS
-from benchmarks.systems.base import Variant
+from benchmarks.systems.base import System, Variant
 from tests.support.account import Account
 from tests.support.mounts import detach, mounts_below
 from tests.support.postgres import Installation
@@ -23,11 +23,17 @@ from tests.support.processes import end, processes_in
 class WorkDirectory:
     """A new directory on the disk that is measured; everything is below it."""
 
-    def __init__(self, parent: Path, installation: Installation, sizes: Sizes) -> None:
+    def __init__(
+        self, parent: Path, installation: Installation, sizes: Sizes, systems: Mapping[str, type[System]]
+    ) -> None:
+        """
+        :param systems: those that can be measured, by name
+        """
         self.root = Path(tempfile.mkdtemp(prefix="tdefs-bench-", dir=parent))
         self.root.chmod(0o755)  # the server's user must pass
         self._installation = installation
         self._sizes = sizes
+        self._systems = systems
         self._account = Account.of_server()
         self._sites: list[Site] = []
 
@@ -35,7 +41,7 @@ class WorkDirectory:
         """Return a site with a directory of its own, not opened."""
         root = self.root / f"{name}{suffix}"
         root.mkdir()
-        site = Site(name, SYSTEMS[name](root, self._account, variant), self._installation, self._sizes)
+        site = Site(name, self._systems[name](root, self._account, variant), self._installation, self._sizes)
         self._sites.append(site)
         return site
 

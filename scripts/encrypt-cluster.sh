@@ -17,8 +17,8 @@
 set -euo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-# The mount is not made below /var/lib/postgresql, which is the user postgres's: who may rename a directory above a
-# mount point can lead root's mount anywhere.
+# The mount is not made below /var/lib/postgresql, which is the user postgres's: a user who may rename a directory
+# above a mount point can lead root's mount anywhere.
 root=/srv/postgresql
 plain_root=/var/lib/postgresql
 # In the volume's root, until a cluster is started there: what lies in the volume is a copy that may be made anew.
@@ -47,7 +47,7 @@ is_empty() { [[ -z $(find "$1" -mindepth 1 -print -quit) ]]; }
 runs() { pg_ctlcluster "$version" "$1" status &>/dev/null; }
 
 # Settings and old files lie in directories of the cluster's own user, who could put symbolic links there that lead
-# elsewhere. So who owns the directory does what is done in it.
+# elsewhere. So the owner of the directory does what is done in it.
 as_owner_of() {
     local owner
     owner=$(stat -c %U -- "$1")
@@ -165,7 +165,7 @@ mount_first() {
     done
     mount_at "$place"
     mounted=yes
-    # until all is copied: who may exchange a directory in there could lead what root copies anywhere
+    # until all is copied: a user who may exchange a directory in there could lead what root copies anywhere
     take_mount
     if [[ ! -e $place/$marker ]]; then
         is_empty "$place" || die "the volume in $backing has files that this script has not put there" \
@@ -250,7 +250,7 @@ start_clusters() {
         if ! pg_ctlcluster "$version" "$name" start || ! runs "$name"; then
             # one that is slow to start may have been written to
             if runs "$name"; then served=yes; fi
-            die "the cluster $version $name does not start on the mount" "HINT: its log tells why"
+            die "the cluster $version $name does not start on the mount" "HINT: its log says why"
         fi
         served=yes
         ok "the cluster $version $name runs on the mount"
@@ -367,7 +367,7 @@ say "Keystore:    $keystore (copy it elsewhere: without it the data is lost)"
 say "At boot:     docs/OPERATING.md has the units that mount it; until it is mounted, the clusters do not start"
 say "In clear:    $plain, the old files; when you need them no more, wipe them:"
 for name in "${names[@]}"; do
-    # not as root, who would follow links that the cluster's user puts there meanwhile
+    # not as root, which would follow links that the cluster's user puts there meanwhile
     say "             runuser -u $(stat -c %U -- "$plain/$name") -- sh -c" \
         "'find $plain/$name -type f -exec shred -u {} + && rm -r $plain/$name'"
 done

@@ -4,7 +4,7 @@
     .venv/bin/python scripts/make-golden.py tests/golden/v2
 
 It is run for each format version, the last time before its release; until then: remove the directory, and run it
-again. What it made stays in the tests for ever after: that a later tdefs reads it is the promise that nobody's
+again. What it made stays in the tests for ever: that a later tdefs reads it is the promise that nobody's
 files become unreadable. It never overwrites: a new version gets a new directory.
 """
 
@@ -157,7 +157,7 @@ def make(root: Path) -> bool:
 
 
 def tidy(root: Path, name: str) -> None:
-    """Take away what is of the machine where it was made; who uses the directory puts in places of its own."""
+    """Remove what depends on this machine; a test that uses the directory writes its own paths."""
     (root / "log").unlink()
     private = root / "backing/.tdefs"
     for path in private.iterdir():

@@ -9,7 +9,7 @@
 #                       pg_verifybackup, pg_upgrade, pg_amcheck
 #   --only FILE         only this file of the TAP suites, such as 001_rep_changes.pl; may be repeated
 #   --jobs N            files of a TAP suite at a time (2)
-#   --plain             on a plain directory, to tell a failure of the suite from one of tdefs
+#   --plain             on a plain directory, to see whether the suite fails there, too
 #   --recommended       with the settings that the README recommends
 #   --set NAME=VALUE    with a setting of the server; may be repeated
 #   --version VERSION   the server's major version (15); with --tap also 18

@@ -40,14 +40,14 @@ log_tail() {
 }
 
 # Runs a command that is quiet when it succeeds, and shows what it said when it fails: step WHAT COMMAND...
-# It writes to a file: a daemon that it starts may keep a pipe open, and whoever reads from it waiting.
+# It writes to a file: a daemon that it starts may keep a pipe open, and the reader of the pipe would wait.
 step() {
     local what=$1
     shift
     "$@" &>"$step_output" </dev/null || die "$what: exit code $?" "$(<"$step_output")" "$(log_tail)"
 }
 
-# --- the place, and who runs what ------------------------------------------------------------------------------
+# --- the place, and which user runs what ------------------------------------------------------------------------------
 
 set_places() {
     # Absolute, and without symbolic links, as the kernel will name the mount.
@@ -305,7 +305,7 @@ start_server() {
     ok "it answers: PostgreSQL $(sql 'SHOW server_version'), data_directory $pgdata"
 }
 
-# SQL goes in through a pipe: what is in it is in nobody's list of processes.
+# SQL goes in through a pipe, so that no list of processes shows it.
 sql() {
     printf '%s\n' "$1" |
         as_server "$pgbin/psql" -X -q -A -t -v ON_ERROR_STOP=1 -h "$socket" -p "$port" -d postgres -f -

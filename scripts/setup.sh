@@ -103,7 +103,7 @@ install_packages() {
 
 ensure_packages() {
     local -a missing
-    command -v dpkg-query >/dev/null || die "this is not Debian: the script cannot tell which packages are missing" \
+    command -v dpkg-query >/dev/null || die "this is not Debian: the script cannot find out which packages are missing" \
         "HINT: install fuse 3 and OpenSSL with their headers, a C compiler, pkg-config, Python 3.11 with headers and" \
         "HINT: venv, and PostgreSQL 15, then: python3 -m venv .venv && .venv/bin/pip install -e ."
     mapfile -t missing < <(missing_packages)

@@ -3,7 +3,7 @@
 #
 #   scripts/test.sh                      everything
 #   scripts/test.sh PYTEST-ARGUMENT...   the same, with only these tests: scripts/test.sh tests/unit -k header
-#   scripts/test.sh --whole ...          the same, with every file of PostgreSQL's suites that a usual run takes some of
+#   scripts/test.sh --whole ...          the same, with the whole of what a usual run takes a part of: see tests/README.md
 #   scripts/test.sh --strange ...        the same where signals, umask, language, limits and more are unusual; as root
 #
 # As root the tests run PostgreSQL as the user postgres, as a user everything as that user. Whatever the end, a
@@ -107,8 +107,8 @@ trap 'interrupted 129' HUP
 failed=()
 passed=()
 
-# check NAME COMMAND...: goes on after a failure, so that one run tells everything. In a process group of its own,
-# and waited for, so that a signal is acted on at once instead of after the command.
+# check NAME COMMAND...: runs a command and goes on after a failure, so that one run shows all failures. The command has a
+# process group of its own and is waited for, so that a signal is acted on at once and not after the command.
 check() {
     local name=$1 status=0 began=$SECONDS
     shift

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -23,6 +24,8 @@ _WORKSPACE = pytest.StashKey[Workspace]()
 
 #: Seconds that a test marked ``slow`` takes, unless the mark has another figure.
 _SLOW_SECONDS = 10
+#: A run that takes longer ends with how long each folder took.
+_LONG_RUN_SECONDS = 60
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -89,7 +92,7 @@ def mounted(volume: Volume) -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Adds the logs to the report of a failed test; nothing secret is ever in them."""
+    """Add the logs to the report of a failed test; nothing secret is ever in them."""
     report = yield
     space = item.config.stash.get(_WORKSPACE, None)
     if space is not None and report.failed:
@@ -98,3 +101,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         for server in space.servers:
             report.sections.append((f"the log of the server on {server.pgdata}", server.log_tail()))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how long each folder of tests took, all workers together; nothing after a short run."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                folders = Path(report.nodeid.partition("::")[0]).parts[1:-1]
+                seconds["/".join(folders[:2])] += report.duration
+    if sum(seconds.values()) < _LONG_RUN_SECONDS:
+        return
+    terminalreporter.section("minutes of one worker, by folder")
+    for folder, took in sorted(seconds.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{took / 60:6.1f}  {folder}")

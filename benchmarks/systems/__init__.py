@@ -1,7 +1,10 @@
-"""The file systems under test, by the names of ``--systems``."""
+"""The file systems under test, by the names of ``--systems``, and the baseline of ``--baseline``."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from benchmarks.results import BASELINE
 from benchmarks.systems import encfs, fscrypt, gocryptfs, plain, tdefs
 from benchmarks.systems.base import System, Variant
 
@@ -16,7 +19,18 @@ SYSTEMS: dict[str, type[System]] = {
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "plain": plain.VARIANTS,
     "tdefs": tdefs.VARIANTS,
+    BASELINE: tdefs.VARIANTS,
     "gocryptfs": gocryptfs.VARIANTS,
     "encfs": encfs.VARIANTS,
     "fscrypt": fscrypt.VARIANTS,
 }
+
+
+def systems_with(baseline: Path | None) -> dict[str, type[System]]:
+    """Return the systems that a run can measure.
+
+    :param baseline: a checkout of another state of tdefs, or none
+    """
+    if baseline is None:
+        return SYSTEMS
+    return SYSTEMS | {BASELINE: tdefs.of_checkout(baseline)}

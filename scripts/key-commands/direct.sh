@@ -23,5 +23,5 @@ printf '%s' "$prompt" >&"$terminal"
 IFS= read -r key <&"$terminal" || die 'nothing was typed'
 printf '\n' >&"$terminal"
 
-# Spaces are for the eyes of who types it.
+# Spaces help the person who types it.
 printf '%s\n' "$key" | tr -d '[:space:]-'

@@ -5,7 +5,7 @@
 #
 # Needs the program argon2 (Debian: argon2). The first use keeps a random salt in %d; it is no secret, but without it
 # the passphrase gives another key. One guess costs an attacker 256 MiB and about a second; a plain hash of the
-# passphrase would cost nothing. tdefs asks for passphrases by itself, too; this is for who needs a command.
+# passphrase would cost nothing. tdefs asks for passphrases by itself, too; this is for those who need a command.
 set -eu
 
 die() {

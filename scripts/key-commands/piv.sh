@@ -40,7 +40,7 @@ trap 'exit 1' HUP INT TERM
 umask 077
 new=$(mktemp "$directory/new.XXXXXX")
 
-# It tells on stderr which slot it uses even when all is well. Whoever typed a wrong PIN must see the reason.
+# It says on stderr which slot it uses, even when all is well. A person who typed a wrong PIN must see the reason.
 card() {
     pkcs11-tool --module "${TDEFS_PIV_MODULE:-opensc-pkcs11.so}" "$@" 2>"$new.messages" || {
         if [ -n "$terminal" ]; then cat -- "$new.messages" >&"$terminal"; else cat -- "$new.messages" >&2; fi

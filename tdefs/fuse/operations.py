@@ -21,14 +21,12 @@ from pyfuse3 import (
     FileInfo,
     FileNameT,
     FlagT,
-    FUSEError,
     InodeT,
     ModeT,
     ReaddirToken,
     RequestContext,
     SetattrFields,
     StatvfsData,
-    XAttrNameT,
 )
 
 from tdefs.data.calls import Owner
@@ -41,7 +39,8 @@ from tdefs.errors import errno_of
 from tdefs.fuse.entries import Entries
 from tdefs.fuse.handles import Handles
 from tdefs.fuse.loop import after_earlier_requests
-from tdefs.fuse.replies import Replies, reply
+from tdefs.fuse.replies import reply
+from tdefs.fuse.unsupported import Unsupported
 from tdefs.text import printable_path
 from tdefs.tree.attributes import Attributes, Changes
 from tdefs.tree.files import Files
@@ -54,7 +53,7 @@ _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
 _BY_DIRECTORY_HANDLE = frozenset({"readdir", "releasedir", "fsyncdir"})
 
 
-class FuseOperations(Replies, pyfuse3.Operations):
+class FuseOperations(Unsupported):
     """One mount, as pyfuse3 calls it."""
 
     supports_dot_lookup = False
@@ -236,34 +235,6 @@ class FuseOperations(Replies, pyfuse3.Operations):
             setattr(reply, name, getattr(figures, name))
         return reply
 
-    @reply
-    async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
-        """Leave the answer to the kernel, which checks permissions itself on this mount and asks no more."""
-        raise FUSEError(errno.ENOSYS)
-
-    # There are no extended attributes. ENOSYS makes the kernel stop asking, where ENOTSUP would cost a request
-    # for security.capability before each write.
-
-    @reply
-    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        """Say once that there are none."""
-        raise FUSEError(errno.ENOSYS)
-
-    @reply
-    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
-        """Say once that there are none."""
-        raise FUSEError(errno.ENOSYS)
-
-    @reply
-    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        """Say once that there are none."""
-        raise FUSEError(errno.ENOSYS)
-
-    @reply
-    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        """Say once that there are none."""
-        raise FUSEError(errno.ENOSYS)
-
     # --- directories ---------------------------------------------------------------------------------------
 
     @reply
@@ -355,11 +326,6 @@ class FuseOperations(Replies, pyfuse3.Operations):
         return len(buf)
 
     @reply
-    async def flush(self, fh: FileHandleT) -> None:
-        """Say once that closing needs no request of its own: every write has been passed on already."""
-        raise FUSEError(errno.ENOSYS)
-
-    @reply
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Make a file durable."""
         await self._durability.sync(self._handles.file(fh).file, datasync=datasync)
@@ -387,14 +353,14 @@ class FuseOperations(Replies, pyfuse3.Operations):
         return printable_path(b"/".join(part for part in (inode.path(), name) if part)) if name else inode.shown()
 
     async def more_room(self, error: OSError) -> bool:
-        """Tell whether there is more room since a request failed: that of files that were removed before."""
+        """Return whether there is more room since a request failed: that of files that were removed before."""
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._places.held:
             return False
         await self._forgotten_is_closed()
         return True
 
     async def _forgotten_is_closed(self) -> None:
-        """Close what the kernel has forgotten before it sent this request, though it may be told of later.
+        """Close what the kernel has forgotten before it sent this request, although it may report that later.
 
         On a plain disk the space of a removed file is free when unlink(2) returns.
         """
@@ -409,7 +375,7 @@ class FuseOperations(Replies, pyfuse3.Operations):
             yield
         except OSError:
             if self.complaints.left_behind:
-                with suppress(RuntimeError):  # no thread can be had; the error to be told is the first one
+                with suppress(RuntimeError):  # no thread can be had; the first error is the answer
                     pyfuse3.invalidate_entry_async(parent.number, name, ignore_enoent=True)
             raise
 
@@ -427,5 +393,5 @@ class FuseOperations(Replies, pyfuse3.Operations):
 
 
 def _owner(ctx: RequestContext) -> Owner:
-    """Return whom what the caller makes belongs to."""
+    """Return the owner of what the caller makes."""
     return Owner(ctx.uid, ctx.gid)

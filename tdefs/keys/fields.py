@@ -17,7 +17,7 @@ _HEX = re.compile(r"(?:[0-9a-f]{2})*", re.ASCII)
 
 
 class MalformedError(Exception):
-    """A value is not what the format says; the text names the place and repeats nothing of the value."""
+    """A value is not what the format demands. The text names the place, and repeats nothing of the value."""
 
 
 def read_json(text: bytes) -> Any:
@@ -27,7 +27,7 @@ def read_json(text: bytes) -> Any:
             text.decode("utf-8"), object_pairs_hook=_object_without_doubles, parse_constant=_refuse_constant
         )
     except (ValueError, RecursionError):
-        # Raised outside: the decoder's own error holds a copy of the whole text.
+        # Raised outside of the handler: the error of the decoder holds a copy of the whole text.
         pass
     raise MalformedError("not valid JSON")
 
@@ -81,14 +81,14 @@ def read_bool(value: Any, where: str) -> bool:
 
 
 def read_int(value: Any, where: str, low: int, high: int) -> int:
-    """Return an integer from ``low`` to ``high``, both included; true and 1.0 are none."""
+    """Return an integer from ``low`` to ``high``, both included; true and 1.0 are not integers."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise MalformedError(f"{where}: expected an integer from {low} to {high}")
     return value
 
 
 def read_hex(value: Any, where: str, size: int | None = None) -> bytes:
-    """Return the bytes of a lower-case hexadecimal string: ``size`` of them, or from 1 to 16384."""
+    """Return the bytes of a lower-case hexadecimal string: ``size`` bytes, or from 1 to 16384."""
     if not isinstance(value, str) or not _HEX.fullmatch(value):
         raise MalformedError(f"{where}: expected lower-case hexadecimal digits")
     decoded = bytes.fromhex(value)
@@ -110,7 +110,7 @@ def read_time(value: Any, where: str) -> datetime:
 
 
 def read_optional(value: Any, where: str, read: Callable[[Any, str], _Item]) -> _Item | None:
-    """Return None for null, and else what ``read`` makes of the value."""
+    """Return None for null, and otherwise what ``read`` returns for the value."""
     return None if value is None else read(value, where)
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from tdefs.errors import DataKeyDestroyedError, DataKeyRevokedError, Exit, TdefsError
 from tdefs.keys.fields import show_time
-from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.wrapping import hkdf_sha256
 
 SECRET_BYTES = 32
 FILE_ID_BYTES = 16

@@ -1,8 +1,8 @@
-"""How much a keystore may cost whoever unlocks it, whoever has written it.
+"""How much time and memory unlocking a keystore may cost.
 
-Before the master key is open nothing in a keystore is authenticated: who can write to the file can put any number
-of entries in it, of any cost, each of which would be tried. So both are limited for the keystore as a whole, and
-looked at before the first entry is tried.
+Nothing in a keystore is authenticated before the master key is open. Somebody who can write to the file can put
+any number of entries in it, of any cost, and each of them would be tried. So number and cost are limited for the
+keystore as a whole, and checked before the first entry is tried.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import Document, damaged
 from tdefs.keys.protectors.passphrase import MAX_TOTAL_WORK, PassphraseProtector, scrypt_work
 
-#: An entry costs a derivation, an answer of a key server, or of a TPM.
+#: Each entry costs a derivation, or the answer of a key server or a TPM.
 MAX_OF_ONE_KIND = 16
 
 
 def check_costs(document: Document) -> None:
-    """Raise TdefsError(KEYSTORE_DAMAGED) if unlocking could take longer than of any keystore that tdefs writes."""
+    """Raise TdefsError(KEYSTORE_DAMAGED) if unlocking could cost more than for any keystore that tdefs writes."""
     for kind, count in Counter(entry.kind for entry in document.protectors).items():
         if count > MAX_OF_ONE_KIND:
             raise damaged(f"it has {count} protectors of kind {kind}, and the most is {MAX_OF_ONE_KIND}")
     if _total_work(document) > MAX_TOTAL_WORK:
-        raise damaged("its passphrases together cost more than tdefs takes upon itself")
+        raise damaged("its passphrases together cost more than tdefs allows")
 
 
 def refuse_one_more(document: Document, kind: str) -> None:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from tdefs.keys.failures import UnavailableError
-from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.wrapping import hkdf_sha256
 
 MACHINE_ID_FILE = Path("/etc/machine-id")
 NAME_BYTES = 16
@@ -23,7 +23,10 @@ _ATTRIBUTE_BYTES = 4
 
 
 def machine_id(path: Path = MACHINE_ID_FILE) -> bytes:
-    """Return the 16 bytes of machine-id(5). Raises UnavailableError if there is none."""
+    """Return the 16 bytes of machine-id(5).
+
+    :raises UnavailableError: there is none.
+    """
     try:
         text = path.read_text("ascii", "replace").strip()
     except OSError:

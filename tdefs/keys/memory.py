@@ -1,7 +1,7 @@
-"""Work that takes much memory for a moment: refused with a reason where there is no room for it.
+"""Work that takes much memory for a moment: refused, with a reason, if there is not enough.
 
-Python raises MemoryError where the kernel refuses address space (ulimit -v). A host, or a container, that has too
-little memory refuses nothing: it ends some process later on, perhaps the database. So it is looked at before.
+Python raises MemoryError if the kernel refuses address space (ulimit -v). A host or a container with too little
+memory refuses nothing: it kills some process later, perhaps the database. So the free memory is checked before.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def with_memory(compute: Callable[[], bytes], needed: int, purpose: str, hint: str) -> bytes:
-    """Return what ``compute`` returns, which takes ``needed`` bytes for a moment, to do what ``purpose`` says.
+    """Return what ``compute`` returns.
 
-    Where it is not to be had a child tries, too: the parent may lock all memory that it gets (mlockall(2),
-    MCL_FUTURE) and not be allowed to lock that much, and a child's memory is not locked. Then what is computed
-    with could be in swap for that moment.
+    If this process cannot get the memory, a child process tries. This process may lock all its memory
+    (mlockall(2), MCL_FUTURE) and not be allowed to lock that much; the memory of a child is not locked. The
+    secrets in it could be in swap for that moment.
 
-    Raises TdefsError(OS_ERROR) if there is not that much memory, and what ``compute`` raises.
+    :param needed: the bytes that ``compute`` takes for a moment.
+    :param purpose: what it does, such as "to derive a key", for the message.
+    :raises TdefsError: OS_ERROR if there is not that much memory; what ``compute`` raises.
     """
     available = available_bytes()
     if available < needed:
         raise _lacking(
-            purpose, needed, f"and {available >> 20} MiB are to be had on this host or in this container", hint
+            purpose, needed, f"and {available >> 20} MiB are available on this host or in this container", hint
         )
     try:
         return compute()
@@ -42,13 +44,13 @@ def with_memory(compute: Callable[[], bytes], needed: int, purpose: str, hint: s
 
 
 def available_bytes(meminfo: Path = _MEMINFO, own_cgroups: Path = _OWN_CGROUPS, cgroups: Path = _CGROUPS) -> int:
-    """Return how much memory this process can get before some process is ended for lack of it; swap counts."""
+    """Return the bytes that this process can get before the kernel kills a process for lack of memory."""
     host = _numbers(meminfo, 1024)
     swap = host.get("SwapFree:", 0)
     found = [host.get("MemAvailable:", 1 << 62) + swap]
     for directory in _memory_cgroups(own_cgroups, cgroups):
         stat = _numbers(directory / "memory.stat")
-        # pages of files go when memory is needed
+        # the kernel drops pages of files when it needs memory
         files = stat.get("total_inactive_file", stat.get("inactive_file", 0))
         files += stat.get("total_active_file", stat.get("active_file", 0))
         for limit_name, used_name in (
@@ -74,7 +76,7 @@ def _memory_cgroups(own: Path, root: Path) -> Iterator[Path]:
             tops = [root / "memory"]
         else:
             continue
-        # in a container the names of the groups may be those of the host, which are not seen in it
+        # in a container the names of the groups may be those of the host, which cannot be seen there
         inner = Path(path.lstrip("/"))
         for top in tops:
             for directory in (inner, *inner.parents):
@@ -87,7 +89,7 @@ def _numbers(path: Path, unit: int = 1) -> dict[str, int]:
 
 
 def _number(path: Path) -> int | None:
-    """Return the number in a file, or None if there is none, such as "max"."""
+    """Return the number in a file; None if there is no number, such as "max"."""
     text = _read(path).strip()
     return int(text) if text.isdecimal() else None
 
@@ -104,7 +106,7 @@ def _in_child(compute: Callable[[], bytes]) -> bytes | None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        # nothing of the parent's is cleaned up here: no exception leaves this block
+        # no exception leaves this block, since the child must not clean up for the parent
         try:
             os.write(writer, compute())
         finally:

@@ -8,6 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from tdefs.errors import Exit, TdefsError
 from tdefs.keys.failures import UnavailableError
 from tdefs.trust import check_trusted
 
@@ -49,6 +50,23 @@ def exposure(path: Path, status: os.stat_result) -> Exposure | None:
             remedy=close,
         )
     return None
+
+
+def refuse_exposed(path: Path, status: os.stat_result, what: str, *, may_take_over: bool = True) -> None:
+    """Check that other users have no access to the file or directory, which is a ``what``, such as "host key".
+
+    :param may_take_over: whether the hint may be to make the file one's own; the daemon of its owner may need it.
+    :raises TdefsError: KEYSTORE_EXPOSED.
+    """
+    exposed = exposure(path, status)
+    if exposed:
+        how = "belongs to another user" if exposed.foreign else "is accessible to other users"
+        raise TdefsError(
+            Exit.KEYSTORE_EXPOSED,
+            f'the {what} "{path}" {how}',
+            detail=exposed.detail,
+            hint="" if exposed.foreign and not may_take_over else exposed.remedy,
+        )
 
 
 def read_file(path: Path, what: str, *, secret: bool) -> bytes:

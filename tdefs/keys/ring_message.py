@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from tdefs.keys import fields
 from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import ALGORITHMS, KEY_NAME, MAX_ROUND, SECRET_BYTES, DataKey, KeyRing
-from tdefs.keys.kdf import hkdf_sha256
+from tdefs.keys.wrapping import hkdf_sha256
 
 _PURPOSE = b"tdefs v1 key ring message"
 _MESSAGE_KEY_BYTES = 32

@@ -1,4 +1,7 @@
-"""Wrapping one 32-byte key under another with AES-256-GCM, bound to the place where the result is kept."""
+"""Deriving keys with HKDF, and wrapping one 32-byte key under another with AES-256-GCM.
+
+A wrapped key is bound to the place where it is kept.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,26 @@ from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-from tdefs.keys.hierarchy import SECRET_BYTES
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 NONCE_BYTES = 12
 TAG_BYTES = 16
-WRAPPED_BYTES = NONCE_BYTES + SECRET_BYTES + TAG_BYTES
+WRAPPED_BYTES = NONCE_BYTES + 32 + TAG_BYTES
+
+
+def hkdf_sha256(secret: bytes, info: bytes, length: int) -> bytes:
+    """Return ``length`` bytes of HKDF-SHA256 (RFC 5869) over ``secret``.
+
+    There is no salt, which RFC 5869 defines as a salt of 32 zero bytes: each ``secret`` given here is
+    uniformly random already, or the output of a password hash. ``info`` starts with a purpose string.
+    """
+    return HKDF(algorithm=SHA256(), length=length, salt=None, info=info).derive(secret)
 
 
 @dataclass(frozen=True)
 class WrapContext:
-    """What a wrapped key is and where it belongs, so that no two entries can be exchanged.
+    """What a wrapped key is and where it belongs, so that two entries cannot be exchanged.
 
     ``volume_id`` is 16 bytes; ``purpose`` says what kind of wrapping this is; ``key_name`` and ``round``
     name the wrapped key (round 0 unless it is a data key); ``wrapped_by`` names the master key or the
@@ -61,12 +73,12 @@ def wrap_secret(wrapping_key: bytes, secret: bytes, context: WrapContext) -> byt
 def unwrap_secret(wrapping_key: bytes, wrapped: bytes, context: WrapContext) -> bytes:
     """Return the 32-byte secret that :func:`wrap_secret` wrapped in this ``context``.
 
-    Raises UnwrapFailedError, also for a ``wrapped`` that is not 60 bytes.
+    :raises UnwrapFailedError: it does not unwrap, or it does not have 60 bytes.
     """
     if len(wrapped) != WRAPPED_BYTES:
         raise UnwrapFailedError
-    nonce, sealed = wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:]
+    nonce, ciphertext = wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:]
     try:
-        return AESGCM(wrapping_key).decrypt(nonce, sealed, context.to_bytes())
+        return AESGCM(wrapping_key).decrypt(nonce, ciphertext, context.to_bytes())
     except InvalidTag:
         raise UnwrapFailedError from None

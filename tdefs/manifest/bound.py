@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from errno import EIO, EROFS
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import Told
@@ -24,9 +24,6 @@ from tdefs.private import UntrustedError, reason_of
 from tdefs.text import printable_path
 from tdefs.volume.known import note_counter
 
-if TYPE_CHECKING:
-    from tdefs.tree.inode import Inode
-
 log = logging.getLogger(__name__)
 
 # How many names that go in one directory, shortly after one another, make it likely that its others follow.
@@ -37,6 +34,28 @@ _MOST_AT_ONCE = 1024
 _MOST_TOLD = 100
 # and so many in the log: a user who can plant a million files must not fill the disk with it at each mount
 _MOST_LOGGED = 10_000
+
+
+class Node(Protocol):
+    """What is asked of a file, directory or link of the tree that is served."""
+
+    #: Whether the manifest may bind it.
+    bound: bool
+
+    @property
+    def backing(self) -> tuple[int, int]:
+        """Device and inode number in the backing directory."""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+
+    @property
+    def names(self) -> Sequence[tuple[Node, bytes]]:
+        """Where it lies: parent and name."""
+
+    def path(self) -> bytes:
+        """Return the path relative to the mount point."""
 
 
 class Bound:
@@ -190,7 +209,7 @@ class Bound:
 
     # --- what is found
 
-    def check(self, inode: Inode) -> None:
+    def check(self, inode: Node) -> None:
         """Refuse to open what differs.
 
         :raises OSError: EIO.
@@ -202,7 +221,7 @@ class Bound:
             if found is not None and found.change is not Change.REMOVED:
                 self._refuse(path, found)
 
-    def check_below(self, directory: Inode) -> None:
+    def check_below(self, directory: Node) -> None:
         """Refuse to move a directory in which something differs: at another place that could not be seen any more.
 
         :raises OSError: EIO.
@@ -212,7 +231,7 @@ class Bound:
             if path.startswith(above) and not (found.change is Change.REMOVED and self._is_dispensable(path)):
                 self._refuse(path, found)
 
-    def is_refused(self, inode: Inode) -> bool:
+    def is_refused(self, inode: Node) -> bool:
         """Return whether :meth:`check` would refuse *inode*."""
         return any(map(self.is_refused_at, _paths(inode)))
 
@@ -221,7 +240,7 @@ class Bound:
         found = self.differences.get(path) if self._refuses else None
         return found is not None and found.change is not Change.REMOVED
 
-    def missing_in(self, directory: Inode) -> list[bytes]:
+    def missing_in(self, directory: Node) -> list[bytes]:
         """Return the names that were removed from *directory* and are to be listed, since a server acts on these.
 
         Each of them is an error when it is looked at, see :meth:`check_missing`.
@@ -235,11 +254,11 @@ class Bound:
             if found.change is Change.REMOVED and path.rpartition(b"/")[0] == above and self._is_listed(path)
         ]
 
-    def had_header(self, inode: Inode) -> bool:
+    def had_header(self, inode: Node) -> bool:
         """Return whether a header of *inode* is known to have been on the disk, so that no crash has lost it."""
         return self._state is not None and any(map(self._state.binds, _paths(inode)))
 
-    def check_header(self, inode: Inode, head: bytes, size: int) -> None:
+    def check_header(self, inode: Node, head: bytes, size: int) -> None:
         """Note whether a file of *size* stored bytes that starts with *head* is the one that was left here."""
         if self._manifest is None or not inode.bound:
             return
@@ -257,7 +276,7 @@ class Bound:
                 self.differences[path] = found
                 log.error("%s: not as the last unmount left it: %s", printable_path(path), found)
 
-    def check_plain(self, inode: Inode) -> None:
+    def check_plain(self, inode: Node) -> None:
         """Note that *inode* is in the clear where the policy encrypts, unless it was so at the last unmount.
 
         A file says of itself whether it is encrypted, and through a mount none gets to such a place in the clear.
@@ -285,7 +304,7 @@ class Bound:
         text = os.fsdecode(path)
         return any(not policy.decide(classify(text), text).encrypted for policy in self._earlier_policies)
 
-    def check_missing(self, parent: Inode, name: bytes) -> None:
+    def check_missing(self, parent: Node, name: bytes) -> None:
         """Refuse to say that there is nothing where something was, if PostgreSQL would act on that.
 
         :raises OSError: EIO.
@@ -297,7 +316,7 @@ class Bound:
         if found is not None and found.change is Change.REMOVED and not self._is_dispensable(path):
             self._refuse(path, found)
 
-    def check_name(self, parent: Inode, name: bytes) -> None:
+    def check_name(self, parent: Node, name: bytes) -> None:
         """Refuse to say that there is something where its name alone would have an effect.
 
         :raises OSError: EIO.
@@ -335,7 +354,7 @@ class Bound:
 
     # --- what is about to change
 
-    def will_change(self, inode: Inode, *, goes: bool = False) -> None:
+    def will_change(self, inode: Node, *, goes: bool = False) -> None:
         """Before the length or the header of *inode* changes: note that it is not bound any more.
 
         :param goes: whether it is emptied, as a file that is about to be removed is.
@@ -348,12 +367,12 @@ class Bound:
             self._unbind([*paths, *(self._likely_next(paths[0]) if goes and paths else ())])
         inode.bound = False
 
-    def will_come(self, parent: Inode, name: bytes) -> None:
+    def will_come(self, parent: Node, name: bytes) -> None:
         """Before *name* is made in *parent*. Raises OSError as :meth:`will_change`."""
         if self._manifest is not None:
             self._unbind([join(parent.path(), name)])
 
-    def will_go(self, inode: Inode, parent: Inode, name: bytes) -> None:
+    def will_go(self, inode: Node, parent: Node, name: bytes) -> None:
         """Before *name* in *parent*, which leads to *inode*, goes. Raises OSError as :meth:`will_change`."""
         if self._manifest is not None:
             path = join(parent.path(), name)
@@ -361,7 +380,7 @@ class Bound:
         if len(inode.names) <= 1:
             inode.bound = False
 
-    def will_move(self, inode: Inode, other: Inode | None, old: bytes, new: bytes, *, exchange: bool) -> None:
+    def will_move(self, inode: Node, other: Node | None, old: bytes, new: bytes, *, exchange: bool) -> None:
         """Before *inode* is renamed from *old* to *new*, where *other* is. Raises OSError."""
         if self._manifest is not None:
             paths = [old, new, *self._all_paths(inode)]
@@ -375,7 +394,7 @@ class Bound:
         if other is not None and exchange:
             other.bound = False
 
-    def _all_paths(self, inode: Inode) -> list[bytes]:
+    def _all_paths(self, inode: Node) -> list[bytes]:
         """Return the paths of *inode*, with those by which the kernel does not know it."""
         several = self._state.tree.several.get(inode.backing, ()) if self._state is not None else ()
         return list(dict.fromkeys([*_paths(inode), *several]))
@@ -468,5 +487,5 @@ def _kind(path: bytes) -> Kind:
     return classify(os.fsdecode(path)).kind
 
 
-def _paths(inode: Inode) -> list[bytes]:
+def _paths(inode: Node) -> list[bytes]:
     return [join(parent.path(), name) for parent, name in inode.names]

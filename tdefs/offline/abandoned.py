@@ -1,7 +1,7 @@
-"""Telling damage from what a crash in the middle of CREATE or DROP DATABASE has left behind.
+"""Distinguishing damage from the remains of a crash in the middle of CREATE or DROP DATABASE.
 
-PostgreSQL neither syncs nor reads such a directory again, and does not remove it either: files of it may be
-missing and pages torn in a cluster that has lost nothing (createdb() and dropdb() of
+PostgreSQL neither syncs nor reads nor removes the directory that such a crash leaves. So its files may be missing,
+and its pages torn, in a cluster that has lost nothing (createdb() and dropdb() of
 src/backend/commands/dbcommands.c).
 """
 
@@ -38,17 +38,18 @@ _HALF_DROPPED = (
 )
 
 
-def set_abandoned_aside(
+def split_off_abandoned(
     findings: list[Finding],
     unreadable: set[str],
     reader: OfflineReader,
     clusters: Mapping[str, ControlFile | None],
 ) -> tuple[list[Finding], list[Note]]:
-    """Return the findings that concern somebody, and a note for each directory that nobody misses.
+    """Return the findings that matter, and a note for each directory that no database needs.
 
-    In doubt a finding stays: where the WAL may know more, or what lists the databases is not intact.
+    In doubt a finding stays: if the WAL may know more, or the list of databases is not intact.
 
-    :param unreadable: paths of files that no crash of PostgreSQL leaves so: what is found of them always stays.
+    :param unreadable: paths of files in a state that no crash of PostgreSQL causes: findings about them always
+        stay.
     :param clusters: by directory, what the pg_control in it says.
     """
     suspects: dict[str, list[Finding]] = defaultdict(list)
@@ -72,7 +73,7 @@ def set_abandoned_aside(
         if cluster is None or not (known := databases(place, cluster)):
             continue
         standing = known.get(int(number))
-        # a DROP DATABASE that was begun is never undone, but a database may be known to the WAL alone
+        # a DROP DATABASE that has begun is never undone, but only the WAL may know a database
         if standing == Standing.THERE or (standing is None and not cluster.needs_no_wal):
             continue
         count = len(of_directory)
@@ -86,7 +87,7 @@ def set_abandoned_aside(
 def _databases_of(
     place: str, cluster: ControlFile, reader: OfflineReader, damaged: set[str]
 ) -> dict[int, Standing]:
-    """Return the databases of the cluster in the directory *place*; none if that cannot be told for sure."""
+    """Return the databases of the cluster in the directory *place*; none if they are not known for sure."""
     if cluster.page_size != PAGE_SIZE:
         return {}
     prefix = f"{place}/" if place else ""

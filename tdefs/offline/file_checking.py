@@ -1,4 +1,4 @@
-"""Checking one file of a volume to its end: header, length, and what PostgreSQL can judge of the content."""
+"""Checking one file of a volume to its end: header, length, and the content, as far as PostgreSQL checks it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tdefs.pg.small_files import SMALL_KINDS, small_file_fault
 from tdefs.policy.paths import FileRole, Kind, RelationFile, classify
 
 _RELATION_KINDS = (Kind.RELATION, Kind.CATALOG)
-# The free-space and visibility maps are rebuilt from nothing when they are bad, so without checksums, which
-# PostgreSQL would warn of, there is nothing to report.
+# PostgreSQL rebuilds bad free-space and visibility maps from nothing. So without checksums, about which it would
+# warn, there is nothing to report.
 _FORKS_WITH_SANE_HEADERS = ("main", "init")
 
 _PAGES_HINT = "restore the relation from a backup; an index can be rebuilt with REINDEX"
@@ -54,16 +54,16 @@ _RIGHTS_HINT = "verify as the user that mounts the volume"
 
 
 class CheckStoppedError(Exception):
-    """The check is not wanted any more."""
+    """Somebody has asked to stop the check."""
 
 
 @dataclass(slots=True)
 class FileCheck:
-    """What one file was found to be.
+    """What the check of one file has found.
 
-    ``state`` is ``None`` if it has vanished, ``length`` that of its plaintext in bytes, ``None`` if it cannot be
-    told. ``pages`` were checked; ``unchecked_pages`` were not, for want of what pg_control says, or no more than
-    their headers. ``version`` is the content of an intact PG_VERSION.
+    ``state`` is ``None`` if the file has vanished. ``length`` is the length of its plaintext in bytes, ``None`` if
+    it is unknown. ``pages`` were checked. Of ``unchecked_pages`` at most the headers were checked, since
+    pg_control is not known. ``version`` is the content of an intact PG_VERSION.
     """
 
     path: str
@@ -86,9 +86,9 @@ class FileChecker:
         advance: Callable[[int], object],
         stop: Event,
     ) -> None:
-        """*clusters* is by directory what the pg_control says that counts there.
-
-        *advance* is told the bytes that were read, stored size being the total of a file; *stop* ends a check.
+        """:param clusters: by directory, what the pg_control says that is valid there.
+        :param advance: called with the number of bytes that were read; a file's total is its stored size.
+        :param stop: ends a check when it is set.
         """
         self._reader = reader
         self._clusters = clusters
@@ -96,9 +96,9 @@ class FileChecker:
         self._stop = stop
 
     def check(self, path: str, size: int) -> FileCheck:
-        """Read the file at *path*, of that stored size, to its end.
+        """Read the file at *path*, whose stored size is *size* bytes, to its end.
 
-        :raises CheckStoppedError: a stop was asked for.
+        :raises CheckStoppedError: *stop* was set.
         """
         found = FileCheck(path, size)
         rest = size
@@ -112,7 +112,7 @@ class FileChecker:
                     self._advance(count)
                 found.state = _state(file.form)
         except FileNotFoundError:
-            pass  # a mounted volume lives on
+            pass  # PostgreSQL may remove files of a mounted volume
         except FormatError as error:
             found.state = UNREADABLE if isinstance(error, DestroyedKey) else DAMAGED
             _add(found, str(error), error.hint)
@@ -123,7 +123,7 @@ class FileChecker:
         return found
 
     def _check_content(self, found: FileCheck, role: FileRole, file: Plaintext) -> Iterator[int]:
-        """Look at all of the content; yield how many bytes were read, piece by piece."""
+        """Check all of the content. Yield the number of bytes that were read, piece by piece."""
         relation = role.relation if role.kind in _RELATION_KINDS else None
         bad: list[BadPage] = []
         block = -1
@@ -147,7 +147,7 @@ class FileChecker:
                     block += CHUNK_SIZE // PAGE_SIZE
                 yield len(chunk)
         finally:
-            # what was found before a read error counts too
+            # bad pages that were found before a read error count, too
             if bad:
                 _add_bad_pages(found, bad, cluster)
         if small:
@@ -180,7 +180,7 @@ class FileChecker:
 
 
 def read_error_hint(error: OSError) -> str:
-    """Return what to do about a file or directory that cannot be read."""
+    """Return the hint for a file or directory that cannot be read."""
     return _RIGHTS_HINT if error.errno == EACCES else _READ_HINT
 
 

@@ -1,4 +1,4 @@
-"""Work that several threads do ahead, and whose results come in the order of what it is done for."""
+"""Work that several threads do in advance, while the results come in the order of the items."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: So many results may lie ready ahead of the one that is due.
+#: At most so many results may be ready before their turn.
 _AHEAD = 64
 _TICK_SECONDS = 0.2
-# what a disk may take for one read before an interrupted command ends without it
+# how long an interrupted command waits for one read of the disk before it ends without it
 _END_SECONDS = 2.0
 
 
 class _Shared(Generic[Item, Result]):
-    """What the threads and the taker of their results share."""
+    """What the threads share with the code that takes their results."""
 
     def __init__(self, work: Callable[[Item], Result], items: Sequence[Item], stop: threading.Event) -> None:
         self._work = work
@@ -29,7 +29,7 @@ class _Shared(Generic[Item, Result]):
         self._taken = 0
 
     def run(self) -> None:
-        """Work until nothing is left, or wanted: the life of a thread."""
+        """Work until nothing is left, or a stop was asked for. This is what each thread runs."""
         while (number := self._next()) is not None:
             result: Result | BaseException
             try:
@@ -50,7 +50,7 @@ class _Shared(Generic[Item, Result]):
             return self._begun - 1
 
     def take(self, number: int) -> Result | BaseException | None:
-        """Return the result of item *number*; ``None`` if it is not there after a tick."""
+        """Return the result of item *number*; ``None`` if it is not ready after a short wait."""
         with self._changed:
             if number not in self._results:
                 self._changed.wait(_TICK_SECONDS)
@@ -61,7 +61,7 @@ class _Shared(Generic[Item, Result]):
             return self._results.pop(number)
 
     def stop(self) -> None:
-        """Have the threads end: those that wait at once, those that work when the work sees it."""
+        """Make the threads end: waiting ones at once, working ones when the work sees the stop."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
@@ -75,13 +75,13 @@ def in_order(
     tick: Callable[[], object],
     stop: threading.Event,
 ) -> Generator[Result, None, None]:
-    """Yield what *work* returns for each of *items*, in their order; raise what it raises.
+    """Yield what *work* returns for each of *items*, in their order, and raise what it raises.
 
-    That is never ``None``. Where no thread can be had, the caller's own does all of it.
+    *work* never returns ``None``. If no thread can be started, the caller's own thread does all work.
 
-    :param threads: so many do the work.
-    :param tick: called while a result is waited for, several times a second, and after each.
-    :param stop: set once no more results are wanted; *work* looks at it to end early.
+    :param threads: the number of threads.
+    :param tick: called several times a second while this waits for a result, and after each result.
+    :param stop: is set when no more results are needed; *work* checks it to end early.
     """
     shared = _Shared(work, items, stop)
     running = _started(shared.run, min(threads, len(items)))
@@ -104,10 +104,10 @@ def in_order(
 
 
 def _started(run: Callable[[], None], count: int) -> list[threading.Thread]:
-    """Start up to *count* threads, fewer where a limit does not allow more."""
+    """Start *count* threads, or as many as the limits allow."""
     running: list[threading.Thread] = []
     for _ in range(count):
-        # a daemon, since a disk that does not answer must not keep an interrupted command
+        # a daemon thread, since a disk that does not answer must not block the end of an interrupted command
         thread = threading.Thread(target=run, daemon=True)
         try:
             thread.start()

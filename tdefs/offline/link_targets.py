@@ -1,4 +1,4 @@
-"""Whether a symbolic link leads out of all volumes, to where everything is in the clear; pure."""
+"""Whether a symbolic link leads out of all volumes, to a place where everything is in the clear; pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def leads_out(path: str, target: str, mountpoints: Collection[Path], others: Collection[Path]) -> bool:
-    """Tell whether a link leads to where no tdefs volume is mounted, as far as its target tells.
+    """Return whether a link leads to a place where no tdefs volume is mounted, as far as its target shows.
 
-    :param path: of the link, relative to the mount's root.
-    :param mountpoints: where its own volume is, was or is to be mounted.
-    :param others: where other volumes are, or are to be.
+    :param path: the link's path, relative to the mount's root.
+    :param mountpoints: where its own volume is, was or will be mounted.
+    :param others: where other volumes are or will be mounted.
     """
     if not target.startswith("/"):
         within = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120

@@ -1,8 +1,8 @@
 """Reading a volume's backing directory without a mount, and without ever writing to it.
 
-Paths are relative to the volume's data directory, as to its mount point; bytes in them that are no UTF-8 are
-surrogates, as os.fsdecode() makes them. Symbolic links are never followed: where one leads to another tablespace,
-that is another volume.
+Paths are relative to the volume's data directory, as they are relative to its mount point. Bytes that are not
+UTF-8 are surrogates, as os.fsdecode() makes them. Symbolic links are never followed: a tablespace behind one is
+another volume.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from tdefs.volume.believed import STRICTEST, Believed
 from tdefs.volume.description import Volume, read_volume
 
 CHUNK_SIZE = 1 << 20
-# what the kernel is to have on its way while one chunk is decrypted and checked
+# how much the kernel reads ahead while one chunk is decrypted and checked
 _READ_AHEAD_BYTES = 4 << 20
 
 ENCRYPTED = "encrypted"
@@ -55,7 +55,7 @@ PLAIN = "plain"
 EMPTY = "empty"
 DAMAGED = "damaged"
 UNREADABLE = "unreadable"
-#: Directories below so many others are not looked at: each costs as many steps as there are above it.
+#: Directories nested more deeply are not read: each costs as many steps as there are directories above it.
 MOST_LEVELS = 1000
 #: The kind of a symbolic link, and how it is encrypted.
 LINK = "link"
@@ -65,12 +65,12 @@ STATES = (ENCRYPTED, PLAIN, EMPTY, DAMAGED, UNREADABLE)
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a file says of itself, without any key.
+    """What a file says about itself, without any key.
 
-    ``state`` is one of :data:`STATES`; ``size`` is the plaintext length in bytes, ``None`` where it cannot be
-    told. ``data_key``, ``round`` and ``algorithm`` are there wherever the header could be read. Who knows that
-    the data key was destroyed calls the file ``unreadable``, with the ``error``. ``target`` is where a symbolic
-    link leads to, for who has the keys.
+    ``state`` is one of :data:`STATES`. ``size`` is the plaintext length in bytes, ``None`` if it is unknown.
+    ``data_key``, ``round`` and ``algorithm`` are set if the header could be read. If it is known that the data key
+    was destroyed, the state is ``unreadable``, with an ``error``. ``target`` is where a symbolic link leads, if
+    the keys are known.
     """
 
     path: str
@@ -111,8 +111,9 @@ def walk_all(
 ) -> Iterator[tuple[str, os.stat_result]]:
     """Yield path and attributes of everything that is no directory, sorted within each directory.
 
-    :param on_error: called for a directory that cannot be read; without it the error is raised. What vanishes
-        meanwhile is skipped.
+    What vanishes meanwhile is skipped.
+
+    :param on_error: called for a directory that cannot be read; without it the error is raised.
     """
     pending = [""]
     while pending:
@@ -138,7 +139,7 @@ def walk_all(
 
 
 def _entries(volume: Volume, directory: str) -> list[tuple[str, os.stat_result]]:
-    """Return names and attributes of what lies in a directory, sorted; what vanishes meanwhile is left out."""
+    """Return names and attributes of the entries of a directory, sorted, without those that vanish meanwhile."""
     if directory.count("/") >= MOST_LEVELS:
         raise OSError(ELOOP, "it is nested too deeply")
     found = []
@@ -153,9 +154,9 @@ def _entries(volume: Volume, directory: str) -> list[tuple[str, os.stat_result]]
 
 
 def open_directory(volume: Volume, parts: list[str], access: int) -> int:
-    """Open the directory below the volume's data directory that *parts* lead to, one after the other.
+    """Open a directory below the volume's data directory, one component of *parts* after the other.
 
-    So no symbolic link leads out of the volume, and a path may be longer than PATH_MAX, as in a mount.
+    So no symbolic link can lead out of the volume, and a path may be longer than PATH_MAX, as in a mount.
     """
     parts = [volume.data.name, *parts]
     fd = os.open(volume.backing, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -177,8 +178,8 @@ def describe_all(
 ) -> Iterator[Description]:
     """Describe every file, symbolic link and other node of *volume*, in the order of :func:`walk_all`.
 
-    :param destroyed: the rounds whose files nobody can read any more; only who has a keystore knows of these.
-    :param ring: the keys, for who wants to know where symbolic links lead to.
+    :param destroyed: the rounds whose files nobody can read any more; the keystore knows them.
+    :param ring: the keys, if the targets of symbolic links are needed.
     """
     too_deep: list[str] = []
 
@@ -201,7 +202,7 @@ def describe_all(
 
 
 def _without_key(found: Description, destroyed: DestroyedRounds) -> Description:
-    """Say of an encrypted file that it cannot be read if its data key is among the *destroyed* rounds."""
+    """Mark an encrypted file as unreadable if its data key is among the *destroyed* rounds."""
     if found.state != ENCRYPTED or found.data_key is None or found.round is None:
         return found
     key = found.data_key, found.round
@@ -211,7 +212,7 @@ def _without_key(found: Description, destroyed: DestroyedRounds) -> Description:
 
 
 def describe(volume: Volume, path: str, believed: Believed = STRICTEST) -> Description | None:
-    """Read what the file at *path* says of itself; ``None`` if it has vanished."""
+    """Return what the file at *path* says about itself; ``None`` if it has vanished."""
     kind = classify(path).kind.value
     try:
         with open_without_links(volume, path) as fd:
@@ -226,7 +227,10 @@ def describe(volume: Volume, path: str, believed: Believed = STRICTEST) -> Descr
 
 
 def describe_link(volume: Volume, path: str, ring: KeyRing | None) -> Description | None:
-    """Read what the symbolic link at *path* says of itself, with keys its target; ``None`` if it is gone."""
+    """Return what the symbolic link at *path* says about itself, and its target if there are keys.
+
+    :returns: ``None`` if it has vanished.
+    """
     try:
         text = link_text(volume, path)
     except FileNotFoundError:
@@ -258,7 +262,7 @@ def describe_link(volume: Volume, path: str, ring: KeyRing | None) -> Descriptio
 
 
 def link_text(volume: Volume, path: str) -> bytes:
-    """Return what is stored of the symbolic link at *path*.
+    """Return the stored text of the symbolic link at *path*.
 
     :raises ForeignLink: it has several names, which no link of tdefs has.
     :raises OSError: there is no symbolic link, or it cannot be read.
@@ -276,9 +280,11 @@ def link_text(volume: Volume, path: str) -> bytes:
 def describe_content(
     volume: Volume, path: str, page: bytes, size: int, doubts: Doubts, believed: Believed = STRICTEST
 ) -> Description:
-    """Tell what a stored file of *size* bytes says of itself, given its first bytes: all of *page*.
+    """Return what a stored file of *size* bytes says about itself.
 
-    :raises OSError: what is in doubt cannot be read.
+    :param page: its first bytes.
+    :param doubts: answers where these bytes do not decide.
+    :raises OSError: what *doubts* needs cannot be read.
     """
     kind = classify(path).kind.value
     header: Header | None = None
@@ -308,7 +314,7 @@ def describe_content(
 
 
 def doubts_of(path: str, fd: int, size: int, believed: Believed) -> StoredDoubts:
-    """Return what answers where the first bytes of the open file at *path*, of *size* bytes, do not tell."""
+    """Return the object that answers where the first bytes of the open file at *path* do not decide."""
 
     def should_be_encrypted() -> bool:
         return _policy(believed).decide(classify(path), path).encrypted
@@ -323,9 +329,9 @@ def _policy(believed: Believed) -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class Plaintext:
-    """The content of one open file; ``form`` is what the file says of itself, ``length`` is in bytes.
+    """The content of one open file. ``form`` is what the file says about itself, ``length`` is in bytes.
 
-    ``clean_header`` tells whether the header page is zero behind the record, where no reader looks.
+    ``clean_header`` says whether the header page is zero after the record; no reader needs these bytes.
     """
 
     form: Form
@@ -350,15 +356,15 @@ class OfflineReader:
         self._volume = volume
         self._believed = believed
         self._forms = FileForms(ring, believed.expectations(volume))
-        #: Of the encrypted files that were opened so far: by file id, path by device and inode number. There are
-        #: several paths where a file is another's copy; names of one file are no copies.
+        #: The encrypted files that were opened so far: by file id, their paths by device and inode number. A file
+        #: id has several paths if one file is a copy of another; several names of one file are no copies.
         self.file_ids: dict[bytes, dict[tuple[int, int], str]] = {}
 
     @contextmanager
     def open(self, path: str) -> Iterator[Plaintext]:
         """Open the file at *path* for the time of a ``with`` block.
 
-        :raises FormatError: it is damaged, or not this place's.
+        :raises FormatError: it is damaged, or belongs to another place.
         :raises OSError: there is no such regular file, or it cannot be read.
         """
         with open_without_links(self._volume, path) as fd:
@@ -384,9 +390,9 @@ class OfflineReader:
                 yield Plaintext(form, size, store.read)
 
     def link_target(self, path: str) -> bytes:
-        """Return where the symbolic link at *path* leads to.
+        """Return where the symbolic link at *path* leads.
 
-        :raises FormatError: it cannot be presented, or is not this place's.
+        :raises FormatError: it cannot be decrypted, or belongs to another place.
         :raises OSError: there is no symbolic link, or it cannot be read.
         """
         text = link_text(self._volume, path)
@@ -400,7 +406,7 @@ class _ReadOnlyStore:
         self._fd = fd
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Return *size* bytes, fewer only at the end of the file, and have the kernel read on ahead."""
+        """Return *size* bytes, fewer only at the end of the file, and let the kernel read ahead."""
         os.posix_fadvise(self._fd, offset + _READ_AHEAD_BYTES, size, os.POSIX_FADV_WILLNEED)
         data = os.pread(self._fd, size, offset)
         while len(data) < size:
@@ -424,7 +430,7 @@ class _ReadOnlyStore:
 
 
 def first_bytes(fd: int) -> bytes:
-    """Return what tells the form of a file: its header record, or where that is zero the header page."""
+    """Return the bytes that decide the form of a file: its header record, or the header page if that is zero."""
     page = os.pread(fd, RECORD_SIZE, 0)
     return page if any(page) else os.pread(fd, HEADER_SIZE, 0)
 
@@ -444,7 +450,7 @@ def open_without_links(volume: Volume, path: str, access: int = os.O_RDONLY) -> 
         raise FileNotFoundError(ENOENT, os.strerror(ENOENT), path)
     fd = open_directory(volume, directories, os.O_PATH)
     try:
-        # nonblocking, so that a FIFO in its place is refused instead of waited on
+        # nonblocking, so that this does not wait for a FIFO in the file's place
         flags = access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         file = os.open(name, flags, dir_fd=fd)
     finally:

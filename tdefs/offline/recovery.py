@@ -1,8 +1,8 @@
 """After a session that did not end cleanly: files whose header never reached the disk.
 
-An encrypted file's header is made durable by the file's first fsync at the latest. Where a power cut came before,
-data may be on the disk and the header not; nobody was ever promised a byte of it, and PostgreSQL makes such a file
-anew from WAL. It must be empty then, as on a plain disk, and not an error.
+The first fsync of an encrypted file makes its header durable at the latest. If the power was cut before, data may
+be on the disk without the header. Nothing of this data was ever promised to be durable, and PostgreSQL makes such
+a file anew from WAL. So the file must be empty, as on a plain disk, and not an error.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def empty_unfinished_files(volume: Volume, believed: Believed) -> list[str]:
-    """Empty each file of an unclean volume whose header is all zero; return their paths.
+    """Empty each file whose header is all zero, if the last session did not end cleanly. Return their paths.
 
-    Afterwards such a file is damage. Where plain files might be made there is nothing to do, since headers are
-    made durable at creation there. The caller holds the volume's lock.
+    After this such a file is damage. In a volume with plain files there is nothing to do, since there a header is
+    made durable when the file is created. The caller holds the volume's lock.
     """
     if believed.last.ending is not Ending.UNCLEAN or believed.last.plain_files:
         return []
@@ -35,13 +35,13 @@ def empty_unfinished_files(volume: Volume, believed: Believed) -> list[str]:
                 emptied.append(path)
                 log.warning("%s: emptied: its header was lost in a crash", printable_path(os.fsencode(path)))
         except OSError as error:
-            # what this user cannot read, or the disk does not give, is no reason not to serve the rest
+            # a file that cannot be read is no reason not to serve the others
             log.warning("%s: not looked at: %s", printable_path(os.fsencode(path)), error.strerror)
     return emptied
 
 
 def _emptied(volume: Volume, path: str, status: os.stat_result) -> bool:
-    """Empty the file that was seen with *status*; return whether it still lay there, without a header."""
+    """Empty the file that had *status*. Return whether it was still there, without a header."""
     with open_without_links(volume, path, os.O_RDWR) as fd:
         if not os.path.samestat(status, os.fstat(fd)) or any(first_bytes(fd)):
             return False

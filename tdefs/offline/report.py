@@ -1,4 +1,4 @@
-"""What checking a volume has found."""
+"""What the check of a volume has found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong with one file; ``blocks`` are block numbers of its relation fork, where that is what is."""
+    """Something that is wrong with one file; ``blocks`` are the bad blocks of its relation fork, if that is it."""
 
     path: str
     kind: str
@@ -19,7 +19,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something to know that is no damage; ``path`` is empty where it concerns the whole volume."""
+    """Something worth knowing that is no damage; ``path`` is empty if it is about the whole volume."""
 
     path: str
     text: str
@@ -27,7 +27,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Unchecked:
-    """What was left out for want of knowledge; ``path`` is the directory, empty for the volume's root."""
+    """What could not be checked, since something is unknown; ``path`` is the directory, empty for the root."""
 
     path: str
     text: str
@@ -36,11 +36,11 @@ class Unchecked:
 
 @dataclass(slots=True)
 class Report:
-    """What was found.
+    """All that was found.
 
-    ``checksums`` says for each cluster's directory ``on``, ``off`` or why it is unknown. ``pages`` were checked,
-    ``unchecked_pages`` were not, for want of what pg_control says. The content of ``wal_files`` is never checked.
-    ``unchecked`` says what was left out that could be checked if more were known.
+    ``checksums`` has, for each cluster's directory, ``on``, ``off`` or the reason why it is unknown. ``pages``
+    were checked. ``unchecked_pages`` were not, since pg_control is not known. The content of ``wal_files`` is
+    never checked. ``unchecked`` names what could be checked if more were known.
     """
 
     states: Counter[str] = field(default_factory=Counter)

@@ -1,5 +1,4 @@
-"""Checking a whole volume without a mount: every header and length, every page that PostgreSQL can judge, and what
-must be there but is missing."""
+"""Checking a whole volume without a mount: every header, length and page, and what is missing."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from threading import Event, Lock
 from tdefs.format.errors import FormatError, PlantedNode, SharedFileId
 from tdefs.format.special import PLANTED_NODE, name_of_node
 from tdefs.keys.hierarchy import KeyRing
-from tdefs.offline.abandoned import set_abandoned_aside
+from tdefs.offline.abandoned import split_off_abandoned
 from tdefs.offline.file_checking import SMALL_FILE_HINT, FileCheck, FileChecker, read_error_hint
 from tdefs.offline.in_order import in_order
 from tdefs.offline.reader import EMPTY, LINK, OfflineReader, walk_all
@@ -69,11 +68,11 @@ class Verifier:
         self._report = Report()
         self._clusters: dict[str, ControlFile | None] = {}
         self._retired: set[str] = set()
-        #: Plaintext length of every file that was there; ``None`` where it cannot be told.
+        #: Plaintext length of every file that was found; ``None`` if it is unknown.
         self._lengths: dict[str, int | None] = {}
         self._versions: dict[str, bytes] = {}
         self._unchecked: Counter[str] = Counter()
-        #: Whether there is no cluster in the volume, so that it can only be a part of one.
+        #: Whether the volume contains no cluster, so that it can only be a part of one.
         self._is_part = False
         #: Symbolic links, and what else is no file: path and mode.
         self._nodes: list[tuple[str, int]] = []
@@ -98,11 +97,11 @@ class Verifier:
         homes: Callable[[], Sequence[HomeCluster]],
         leads_out: Callable[[str, str], bool],
     ) -> Report:
-        """Check *files*, and what else :meth:`files` has seen.
+        """Check *files*, and everything else that :meth:`files` has seen.
 
-        :param progress: told how many files and bytes are done, several times a second; stored size is the total.
-        :param homes: asked for the clusters that this is a part of, if it is not all of them.
-        :param leads_out: tells of a link's path and target whether that is on no tdefs volume.
+        :param progress: called several times a second with the numbers of files and of stored bytes that are done.
+        :param homes: returns the clusters that this volume is a part of; called if the volume needs them.
+        :param leads_out: returns whether a link with this path and target leads to no tdefs volume.
         """
         if self._last.ending is Ending.UNCLEAN:
             self._note("the volume was not unmounted cleanly, or is mounted: files may lack what was never synced")
@@ -110,15 +109,15 @@ class Verifier:
             self._note(f"how the last session ended is not proven: {UNPROVEN} {self._last.reason}")
         self._read_control_files([path for path, _ in files])
         self._is_part = not self._clusters
-        self._take_in_own([path for path, _ in files])
+        self._use_own_clusters([path for path, _ in files])
         asks = self._is_part or any(self._is_homeless(path) for path, _ in files)
         named = homes() if asks else ()
-        self._take_in(named, [path for path, _ in files])
+        self._use_homes(named, [path for path, _ in files])
         self._check_files(files, progress)
         self._check_file_ids()
         self._check_structure(named)
         unreadable = {path for path, length in self._lengths.items() if length is None}
-        aside = set_abandoned_aside(self._report.findings, unreadable, self._reader, self._clusters)
+        aside = split_off_abandoned(self._report.findings, unreadable, self._reader, self._clusters)
         self._report.findings, notes = aside
         self._report.notes += notes
         self._say_what_was_not_checked()
@@ -128,7 +127,7 @@ class Verifier:
     # --- what is known of the clusters
 
     def _read_control_files(self, paths: Sequence[str]) -> None:
-        """Learn of the clusters whose pg_control is in the volume; one that cannot be opened is found later."""
+        """Read the pg_control of each cluster in the volume. One that cannot be opened is reported later."""
         for path in paths:
             if path == CONTROL_FILE or path.endswith(f"/{CONTROL_FILE}"):
                 self._read_control_file(path, path.removesuffix(CONTROL_FILE).rstrip("/"))
@@ -154,14 +153,15 @@ class Verifier:
         self._report.checksums[directory] = checksums
 
     def _is_homeless(self, path: str) -> bool:
-        """Tell whether the file at *path* is one of a cluster whose pg_control is elsewhere."""
+        """Return whether the file at *path* belongs to a cluster whose pg_control is elsewhere."""
         kind = classify(path).kind
         return kind in (Kind.RELATION, Kind.CATALOG, Kind.WAL) and cluster_above(path, self._clusters) is None
 
-    def _take_in_own(self, paths: Sequence[str]) -> None:
-        """Let the volume's clusters count for tablespaces that lie beside them, in the volume, too.
+    def _use_own_clusters(self, paths: Sequence[str]) -> None:
+        """Use the volume's clusters for tablespaces that lie beside them in the volume.
 
-        Where it is mounted is not known here: a link in pg_tblspc leads to the directory with which it ends.
+        The mount point is not known here. So a link in pg_tblspc counts for a directory with the same end of the
+        path.
         """
         targets = {cluster: self._tablespaces(cluster) for cluster in self._clusters}
         if not any(targets.values()):
@@ -183,23 +183,23 @@ class Verifier:
                 self._retire(directory)
 
     def _tablespaces(self, cluster: str) -> list[Path]:
-        """Return where the links in a cluster's pg_tblspc lead to."""
+        """Return where the links in a cluster's pg_tblspc lead."""
         directory = f"{cluster}/pg_tblspc".lstrip("/")
         links: list[Path] = []
         for path, _ in self._nodes:
             if path.rpartition("/")[0] == directory:
-                with suppress(OSError, FormatError):  # which is found later
+                with suppress(OSError, FormatError):  # they are reported later
                     links.append(Path(os.fsdecode(self._reader.link_target(path))))
         return links
 
     def _retire(self, directory: str) -> None:
-        # what its pg_control says of pages no longer holds: they are the new cluster's
+        # its pg_control is no longer valid for the pages: they belong to the new cluster
         self._retired.add(directory)
         self._clusters[directory] = None
         self._report.checksums[directory] = "not needed: the cluster is retired"
 
-    def _take_in(self, homes: Sequence[HomeCluster], paths: Sequence[str]) -> None:
-        """Let the clusters in *homes* count for their tablespaces, told by the version of the catalogs."""
+    def _use_homes(self, homes: Sequence[HomeCluster], paths: Sequence[str]) -> None:
+        """Use the clusters in *homes* for their tablespaces, recognised by the version of the catalogs."""
         if not homes:
             return
         by_catalogs = {home.control.catalog_version: home for home in homes}
@@ -228,17 +228,17 @@ class Verifier:
         with closing(checks):
             for found in checks:
                 done += 1
-                self._take_note_of(found)
+                self._record(found)
         tick()
 
     def _count(self, read: int) -> None:
         with self._lock:
             self._read += read
 
-    def _take_note_of(self, found: FileCheck) -> None:
+    def _record(self, found: FileCheck) -> None:
         self._lengths[found.path] = found.length
         for finding in found.findings:
-            self._report.findings.append(self._retired_or_not(finding))
+            self._report.findings.append(self._hint_if_retired(finding))
         self._report.pages += found.pages
         directory = cluster_above(found.path, self._clusters)
         if found.unchecked_pages and directory not in self._retired:
@@ -258,10 +258,10 @@ class Verifier:
                 )
             )
 
-    # --- what only all files together tell
+    # --- what only all files together show
 
     def _check_file_ids(self) -> None:
-        """Report each file that has its file id, and with it its key, in common with another."""
+        """Report each file that shares its file id, and so its key, with another file."""
         for shown_by in self._reader.file_ids.values():
             paths = list(shown_by.values())
             for path in paths if len(paths) > 1 else ():
@@ -270,7 +270,7 @@ class Verifier:
                 self._add(path, str(error), error.hint)
 
     def _check_structure(self, homes: Sequence[HomeCluster]) -> None:
-        """Look at what only all files together tell; what is said of a file already is enough."""
+        """Check what only all files together show. A file that has a finding already gets no second one."""
         for path, fault in odd_versions(self._versions):
             self._add(path, fault, SMALL_FILE_HINT)
         known = {finding.path for finding in self._report.findings}
@@ -294,7 +294,7 @@ class Verifier:
                 prefix = f"{directory}/" if directory else ""
                 yield from find_wal_gaps(prefix, self._lengths, home.control, complete=not home.wal_is_incomplete)
                 self._note(f'the WAL is judged by the cluster in "{home.place}"')
-        if self._is_part and not homes:  # beside a cluster it is an archive
+        if self._is_part and not homes:  # WAL beside a cluster in the same volume is an archive
             for directory, names in segments.items():
                 text = f"{_counted(names, 'WAL segment')}: {_WAL_UNKNOWN}"
                 self._report.unchecked.append(Unchecked(directory, text, _ASK_HINT))
@@ -303,7 +303,7 @@ class Verifier:
         return (self._volume.data / path).is_symlink()
 
     def _check_nodes(self, leads_out: Callable[[str, str], bool]) -> None:
-        """Tell where each symbolic link leads to, and what was planted."""
+        """Note where each symbolic link leads, and report what was planted."""
         for path, mode in self._nodes:
             if not stat.S_ISLNK(mode):
                 node = PlantedNode(PLANTED_NODE)
@@ -312,7 +312,7 @@ class Verifier:
             try:
                 target = os.fsdecode(self._reader.link_target(path))
             except FileNotFoundError:
-                continue  # a mounted volume lives on
+                continue  # PostgreSQL may remove files of a mounted volume
             except FormatError as error:
                 self._report.findings.append(Finding(path, LINK, str(error), error.hint))
             except OSError as error:
@@ -333,8 +333,8 @@ class Verifier:
 
     # --- the report
 
-    def _retired_or_not(self, finding: Finding) -> Finding:
-        """Return the finding, with what to do about a file that nobody needs any more."""
+    def _hint_if_retired(self, finding: Finding) -> Finding:
+        """Return the finding, with another hint if the file belongs to a retired cluster."""
         if cluster_above(finding.path, self._clusters) in self._retired:
             return replace(finding, hint=_RETIRED_HINT)
         return finding

@@ -1,4 +1,4 @@
-"""What tdefs needs to know from pg_control: whether data pages have checksums, which files must be there; pure.
+"""What tdefs needs from pg_control: whether data pages have checksums, and which files must exist; pure.
 
 The layout is ControlFileData of src/include/catalog/pg_control.h, as 64-bit little-endian hosts have it. Up to the
 checksum version it is the same from PostgreSQL 13 to 18; 18 put one field between it and the CRC.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-#: Where it lies in a data directory.
+#: Its path in a data directory.
 CONTROL_FILE = "global/pg_control"
-#: More than any has.
+#: No pg_control is longer.
 MOST_CONTROL_BYTES = 1 << 16
-#: What pg_upgrade calls it in the old cluster that --link or --swap makes unusable (disable_old_cluster()).
+#: Its name after pg_upgrade --link or --swap has made the old cluster unusable (disable_old_cluster()).
 RETIRED_CONTROL_FILE = "global/pg_control.old"
 
 _VERSIONS = struct.Struct("<8xIII")  # pg_control_version, catalog_version_no, state
@@ -25,7 +25,7 @@ _CHECKSUM_VERSION_AT = 252
 
 # PG_CONTROL_VERSION: where the CRC lies. 1300 is PostgreSQL 13 to 16, 1700 is 17, 1800 is 18.
 _CRC_AT = {1300: 288, 1700: 288, 1800: 292}
-# Where that of a version yet unknown may lie: the struct has grown by a few fields in ten years.
+# Where the CRC of an unknown version may lie: the struct has grown by a few fields in ten years.
 _CRC_AT_LEAST, _CRC_AT_MOST = 256, 508
 
 # DBState
@@ -34,7 +34,7 @@ _SHUTDOWNED_IN_RECOVERY = 2
 
 
 class BadControlFile(Exception):
-    """The content is not that of an intact pg_control."""
+    """The content is not an intact pg_control."""
 
 
 class UnknownControlVersion(Exception):
@@ -43,11 +43,11 @@ class UnknownControlVersion(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ControlFile:
-    """What pg_control says of its cluster.
+    """What pg_control says about its cluster.
 
     ``catalog_version`` is the date of the system catalogs' layout, ``state`` is a DBState.
     ``segment_pages`` is the number of pages in a full segment of a relation, ``wal_segment_size`` is in bytes.
-    ``checkpoint`` and ``redo`` are WAL positions: of the last checkpoint's record, and of where recovery begins.
+    ``checkpoint`` and ``redo`` are WAL positions: the record of the last checkpoint, and the start of recovery.
     Transactions from ``oldest_xid`` on, below ``next_xid``, have their states in pg_xact; both have 32 bits.
     """
 
@@ -70,12 +70,12 @@ class ControlFile:
 
     @property
     def needs_no_wal(self) -> bool:
-        """Whether the relation files say all there is: a standby's may lack what its WAL still holds."""
+        """Whether the relation files are complete without WAL; those of a standby may not be."""
         return self.state == _SHUTDOWNED
 
 
 def system_identifier(content: bytes) -> int:
-    """Return the number that initdb gave a cluster and that all its copies have, from *content* of a pg_control.
+    """Return the number that initdb gave a cluster, and that all its copies have, from *content* of pg_control.
 
     :raises BadControlFile: as :func:`parse_control_file`.
     :raises UnknownControlVersion: the same.
@@ -87,7 +87,7 @@ def system_identifier(content: bytes) -> int:
 def parse_control_file(content: bytes) -> ControlFile:
     """Return what the *content* of a pg_control says.
 
-    :raises BadControlFile: it is cut short, its CRC does not match, or something stands behind that.
+    :raises BadControlFile: it is cut short, its CRC does not match, or other bytes than zeros follow the CRC.
     :raises UnknownControlVersion: it is not of PostgreSQL 13 to 18.
     """
     if len(content) < _VERSIONS.size:
@@ -124,7 +124,7 @@ def parse_control_file(content: bytes) -> ControlFile:
 
 
 def _has_crc_somewhere(content: bytes) -> bool:
-    """Tell whether it may be intact, of a version whose layout is unknown."""
+    """Return whether it may be intact, in a version whose layout is unknown."""
     crc = 0xFFFFFFFF
     for at, byte in enumerate(content[: _CRC_AT_MOST + 4]):
         if (

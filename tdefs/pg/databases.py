@@ -15,7 +15,7 @@ from tdefs.pg.pages import PAGE_SIZE
 
 #: DatabaseRelationId: the number of pg_database in global/pg_filenode.map.
 PG_DATABASE = 1262
-#: Template1DbOid: no cluster is without template1, unless somebody has made another one of that name.
+#: Template1DbOid: every cluster has template1, unless somebody has replaced it by another one of that name.
 TEMPLATE1 = 1
 #: Transactions in one segment of pg_xact: two bits for each, 32 pages.
 XIDS_OF_SEGMENT = PAGE_SIZE * 4 * 32
@@ -37,7 +37,7 @@ _XMAX_IS_MULTI = 0x1000
 _FIRST_NORMAL_XID = 3
 _COMMITTED = 1
 
-# CATALOG_VERSION_NO of PostgreSQL 15, which moved the names of the locales behind datconnlimit
+# CATALOG_VERSION_NO of PostgreSQL 15, in which the names of the locales come after datconnlimit
 _CATALOG_OF_15 = 202209061
 _LIMIT_AT = 80
 _LIMIT_AT_BEFORE_15 = 208
@@ -46,7 +46,7 @@ _HALF_DROPPED = -2
 
 
 class Standing(IntEnum):
-    """What pg_database says of a database."""
+    """What pg_database says about a database."""
 
     THERE = 0
     #: DROP DATABASE was begun: nobody can connect any more, and its files may be gone.
@@ -58,8 +58,8 @@ def read_databases(
 ) -> dict[int, Standing]:
     """Return the databases that the *pages* of pg_database list, by their OIDs.
 
-    They tell the whole truth only of a cluster that needs no WAL. What a MultiXact may have deleted counts as
-    there.
+    The answer is complete only for a cluster that needs no WAL. A row that a MultiXact may have deleted counts as
+    existing.
 
     :param catalog_version: what pg_control says.
     :param xact_status: the two bits of a transaction in pg_xact.
@@ -79,7 +79,7 @@ def read_databases(
 def status_in_segment(segment: bytes | memoryview, xid: int) -> int:
     """Return the two bits of the transaction *xid* in its *segment* of pg_xact.
 
-    :raises IndexError: the segment ends before.
+    :raises IndexError: the segment ends before it.
     """
     number = xid % XIDS_OF_SEGMENT
     return segment[number // 4] >> number % 4 * 2 & 3
@@ -98,7 +98,7 @@ def _tuples(page: bytes | memoryview) -> Iterator[tuple[bytes, tuple[int, int, i
 
 
 def _is_visible(tuple_header: tuple[int, int, int], xact_status: Callable[[int], int]) -> bool:
-    """Tell whether a tuple lives, with no transaction under way: what was not committed never will be."""
+    """Return whether a tuple is visible, if no transaction is running: what is not committed never will be."""
     xmin, xmax, infomask = tuple_header
 
     def committed(xid: int) -> bool:

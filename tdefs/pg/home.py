@@ -1,4 +1,4 @@
-"""The cluster that a tablespace or WAL of another volume belongs to, as its data directory tells; pure."""
+"""The cluster that a tablespace or WAL of another volume belongs to, from its data directory; pure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _VERSION_DIRECTORY = re.compile(r"(?:^|/)PG_[0-9.]+_([0-9]+)(?=/)")
 
 @dataclass(frozen=True, slots=True)
 class HomeCluster:
-    """What verifying a part of a cluster needs to know of the rest.
+    """What the verification of a part of a cluster needs to know about the rest.
 
-    ``place`` is its data directory. ``wal_is_elsewhere`` says that pg_wal does not lie in it, ``wal_directory``
-    where in the volume that is verified it lies, if that is known; ``wal_is_incomplete`` that recovery fetches WAL
-    from an archive or a primary.
+    ``place`` is the data directory. ``wal_is_elsewhere`` says that pg_wal does not lie in it. ``wal_directory``
+    says where pg_wal lies in the volume that is verified, if that is known. ``wal_is_incomplete`` says that
+    recovery fetches WAL from an archive or a primary.
     """
 
     place: str
@@ -29,7 +29,7 @@ class HomeCluster:
 
 
 def tablespace_directory(path: str) -> tuple[str, int] | None:
-    """Return the directory of one version in a tablespace that *path* leads through, and its catalog version."""
+    """Return the version directory of a tablespace that *path* passes through, and its catalog version."""
     match = _VERSION_DIRECTORY.search(path)
     return (path[: match.end()], int(match[1])) if match is not None else None
 

@@ -1,4 +1,4 @@
-"""What PostgreSQL itself demands of a page that it reads: a sane header, and its checksum; pure.
+"""What PostgreSQL itself requires of a page that it reads: a valid header, and its checksum; pure.
 
 The rules are PageIsVerified() of src/backend/storage/page/bufpage.c (PageIsVerifiedExtended() in 14 to 17) and
 pg_checksum_page() of src/include/storage/checksum_impl.h, unchanged from PostgreSQL 9.3 to 18.
@@ -18,7 +18,7 @@ DEFAULT_SEGMENT_PAGES = 131072
 
 _ZERO_PAGE = bytes(PAGE_SIZE)
 
-# src/include/storage/bufpage.h, PageHeaderData: checksum, flags, lower, upper, special behind the LSN.
+# src/include/storage/bufpage.h, PageHeaderData: checksum, flags, lower, upper, special follow the LSN.
 _HEADER = struct.Struct("<8x5H")
 _CHECKSUM_AT = 8
 _VALID_FLAG_BITS = 0x0007
@@ -34,7 +34,7 @@ _BASES = (
     *(0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756),
 )
 
-# Enough pages that Python's cost for each operation no longer counts, few enough to stay in the processor's cache.
+# Enough pages that Python's cost for each operation does not matter, few enough to stay in the processor's cache.
 _BATCH_PAGES = 32
 
 
@@ -47,9 +47,9 @@ class BadPage:
 
 
 def bad_pages(pages: bytes | bytearray | memoryview, first_block: int, *, checksums: bool) -> Iterator[BadPage]:
-    """Yield those of consecutive *pages* that PostgreSQL would refuse to read.
+    """Yield each of consecutive *pages* that PostgreSQL would refuse to read.
 
-    :param pages: whole pages; a part of one at the end is not looked at.
+    :param pages: whole pages; an incomplete one at the end is ignored.
     :param first_block: the block number of the first, counted over all segments of the fork.
     :param checksums: whether the cluster has data checksums.
     """
@@ -65,7 +65,7 @@ def bad_pages(pages: bytes | bytearray | memoryview, first_block: int, *, checks
 
 
 def _fault(page: memoryview, checksum: int | None) -> str:
-    """Return why PostgreSQL refuses *page*, whose computed *checksum* is given if it counts; else nothing."""
+    """Return why PostgreSQL refuses *page*, or "". Its computed *checksum* is given if there are checksums."""
     stored, flags, lower, upper, special = _HEADER.unpack_from(page)
     if upper == 0:
         # PageIsNew(): all of it must be zero, and no checksum is expected
@@ -83,8 +83,8 @@ def _fault(page: memoryview, checksum: int | None) -> str:
 def page_checksums(pages: bytes | bytearray | memoryview, first_block: int) -> list[int]:
     """Return the checksum of each of consecutive whole *pages*, the first of them block *first_block*.
 
-    The checksum of a new page means nothing. Each big integer below holds one 32-bit column of all pages in
-    each of its 64-bit slots, so that one operation of Python's does the work of many: even columns in one integer,
+    The checksum of a new page means nothing. Each big integer below holds one 32-bit column of all pages in each
+    of its 64-bit slots, so that one operation in Python does the work of many. Even columns are in one integer,
     odd ones in another. A product of 32 and 25 bits stays in its slot.
     """
     count = len(pages) // PAGE_SIZE
@@ -107,7 +107,7 @@ def page_checksums(pages: bytes | bytearray | memoryview, first_block: int) -> l
 
 
 def _mix(value: int, mask: int) -> int:
-    """Return one FNV round of every slot; what the shift brings from the slot above is cut off by *mask*."""
+    """Return one FNV round of every slot. *mask* cuts off what the shift brings in from the slot above."""
     return (value * _PRIME ^ value >> 17) & mask
 
 

@@ -26,25 +26,25 @@ _MOST_FILES = 1000
 _MOST_BYTES = 16 << 20
 _MOST_OPTIONS = 1 << 16
 
-# parse_bool() of PostgreSQL takes any beginning of the words that no other begins with, too.
+# parse_bool() of PostgreSQL also takes any unambiguous beginning of these words.
 _TRUE = frozenset({"on", "true", "tru", "tr", "t", "yes", "ye", "y", "1"})
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value as it was written, and where."""
+    """A value as written, and where it was written."""
 
     value: str
     where: str
 
     @property
     def is_on(self) -> bool:
-        """Tell whether it is a boolean that is on."""
+        """Whether it is a boolean that is on."""
         return self.value.lower() in _TRUE
 
 
 def parse_settings(text: str) -> Iterator[tuple[str, str]]:
-    """Yield names, in lower case, and values of a configuration file; what PostgreSQL would refuse is left out."""
+    """Yield names, in lower case, and values of a configuration file. Skip what PostgreSQL would refuse."""
     for line in text.splitlines():
         if match := _LINE.match(line):
             quoted = match["quoted"]
@@ -53,7 +53,7 @@ def parse_settings(text: str) -> Iterator[tuple[str, str]]:
 
 
 def read_settings(pgdata: Path) -> dict[str, Setting]:
-    """Return all settings that are set anywhere for the cluster in *pgdata*."""
+    """Return all settings that files or the command line set for the cluster in *pgdata*."""
     command_line = dict(_command_line(pgdata))
     main = Path(command_line.get("config_file", pgdata / "postgresql.conf"))
     reader = _Reader()
@@ -66,7 +66,7 @@ def read_settings(pgdata: Path) -> dict[str, Setting]:
 
 
 class _Reader:
-    """Reads the files of one cluster, whose user may have written what never ends: so much and no more."""
+    """Reads the files of one cluster, up to a limit: the cluster's user may have written files without an end."""
 
     def __init__(self) -> None:
         self.found: dict[str, Setting] = {}
@@ -74,7 +74,7 @@ class _Reader:
         self._bytes = _MOST_BYTES
 
     def read(self, path: Path, depth: int = 0) -> None:
-        """Read a file with what it includes; what is there no more, or is no file, is passed over."""
+        """Read a file and the files that it includes. Skip what has vanished, or is no file."""
         if depth > _DEEPEST_INCLUDE or self._files <= 0:
             return
         self._files -= 1

@@ -1,4 +1,4 @@
-"""What PostgreSQL demands of PG_VERSION and of pg_filenode.map, which have no page checksums; pure."""
+"""What PostgreSQL requires of PG_VERSION and of pg_filenode.map, which have no page checksums; pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from tdefs.pg.control import crc32c
 from tdefs.policy.paths import Kind
 
-#: The kinds of files that are judged here.
+#: The kinds of files that are checked here.
 SMALL_KINDS = (Kind.VERSION, Kind.RELATION_MAP)
 
 _VERSION = re.compile(rb"[1-9][0-9]{0,2}(?:\.[0-9]{1,2})?\n")
@@ -23,9 +23,9 @@ _CRC_AT = {512: 504, 524: 520}
 
 
 def small_file_fault(kind: Kind, name: str, content: bytes) -> str:
-    """Return why PostgreSQL would refuse the file *name*, or nothing.
+    """Return why PostgreSQL would refuse the file *name*, or "".
 
-    :param content: all of it, or so much that it is too much.
+    :param content: all of it, or at least more than such a file can have.
     """
     if kind == Kind.VERSION and not _VERSION.fullmatch(content):
         return "PG_VERSION is damaged: it holds no version of PostgreSQL"
@@ -47,9 +47,9 @@ def mapped_relfilenode(content: bytes, relation: int) -> int | None:
 
 
 def odd_versions(contents: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
-    """Yield the paths of files PG_VERSION that contradict most others of their cluster, and how.
+    """Yield the paths of files PG_VERSION that contradict most others of their cluster, and the contradiction.
 
-    Where no version has a majority, each file is named: nobody can tell which of them is right.
+    If no version has a majority, each file is named, since nobody can know which of them is right.
 
     ValidatePgVersion() of src/backend/utils/init/miscinit.c demands the server's own version of each.
     """

@@ -1,7 +1,7 @@
-"""Which files of a cluster must be there but are not, or cannot have the length that they have; pure.
+"""Which files of a cluster are missing, or have an impossible length; pure.
 
-Nothing in a volume lists its files, so a file that was removed is missed only where others, or pg_control, prove
-that it must be there. What is reported is certain, or left behind by a crash as garbage, as each hint says.
+No file of a cluster lists the others. So a removed file is found only if other files, or pg_control, prove that it
+must exist. What is reported is certain, or may be useless remains of a crash, as each hint says.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tdefs.pg.databases import XIDS_OF_SEGMENT
 from tdefs.pg.pages import PAGE_SIZE
 from tdefs.policy.paths import Kind, RelationFile, classify
 
-#: Files of a data directory that initdb makes, and PostgreSQL does not start without.
+#: Files of a data directory that initdb makes, and without which PostgreSQL does not start.
 _ALWAYS_THERE = ("PG_VERSION", CONTROL_FILE, "global/pg_filenode.map")
-#: Files of a data directory: while one of these is there, WAL may come from elsewhere
+#: Files of a data directory: while one of these exists, WAL may come from elsewhere
 #: (src/backend/access/transam/xlogrecovery.c).
 WAL_FROM_ELSEWHERE = ("backup_label", "standby.signal", "recovery.signal")
-#: Directories below a data directory that hold what transactions became (src/backend/access/transam/slru.c).
+#: Directories below a data directory that hold the states of transactions (src/backend/access/transam/slru.c).
 _PERSISTENT_SLRUS = ("pg_xact", "pg_multixact/offsets", "pg_multixact/members", "pg_commit_ts")
 # What pg_basebackup --incremental writes in place of a segment (src/include/backup/basebackup_incremental.h).
 _INCREMENTAL = "INCREMENTAL."
@@ -62,11 +62,11 @@ def find_gaps(
     clusters: Mapping[str, ControlFile | None],
     is_link: Callable[[str], bool],
 ) -> Iterator[Gap]:
-    """Tell what is missing among the files of a volume.
+    """Yield what is missing among the files of a volume.
 
-    :param lengths: by path, the plaintext length of each regular file in bytes; ``None`` where it cannot be told.
+    :param lengths: by path, the plaintext length of each regular file in bytes; ``None`` if it is unknown.
     :param clusters: by directory ("" or "15/main"), what the pg_control in it says.
-    :param is_link: tells of a path whether it is a symbolic link: what lies behind one is not in ``lengths``.
+    :param is_link: returns whether a path is a symbolic link: files behind a link are not in ``lengths``.
     """
     for retired in retired_directories(lengths):
         lengths = {path: length for path, length in lengths.items() if not path.startswith(_prefix(retired))}
@@ -93,7 +93,7 @@ def find_gaps(
 
 
 def retired_directories(paths: Collection[str]) -> list[str]:
-    """Return the data directories that pg_upgrade has made unusable: part of each is the new cluster's now."""
+    """Return the data directories that pg_upgrade has made unusable: their files now belong to the new cluster."""
     found = [path.removesuffix(RETIRED_CONTROL_FILE) for path in paths if path.endswith(RETIRED_CONTROL_FILE)]
     return sorted(
         prefix.rstrip("/")
@@ -103,12 +103,12 @@ def retired_directories(paths: Collection[str]) -> list[str]:
 
 
 def _prefix(directory: str) -> str:
-    """Return what the paths of the files below *directory* begin with."""
+    """Return the beginning of the paths of the files below *directory*."""
     return f"{directory}/" if directory else ""
 
 
 def _data_directories(paths: Iterable[str]) -> set[str]:
-    """Return the directories that are certainly data directories: two witnesses of three."""
+    """Return the directories that are certainly data directories: they have two of three typical entries."""
     witnesses: dict[str, set[str]] = defaultdict(set)
     for path in paths:
         for name in ("PG_VERSION", "global", "base"):
@@ -121,7 +121,7 @@ def _data_directories(paths: Iterable[str]) -> set[str]:
 
 
 def _parent_of(path: str, name: str) -> str | None:
-    """Return where the directory *name* lies that *path* leads through, if *path* is a cluster's file."""
+    """Return the parent of the directory *name* that *path* passes through, if *path* is a file of a cluster."""
     parts = path.split("/")
     depth = 2 if name == "global" else 3
     if len(parts) < depth or parts[-depth] != name:
@@ -132,7 +132,7 @@ def _parent_of(path: str, name: str) -> str | None:
 
 
 def wal_directories(paths: Iterable[str]) -> Counter[str]:
-    """Return the directories that hold WAL segments, and how many each does."""
+    """Return the directories that hold WAL segments, and the number of segments in each."""
     found: Counter[str] = Counter()
     for path in paths:
         directory, _, name = path.rpartition("/")
@@ -144,10 +144,10 @@ def wal_directories(paths: Iterable[str]) -> Counter[str]:
 def find_wal_gaps(
     prefix: str, lengths: Mapping[str, int | None], cluster: ControlFile, *, complete: bool
 ) -> Iterator[Gap]:
-    """Tell what is missing among the WAL segments of a cluster.
+    """Yield what is missing among the WAL segments of a cluster.
 
-    :param prefix: what the paths of its WAL segments begin with: "pg_wal/", or "" in a volume for WAL alone.
-    :param complete: whether all that recovery needs must be there.
+    :param prefix: the beginning of the paths of its WAL segments: "pg_wal/", or "" in a volume for WAL only.
+    :param complete: whether everything that recovery needs must exist.
     """
     size = cluster.wal_segment_size
     if not 1 << 20 <= size <= 1 << 30 or size.bit_count() != 1:
@@ -165,7 +165,7 @@ def find_wal_gaps(
     there = {_segment_number(name, size) for name in segments}
     first, last = cluster.redo // size, cluster.checkpoint // size
     if not cluster.shut_down:
-        # what was written since: without a gap, as segments are made one after the other
+        # what was written after the checkpoint: without a gap, since segments are made one after the other
         newest = max(segments, default="")[:8]
         last = max([last, *(_segment_number(name, size) for name in segments if name.startswith(newest))])
     for number in range(first, min(last, first + len(there) + 1) + 1):
@@ -203,7 +203,10 @@ def _partial_slru_segments(prefix: str, lengths: Mapping[str, int | None]) -> It
 
 
 def _database_gaps(lengths: Mapping[str, int | None]) -> Iterator[Gap]:
-    """A database's own directory has two files beside its catalogs; one that only holds tables has neither."""
+    """Yield the two files that a database's directory must have beside its catalogs, if they are missing.
+
+    A directory of a tablespace that holds only tables has neither.
+    """
     catalogs = set()
     for path in lengths:
         parent, _, _ = path.rpartition("/")
@@ -250,13 +253,13 @@ def _relation_gaps(lengths: Mapping[str, int | None], clusters: Mapping[str, Con
                     segment, f"the segment has {length} bytes, not {full}: there is {name}.{last}", _SHORT_HINT
                 )
             if number >= len(found):
-                break  # a number far above all others says no more
+                break  # a segment number far above all others proves no more
 
 
 def _has_no_main_fork(
     directory: str, relfilenode: int, fork: str, segments: Mapping[tuple[str, int, str], object]
 ) -> bool:
-    """Tell whether the main fork must be there: of an unlogged relation a standby has the init fork only."""
+    """Return whether the main fork is missing. A standby has only the init fork of an unlogged relation."""
     if fork not in ("fsm", "vm") or (directory, relfilenode, "main") in segments:
         return False
     return (directory, relfilenode, "init") not in segments

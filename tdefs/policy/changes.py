@@ -1,4 +1,4 @@
-"""What one policy leaves in the clear that another did not, in words for people; pure."""
+"""What a new policy leaves in the clear that the old one encrypted, in words for people; pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tdefs.policy.paths import Kind
 def newly_plain(old: Policy, new: Policy) -> list[str]:
     """Return the rules by which *new* may leave files in the clear that *old* encrypts.
 
-    Rather one too many: which files there are is not known here.
+    It may name a rule too many, since it does not know which files exist.
     """
     return [*_kinds(old, new), *_databases(old, new), *_relfilenodes(old, new)]
 

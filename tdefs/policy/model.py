@@ -1,4 +1,4 @@
-"""The policy as a value: which rule decides, for a file that is about to be created, whether it is encrypted.
+"""The policy as a value: it decides whether a file that is about to be created is encrypted.
 
 A policy never says how an existing file is read; the file's own header does (invariant 2).
 """
@@ -14,7 +14,7 @@ from typing import Self
 from tdefs.policy.paths import FileRole, Kind, database_directory
 
 FAIL_CLOSED_KINDS = frozenset({Kind.RELATION, Kind.CATALOG, Kind.STRAY})
-"""Kinds that ``default: plain`` does not reach: relation files, and what may become one by a rename."""
+"""Kinds to which ``default: plain`` does not apply: relation files, and what may become one by a rename."""
 
 NEVER_PLAIN_KINDS = frozenset({Kind.RELATION, Kind.STRAY})
 """Kinds that no rule for kinds may make plain."""
@@ -24,7 +24,7 @@ _DATABASE_DIRECTORY_KINDS = frozenset({Kind.RELATION_MAP, Kind.RELCACHE, Kind.VE
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule's outcome and where it stands. ``key`` is a data key's name; None means the keystore's default."""
+    """One rule's outcome and its place. ``key`` is a data key's name; None means the keystore's default."""
 
     encrypted: bool
     key: str | None
@@ -76,7 +76,7 @@ class Policy:
         return not all(rule.encrypted for rule in self._rules())
 
     def digest(self) -> str:
-        """Return what is the same, as hexadecimal digits, for two policies that decide alike rule by rule."""
+        """Return hexadecimal digits that are the same for two policies exactly if all their rules decide alike."""
         rules = (
             _outcome(self.default),
             self.unlisted and _outcome(self.unlisted),
@@ -90,7 +90,7 @@ class Policy:
         return sha256(repr(rules).encode()).hexdigest()
 
     def _rules(self) -> list[Rule]:
-        """Return every rule there is."""
+        """Return all rules."""
         ranges = [entry.rule for entries in self.relfilenodes.values() for entry in entries]
         rules = [self.default, self.unlisted, *ranges, *self.databases.values(), *self.kinds.values()]
         return [rule for rule in rules if rule is not None]
@@ -125,7 +125,7 @@ class Policy:
             rule = self.databases.get(database)
             if rule is not None:
                 # A table rewrite (VACUUM FULL, ALTER TABLE, TRUNCATE) moves an encrypted relation to a new
-                # relfilenode, which no rule can name beforehand: RelationSetNewRelfilenumber() in
+                # relfilenode, which no rule can name in advance: RelationSetNewRelfilenumber() in
                 # src/backend/utils/cache/relcache.c. New numbers start at FirstNormalObjectId.
                 rewritable = role.kind is not Kind.CATALOG and self.encrypts_relfilenodes_of(database)
                 if rule.encrypted or not rewritable:

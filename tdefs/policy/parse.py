@@ -35,10 +35,10 @@ _RANGE = re.compile(r"([0-9]{1,10})(?: *- *([0-9]{1,10}))?")
 
 
 def load_policy(path: Path, *, draft: bool = False) -> Policy:
-    """Return the policy in the file at ``path``, which is in use unless it is a ``draft``.
+    """Return the policy in the file at ``path``.
 
-    Raises :class:`TdefsError` with ``Exit.POLICY_INVALID``, also when the file cannot be read; with
-    ``Exit.CONFIG_EXPOSED`` if others could change one that is in use.
+    :param draft: whether the policy is not in use, so that others may be able to change it.
+    :raises TdefsError: POLICY_INVALID, also if the file cannot be read; CONFIG_EXPOSED if others could change it.
     """
     if not draft:
         check_trusted(path, "policy file")
@@ -48,7 +48,7 @@ def load_policy(path: Path, *, draft: bool = False) -> Policy:
 def parse_policy(data: bytes, source: str) -> Policy:
     """Return the policy in ``data``; ``source`` is the file's name for messages.
 
-    Raises :class:`TdefsError` with ``Exit.POLICY_INVALID`` and a line ``SOURCE:LINE: message`` for each error.
+    :raises TdefsError: POLICY_INVALID, with a line ``SOURCE:LINE: message`` for each error.
     """
     problems = Problems(source, Exit.POLICY_INVALID)
     root = parse_yaml(data, problems)
@@ -78,7 +78,7 @@ class _Entry:
 
 
 class _Reader:
-    """Reads the parts of one policy, recording what is wrong with them."""
+    """Reads the parts of one policy, and records what is wrong with them."""
 
     def __init__(self, source: str, problems: Problems) -> None:
         self._source = source
@@ -142,7 +142,7 @@ class _Reader:
         return rules
 
     def relfilenodes(self, node: Node | None) -> tuple[dict[int, tuple[RelfilenodeRange, ...]], list[str]]:
-        """Return the disjoint ranges of each database, and warnings for what is listed twice."""
+        """Return the disjoint ranges of each database, and warnings for relfilenodes that are listed twice."""
         entries: dict[int, list[_Entry]] = {}
         for item in items(node, "relations", self._problems) if node is not None else ():
             fields = self._required(item, _RELATION_FIELDS, "an item of relations")
@@ -166,7 +166,7 @@ class _Reader:
         return {database: self._disjoint(database, entries[database], repeated) for database in entries}, repeated
 
     def _disjoint(self, database: int, entries: list[_Entry], repeated: list[str]) -> tuple[RelfilenodeRange, ...]:
-        """Sort the ranges and cut overlaps out: an error if the outcomes differ, else only worth a warning."""
+        """Sort the ranges and remove overlaps: an error if the outcomes differ, a warning if they agree."""
         kept: list[_Entry] = []
         for entry in sorted(entries, key=lambda entry: (entry.range.first, entry.line)):
             span = entry.range

@@ -1,7 +1,7 @@
-"""What a path is to PostgreSQL: the one place that tells a file's kind from its relative path.
+"""What a path is to PostgreSQL: the one place that derives a file's kind from its relative path.
 
-The mount point may be PGDATA, a directory above it, a tablespace's place or a separate WAL directory, so a
-kind is told from the path's tail: the file's name and the nearest directories whose names PostgreSQL fixes.
+The mount point may be PGDATA, a directory above it, a tablespace's place or a separate WAL directory. So the kind
+follows from the end of the path: the file's name and the nearest directories with names that PostgreSQL fixes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_OID = 2**32 - 1
 
 
 class Kind(StrEnum):
-    """What a file holds, as far as its path tells. The values are the words of the policy's ``kinds``."""
+    """What a file holds, as far as its path shows it. The values are the words of the policy's ``kinds``."""
 
     RELATION = "relation"
     CATALOG = "catalog"
@@ -70,7 +70,7 @@ _OID = re.compile(r"[1-9][0-9]{0,9}")
 # no suffix and segment 0 has none (_mdfd_segpath() in src/backend/storage/smgr/md.c).
 _RELATION_NAME = re.compile(r"([1-9][0-9]{0,9})(?:_(fsm|vm|init))?(?:\.([1-9][0-9]{0,9}))?")
 
-# looks_like_temp_rel_name() in src/backend/storage/file/fd.c: what the server removes at start.
+# looks_like_temp_rel_name() in src/backend/storage/file/fd.c: files that the server removes at start.
 _TEMP_RELATION_NAME = re.compile(r"t[0-9]+_(([0-9]+)(?:_(?:fsm|vm|init))?(?:\.[0-9]+)?)")
 
 # TABLESPACE_VERSION_DIRECTORY in src/include/common/relpath.h.
@@ -139,14 +139,14 @@ _PARENT_KINDS = {
 
 @lru_cache(maxsize=8192)
 def classify(relpath: str) -> FileRole:
-    """Return what the file at ``relpath`` (relative to the mount root) is. Total: any text has a kind."""
+    """Return what the file at ``relpath`` (relative to the mount's root) is. Any text has a kind."""
     directories, name = _split(relpath)
     database = _database(directories)
     if database is not None:
         return _in_database_directory(database, name)
     if len(directories) == 1 and _is_oid(directories[0]):
-        # Mounted over base/ itself, or over a tablespace's version directory. Only what has a relation file's
-        # name: the number may as well be the version in a directory above PGDATA (15/main).
+        # Mounted over base/ itself, or over a tablespace's version directory. Only a relation file's name counts,
+        # since the number may also be the version in a directory above PGDATA (15/main).
         role = _relation_role(int(directories[0]), name)
         if role is not None:
             return role
@@ -169,8 +169,8 @@ def database_directory(relpath: str) -> int | None:
 def _split(relpath: str) -> tuple[list[str], str]:
     """Split into directories and name, without hidden directories.
 
-    Copying tools put files that they are about to rename into one (rsync --partial-dir): such a file must be
-    treated as what it is going to be.
+    Copying tools put files that they are about to rename into a hidden directory (rsync --partial-dir). Such a
+    file must be treated as what it will become.
     """
     *directories, name = relpath.split("/")
     return [part for part in directories if part and not part.startswith(".")], name
@@ -198,7 +198,7 @@ def _in_database_directory(database: int, name: str) -> FileRole:
         return role
     if database == 0 and name in ("pg_control", "pg_control.old"):  # pg_upgrade leaves the second
         return FileRole(Kind.CONTROL)
-    # A name that is nobody's may be a relation file on its way (.16385.Ab1Xyz of rsync, 16385.pgbackrest.tmp).
+    # An unknown name may be a relation file before its rename (.16385.Ab1Xyz of rsync, 16385.pgbackrest.tmp).
     return FileRole(_first_match(_DATABASE_FILE_PATTERNS, name) or Kind.STRAY)
 
 

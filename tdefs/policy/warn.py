@@ -1,4 +1,4 @@
-"""What a valid policy leaves in clear although it carries contents of relations that are encrypted."""
+"""Warnings about files that a valid policy leaves in the clear, and that hold data of encrypted relations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CARRIES_CONTENTS = {
 
 
 def warnings_of(policy: Policy) -> list[str]:
-    """Return the policy's warnings, each beginning with the place of the rule that causes it."""
+    """Return the policy's warnings. Each begins with the place of the rule that causes it."""
     return [*_exposed_kinds(policy), *_exposed_relations(policy)]
 
 

@@ -32,7 +32,7 @@ class CheckedOpening:
         self._calls = calls
         self._descriptors = descriptors
 
-    def open(self, label: str, inode: Inode, name: bytes, flags: int, directory: int) -> int:
+    def open_checked(self, label: str, inode: Inode, name: bytes, flags: int, directory: int) -> int:
         """Open *name* in *directory* if it is *inode*; the name may be empty.
 
         :param flags: of open(2); none of them may change anything, since the check comes after.

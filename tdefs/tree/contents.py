@@ -114,13 +114,13 @@ class Contents:
         is_left = inode.ghost is None or inode.ghost.links > 0
         lasting = is_left and classify(path).kind is not Kind.TEMP
         if lasting:
-            self._headers.sync("begin:truncated", inode, fd)
-        self._headers.write("begin:header", fd, header)
+            self._headers.sync_header("begin:truncated", inode, fd)
+        self._headers.write_header("begin:header", fd, header)
         self._twins.forget(inode)
         inode.form = Encrypted(header)
         self._twins.note(inode)
         if lasting:
-            self._headers.sync("begin:sync", inode, fd)
+            self._headers.sync_header("begin:sync", inode, fd)
         return self._forms.cipher(header)
 
     def _refuse_header(self, inode: Inode, head: bytes) -> None:

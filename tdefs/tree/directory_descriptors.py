@@ -51,7 +51,9 @@ class DirectoryDescriptors:
         for node in reversed(chain):
             _, name = node.names[0]
             try:
-                fd = self._opening.open("inodes:directory", node, name, os.O_PATH | os.O_DIRECTORY, above_fd)
+                fd = self._opening.open_checked(
+                    "inodes:directory", node, name, os.O_PATH | os.O_DIRECTORY, above_fd
+                )
             except FileNotFoundError:
                 raise stale() from None
             finally:

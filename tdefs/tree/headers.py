@@ -70,11 +70,11 @@ class Headers:
             self._twins.note(inode)
         return inode.form
 
-    def write(self, label: str, fd: int, header: Header) -> None:
+    def write_header(self, label: str, fd: int, header: Header) -> None:
         """Write a header over the old one. Raises OSError."""
         self._calls.pwrite(label, fd, self._forms.encode(header), 0)
 
-    def sync(self, label: str, inode: Inode, fd: int) -> None:
+    def sync_header(self, label: str, inode: Inode, fd: int) -> None:
         """Make a header durable. Raises OSError."""
         try:
             self._calls.fdatasync(label, fd)
@@ -90,8 +90,8 @@ class Headers:
         own = file is None or not file.writable
         fd = self.open_closed("bind:open", inode, os.O_RDWR) if file is None or own else file.fd
         try:
-            self.write("bind:header", fd, header)
-            self.sync("bind:sync", inode, fd)
+            self.write_header("bind:header", fd, header)
+            self.sync_header("bind:sync", inode, fd)
         finally:
             if own:
                 self._places.descriptors.let_go("bind:close", fd)

@@ -84,7 +84,7 @@ class Identities:
         settled = header.bound_to(identity_at(os.fsdecode(inode.path())))
         try:
             self._manifest.will_change(inode)
-            self._headers.write("bind:settle", fd, settled)
+            self._headers.write_header("bind:settle", fd, settled)
         except OSError as error:
             # it can be opened as it is
             self._complaints.failed("open", inode.shown(), error)

@@ -102,7 +102,13 @@ class InodeTable:
         It lies there under all names of the inode, and has the same type. To the kernel the inode stays what it
         is: its number, generation, names and counts, its losses, and its open file.
         """
-        backing = Backing.of(status)
+        self._set_backing(inode, Backing.of(status))
+
+    def take_back_backing(self, inode: Inode, backing: Backing) -> None:
+        """Undo :meth:`exchange_backing`: *inode* has its old *backing* again."""
+        self._set_backing(inode, backing)
+
+    def _set_backing(self, inode: Inode, backing: Backing) -> None:
         if self._by_backing.get(inode.backing) is inode:
             del self._by_backing[inode.backing]
             self._by_backing[backing] = inode

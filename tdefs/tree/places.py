@@ -89,7 +89,7 @@ class Places:
         :raises OSError: EIO when something else lies there; the log names it.
         """
         name, directory = self.place(inode)
-        return self._opening.open(label, inode, name, flags, directory)
+        return self._opening.open_checked(label, inode, name, flags, directory)
 
     @contextmanager
     def reached(self, label: str, inode: Inode) -> Iterator[int]:
@@ -133,7 +133,7 @@ class Places:
         """
         if inode.lookups > 0 and inode.open_file is None:
             above = self._directories.fd(parent)
-            self.held.keep(inode, self._opening.open("inodes:hold", inode, name, os.O_PATH, above))
+            self.held.keep(inode, self._opening.open_checked("inodes:hold", inode, name, os.O_PATH, above))
 
     def paths(self, inode: Inode) -> list[str]:
         """Return the known paths of *inode*; of several, those that still lead to it, as in :meth:`place`.

@@ -182,7 +182,7 @@ class Renaming:
         try:
             # a header must not forget the old name while a crash could still bring it back
             for directory in (parent, new_parent):
-                self._unsynced_names.sync(directory, "rename:directory", "rename:sync", answered=False)
+                self._unsynced_names.sync_names_in(directory, "rename:directory", "rename:sync", answered=False)
             for node, _, new in rebound:
                 self._identities.bind(node, new)
         except OSError as error:

@@ -110,11 +110,11 @@ class UnsyncedNames:
         :raises OSError: a name may be lost.
         """
         for directory in self.above(inode):
-            self.sync(directory, "fsync:directory", "fsync:entry", answered=True)
+            self.sync_names_in(directory, "fsync:directory", "fsync:entry", answered=True)
         if inode.open_file is not None:
             inode.open_file.names_durable = True
 
-    def sync(self, directory: Inode, open_label: str, sync_label: str, *, answered: bool) -> None:
+    def sync_names_in(self, directory: Inode, open_label: str, sync_label: str, *, answered: bool) -> None:
         """Make the names in *directory* durable: all of them, so that the next new file in it needs no sync.
 
         :param answered: whether an error is the answer to a sync that a program asked for.

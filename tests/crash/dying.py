@@ -21,7 +21,7 @@ CHANGING = ("write", "pwrite", "ftruncate", "fchmod", "fchown", "fsync", "fdatas
 
 
 class Death:
-    """Counts what is done, and ends the process at a step."""
+    """Count what is done, and end the process at a step."""
 
     def __init__(self, directory: Path) -> None:
         self._step = int((directory / "step").read_text())
@@ -30,7 +30,7 @@ class Death:
         self._count = 0
 
     def begin(self) -> None:
-        """Counts from now on."""
+        """Count from now on."""
         for name in CHANGING:
             setattr(os, name, self._counted(name, getattr(os, name)))
         os.open = self._counted("open", os.open, lambda _, flags, *__, **___: bool(flags & os.O_CREAT))
@@ -50,7 +50,7 @@ class Death:
 
 
 def run(directory: Path, arguments: list[str]) -> int:
-    """Runs tdefs, whose daemon will die."""
+    """Run tdefs, whose daemon will die."""
     finish = Bound.finish
 
     def die_meanwhile(self: Bound) -> None:

@@ -81,7 +81,7 @@ class Ledger:
         self._surprises: list[str] = []
 
     def set_up(self, server: Server) -> None:
-        """Makes the tables, in a new cluster."""
+        """Make the tables, in a new cluster."""
         server.psql(f"CREATE DATABASE pattern; CREATE EXTENSION amcheck; {_SETUP}")
         server.psql(_SETUP, "pattern")
 
@@ -181,7 +181,7 @@ class Ledger:
         )
 
     def _definitions(self, connection: psycopg.Connection, dice: Random) -> None:
-        """Makes tables, fills, rewrites and drops them."""
+        """Make tables, fill, rewrite and drop them."""
         rows = dice.randrange(1, 5000)
         name = self._new_name("made")
         statement = f"CREATE TABLE {name} AS SELECT i, md5(i::text) AS text FROM generate_series(1, {rows}) i"
@@ -205,7 +205,7 @@ class Ledger:
             self._change(connection, self.databases, f"DROP DATABASE {name}", name, None)
 
     def _nothing(self, connection: psycopg.Connection, dice: Random) -> None:
-        """Leaves the commits alone."""
+        """Leave the commits alone."""
 
     def _change(
         self, connection: psycopg.Connection, objects: Objects, statement: str, name: str, rows: int | None
@@ -222,7 +222,7 @@ class Ledger:
     # --- the reckoning
 
     def check(self, server: Server) -> None:
-        """Holds the server to what it has acknowledged; what was in doubt is settled by what is found."""
+        """Hold the server to what it has acknowledged; what was in doubt is settled by what is found."""
         with self._connect(server) as connection:
             for scan in ("SET enable_indexscan = off; SET enable_bitmapscan = off", "SET enable_seqscan = off"):
                 connection.execute(scan)

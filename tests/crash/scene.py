@@ -54,7 +54,7 @@ class Scene:
         self.ledger = Ledger()
 
     def create(self) -> None:
-        """Makes volume, cluster and tables, and ends with everything stopped and durable."""
+        """Make volume, cluster and tables, and end with everything stopped and durable."""
         if self.disk:
             self.disk.switch_on()
         if self._plain:
@@ -70,14 +70,14 @@ class Scene:
         self.stop()
 
     def start(self, sync_method: str = "fdatasync") -> None:
-        """Mounts, and starts the server, which recovers if need be."""
+        """Mount, and start the server, which recovers if need be."""
         if not self._plain:
             self.volume.mount()
             self.expect_no_tampering()
         self.server.start(f"-c wal_sync_method={sync_method}", seconds=120)
 
     def stop(self) -> None:
-        """Stops the server and unmounts."""
+        """Stop the server and unmount."""
         self.server.stop()
         if not self._plain:
             self.expect_no_tampering()
@@ -89,7 +89,7 @@ class Scene:
         assert self.volume.tdefs("accept", "--list", *place).stdout == ""
 
     def accept_older_copy(self) -> None:
-        """Says that a snapshot is meant; its keystore, elsewhere, knows of later times."""
+        """Say that a snapshot is meant; its keystore, elsewhere, knows of later times."""
         if not self._plain:
             self.volume.tdefs("accept", "--older-copy", "--volume", self.volume.backing, *self.volume.unlock)
 
@@ -114,7 +114,7 @@ class Scene:
         return lost
 
     def abandon(self) -> None:
-        """Ends everything, whatever state it is in."""
+        """End everything, whatever state it is in."""
         server = self._processes_of_server()
         self.ledger.expect_death()
         if self.volume.daemons:
@@ -137,7 +137,7 @@ class Scene:
             self.volume.umount()
 
     def _remove_abandoned_databases(self, known: list[str]) -> None:
-        """Removes what an unfinished CREATE or DROP DATABASE left behind.
+        """Remove what an unfinished CREATE or DROP DATABASE left behind.
 
         PostgreSQL neither syncs nor reads these files again: a power cut may have torn their pages, and
         pg_checksums looks at all that lies below base/.
@@ -171,14 +171,14 @@ class Scene:
         self.check()
 
     def sleep(self, dice: Random) -> None:
-        """Lets the load run for a moment of random length."""
+        """Let the load run for a moment of random length."""
         wait_until(lambda: False, dice.uniform(0.1, 2.5))
 
     def _processes_of_server(self) -> list[int]:
         return [pid for pid in processes_in(self.server.pgdata) if is_postgres(pid)]
 
     def _bury(self, server: list[int]) -> None:
-        """Waits until nothing of the server is left, not even a zombie, which pg_ctl would take for a live one."""
+        """Wait until nothing of the server is left, not even a zombie, which pg_ctl would take for a live one."""
         self.server.discard()
         assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in server), 60)
 
@@ -187,7 +187,7 @@ class Snapshot:
     """A scene at rest, to begin again from: the disk's image and the ledger."""
 
     def __init__(self, scene: Scene, image: Path) -> None:
-        """Ends the disk, which a later :meth:`restore` switches on again."""
+        """End the disk, which a later :meth:`restore` switches on again."""
         assert scene.disk
         self._scene = scene
         self._image = image
@@ -195,7 +195,7 @@ class Snapshot:
         self._ledger = deepcopy_of(scene.ledger)
 
     def restore(self) -> Scene:
-        """Returns the scene as it was."""
+        """Return the scene as it was."""
         assert self._scene.disk
         self._scene.disk.discard()
         self._scene.disk.switch_on(self._image)

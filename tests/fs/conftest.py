@@ -111,7 +111,7 @@ def data_twins(request: pytest.FixtureRequest, workspace: Workspace) -> Iterator
 
 @pytest.fixture
 def umask() -> Iterator[None]:
-    """Lets a test set the umask."""
+    """Let a test set the umask."""
     before = os.umask(0)
     os.umask(before)
     yield

@@ -46,7 +46,7 @@ def file_handle(directory: int, name: str) -> bytes:
 
 
 def open_by_handle(mount: int, handle: bytes) -> int:
-    """Opens a file for reading; returns its descriptor."""
+    """Open a file for reading; return its descriptor."""
     fd: int = _libc.open_by_handle_at(mount, ctypes.create_string_buffer(handle), os.O_RDONLY)
     _check(min(fd, 0))
     return fd
@@ -57,7 +57,7 @@ class _Timespec(ctypes.Structure):
 
 
 def utimens(path: Path, atime: int | tuple[int, int], mtime: int | tuple[int, int]) -> None:
-    """Sets times, each a pair of seconds and nanoseconds or UTIME_NOW or UTIME_OMIT."""
+    """Set times, each a pair of seconds and nanoseconds or UTIME_NOW or UTIME_OMIT."""
     times = (_Timespec * 2)()
     for place, time in enumerate((atime, mtime)):
         times[place].seconds, times[place].nanoseconds = time if isinstance(time, tuple) else (0, time)

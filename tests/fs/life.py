@@ -57,7 +57,7 @@ class Life:
         self.keys.add_keystore(self.volume.keystore, self.protector)
 
     def start(self, *words: str | Path) -> subprocess.Popen[bytes]:
-        """Starts a command; its output goes to a file."""
+        """Start a command; its output goes to a file."""
         with (self.printed / f"{len(list(self.printed.iterdir()))}-{words[0]}").open("wb") as output:
             output.write(" ".join(map(str, words)).encode() + b"\n")
             output.flush()
@@ -70,7 +70,7 @@ class Life:
             )
 
     def run(self, *words: str | Path, code: int = Exit.OK) -> str:
-        """Runs a command to its end, and looks at it and its children all the time; returns what it printed."""
+        """Run a command to its end, and look at it and its children all the time; return what it printed."""
         process = self.start(*words)
         deadline = time.monotonic() + LIMIT
         while process.poll() is None:
@@ -84,7 +84,7 @@ class Life:
         return text
 
     def on(self, *words: str | Path, code: int = Exit.OK, secret: Sequence[str | Path] = ()) -> str:
-        """Runs a command on the volume that needs a secret: by default the passphrase."""
+        """Run a command on the volume that needs a secret: by default the passphrase."""
         unlock = secret or ("--passphrase-file", self.passphrase)
         return self.run(*words, "--volume", self.volume.backing, *unlock, code=code)
 
@@ -104,7 +104,7 @@ class Life:
         return ["mount", *place, "--passphrase-file", self.passphrase]
 
     def look_at(self, pid: int) -> None:
-        """Keeps what everybody, or its own user, can see of a process and its children."""
+        """Keep what everybody, or its own user, can see of a process and its children."""
         try:
             shown = b"".join(Path(f"/proc/{pid}", name).read_bytes() for name in ("cmdline", "environ"))
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

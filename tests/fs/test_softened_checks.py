@@ -6,13 +6,13 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable
 from errno import EIO
 from functools import partial
 
 import pytest
 
 from tests.fs.test_copies import copied
+from tests.support.errnos import errno_of
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
 
@@ -36,14 +36,6 @@ def left(volume: Volume) -> Volume:
     os.mkfifo(volume.mountpoint / "pipe")
     volume.umount()
     return volume
-
-
-def errno_of(work: Callable[[], object]) -> int | None:
-    try:
-        work()
-    except OSError as error:
-        return error.errno
-    return None
 
 
 def warnings_of_mount(volume: Volume) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from errno import EIO
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from tdefs.control import ask
 from tdefs.errors import Exit
 from tdefs.volume.description import read_volume
+from tests.support.errnos import errno_of
 from tests.support.volume import Volume
 
 CONTENT = b"as it was left\n" * 1000
@@ -54,14 +55,6 @@ def left(volume: Volume) -> Iterator[Volume]:
     volume.umount()
     yield volume
     assert "dmesg" not in volume.log.read_text()
-
-
-def errno_of(work: Callable[[], object]) -> int | None:
-    try:
-        work()
-    except OSError as error:
-        return error.errno
-    return None
 
 
 def test_a_volume_that_nobody_touched_is_served_without_a_word(left: Volume) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import shutil
 import signal
@@ -172,6 +173,18 @@ def test_a_cluster_user_mounts_works_and_unmounts(scratch: Workspace, cluster: C
         cluster.account.uid,
     )
     assert cluster.run(lambda: content(root)) == seen[0]
+
+
+def test_the_virtual_status_and_a_reload_of_the_policy_are_there_for_the_user(cluster: Cluster) -> None:
+    point = cluster.volume.mountpoint
+
+    def act() -> tuple[object, ...]:
+        found = json.loads((point / ".tdefs/status.json").read_text())
+        command: list[str | Path] = [TDEFS, "policy", "reload", point]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=60)
+        return found["daemon_answers"], os.listdir(point), done.returncode, done.stdout, done.stderr
+
+    assert cluster.run(act) == (True, [], 0, "the policy decides as before\n", "")
 
 
 def test_a_busy_mount_says_by_whom_to_a_user_too(cluster: Cluster) -> None:

@@ -35,7 +35,7 @@ def trace(
     when: Callable[[], object] | None = None,
     as_user: Callable[[], None] = lambda: None,
 ) -> Course:
-    """Runs a program and attaches to it, from its first instruction on or later; returns when it has ended.
+    """Run a program and attach to it, from its first instruction on or later; return when it has ended.
 
     :param when: returns at the time for attaching; without it that is before the first instruction
     :param as_user: what makes the calling process that of the attacker, in a fork; the program is of the same user

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from tdefs.format.header import RECORD_SIZE
-from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.keystore.entries import Document
 from tdefs.keys.keystore.text import signed_bytes
+from tdefs.keys.wrapping import hkdf_sha256
 from tdefs.pg.control import crc32c
 
 _ODD_VALUES: tuple[Any, ...] = (

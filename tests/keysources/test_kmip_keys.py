@@ -15,6 +15,7 @@ from kmip.services.server.session import KmipSession
 from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import parse_config
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.failures import UnusableError
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
 from tdefs.keys.sources.kinds import make_key_source
@@ -61,7 +62,7 @@ def test_key_that_was_made_and_cannot_be_used_is_destroyed(
     """As on a server that gives no key away."""
 
     def kept(client: Client, uid: str) -> bytes:
-        raise TdefsError(UNUSABLE, "the key is not given away")
+        raise UnusableError("the key is not given away")
 
     before = source.list_keys()
     monkeypatch.setattr(Client, "get", kept)

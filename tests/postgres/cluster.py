@@ -35,7 +35,7 @@ class Cluster:
 
     @classmethod
     def encrypted(cls, workspace: Workspace, version: str) -> Cluster:
-        """Mounts two volumes, the second for the tablespace."""
+        """Mount two volumes, the second for the tablespace."""
         volumes = (workspace.volume(f"pg{version}"), workspace.volume(f"pg{version}-space"))
         for volume in volumes:
             volume.init()
@@ -43,7 +43,7 @@ class Cluster:
         return cls(workspace.server(version, volumes[0].mountpoint), volumes[1].mountpoint, volumes)
 
     def initdb(self) -> None:
-        """Makes the cluster and starts its server."""
+        """Make the cluster and start its server."""
         self.server.initdb()
         # No automatic vacuum: where it puts rows depends on when it runs, and the dumps shall be equal.
         self.server.configure(

@@ -33,7 +33,7 @@ class PassphraseVolume(Volume):
         return ["--passphrase-file", str(self.key_file)]
 
     def enable_auto_open(self) -> None:
-        """Has this volume's host open the keystore from now on; its host key lies beside, not in /var/lib."""
+        """Have this volume's host open the keystore from now on; its host key lies beside, not in /var/lib."""
         host_keys = self.root / "host-keys"
         host_keys.mkdir(mode=0o700)
         self._config.write_text(f"version: 1\nvolumes:\n  {self.backing}:\n    host_key_directory: {host_keys}\n")
@@ -41,7 +41,7 @@ class PassphraseVolume(Volume):
         self._opens_by_itself = True
 
     def change_passphrase(self) -> Path:
-        """Gives the first protector another passphrase; returns the file with the old one."""
+        """Give the first protector another passphrase; return the file with the old one."""
         old, new = self.key_file.with_name(f"old-{secrets.token_hex(4)}"), self.key_file.with_name("new")
         new.touch(0o600)
         new.write_text(secrets.token_hex(16))
@@ -51,7 +51,7 @@ class PassphraseVolume(Volume):
         return old
 
     def run(self, *words: str | Path) -> str:
-        """Runs a command on this volume that needs a secret; returns what it prints."""
+        """Run a command on this volume that needs a secret; return what it prints."""
         return self.tdefs(*words, "--volume", self.backing, *self.unlock).stdout
 
     def opens_with(self, secret: Path) -> bool:
@@ -81,7 +81,7 @@ class Host:
         return cls(volume, space.server("15", volume.mountpoint))
 
     def make_primary(self, space: Workspace) -> None:
-        """Makes a volume and a cluster in it, and starts the server."""
+        """Make a volume and a cluster in it, and start the server."""
         self.volume.init(*CHEAP)
         self.volume.mount(owner=space.account)
         self.server.initdb()
@@ -112,6 +112,6 @@ class Host:
         )
 
     def has_all_of(self, primary: Host, sql: str) -> None:
-        """Checks that a query finds here what it finds on the primary."""
+        """Check that a query finds here what it finds on the primary."""
         assert self.catches_up(primary), self.server.log_tail()
         assert self.server.psql(sql) == primary.server.psql(sql)

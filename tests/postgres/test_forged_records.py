@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.pristine import Pristine
+from tests.support.pristine import Pristine, cluster_at_rest
 from tests.support.scan import files_with
 from tests.support.server import Server
 from tests.support.volume import Volume
@@ -24,21 +24,11 @@ SECRET = "4000 0000 0000 0002"
 
 @pytest.fixture(scope="module")
 def made(workspace: Workspace, version: str) -> Iterator[tuple[Volume, Server, Pristine]]:
-    volumes, servers = len(workspace.volumes), len(workspace.servers)
-    try:
-        volume = workspace.volume("forged")
-        volume.init()
-        volume.mount(owner=workspace.account)
-        server = workspace.server(version, volume.mountpoint / "main")
-        server.initdb("--no-sync", "--wal-segsize=1")
-        server.configure({"wal_recycle": "off"})  # new segments are new files
-        server.start()
-        server.psql("ALTER SYSTEM SET work_mem = '7MB'")
-        server.stop()
-        volume.umount()
-        yield volume, server, Pristine(server, volume)
-    finally:
-        workspace.release(volumes, servers)
+    settings = {"wal_recycle": "off"}  # new segments are new files
+    with cluster_at_rest(
+        workspace, version, "main", settings, lambda server: server.psql("ALTER SYSTEM SET work_mem = '7MB'")
+    ) as made:
+        yield made
 
 
 @pytest.fixture

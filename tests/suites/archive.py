@@ -61,7 +61,7 @@ class Archive:
         return self._versions(package, "Sources")
 
     def source(self, package: str, version: str) -> Path:
-        """Downloads a source package; returns the upstream tar file."""
+        """Download a source package; return the upstream tar file."""
         self._apt("apt-get", "-qq", "source", "--download-only", f"{package}={version}")
         names = re.compile(rf"{re.escape(package)}_{re.escape(upstream(version))}\.orig\.tar\.[a-z0-9]+")
         found = [path for path in self.directory.iterdir() if names.fullmatch(path.name)]
@@ -70,7 +70,7 @@ class Archive:
         return found[0]
 
     def unpack(self, package: str, wanted: str | None, destination: Path) -> str:
-        """Downloads a binary package and unpacks it, without installing it; returns its version.
+        """Download a binary package and unpack it, without installing it; return its version.
 
         :param wanted: the version that it should be near to; None for the newest
         :raises NotAvailable: none of those that the lists name can be had
@@ -143,7 +143,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     limit: float = LIMIT,
 ) -> str:
-    """Runs a program; returns what it says.
+    """Run a program; return what it says.
 
     :param limit: seconds after which it hangs
     :raises NotAvailable: it has failed, and said why

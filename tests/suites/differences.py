@@ -1,4 +1,4 @@
-"""What differs from ext4 and is known: docs/FILE-SYSTEM.md tells each reason."""
+"""What differs from ext4 and is known: docs/FILE-SYSTEM.md has the reason of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Known:
     reason: str
 
     def covers(self, exercise: Exercise, plain: Outcome, mount: Outcome) -> bool:
-        """Tell whether this is the difference between two outcomes."""
+        """Return whether this is the difference between two outcomes."""
         return (
             (exercise.suite, exercise.name, mount.word) == (self.suite, self.name, self.word)
             and plain.word in ("ok", "failed")
@@ -43,5 +43,5 @@ KNOWN: Sequence[Known] = (
 
 
 def reason(exercise: Exercise, plain: Outcome, mount: Outcome) -> str | None:
-    """Return why the outcomes differ; None if nobody knows."""
+    """Return why the outcomes differ; None if that is not known."""
     return next((known.reason for known in KNOWN if known.covers(exercise, plain, mount)), None)

@@ -40,7 +40,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A program, how it is told where to work, and how its outcome is read."""
+    """A program, the arguments that say where it works, and how its outcome is read."""
 
     suite: str
     name: str
@@ -54,7 +54,7 @@ class Exercise:
     stays: bool = False
 
     def run(self, directory: Path, mountpoint: Path | None) -> tuple[Outcome, str]:
-        """Runs it in an empty directory; returns the outcome and what was said.
+        """Run it in an empty directory; return the outcome and what was said.
 
         :param mountpoint: of the mount that the directory is on
         """

@@ -70,7 +70,7 @@ def _exercise(name: str, words: list[str]) -> Exercise:
 
 
 def _writes_each_block_once(words: Sequence[str]) -> bool:
-    """Tell whether a job leaves nothing but what it can find again in a second run."""
+    """Return whether a job leaves nothing but what it can find again in a second run."""
     writes_alone = "--rw=write" in words or "--rw=randwrite" in words
     return writes_alone and not any(
         word.startswith(("--verify=0", "--file_append", "--io_size")) for word in words

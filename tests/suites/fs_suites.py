@@ -23,7 +23,7 @@ SUITES = ("stress-ng", "fio", "benchmark", "python")
 
 
 class Comparison:
-    """Runs exercises on a plain directory and on a mount, one after the other."""
+    """Run exercises on a plain directory and on a mount, one after the other."""
 
     def __init__(self, plain: Path, volume: Volume) -> None:
         self._plain = plain
@@ -32,7 +32,7 @@ class Comparison:
         self.unknown: list[str] = []
 
     def row(self, exercise: Exercise) -> tuple[str, ...]:
-        """Runs one exercise in both; returns its row of the table."""
+        """Run one exercise in both; return its row of the table."""
         plain, said_plain = run_in(exercise, self._plain, None)
         mount, said_mount = run_in(exercise, self._volume.mountpoint, self._volume.mountpoint)
         difference = ""
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def run_in(exercise: Exercise, parent: Path, mountpoint: Path | None) -> tuple[Outcome, str]:
-    """Runs an exercise in a directory of its own."""
+    """Run an exercise in a directory of its own."""
     directory = Path(tempfile.mkdtemp(prefix=f"{exercise.suite}-", dir=parent))
     directory.chmod(0o755)
     try:
@@ -70,7 +70,7 @@ def soundness(volume: Volume) -> list[str]:
 
 
 def main(words: list[str]) -> int:
-    """Runs what the arguments ask for; returns the exit code."""
+    """Run what the arguments ask for; return the exit code."""
     options = _parse(words)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)

@@ -23,7 +23,7 @@ LIMIT = 3600
 
 
 def main(words: list[str]) -> int:
-    """Runs what the arguments ask for; returns the exit code."""
+    """Run what the arguments ask for; return the exit code."""
     options = _parse(words)
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGHUP, _leave)
@@ -59,7 +59,7 @@ def main(words: list[str]) -> int:
 def _run(
     space: Workspace, suite: PgSuite, options: argparse.Namespace, *, plain: bool
 ) -> tuple[list[Tally], list[str]]:
-    """Runs the suites on one directory; returns their tallies, and what is wrong with cluster and volume."""
+    """Run the suites on one directory; return their tallies, and what is wrong with cluster and volume."""
     settings = dict(RECOMMENDED) if options.recommended else {}
     settings |= dict(options.set)
     volume: Volume | None = None
@@ -89,10 +89,10 @@ def _run(
 
 
 def _judge(tally: Tally, suite: PgSuite, plain: Tally | None) -> str:
-    """Prints a suite's tally and the differences; returns what is wrong, or nothing.
+    """Print a suite's tally and the differences; return what is wrong, or nothing.
 
     :param plain: a run of suites that are not the server's on a plain directory. What fails there in the same way
-        differs between the two versions, and tells nothing of tdefs.
+        differs between the two versions, and says nothing about tdefs.
     """
     if tally.diffs:
         CACHE.joinpath(f"{tally.suite}.diffs").write_text(tally.diffs)

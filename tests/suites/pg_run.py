@@ -16,7 +16,7 @@ from tests.support.workspace import Workspace
 #: What pg_regress itself gives a server that it starts, where it bears on results. With no prepared transactions
 #: their tests would be skipped.
 SETTINGS = {"max_prepared_transactions": "20"}
-#: In the schedules, but for the one that takes long on slow machines and is left to those who ask for it.
+#: Beside those of the schedules: a test that takes long on slow machines, and runs only when it is named.
 EXTRA_TESTS = {"regress": ["numeric_big"], "isolation": []}
 PROGRAMS = {"regress": "regress/pg_regress", "isolation": "isolation/pg_isolation_regress"}
 
@@ -49,7 +49,7 @@ class Tally:
     diffs: str = ""
 
     def note(self, line: str) -> None:
-        """Reads one line of pg_regress's output."""
+        """Read one line of pg_regress's output."""
         if result := _RESULT.match(line):
             name = result["name"] or result["tap_name"]
             if "ok" in (result["said"], result["tap"]):
@@ -92,7 +92,7 @@ class SuiteRun:
         self.suite = suite.copied_to(self._directory / "suite")
 
     def start(self, pgdata: Path, settings: Mapping[str, str]) -> Server:
-        """Makes a cluster in an empty directory of the server's user and starts it."""
+        """Make a cluster in an empty directory of the server's user and start it."""
         server = self._space.server(self._version, pgdata)
         server.environment = self.suite.environment()
         server.initdb()
@@ -101,7 +101,7 @@ class SuiteRun:
         return server
 
     def run(self, name: str, server: Server, limit: float) -> Tally:
-        """Runs ``regress`` or ``isolation`` to its end.
+        """Run ``regress`` or ``isolation`` to its end.
 
         :param limit: seconds after which it hangs
         """

@@ -97,7 +97,7 @@ def prepare(version: str, cache: Path = CACHE, places: Sequence[str] = ()) -> Pg
 
 
 def version_of_server(version: str) -> str:
-    """The version of an installed server's package, as the server itself tells it.
+    """The version of an installed server's package, as the server itself says it.
 
     :raises NotAvailable: there is no such server of the distribution
     """
@@ -109,7 +109,7 @@ def version_of_server(version: str) -> str:
     # postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)
     found = re.search(r"\(PostgreSQL\) (\S+)(?: \(\w+ (\S+)\))?", said)
     if found is None:
-        raise NotAvailable(f"{program} does not tell its version: {said}")
+        raise NotAvailable(f"{program} does not say its version: {said}")
     return found[2] or found[1]
 
 
@@ -132,7 +132,7 @@ def nearest_source(
 
 
 def _build(archive: Archive, source: Path, major: str, server_version: str) -> Path:
-    """Lays out everything that a run needs, and returns where."""
+    """Lay out everything that a run needs, and return where."""
     ready = archive.directory / "ready"
     for name in ("lib", "bin", "locales"):
         (ready / name).mkdir(parents=True)
@@ -161,7 +161,7 @@ def _build(archive: Archive, source: Path, major: str, server_version: str) -> P
 
 
 def _extract_tests(upstream: Path, destination: Path) -> None:
-    """Takes the two suites out of the whole source."""
+    """Take the two suites out of the whole source."""
     with tarfile.open(upstream) as tar:
         for member in tar:
             parts = Path(member.name).parts[1:]

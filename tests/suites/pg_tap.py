@@ -52,7 +52,7 @@ def main(version: str, suites: Sequence[str], *, plain: bool, jobs: int, only: S
 
 
 def _run_suite(space: Workspace, run: TapRun, suite: str, *, plain: bool) -> tuple[TapTally, list[str]]:
-    """Runs one suite; returns its tally, and what is wrong with the volume."""
+    """Run one suite; return its tally, and what is wrong with the volume."""
     if plain:
         place = space.directory(suite) / "tmp_check"
         place.mkdir()

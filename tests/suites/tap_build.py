@@ -53,7 +53,7 @@ class TapBuild:
         return sorted(self.suite(name).glob("t/*.pl"))
 
     def environment(self) -> dict[str, str]:
-        """What the build's own ``make check`` tells the suites, but for places."""
+        """Return the variables that the build's own ``make check`` gives the suites, without those for places."""
         source = self.directory / "source"
         installed = self.directory / "install" / _PREFIX.relative_to("/")
         return {

@@ -42,10 +42,10 @@ class FileTally:
     skipped_whole: str = ""
 
     def note(self, line: str) -> None:
-        """Reads one line of the file's output, in the Test Anything Protocol."""
+        """Read one line of the file's output, in the Test Anything Protocol."""
         if plan := _PLAN.match(line):
             self.planned = int(plan[1])
-            self.skipped_whole = plan[2] or ("no reason told" if self.planned == 0 else "")
+            self.skipped_whole = plan[2] or ("no reason given" if self.planned == 0 else "")
         elif point := _POINT.match(line):
             directive = (point["directive"] or "").upper()
             if directive == "SKIP":
@@ -120,7 +120,7 @@ class TapRun:
         space.account.own(self._ports)
 
     def run(self, suite: str, place: Path) -> TapTally:
-        """Runs a suite to its end.
+        """Run a suite to its end.
 
         :param place: where it puts its clusters and logs, a directory of the server's user with the name
             ``tmp_check``

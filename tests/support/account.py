@@ -19,7 +19,7 @@ class Account:
 
     @classmethod
     def of_server(cls) -> Account:
-        """The user ``postgres`` if the tests run as root, otherwise whoever runs them."""
+        """The user ``postgres`` if the tests run as root, otherwise the user that runs them."""
         user = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
         return cls(user.pw_name, user.pw_uid, user.pw_gid)
 
@@ -40,6 +40,6 @@ class Account:
         return {"PATH": "/usr/bin:/bin", "HOME": "/", "LC_ALL": "C", "TZ": "UTC"}
 
     def own(self, path: Path) -> None:
-        """Gives a file or a directory to this user."""
+        """Give a file or a directory to this user."""
         if not self.is_caller:
             shutil.chown(path, self.uid, self.gid)

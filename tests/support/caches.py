@@ -19,7 +19,7 @@ def kept_caches() -> Iterator[None]:
 
 
 def drop_caches(what: int) -> None:
-    """Has the kernel forget what it may, once nobody counts on it any more. For root alone.
+    """Have the kernel drop its caches. For root alone.
 
     :param what: 1 for the contents of files, 2 for names and inodes, 3 for both (proc(5))
     """

@@ -21,7 +21,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 def in_child(
     function: Callable[[], T], *, uid: int | None = None, gid: int = NOBODY, groups: tuple[int, ...] = ()
 ) -> T:
-    """Runs it in a fork; returns what it returned, or raises the OSError that it raised.
+    """Run it in a fork; return what it returned, or raise the OSError that it raised.
 
     :param uid: as this user, with this primary group and these supplementary ones
     """
@@ -55,7 +55,7 @@ def in_child(
 
 
 def end_of(function: Callable[[], object]) -> int:
-    """Runs it in a fork; returns the signal that ended the child, 0 for none."""
+    """Run it in a fork; return the signal that ended the child, 0 for none."""
     child = os.fork()
     if child == 0:
         faulthandler.disable()

@@ -27,14 +27,14 @@ class KeyBytes:
         self._forms: dict[bytes, str] = {}
 
     def add_key(self, name: str, key: bytes) -> None:
-        """Adds a key of random bytes."""
+        """Add a key of random bytes."""
         self.names.add(name)
         for start in range(0, len(key) - PIECE + 1, _STEP):
             for form in forms(key[start : start + PIECE]):
                 self._forms[form] = name
 
     def add_text(self, name: str, text: str) -> None:
-        """Adds a secret that is a text, such as a passphrase, or half of it."""
+        """Add a secret that is a text, such as a passphrase, or half of it."""
         self.names.add(name)
         half = len(text) // 2
         for part in (text[:half], text[half:]):
@@ -42,7 +42,7 @@ class KeyBytes:
                 self._forms[form] = name
 
     def add_keystore(self, path: Path, protector: Protector) -> None:
-        """Adds all the keys that a keystore has now."""
+        """Add all the keys that a keystore has now."""
         unlocked = load_keystore(path).open(protector)
         document, master = unlocked.document, unlocked.master
         self.add_key(f"master key {master.name}", master.secret)
@@ -56,7 +56,7 @@ class KeyBytes:
         self.add_key("history key", open_history_key(document.volume_id, document.history, master))
 
     def add_files(self, backing: Path, keystore: Path, protector: Protector) -> None:
-        """Adds the key of every encrypted file that lies in the backing directory now."""
+        """Add the key of every encrypted file that lies in the backing directory now."""
         ring = load_keystore(keystore).unlock(protector)
         for path in files_below(backing):
             with path.open("rb") as file:

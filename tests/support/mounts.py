@@ -45,7 +45,7 @@ def is_mounted(directory: Path) -> bool:
 
 
 def detach(directory: Path) -> None:
-    """Unmounts lazily: works for a mount that is busy, or whose daemon is dead."""
+    """Unmount lazily: works for a mount that is busy, or whose daemon is dead."""
     command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
     subprocess.run([*command, str(directory)], capture_output=True, check=False)
 

@@ -139,7 +139,7 @@ class SmallVolume:
 
     @property
     def known(self) -> Opened:
-        """What is certain of the volume to who has its keys."""
+        """What is certain of the volume for a program that has its keys."""
         keystore = self.volume.keystore
         return opened(self.volume, load_keystore(keystore).open(CommandProtector(KEY_COMMAND)), keystore)
 
@@ -185,7 +185,7 @@ def relation_map() -> bytes:
 
 
 class Command:
-    """Runs one command of the command line in this process."""
+    """Run one command of the command line in this process."""
 
     def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
         self._capture = capture

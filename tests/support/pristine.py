@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.server import Server
 from tests.support.volume import Volume
+from tests.support.workspace import Workspace
 
 
 class Pristine:
@@ -25,7 +28,7 @@ class Pristine:
                 shutil.copy2(path, kept)
 
     def restore(self) -> None:
-        """Ends what a test has left, and undoes it; the logs are empty then."""
+        """End what a test has left, and undo it; the logs are empty then."""
         self._server.discard()
         for volume in self._volumes:
             volume.discard()
@@ -38,5 +41,32 @@ class Pristine:
 
 
 def _make_equal(source: Path, to: Path) -> None:
-    """Makes a directory as another is; directories that both have stay what they are, as a keystore knows them."""
+    """Make a directory as another is; directories that both have stay what they are, as a keystore knows them."""
     subprocess.run(["rsync", "-aHX", "--checksum", "--delete", f"{source}/", f"{to}/"], check=True)
+
+
+@contextmanager
+def cluster_at_rest(
+    space: Workspace, version: str, directory: str, settings: dict[str, str], prepare: Callable[[Server], object]
+) -> Iterator[tuple[Volume, Server, Pristine]]:
+    """Make a cluster on a volume where everything is encrypted; stopped, and unmounted.
+
+    :param directory: where it lies on the mount
+    :param settings: for its postgresql.conf
+    :param prepare: what is done in it while its server runs
+    """
+    volumes, servers = len(space.volumes), len(space.servers)
+    try:
+        volume = space.volume()
+        volume.init()
+        volume.mount(owner=space.account)
+        server = space.server(version, volume.mountpoint / directory)
+        server.initdb("--no-sync", "--wal-segsize=1")
+        server.configure(settings)
+        server.start()
+        prepare(server)
+        server.stop()
+        volume.umount()
+        yield volume, server, Pristine(server, volume)
+    finally:
+        space.release(volumes, servers)

@@ -66,7 +66,7 @@ def is_alive(pid: int) -> bool:
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """Sends a signal; a process that is gone already is no error."""
+    """Send a signal; a process that is gone already is no error."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
 
@@ -77,7 +77,7 @@ def is_postgres(pid: int) -> bool:
 
 
 def end(pids: list[int], seconds: float = 10) -> None:
-    """Ends processes, gently at first; returns when they are gone."""
+    """End processes, gently at first; return when they are gone."""
     for pid in pids:
         # To PostgreSQL SIGQUIT is the immediate shutdown, which removes its shared memory.
         send(pid, signal.SIGQUIT if is_postgres(pid) else signal.SIGTERM)

@@ -33,7 +33,7 @@ def files_with(directory: Path, texts: Iterable[str], *, into_tablespaces: bool 
 
 
 def _chunks(path: Path, overlap: int) -> Iterator[bytes]:
-    """The content in pieces that overlap, so that a text on a boundary is whole in one of them."""
+    """Yield the content in pieces that overlap: a text on a boundary is whole in one of them."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return

@@ -72,7 +72,7 @@ class ScriptedCalls(SystemCalls):
 
 
 class Answers:
-    """What a stored file would answer where its first bytes do not tell what it is."""
+    """What a stored file would answer where its first bytes do not say what it is."""
 
     def __init__(
         self, *, encrypts: bool = True, zeros: bool = True, plain: bool = False, length: int | None = None
@@ -157,7 +157,7 @@ class ServedVolume:
             (self.data / path).mkdir(parents=True, exist_ok=True)
 
     def create(self, path: str, data: bytes = b"") -> None:
-        """Makes a file, writes to it and closes it."""
+        """Make a file, write to it and close it."""
         owner = Owner(os.geteuid(), os.getegid())
         inode, file = self.namespace.create(*self.place(path), stat.S_IFREG | 0o600, owner)
         try:

@@ -41,14 +41,14 @@ class Server:
     # --- the cluster
 
     def initdb(self, *arguments: str) -> None:
-        """Makes a cluster with checksums in the data directory, which must be empty."""
+        """Make a cluster with checksums in the data directory, which must be empty."""
         self.run("initdb", "-D", self.pgdata, "--data-checksums", "--locale=C", "--encoding=UTF8", *arguments)
         self.configure(
             {**SETTINGS, "port": str(self.port), "unix_socket_directories": f"'{self.socket_directory}'"}
         )
 
     def configure(self, settings: dict[str, str]) -> None:
-        """Appends settings to postgresql.conf; they hold from the next start."""
+        """Append settings to postgresql.conf; they hold from the next start."""
         lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
         with (self.pgdata / "postgresql.conf").open("a") as configuration:
             configuration.write(lines)
@@ -56,7 +56,7 @@ class Server:
     # --- the server
 
     def start(self, options: str = "", *, seconds: int = LIMIT) -> None:
-        """Returns when the server answers.
+        """Return when the server answers.
 
         :param options: for the server's command line
 
@@ -73,17 +73,17 @@ class Server:
         return self.run("pg_ctl", "status", "-D", self.pgdata, check=False).returncode == 0
 
     def discard(self) -> None:
-        """Stops it at once, also when its data directory is a dead mount, which pg_ctl cannot read."""
+        """Stop it at once, also when its data directory is a dead mount, which pg_ctl cannot read."""
         end([pid for pid in processes_in(self.pgdata) if is_postgres(pid)])
 
     # --- SQL and tools
 
     def psql(self, sql: str, database: str = "postgres") -> str:
-        """Runs SQL, each statement in a transaction of its own; returns the rows, columns separated by ``|``."""
+        """Run SQL, each statement in a transaction of its own; return the rows, columns separated by ``|``."""
         return self._execute([*self._psql(database), "-f", "-"], text=sql).stdout.rstrip("\n")
 
     def psql_file(self, path: Path, database: str = "postgres", **variables: str) -> str:
-        """Runs a file of SQL that may use ``:variable``."""
+        """Run a file of SQL that may use ``:variable``."""
         settings = [f"--set={name}={value}" for name, value in variables.items()]
         return self._execute([*self._psql(database), *settings, "-f", "-"], text=path.read_text()).stdout
 
@@ -92,12 +92,12 @@ class Server:
         return Session(self.account.command(*self._psql(database)), self._environment())
 
     def run(self, program: str, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Runs one of PostgreSQL's programs as the server's user, connected to this server."""
+        """Run one of PostgreSQL's programs as the server's user, connected to this server."""
         words = [str(argument) for argument in arguments]
         return self._execute([str(self.installation.program(program)), *words], check=check)
 
     def popen(self, program: str, *arguments: str | Path) -> subprocess.Popen[str]:
-        """Starts one of PostgreSQL's programs; its output, errors too, is in ``stdout``."""
+        """Start one of PostgreSQL's programs; its output, errors too, is in ``stdout``."""
         return subprocess.Popen(
             self.account.command(self.installation.program(program), *arguments),
             env=self._environment(),

@@ -25,7 +25,7 @@ class Session:
         )
 
     def sql(self, text: str) -> str:
-        """Runs SQL; an error ends psql, and is an assertion error with the message of the server."""
+        """Run SQL; an error ends psql, and is an assertion error with the message of the server."""
         self._input.write(f"{text}\n;\n\\echo {self._END}\n")
         self._input.flush()
         lines: list[str] = []

@@ -1,6 +1,6 @@
 """What tests need of their surroundings, set in one place: CI runners, nohup and people's profiles differ in it.
 
-Whoever tests one of these sets it for the programs that the test starts.
+A test of one of these sets it for the programs that it starts.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-#: What the tests themselves are told by.
+#: Variables that are meant for the tests.
 _KEPT = re.compile(r"TDEFS_(TEST_WORK|TEST_WHOLE|CRASH_\w+|PGBENCH_SECONDS)|PYTEST_\w+|PATH")
-#: Variables by which people tell PostgreSQL, Python, key services and libraries what to do otherwise.
+#: Variables with which people change what PostgreSQL, Python, key services and libraries do.
 _MISLEADING = re.compile(
     r"(LC|PG|TDEFS|PYTHON|SUDO|VAULT|BAO|AWS|TPM2TOOLS|TSS2|SOFTHSM2|GIT)_?\w*|LANG|LANGUAGE|TZ|POSIXLY_CORRECT"
     r"|CREDENTIALS_DIRECTORY|NOTIFY_SOCKET|LISTEN_\w+|SSLKEYLOGFILE|OPENSSL_CONF|BASH_ENV|ENV|CDPATH|TAPE"
@@ -29,7 +29,7 @@ _OPEN_FILES = 4096
 
 
 def settle() -> None:
-    """Sets all of it for this process, and so for what it starts. To be called on the main thread."""
+    """Set all of it for this process, and so for what it starts. To be called on the main thread."""
     _hear_signals()
     os.umask(0o022)
     _say_plainly()

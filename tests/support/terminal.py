@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 
-#: Seconds after which a program that shows nothing hangs.
-LIMIT = 60
+#: Seconds after which a program that does not show what is expected hangs, also on a machine with much else to do.
+LIMIT = 180
 
-# A shell with job control, reduced to one job. It tells when the job stops, and ends, and if the terminal then
-# echoes; a job that stopped in the background gets the foreground.
+# A shell with job control, reduced to one job. It prints a line when the job stops, and one when it ends, with
+# whether the terminal echoes then. A job that stopped in the background gets the foreground.
 _SHELL = """
 import array, fcntl, os, signal, sys, termios
 signal.signal(signal.SIGTTOU, signal.SIG_IGN)
@@ -76,7 +76,7 @@ class Terminal:
         self.job = int(self.expect(r"<job (\d+)>")[1])
 
     def expect(self, pattern: str) -> re.Match[str]:
-        """Waits until something that fits the regular expression is shown, after all that was waited for."""
+        """Wait until something that fits the regular expression is shown, after all that was waited for."""
         deadline = time.monotonic() + LIMIT
         while (found := re.compile(pattern).search(self.shown, self._passed)) is None:
             ready, _, _ = select.select([self._terminal], [], [], max(0, deadline - time.monotonic()))
@@ -100,7 +100,7 @@ class Terminal:
         return int(found[1]), found[2] == "with"
 
     def close(self) -> None:
-        """Ends what still runs."""
+        """End what still runs."""
         with suppress(ProcessLookupError):
             if not self._ended:
                 os.killpg(self.job, signal.SIGKILL)

@@ -30,7 +30,7 @@ class Volume:
     """
 
     def __init__(self, root: Path) -> None:
-        """Makes the directory ``root`` with an empty backing directory and mount point."""
+        """Make the directory ``root`` with an empty backing directory and mount point."""
         self.root = root
         self.backing = root / "backing"
         self.mountpoint = root / "mnt"
@@ -57,13 +57,13 @@ class Volume:
 
     @property
     def reporting(self) -> list[str]:
-        """The arguments with which a mount serves what differs from the manifest, too, and only tells of it."""
+        """The arguments with which a mount serves files that differ from the manifest, and only reports them."""
         config = self.root / "reporting.yaml"
         config.write_text(f"version: 1\nvolumes:\n  {self.backing}:\n    tampering: report\n")
         return ["--config", str(config)]
 
     def tdefs(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Runs a command of tdefs; the log gets it too."""
+        """Run a command of tdefs; the log gets it too."""
         command = [*self.program, *map(str, words)]
         # Files instead of pipes: a daemon may keep them open, and the reader of a pipe would wait for its end.
         with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
@@ -80,7 +80,7 @@ class Volume:
         return done
 
     def init(self, *arguments: str | Path, policy: str | None = None) -> None:
-        """Creates the volume.
+        """Create the volume.
 
         :param policy: the text of a policy file
         """
@@ -92,7 +92,7 @@ class Volume:
         self.data.chmod(0o755)  # other users are served, too
 
     def accept(self, *arguments: str | Path, policy: str | None = None) -> None:
-        """Accepts a policy.
+        """Accept a policy.
 
         :param policy: the text of a policy file
         """
@@ -103,9 +103,9 @@ class Volume:
         self.tdefs(*words)
 
     def mount(self, *arguments: str | Path, owner: Account | None = None) -> None:
-        """Mounts it.
+        """Mount it.
 
-        :param owner: whom the root of the file system shall belong to
+        :param owner: the user that the root of the file system shall belong to
         """
         self.tdefs("mount", self.backing, self.mountpoint, *self.unlock, "--log-file", self.log, *arguments)
         assert self.is_mounted, f"tdefs mount has succeeded, but nothing is mounted\n{self.log_tail()}"
@@ -114,7 +114,7 @@ class Volume:
             self.mountpoint.chmod(0o700)
 
     def umount(self, *, disk_failed: bool = False) -> None:
-        """Unmounts it; returns when the daemon has ended.
+        """Unmount it; return when the daemon has ended.
 
         :param disk_failed: whether it may say that not everything is known to be on the disk
         """
@@ -133,7 +133,7 @@ class Volume:
         return gone
 
     def kill(self) -> None:
-        """Ends the daemon as a crash would: at once, leaving a dead mount."""
+        """End the daemon as a crash would: at once, leaving a dead mount."""
         daemons = self.daemons
         assert daemons, f"no daemon serves {self.mountpoint}"
         for pid in daemons:
@@ -178,7 +178,7 @@ class Volume:
         return [line for line in text.splitlines() if re.search(r" (WARNING|ERROR|CRITICAL) |^Traceback", line)]
 
     def discard(self) -> str:
-        """Unmounts whatever state it is in; returns what went wrong, or nothing."""
+        """Unmount whatever state it is in; return what went wrong, or nothing."""
         if not self.is_mounted:
             return ""
         done = self.tdefs("umount", self.mountpoint, check=False)

@@ -1,8 +1,8 @@
-"""Whether a run takes the whole of what a usual run takes a part of: ``scripts/test.sh --whole``."""
+"""Long campaigns have a short form, which a usual run takes. ``scripts/test.sh --whole`` takes the whole."""
 
 from __future__ import annotations
 
 import os
 
-#: Set by ``TDEFS_TEST_WHOLE=1``.
+#: Whether this run takes the whole of each campaign: ``TDEFS_TEST_WHOLE=1``.
 WHOLE = os.environ.get("TDEFS_TEST_WHOLE", "") not in ("", "0")

@@ -61,7 +61,7 @@ class Workspace:
         return path
 
     def release(self, volumes: int, servers: int) -> None:
-        """Stops and unmounts what was added after the first ``volumes`` volumes and ``servers`` servers."""
+        """Stop and unmount what was added after the first ``volumes`` volumes and ``servers`` servers."""
         for server in self.servers[servers:]:
             server.discard()
         for volume in self.volumes[volumes:]:
@@ -70,7 +70,7 @@ class Workspace:
         del self.volumes[volumes:]
 
     def close(self) -> None:
-        """Ends everything and removes the directory, whatever state the tests have left it in.
+        """End everything and remove the directory, whatever state the tests have left it in.
 
         Also the logs of root's daemons, of volumes below it that were mounted without ``--log-file``.
         """

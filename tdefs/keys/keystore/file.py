@@ -17,7 +17,7 @@ from tdefs.keys.keystore.entries import Document, Place, ProtectorEntry, Stateme
 from tdefs.keys.keystore.text import MAX_BYTES, parse, serialise
 from tdefs.keys.keystore.wrapped_keys import new_document, open_keys, open_master_key
 from tdefs.keys.limits import check_costs
-from tdefs.keys.private_files import exposure
+from tdefs.keys.private_files import refuse_exposed
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.private import own_place
 from tdefs.yamlfile import let_read
@@ -215,7 +215,9 @@ def load_keystore(path: Path) -> Keystore:
     """
     try:
         with own_place(path) as directory:
-            data = directory.read(path.name, MAX_BYTES + 1, judge=lambda _, status: _check_file(path, status))
+            data = directory.read(
+                path.name, MAX_BYTES + 1, judge=lambda _, status: refuse_exposed(path, status, "keystore")
+            )
     except (FileNotFoundError, NotADirectoryError):
         raise KeystoreMissingError(
             f'there is no keystore "{path}"',
@@ -224,18 +226,6 @@ def load_keystore(path: Path) -> Keystore:
     except OSError as error:
         raise _os_error("read", path, error) from error
     return Keystore(path, parse(data))
-
-
-def _check_file(path: Path, status: os.stat_result) -> None:
-    exposed = exposure(path, status)
-    if exposed:
-        how = "belongs to another user" if exposed.foreign else "is accessible to other users"
-        raise TdefsError(
-            Exit.KEYSTORE_EXPOSED,
-            f'the keystore "{path}" {how}',
-            detail=exposed.detail,
-            hint=exposed.remedy,
-        )
 
 
 def _exists(path: Path) -> TdefsError:

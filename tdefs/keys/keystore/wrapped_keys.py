@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from tdefs.keys.hierarchy import AES_256_XTS, SECRET_BYTES, DataKey, KeyRing, MasterKey, key_fingerprint
-from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.keystore.entries import (
     ACTIVE,
     MAC_BYTES,
@@ -27,7 +26,7 @@ from tdefs.keys.keystore.entries import (
 from tdefs.keys.keystore.text import signed_bytes
 from tdefs.keys.mac import fits_mac, make_mac
 from tdefs.keys.protectors.base import Protector, WrongSecretError
-from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
+from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, hkdf_sha256, unwrap_secret, wrap_secret
 
 FIRST_MASTER_KEY = "mk_1"
 FIRST_PROTECTOR = "pr_1"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError, naming
-from tdefs.keys.private_files import exposure
+from tdefs.keys.private_files import refuse_exposed
 from tdefs.keys.protectors.command_text import DIRECTORY_VARIABLE
 from tdefs.private import UntrustedError, kind_of, own_place
 from tdefs.trust import check_trusted
@@ -50,14 +50,7 @@ def ensure_command_directory(directory: Path) -> None:
         raise UntrustedError(
             directory, f"the key command's files belong there, and it is {kind_of(status)}", "move it away"
         )
-    exposed = exposure(directory, status)
-    if exposed:
-        raise TdefsError(
-            Exit.KEYSTORE_EXPOSED,
-            f'the key command\'s directory "{directory}" is open to other users',
-            detail=exposed.detail,
-            hint=exposed.remedy,
-        )
+    refuse_exposed(directory, status, "key command's directory")
 
 
 def check_command(shell: str, directory: Path | None) -> None:

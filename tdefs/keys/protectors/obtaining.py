@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tdefs.keys import fields
-from tdefs.keys.kdf import hkdf_sha256
 from tdefs.keys.keystore.entries import ProtectorEntry, damaged
 from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey, WrongSecretError
-from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, unwrap_secret, wrap_secret
+from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, hkdf_sha256, unwrap_secret, wrap_secret
 
 WRAPPING_KEY_BYTES = 32
 
@@ -102,7 +101,10 @@ class ObtainingProtector(Protector):
 
     @abstractmethod
     def obtain(self, context: WrapContext) -> Obtained:
-        """Return the secret to wrap with. Raise TdefsError if there is none."""
+        """Return the secret to wrap with.
+
+        :raises TdefsError: the secret cannot be had.
+        """
 
     @abstractmethod
     def recover(self, params: Parameters, context: WrapContext) -> bytes:

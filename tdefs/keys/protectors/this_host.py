@@ -68,7 +68,10 @@ class Holder(ABC):
 
     @abstractmethod
     def forget(self, params: Parameters) -> None:
-        """Remove what :meth:`keep` left on this host for these parameters. Raises OSError."""
+        """Remove what :meth:`keep` left on this host for these parameters.
+
+        :raises OSError: it cannot be removed.
+        """
 
 
 class ThisHostProtector(ObtainingProtector):
@@ -90,7 +93,10 @@ class ThisHostProtector(ObtainingProtector):
         self._fetched: dict[frozenset[tuple[str, str | int]], bytes] = {}
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector. Raises TdefsError: KEY_SOURCE_UNAVAILABLE, KEY_SERVER_REFUSED, OS_ERROR."""
+        """See ObtainingProtector.
+
+        :raises TdefsError: KEY_SOURCE_UNAVAILABLE, KEY_SERVER_REFUSED, OS_ERROR.
+        """
         del context
         if self._keeper is None:
             raise ValueError("nothing is chosen to keep the secret")

@@ -11,11 +11,11 @@ from pathlib import Path
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.failures import UnavailableError, UnusableError
 from tdefs.keys.hierarchy import SECRET_BYTES
-from tdefs.keys.kdf import hkdf_sha256
-from tdefs.keys.private_files import exposure
+from tdefs.keys.private_files import refuse_exposed
 from tdefs.keys.protectors.base import Made, NotMineError
 from tdefs.keys.protectors.obtaining import Parameters
 from tdefs.keys.protectors.this_host import Holder, new_secret
+from tdefs.keys.wrapping import hkdf_sha256
 from tdefs.private import own_directory, own_place
 
 DEFAULT_DIRECTORY = Path("/var/lib/tdefs/host-keys")
@@ -118,7 +118,11 @@ def _bound(key: bytes, machine: bytes) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    """Return the 32 bytes in a host key. Raises TdefsError if other users have access to it, and OSError."""
+    """Return the 32 bytes in a host key.
+
+    :raises TdefsError: KEYSTORE_EXPOSED if other users have access to it; WRAPPING_KEY_UNUSABLE if it is damaged.
+    :raises OSError: it cannot be read.
+    """
     _check(path.parent, path.parent.stat(), "directory of host keys")
     with own_place(path) as directory:
         content = directory.read(
@@ -131,13 +135,4 @@ def _read(path: Path) -> bytes:
 
 def _check(path: Path, status: os.stat_result, what: str) -> None:
     """Raise TdefsError(KEYSTORE_EXPOSED) if a user other than its owner and root has access to it."""
-    exposed = exposure(path, status)
-    if exposed:
-        how = "belongs to another user" if exposed.foreign else "is accessible to other users"
-        raise TdefsError(
-            Exit.KEYSTORE_EXPOSED,
-            f'the {what} "{path}" {how}',
-            detail=exposed.detail,
-            # The daemon of another user may need it as it is.
-            hint="" if exposed.foreign else exposed.remedy,
-        )
+    refuse_exposed(path, status, what, may_take_over=False)

@@ -42,7 +42,10 @@ class TimeLimits:
 
     @classmethod
     def read(cls, read: SettingsReader, most_timeout_seconds: int = 600) -> Self:
-        """Return what the configuration says. Raises TdefsError(CONFIG_INVALID)."""
+        """Return what the configuration says.
+
+        :raises TdefsError: CONFIG_INVALID.
+        """
         return cls(
             timeout_seconds=read.number("timeout_seconds", _TIMEOUT_SECONDS, 1, most_timeout_seconds),
             patience_seconds=read.number("patience_seconds", _PATIENCE_SECONDS, 0, _MOST_PATIENCE_SECONDS),

@@ -64,7 +64,7 @@ def directory_is_not_synced() -> None:
     async def forget_directory(self: Durability, names: NamesToSync, fd: int) -> None:
         pass
 
-    _replace(UnsyncedNames, sync=forget_names)
+    _replace(UnsyncedNames, sync_names_in=forget_names)
     _replace(Durability, sync_directory=forget_directory)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.cli import parser
+from benchmarks import cli
+from benchmarks.cli import measured, parser
 from benchmarks.metrics import METRICS
-from benchmarks.systems import SYSTEMS, VARIANTS
+from benchmarks.results import BASELINE
+from benchmarks.systems import SYSTEMS, VARIANTS, systems_with
+from benchmarks.systems.tdefs import Tdefs
 
 
 def test_everything_is_measured_unless_asked_otherwise() -> None:
@@ -24,8 +29,27 @@ def test_plain_disk_is_always_measured() -> None:
     assert parser().parse_args(["--systems", "tdefs"]).systems == ["plain", "tdefs"]
 
 
-def test_every_system_has_a_variant() -> None:
-    assert all(VARIANTS[name] for name in SYSTEMS)
+def test_every_system_has_a_variant(tmp_path: Path) -> None:
+    assert all(VARIANTS[name] for name in systems_with(tmp_path))
+
+
+def test_a_baseline_is_measured_beside_tdefs_by_the_program_of_its_checkout(tmp_path: Path) -> None:
+    words = ["--systems", "tdefs,encfs", "--baseline", str(tmp_path)]
+    assert measured(parser().parse_args(words)) == ["plain", "tdefs", BASELINE, "encfs"]
+    baseline = systems_with(tmp_path)[BASELINE]
+    assert issubclass(baseline, Tdefs)
+    assert baseline.executable == tmp_path / ".venv/bin/tdefs"
+    assert Tdefs.executable != tmp_path / ".venv/bin/tdefs"
+    assert measured(parser().parse_args([])) == list(SYSTEMS) == list(systems_with(None))
+
+
+def test_a_baseline_that_is_not_set_up_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("benchmarks.host.free_gb", lambda _: 1000)
+    assert cli.main(["--baseline", str(tmp_path)]) == 2
+    assert f'"{tmp_path}" has no .venv/bin/tdefs: run its scripts/setup.sh' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

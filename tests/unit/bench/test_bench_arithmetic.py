@@ -125,3 +125,13 @@ def test_report_shows_ratios_bars_and_failures() -> None:
     assert "MISSED: 0.85 is not ≥ 0.88" in text
     assert "load on tdefs, round 1: the mount ended" in text
     assert "fscrypt: the kernel has no ext4" in text
+
+
+def test_tdefs_is_compared_with_the_baseline_round_by_round() -> None:
+    """A machine that slows down slows both: each ratio is to the value of the same round."""
+    results = results_of(LOAD, {"plain": [1, 1], "tdefs": [2, 8], "baseline": [4, 16]})
+    assert results.ratio("tdefs", LOAD.name, "baseline") == Spread(2, 2, 2, 2)
+    assert results.as_json()["ratios_to_baseline"][LOAD.name]["tdefs"]["median"] == 2
+    table = report(results).partition("Ratio of tdefs to the baseline")[2]
+    assert next(line for line in table.splitlines() if "bulk load" in line).endswith("2.00 (2.00 to 2.00)")
+    assert "Ratio of tdefs to the baseline" not in report(results_of(LOAD, {"plain": [1], "tdefs": [2]}))

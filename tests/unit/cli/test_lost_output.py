@@ -78,7 +78,7 @@ class Scene:
             "verify": [backing, *keyed],
             "policy check": [str(self.policy)],
             "policy explain": ["base/5/1259"],
-            "policy reload": ["--volume", backing, *config],
+            "policy reload": place,
             "policy accept": ["--policy", str(self.policy), "--yes", *place],
             "key create": ["dk_3", *place],
             "key rotate": ["dk_1", *place],

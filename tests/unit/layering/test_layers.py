@@ -13,13 +13,19 @@ ROOT = Path(tdefs.__file__).parent
 FUSE = {"pyfuse3", "trio"}
 PURE_INPUT_AND_OUTPUT = {"os", "io", "pathlib", "shutil", "subprocess", "socket", "tempfile"}
 
+#: What talks to a person; the program that uses the keys does that for them (tdefs.keys.dialogue).
+TERMINAL = {"argparse", "getpass", "termios", "tdefs.doctor"}
+
 SERVING = {"tdefs.data", "tdefs.tree", "tdefs.fuse", "tdefs.daemon"}
 ABOVE = {"tdefs.cli", "tdefs.doctor", "argparse"}
 
 #: What no module of a part may import, directly.
 FORBIDDEN = {
     "format": FUSE | SERVING | ABOVE | {"tdefs.keys", "tdefs.policy", "tdefs.offline", "tdefs.pg", "tdefs.volume"},
-    "keys": FUSE | SERVING | {"tdefs.format", "tdefs.policy", "tdefs.offline", "tdefs.cli", "tdefs.volume"},
+    "keys": FUSE
+    | SERVING
+    | TERMINAL
+    | {"tdefs.format", "tdefs.policy", "tdefs.offline", "tdefs.cli", "tdefs.volume"},
     "policy": FUSE | SERVING | {"tdefs.format", "tdefs.keys", "tdefs.offline", "tdefs.cli", "tdefs.volume"},
     "pg": FUSE | SERVING | {"tdefs.offline", "tdefs.cli"},
     "data": ABOVE | {"pyfuse3", "tdefs.tree", "tdefs.fuse", "tdefs.daemon", "tdefs.offline"},
@@ -71,6 +77,32 @@ def test_the_format_is_pure() -> None:
 def test_the_path_classifier_and_the_policys_decision_are_pure() -> None:
     for name in ("paths", "model"):
         assert imports_of(ROOT / "policy" / f"{name}.py").isdisjoint(PURE_INPUT_AND_OUTPUT)
+
+
+def talk_of(source: str) -> list[str]:
+    """What a module prints, and the standard streams that it uses."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "input"):
+            found.append(ast.unparse(node.func))
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdin", "sys.stdout", "sys.stderr"):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_keys_print_nothing_and_ask_nobody() -> None:
+    talking = {str(module.relative_to(ROOT)): talk_of(module.read_text()) for module in modules_of("keys")}
+    assert {name: found for name, found in talking.items() if found} == {
+        # shown by the command line as soon as all of the keystore's callers pass what shows it
+        "keys/keystore/unsaved.py": ["print", "sys.stderr"],
+        # a process of its own, whose stdin is a pipe
+        "keys/sources/pkcs11/token.py": ["sys.stdin"],
+    }
+
+
+@pytest.mark.parametrize("line", ["print(1)", "input()", "import sys\nsys.stderr.write('x')"])
+def test_talk_is_found(line: str) -> None:
+    assert talk_of(line) != []
 
 
 def test_only_the_parts_that_serve_a_mount_know_fuse() -> None:

@@ -15,6 +15,7 @@ SERVING = (
     *("data/descriptors", "data/durability", "data/backing_store", "data/data_file", "data/reading", "data/zeros"),
     *("fuse/entries", "fuse/handles", "fuse/operations"),
     *("tree/attributes", "tree/checked_opening", "tree/contents", "tree/creating", "tree/directory_descriptors"),
+    "tree/exchanging",
     *("tree/files", "tree/headers", "tree/held", "tree/identities", "tree/inodes", "tree/links", "tree/names"),
     *("tree/namespace", "tree/opening", "tree/places", "tree/removing", "tree/renaming", "tree/tree"),
     "tree/unsynced_names",

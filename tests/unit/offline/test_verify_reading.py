@@ -172,7 +172,7 @@ def test_progress_is_a_bar_on_a_terminal(small: SmallVolume) -> None:
     with Terminal(["sh", "-c", wide, "sh", TDEFS, "verify", small.volume.backing, *UNLOCK]) as terminal:
         terminal.expect(r"0%\|")
         terminal.expect(r"findings +0")
-        assert terminal.end()[0] == Exit.OK
+        assert terminal.end()[0] == Exit.OK, terminal.shown
 
 
 def test_interrupted_verify_ends_at_once_and_says_so(small: SmallVolume, tmp_path: Path) -> None:

@@ -19,16 +19,11 @@ from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.parse import load_policy
 from tdefs.tree.namespace import Namespace
 from tdefs.tree.renaming import RENAME_EXCHANGE, RENAME_NOREPLACE
+from tests.support.errnos import errno_of
 from tests.support.served_volume import DK_2, VOLUME_ID, Crash, ServedVolume
 
 ONE, TWO = "pg_tblspc/16385", "pg_tblspc/16386"
 DEEP = "pg_tblspc/deep/er/link"
-
-
-def errno_of(action: Callable[[], object]) -> int | None:
-    with pytest.raises(OSError) as caught:
-        action()
-    return caught.value.errno
 
 
 def make(served: ServedVolume, path: str, target: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from errno import EACCES, EEXIST, EIO, ENOENT, ENOSPC, EPERM
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tdefs.policy.parse import load_policy
 from tdefs.volume.believed import Believed
 from tdefs.volume.description import Volume
 from tdefs.volume.session_record import Ending, LastSession
+from tests.support.errnos import errno_of
 from tests.support.served_volume import RING, VOLUME_ID, ServedVolume, relation
 
 TABLE = "base/16384/16385"
@@ -45,12 +46,6 @@ def mixed(tmp_path: Path) -> Iterator[ServedVolume]:
 def make(directory: Path) -> Path:
     directory.mkdir(parents=True)
     return directory
-
-
-def errno_of(action: Callable[[], object]) -> int | None:
-    with pytest.raises(OSError) as caught:
-        action()
-    return caught.value.errno
 
 
 # --- creating and opening

@@ -12,16 +12,11 @@ import pytest
 from tdefs.format.header import FileClass, Identity, named, of_class
 from tdefs.policy.parse import load_policy
 from tdefs.tree.renaming import RENAME_EXCHANGE, RENAME_NOREPLACE
+from tests.support.errnos import errno_of
 from tests.support.served_volume import Crash, ServedVolume, relation
 
 ONE, TWO, THREE = "base/16384/16385", "base/16384/16386", "base/16400/16387_fsm.1"
 WAL = "pg_wal/000000010000000000000001"
-
-
-def errno_of(action: Callable[[], object]) -> int | None:
-    with pytest.raises(OSError) as caught:
-        action()
-    return caught.value.errno
 
 
 # --- what a rename does

@@ -48,7 +48,10 @@ class Endpoint(Service["KMSClient"]):
 
     @cached_property
     def region_in_use(self) -> str:
-        """The region that is asked. Raises UnavailableError if it is not said anywhere."""
+        """The region that is asked.
+
+        :raises UnavailableError: it is not said anywhere.
+        """
         region = self.region or self._session.region_name
         if not region:
             raise UnavailableError(

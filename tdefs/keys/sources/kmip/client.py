@@ -105,7 +105,10 @@ class Client:
         )
 
     def get(self, uid: str) -> bytes:
-        """Return the 32 bytes of a key. Raises UnusableError if it is not an AES-256 key."""
+        """Return the 32 bytes of a key.
+
+        :raises UnusableError: it is not an AES-256 key.
+        """
         payload = payloads.GetRequestPayload(uid, key_format_type=enums.KeyFormatType.RAW)
         reply = self._ask(enums.Operation.GET, payload, f"get the key {shortened(uid)}")
         secret: Any = None

@@ -87,7 +87,10 @@ class Connection:
         return bytes(received)
 
     def _left(self) -> float:
-        """Return the seconds that are left. Raises TimeoutError if no time is left."""
+        """Return the seconds that are left.
+
+        :raises TimeoutError: no time is left.
+        """
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError

@@ -45,7 +45,10 @@ class KmipSettings:
 
 
 def read_fields(read: SettingsReader) -> KmipSettings:
-    """Return the fields. Raises TdefsError(CONFIG_INVALID)."""
+    """Return the fields.
+
+    :raises TdefsError: CONFIG_INVALID.
+    """
     settings = KmipSettings(
         name=read.name,
         servers=tuple(_server(read, text) for text in read.texts("servers")),

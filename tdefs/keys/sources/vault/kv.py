@@ -124,7 +124,10 @@ class VaultKV(VaultSource):
         return self._key(found, version)
 
     def _read(self, client: hvac.Client, version: int | None) -> dict[str, Any] | None:
-        """Return a version or the latest, and None if there is none. Raises UnusableError for a deleted one."""
+        """Return a version or the latest, and None if there is none.
+
+        :raises UnusableError: the version is deleted or destroyed.
+        """
         try:
             answer = client.secrets.kv.v2.read_secret_version(
                 self._name, version, mount_point=self._mount, raise_on_deleted_version=True

@@ -28,7 +28,10 @@ class Login(ABC):
 
     @abstractmethod
     def enter(self, client: hvac.Client) -> None:
-        """Give ``client`` a token. Raises UnavailableError for a file that is not fit."""
+        """Give ``client`` a token.
+
+        :raises UnavailableError: the file is not fit.
+        """
 
     @abstractmethod
     def leave(self, client: hvac.Client) -> None:

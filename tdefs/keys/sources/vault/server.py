@@ -99,7 +99,10 @@ class VaultServer(Service[hvac.Client]):
         )
 
     def data(self, answer: Any) -> dict[str, Any]:
-        """Return the ``data`` of an answer. Raises RefusedError if the answer is not one of Vault's."""
+        """Return the ``data`` of an answer.
+
+        :raises RefusedError: the answer is not one of Vault's.
+        """
         found = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(found, dict):
             raise not_vault(self.title)
@@ -116,7 +119,10 @@ def not_vault(title: str) -> RefusedError:
 
 
 def read_server(read: SettingsReader, timeout_seconds: int) -> VaultServer:
-    """Return the server that the configuration describes. Raises TdefsError(CONFIG_INVALID)."""
+    """Return the server that the configuration describes.
+
+    :raises TdefsError: CONFIG_INVALID.
+    """
     address = read_address(read)
     tls = TlsFiles(read.optional_path("ca"), read.optional_path("certificate"), read.optional_path("private_key"))
     if (tls.ca is not None) != address.startswith("https:"):

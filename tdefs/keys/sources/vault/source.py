@@ -30,7 +30,10 @@ class VaultSource(KeySource):
     wrong_key_detail: ClassVar[str]
 
     def __init__(self, read: SettingsReader, dialogue: Dialogue) -> None:
-        """Read the fields that all kinds have, and :meth:`read_name`. Raises TdefsError(CONFIG_INVALID)."""
+        """Read the fields that all kinds have, and :meth:`read_name`.
+
+        :raises TdefsError: CONFIG_INVALID.
+        """
         super().__init__()
         limits = TimeLimits.read(read, _MOST_TIMEOUT_SECONDS)
         self._server: VaultServer = read_server(read, limits.timeout_seconds)

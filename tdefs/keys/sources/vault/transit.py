@@ -112,7 +112,10 @@ class VaultTransit(VaultSource):
         return dict(zip(self.members, values, strict=True))
 
     def _look(self, client: hvac.Client) -> dict[str, Any]:
-        """Return what the server says about the key. Raises UnusableError if it cannot be used at all."""
+        """Return what the server says about the key.
+
+        :raises UnusableError: it cannot be used at all.
+        """
         found: dict[str, Any] | None = None
         try:
             found = self._server.data(client.secrets.transit.read_key(self._name, mount_point=self._mount))

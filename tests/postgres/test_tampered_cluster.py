@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pristine import Pristine
+from tests.support.pristine import Pristine, cluster_at_rest
 from tests.support.server import Server
 from tests.support.volume import Volume
 from tests.support.workspace import Workspace
@@ -16,21 +16,11 @@ from tests.support.workspace import Workspace
 
 @pytest.fixture(scope="module")
 def made(workspace: Workspace) -> Iterator[tuple[Volume, Server, Pristine]]:
-    volumes, servers = len(workspace.volumes), len(workspace.servers)
-    try:
-        volume = workspace.volume()
-        volume.init()
-        volume.mount(owner=workspace.account)
-        server = workspace.server("15", volume.mountpoint)
-        server.initdb("--no-sync", "--wal-segsize=1")
-        server.configure({"logging_collector": "on", "log_filename": "'one.log'"})
-        server.start()
-        server.psql("CREATE TABLE t AS SELECT 1 AS a")
-        server.stop()
-        volume.umount()
-        yield volume, server, Pristine(server, volume)
-    finally:
-        workspace.release(volumes, servers)
+    settings = {"logging_collector": "on", "log_filename": "'one.log'"}
+    with cluster_at_rest(
+        workspace, "15", "", settings, lambda server: server.psql("CREATE TABLE t AS SELECT 1 AS a")
+    ) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,0 +1,48 @@
+"""Operations that the kernel is to do itself, or not at all: it is answered once, and asks no more."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+import pyfuse3
+from pyfuse3 import FileHandleT, FUSEError, InodeT, ModeT, RequestContext, XAttrNameT
+
+from tdefs.fuse.replies import Replies, reply
+
+
+class Unsupported(Replies, pyfuse3.Operations):
+    """Answers ENOSYS, upon which the kernel stops asking."""
+
+    @reply
+    async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
+        """Leave the answer to the kernel, which checks permissions itself on this mount and asks no more."""
+        raise FUSEError(errno.ENOSYS)
+
+    # There are no extended attributes. ENOSYS makes the kernel stop asking, where ENOTSUP would cost a request
+    # for security.capability before each write.
+
+    @reply
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """Say once that there are none."""
+        raise FUSEError(errno.ENOSYS)
+
+    @reply
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        """Say once that there are none."""
+        raise FUSEError(errno.ENOSYS)
+
+    @reply
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """Say once that there are none."""
+        raise FUSEError(errno.ENOSYS)
+
+    @reply
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Say once that there are none."""
+        raise FUSEError(errno.ENOSYS)
+
+    @reply
+    async def flush(self, fh: FileHandleT) -> None:
+        """Say once that closing needs no request of its own: every write has been passed on already."""
+        raise FUSEError(errno.ENOSYS)
