@@ -5,7 +5,7 @@ or lie. Errors are ``OSError``. Names are bytes, relative to a directory descrip
 Where a name may be empty, the call is about what the descriptor itself leads to, which may have no name any more.
 
 No call follows a symbolic link. What a name leads to may be exchanged at any time by whoever can write to the
-backing directory, so attributes are set, and hard links made, of what a descriptor leads to: tdefs.tree.inodes
+backing directory, so attributes are set, and hard links made, of what a descriptor leads to: tdefs.tree.places
 gives one, and has checked it.
 """
 

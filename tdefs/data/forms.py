@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
 from tdefs.errors import DataKeyDestroyedError, DataKeyRevokedError, TdefsError
+from tdefs.format.content import Content, FileState, Store
 from tdefs.format.errors import (
     DamagedHeader,
     DestroyedKey,
@@ -32,7 +34,7 @@ from tdefs.format.header import (
     verify_header,
 )
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.format.pages import PageCipher, page_cipher
+from tdefs.format.suites import suite_of
 from tdefs.keys.hierarchy import (
     FILE_ID_BYTES,
     DataKey,
@@ -276,9 +278,24 @@ class FileForms:
         """Return the record to store for *header*."""
         return encode_header(header, self._header_keys(self._key(header))[0])
 
-    def cipher(self, header: Header) -> PageCipher:
-        """Return the cipher of the one file that *header* belongs to."""
-        return page_cipher(derive_file_key(self._key(header), header.file_id))
+    def file_key(self, header: Header) -> bytes:
+        """Return the key of the one file that *header* belongs to."""
+        suite = suite_of(header.suite)
+        return derive_file_key(self._key(header), header.file_id, suite.file_key_purpose, suite.file_key_bytes)
+
+    def content(
+        self,
+        header: Header,
+        store: Store,
+        state: FileState,
+        begin: Callable[[], bytes | None] = lambda: None,
+    ) -> Content:
+        """Return the content of the one file that *header* belongs to.
+
+        :param state: what changes of the file; the caller owns it.
+        :param begin: see :meth:`tdefs.format.suites.Suite.content`.
+        """
+        return suite_of(header.suite).content(store, state, self.file_key(header), begin)
 
     def recognise(self, page: bytes, size: int, doubts: Doubts) -> Form:
         """Tell what a stored file is, with its header verified; see :func:`look_at` for the parameters."""

@@ -46,11 +46,10 @@ from tdefs.format.errors import (
     WrongKey,
 )
 from tdefs.format.layout import PAGE_SIZE
+from tdefs.format.suites import DEFAULT_SUITE, SUITES
 
 MAGIC = b"\x89TDEFS\r\n"
 FORMAT_VERSION = 2
-SUITE_AES_256_XTS = 1
-SUITE_NAMES = {SUITE_AES_256_XTS: "aes-256-xts"}
 
 RECORD_SIZE = 512
 _FIXED = struct.Struct("<8sHHI16s16s32sI8s4x32s32s288x")
@@ -153,7 +152,7 @@ class Header:
     key_round: int
     key_fingerprint: bytes
     identities: tuple[Identity, ...]
-    suite: int = SUITE_AES_256_XTS
+    suite: int = DEFAULT_SUITE.number
 
     def accepts(self, identity: Identity) -> bool:
         """Tell whether the file may be opened as *identity*."""
@@ -207,10 +206,10 @@ def decode_header(record: bytes, volume_id: bytes | None) -> Header:
     )
     if magic != MAGIC:
         raise DamagedHeader("the header is damaged: its magic number is wrong")
-    if version != FORMAT_VERSION or suite not in SUITE_NAMES or page_size != PAGE_SIZE:
+    if version != FORMAT_VERSION or suite not in SUITES or page_size != PAGE_SIZE:
         raise UnsupportedFormat(
             f"the header is of format version {version}, cipher suite {suite}, page size {page_size}; "
-            f"known are version {FORMAT_VERSION}, suites {sorted(SUITE_NAMES)}, page size {PAGE_SIZE}"
+            f"known are version {FORMAT_VERSION}, suites {sorted(SUITES)}, page size {PAGE_SIZE}"
         )
     if volume_id is not None and volume != volume_id:
         raise ForeignFile(f"the file belongs to another volume ({volume.hex()})")

@@ -22,7 +22,8 @@ from typing import Protocol
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from tdefs.format.layout import BLOCK_SIZE, PAGE_SIZE, SECTOR_SIZE, ceil_to
+from tdefs.format.layout import PAGE_SIZE, SECTOR_SIZE, ceil_to
+from tdefs.format.suite1.layout import BLOCK_SIZE
 
 _ZERO_PAGE = bytes(PAGE_SIZE)
 _ZERO_BLOCK = bytes(BLOCK_SIZE)
