@@ -13,6 +13,7 @@ from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.output import print_line
 from tdefs.cli.common.parsing import Subcommands, takes
 from tdefs.cli.common.secret_options import CostOption, SecretOptions, add_cost, add_secret, protector_of
+from tdefs.cli.common.terminal import warn
 from tdefs.cli.common.unlocking import add_config, open_recorded
 from tdefs.cli.policy.accept import statements_with
 from tdefs.cli.policy.choice import PolicyOptions, add_policy, named_policy
@@ -27,7 +28,6 @@ from tdefs.keys.keystore.file import (
     load_keystore,
     remove_what_is_not_saved,
 )
-from tdefs.keys.keystore.unsaved import warn_on_stderr
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_files import command_directory
 from tdefs.policy.model import Policy
@@ -41,10 +41,11 @@ def register(subparsers: Subcommands) -> None:
     parser = subparsers.add_parser(
         "init",
         help="create a volume and its keystore",
-        description="Creates a volume in an empty directory, and a keystore with a master key and the data keys "
-        "that the policy names (dk_1 without one). The volume remembers the place of the keystore, and the "
-        "keystore which policy is accepted. What the command line leaves out, the configuration may say. With "
-        "--existing-keystore the keys are those of another volume, whose secret is then asked for.",
+        description="Creates a volume in an empty directory, and a keystore with a master key and the data "
+        "keys that the policy names (dk_1 without a policy). The volume remembers the place of "
+        "the keystore. The keystore remembers the accepted policy. The configuration may say what "
+        "the command line leaves out. With --existing-keystore the new keystore is a copy, and "
+        "the command asks for a secret of the old one.",
     )
     parser.add_argument("backing", metavar="BACKING", type=Path, help="the directory that will hold ciphertext")
     parser.add_argument("--keystore", metavar="FILE", type=Path, help="default: BACKING/.tdefs/keystore")
@@ -162,7 +163,7 @@ def _complete(
                 data_key_names=ordered,
                 place=place_of(volume),
                 statements=statements,
-                warn=warn_on_stderr,
+                warn=warn,
             )
         try:
             save_volume(volume, history_key_of(ring))
@@ -172,7 +173,7 @@ def _complete(
             else:
                 entries = load_keystore(volume.keystore).document.protectors
                 volume.keystore.unlink()
-                remove_what_is_not_saved(volume.keystore, protector, entries, warn_on_stderr)
+                remove_what_is_not_saved(volume.keystore, protector, entries, warn)
             raise
     except BaseException:
         abandon_volume(volume)

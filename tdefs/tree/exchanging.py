@@ -35,11 +35,11 @@ class Exchanging:
             form = self._files.headers.read(inode, fd)
             file = inode.open_file
             if file is not None:
+                content = self._files.contents.content(inode, file.fd, form, status.st_size, can_write=False)
                 with file.changed_alone():
-                    content = self._files.contents.content(inode, file.fd, form, status.st_size, can_write=False)
                     os.dup2(fd, file.fd, inheritable=False)
                     file.exchange(content)
-                    file.status = status
+                file.status = status
         except BaseException:
             self._files.twins.forget(inode)
             self._inodes.take_back_backing(inode, old_backing)

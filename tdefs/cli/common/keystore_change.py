@@ -11,6 +11,7 @@ from pathlib import Path
 from tdefs.cli.common.daemon_keys import tell_daemons
 from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.keystore_users import KeystoreUsers, meant_unseen, not_registered, shown_unseen, users_of
+from tdefs.cli.common.terminal import warn
 from tdefs.cli.common.unlocking import (
     KeystoreAccess,
     check_place,
@@ -25,7 +26,6 @@ from tdefs.keys.keystore.changes import moved
 from tdefs.keys.keystore.entries import Document
 from tdefs.keys.keystore.file import Unlocked, remove_what_is_not_saved
 from tdefs.keys.keystore.transaction import KeystoreChange
-from tdefs.keys.keystore.unsaved import warn_on_stderr
 from tdefs.keys.protectors.base import Protector
 from tdefs.text import printable
 from tdefs.volume.description import Volume
@@ -89,7 +89,7 @@ class OpenChange:
             if maker is not None:
                 known = {entry.wrapped for entry in self.document.protectors}
                 entries = [entry for entry in new.document.protectors if entry.wrapped not in known]
-                remove_what_is_not_saved(self._change.path, maker, entries, warn_on_stderr)
+                remove_what_is_not_saved(self._change.path, maker, entries, warn)
             raise
         self._invocation.changed = True
         if self._change.lacking:
@@ -169,7 +169,7 @@ def changing(
             print(f"tdefs: {printable(note)}", file=sys.stderr)
         change.keystore.check_volume(volume.volume_id)
         access.invocation.registration_reported = True  # an error reports it, and no warning
-        protector = unlocking_secret(access, volume)
+        protector = unlocking_secret(access, volume, change.keystore)
         unlocked = open_recorded(change.keystore, protector, command)
         check_place(access, volume, unlocked)
         users = users_of(unlocked.document, change.path, volume)

@@ -109,8 +109,8 @@ def read_keystore(access: KeystoreAccess, volume: Volume) -> Keystore:
     return keystore
 
 
-def unlocking_secret(access: KeystoreAccess, volume: Volume) -> Protector:
-    """Return the secret for *volume*: from the command line, else from the configuration.
+def unlocking_secret(access: KeystoreAccess, volume: Volume, keystore: Keystore) -> Protector:
+    """Return the secret for the *keystore* of *volume*: from the command line, else from the configuration.
 
     If neither names one, this host itself opens the keystore, where auto-open is enabled on it.
 
@@ -119,10 +119,10 @@ def unlocking_secret(access: KeystoreAccess, volume: Volume) -> Protector:
     """
     settings = access.settings(volume)
     if access.secret.auto_open:
-        return demanded_host(read_keystore(access, volume), settings)
+        return demanded_host(keystore, settings)
     secret = access.secret.or_configured(settings)
     if not secret.is_given:
-        host = opening_host(read_keystore(access, volume), settings)
+        host = opening_host(keystore, settings)
         if host is not None:
             return host
     return protector_of(access.invocation, secret, keystore_path(access, volume))
@@ -134,7 +134,7 @@ def unlock(access: KeystoreAccess, volume: Volume) -> Opened:
     :raises TdefsError: what is wrong with the keystore, its place, its secret or the configuration.
     """
     keystore = read_keystore(access, volume)
-    unlocked = open_recorded(keystore, unlocking_secret(access, volume), access.invocation.command)
+    unlocked = open_recorded(keystore, unlocking_secret(access, volume, keystore), access.invocation.command)
     check_place(access, volume, unlocked)
     return opened(volume, unlocked, keystore.path)
 

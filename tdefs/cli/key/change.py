@@ -14,6 +14,7 @@ from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.keystore_change import OpenChange, changing
 from tdefs.cli.common.output import print_line
 from tdefs.cli.common.place import VolumeChoice
+from tdefs.cli.common.terminal import warn
 from tdefs.cli.common.this_host import forget_here
 from tdefs.cli.common.unlocking import KeystoreAccess, keystore_path, record, unlock
 from tdefs.cli.key.files import KeyFiles
@@ -31,7 +32,6 @@ from tdefs.keys.keystore.key_changes import (
     rotate_master_key,
 )
 from tdefs.keys.keystore.transaction import repair
-from tdefs.keys.keystore.unsaved import warn_on_stderr
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.policy.parse import load_policy
 from tdefs.text import printable
@@ -208,7 +208,7 @@ def run_rotate_master(_invocation: Invocation, options: RotateMasterOptions) -> 
             saved = change.document.protectors
             for old, entry, protector in renewal.renewed:
                 if entry.wrapped not in {one.wrapped for one in saved}:
-                    remove_what_is_not_saved(change.path, protector, [entry], warn_on_stderr)
+                    remove_what_is_not_saved(change.path, protector, [entry], warn)
                 elif isinstance(protector, ThisHostProtector):
                     forget_here(protector, old)
     print_line(f"the master key is {new.master.name} now; every protector opens it, and no file was touched")

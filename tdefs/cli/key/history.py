@@ -38,7 +38,7 @@ def run_history(invocation: Invocation, options: HistoryOptions) -> int:
     keystore = read_keystore(options.access, volume)
     document, key = keystore.document, None
     if not options.unchecked:
-        unlocked = open_recorded(keystore, unlocking_secret(options.access, volume), invocation.command)
+        unlocked = open_recorded(keystore, unlocking_secret(options.access, volume, keystore), invocation.command)
         key = open_history_key(document.volume_id, document.history, unlocked.master)
     found = check_history(read_history(keystore.path), key, document.history, document.revision)
     records = [record for record in found.records if options.key is None or _concerns(record, options.key)]

@@ -39,7 +39,8 @@ def run_verify(invocation: Invocation, options: VerifyOptions) -> int:
         raises that does not open its own protector.
     """
     access, volume = options.access, options.volume.find()
-    unlocked = open_recorded(read_keystore(access, volume), unlocking_secret(access, volume), invocation.command)
+    keystore = read_keystore(access, volume)
+    unlocked = open_recorded(keystore, unlocking_secret(access, volume, keystore), invocation.command)
     document, master = unlocked.document, unlocked.master
     errors: list[TdefsError] = []
 

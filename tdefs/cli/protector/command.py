@@ -260,7 +260,7 @@ def _test(invocation: Invocation, options: _TestOptions) -> int:
     document = keystore.document
     if options.id is not None:
         find_protector(document, options.id)
-    protector = unlocking_secret(options.access, volume)
+    protector = unlocking_secret(options.access, volume, keystore)
     with suppress(WrongSecretError):  # the table shows it
         open_recorded(keystore, protector, invocation.command)
     results = {entry.id: _tried(document, entry, protector) for entry in document.protectors}

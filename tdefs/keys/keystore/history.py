@@ -114,7 +114,7 @@ def append(
 ) -> tuple[int, bytes]:
     """Write down one event, durably; return how many records there are now, and the last MAC among them.
 
-    What this costs does not depend on how long the history is.
+    What this costs does not depend on how long the history is, unless the head contradicts it.
 
     :param what: is shown to everybody who may read the keystore, and has no secret.
     :param key: the history's key; ``None`` for an event without it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tdefs.errors import KeystoreDamagedError
@@ -41,28 +41,8 @@ _MAX_NUMBER = 2**64 - 1  # of an inode or a device
 _MAX_SUITE = 2**16 - 1
 _DIGEST = re.compile(r"(?:[0-9a-f]{64})?", re.ASCII)
 
-#: The members of each object, in the order in which they are written.
-MEMBERS: dict[type, tuple[str, ...]] = {
-    Document: (
-        *("volume_id", "created", "revision", "volumes", "master_keys", "protectors", "data_keys"),
-        *("history", "mac"),
-    ),
-    VolumeEntry: (
-        *("id", "registered", "path", "device", "inode"),
-        *("plain_files", "lowest_suite", "policy_digest", "policy"),
-    ),
-    MasterKeyEntry: ("name", "created", "current", "retired"),
-    ProtectorEntry: (
-        *("id", "kind", "label", "created", "master_key", "params"),
-        *("wrapped", "wrapped_master_key", "kept_key"),
-    ),
-    DataKeyEntry: ("name", "default", "rounds"),
-    RoundEntry: (
-        *("round", "algorithm", "created", "state", "revoked", "destroyed", "fingerprint"),
-        *("wrapped_by", "wrapped"),
-    ),
-    HistoryAnchor: ("wrapped_by", "wrapped", "count", "mac"),
-}
+#: Reads the JSON value at a place, which is the second argument; raises MalformedError.
+_Read = Callable[[Any, str], Any]
 
 
 def read_document(value: Any) -> Document:
@@ -73,7 +53,7 @@ def read_document(value: Any) -> Document:
     """
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise MalformedError("it is no keystore of tdefs")
-    # Before the members, which another version may have added to or renamed.
+    # before the members, which another version may have added to or renamed
     version = fields.read_int(value.get("version"), "version", 1, 2**31)
     if version != VERSION:
         raise KeystoreDamagedError(
@@ -85,47 +65,42 @@ def read_document(value: Any) -> Document:
             else "use the tdefs that wrote the keystore, or a newer one",
         )
     members = fields.read_object(value, "keystore", ("format", "version", *MEMBERS[Document]))
-    document = Document(
-        volume_id=fields.read_hex(members["volume_id"], "volume_id", VOLUME_ID_BYTES),
-        created=fields.read_time(members["created"], "created"),
-        master_keys=fields.read_list(members["master_keys"], "master_keys", _read_master_key),
-        protectors=fields.read_list(members["protectors"], "protectors", _read_protector),
-        data_keys=fields.read_list(members["data_keys"], "data_keys", _read_data_key),
-        mac=fields.read_hex(members["mac"], "mac", MAC_BYTES),
-        revision=fields.read_int(members["revision"], "revision", 1, _MAX_COUNT),
-        history=_read_history(members["history"], "history"),
-        volumes=_read_volumes(members["volumes"], "volumes"),
-    )
+    document = Document(**{name: read(members[name], name) for name, read in MEMBERS[Document].items()})
     _check_references(document)
     return document
 
 
-def _read_master_key(value: Any, where: str) -> MasterKeyEntry:
-    members = fields.read_object(value, where, MEMBERS[MasterKeyEntry])
-    return MasterKeyEntry(
-        name=fields.read_text(members["name"], f"{where}.name", KEY_NAME),
-        created=fields.read_time(members["created"], f"{where}.created"),
-        current=fields.read_bool(members["current"], f"{where}.current"),
-        retired=fields.read_optional(members["retired"], f"{where}.retired", fields.read_time),
-    )
+# --- what the members are
 
 
-def _read_protector(value: Any, where: str) -> ProtectorEntry:
-    members = fields.read_object(value, where, MEMBERS[ProtectorEntry])
-    return ProtectorEntry(
-        id=fields.read_text(members["id"], f"{where}.id", KEY_NAME),
-        kind=fields.read_text(members["kind"], f"{where}.kind", _KIND),
-        created=fields.read_time(members["created"], f"{where}.created"),
-        master_key=fields.read_text(members["master_key"], f"{where}.master_key", KEY_NAME),
-        params=_read_params(members["params"], f"{where}.params"),
-        # The length is the kind's affair: a key server's ciphertext is longer than ours.
-        wrapped=fields.read_hex(members["wrapped"], f"{where}.wrapped"),
-        label=_read_label(members["label"], f"{where}.label"),
-        wrapped_master_key=fields.read_hex(
-            members["wrapped_master_key"], f"{where}.wrapped_master_key", WRAPPED_BYTES
-        ),
-        kept_key=fields.read_hex(members["kept_key"], f"{where}.kept_key", WRAPPED_BYTES),
-    )
+def _text(pattern: re.Pattern[str]) -> _Read:
+    return partial(fields.read_text, pattern=pattern)
+
+
+def _number(low: int, high: int) -> _Read:
+    return partial(fields.read_int, low=low, high=high)
+
+
+def _bytes(size: int | None) -> _Read:
+    return partial(fields.read_hex, size=size)
+
+
+def _optional(read: _Read) -> _Read:
+    return partial(fields.read_optional, read=read)
+
+
+def _entry(kind: type) -> _Read:
+    """Return what reads an object with the members of *kind*."""
+
+    def read(value: Any, where: str) -> Any:
+        members = fields.read_object(value, where, MEMBERS[kind])
+        return kind(**{name: one(members[name], f"{where}.{name}") for name, one in MEMBERS[kind].items()})
+
+    return read
+
+
+def _list(kind: type) -> _Read:
+    return partial(fields.read_list, read_item=_entry(kind))
 
 
 def _read_label(value: Any, where: str) -> str:
@@ -135,13 +110,13 @@ def _read_label(value: Any, where: str) -> str:
 
 
 def _read_params(value: Any, where: str) -> dict[str, str | int]:
-    """Return texts and integers by name; what they mean and their bounds are the protector's to check."""
+    """Return texts and integers by name; what they mean, and their bounds, is for the protector to check."""
     if not isinstance(value, dict):
         raise MalformedError(f"{where}: expected an object")
     for name, member in value.items():
         fields.read_text(name, f"{where}: a name", KEY_NAME)
         if isinstance(member, str):
-            # Also keeps out lone surrogates, which cannot be encoded again.
+            # this also keeps out lone surrogates, which cannot be encoded again
             if len(member) > _MAX_PARAMETER_CHARACTERS or not member.isprintable():
                 raise MalformedError(f"{where}.{name}: expected a printable text of moderate length")
         else:
@@ -150,79 +125,36 @@ def _read_params(value: Any, where: str) -> dict[str, str | int]:
 
 
 def _read_data_key(value: Any, where: str) -> DataKeyEntry:
-    members = fields.read_object(value, where, MEMBERS[DataKeyEntry])
-    entry = DataKeyEntry(
-        name=fields.read_text(members["name"], f"{where}.name", KEY_NAME),
-        default=fields.read_bool(members["default"], f"{where}.default"),
-        rounds=fields.read_list(members["rounds"], f"{where}.rounds", _read_round),
-    )
-    numbers = [round_entry.round for round_entry in entry.rounds]
+    entry: DataKeyEntry = _entry(DataKeyEntry)(value, where)
+    numbers = [one.round for one in entry.rounds]
     if numbers != sorted(set(numbers)):
         raise MalformedError(f"{where}.rounds: expected ascending rounds")
     return entry
 
 
 def _read_round(value: Any, where: str) -> RoundEntry:
-    members = fields.read_object(value, where, MEMBERS[RoundEntry])
-    state = fields.read_choice(members["state"], f"{where}.state", STATES)
-    entry = RoundEntry(
-        round=fields.read_int(members["round"], f"{where}.round", 1, MAX_ROUND),
-        algorithm=fields.read_choice(members["algorithm"], f"{where}.algorithm", ALGORITHMS),
-        created=fields.read_time(members["created"], f"{where}.created"),
-        state=state,
-        wrapped_by=None,
-        wrapped=None,
-        fingerprint=fields.read_hex(members["fingerprint"], f"{where}.fingerprint", FINGERPRINT_BYTES),
-        revoked=fields.read_optional(members["revoked"], f"{where}.revoked", fields.read_time),
-        destroyed=fields.read_optional(members["destroyed"], f"{where}.destroyed", fields.read_time),
-    )
-    if state != DESTROYED:
-        entry = replace(
-            entry,
-            wrapped_by=fields.read_text(members["wrapped_by"], f"{where}.wrapped_by", KEY_NAME),
-            wrapped=fields.read_hex(members["wrapped"], f"{where}.wrapped", WRAPPED_BYTES),
-        )
-    elif members["wrapped_by"] is not None or members["wrapped"] is not None:
-        raise MalformedError(f"{where}: expected nothing wrapped in a destroyed round")
-    if (entry.revoked is not None) != (state in (REVOKED, DESTROYED)):
+    entry: RoundEntry = _entry(RoundEntry)(value, where)
+    wrapped = {"wrapped_by": entry.wrapped_by, "wrapped": entry.wrapped}
+    for name, found in wrapped.items():
+        if found is not None and entry.state == DESTROYED:
+            raise MalformedError(f"{where}.{name}: expected nothing wrapped in a destroyed round")
+        if found is None and entry.state != DESTROYED:
+            raise MalformedError(f"{where}.{name}: is missing, and the round is not destroyed")
+    if (entry.revoked is not None) != (entry.state in (REVOKED, DESTROYED)):
         raise MalformedError(f"{where}.revoked: does not fit the state")
-    if (entry.destroyed is not None) != (state == DESTROYED):
+    if (entry.destroyed is not None) != (entry.state == DESTROYED):
         raise MalformedError(f"{where}.destroyed: does not fit the state")
     return entry
 
 
-def _read_history(value: Any, where: str) -> HistoryAnchor:
-    members = fields.read_object(value, where, MEMBERS[HistoryAnchor])
-    return HistoryAnchor(
-        wrapped_by=fields.read_text(members["wrapped_by"], f"{where}.wrapped_by", KEY_NAME),
-        wrapped=fields.read_hex(members["wrapped"], f"{where}.wrapped", WRAPPED_BYTES),
-        count=fields.read_int(members["count"], f"{where}.count", 0, _MAX_COUNT),
-        mac=fields.read_hex(members["mac"], f"{where}.mac", MAC_BYTES),
-    )
-
-
 def _read_volumes(value: Any, where: str) -> tuple[VolumeEntry, ...]:
     # the last one may have been forgotten
-    return () if value == [] else fields.read_list(value, where, _read_volume)
-
-
-def _read_volume(value: Any, where: str) -> VolumeEntry:
-    members = fields.read_object(value, where, MEMBERS[VolumeEntry])
-    return VolumeEntry(
-        id=fields.read_text(members["id"], f"{where}.id", KEY_NAME),
-        registered=fields.read_time(members["registered"], f"{where}.registered"),
-        path=_read_path(members["path"], f"{where}.path"),
-        device=fields.read_int(members["device"], f"{where}.device", 0, _MAX_NUMBER),
-        inode=fields.read_int(members["inode"], f"{where}.inode", 0, _MAX_NUMBER),
-        plain_files=fields.read_bool(members["plain_files"], f"{where}.plain_files"),
-        lowest_suite=fields.read_int(members["lowest_suite"], f"{where}.lowest_suite", FIRST_SUITE, _MAX_SUITE),
-        policy_digest=fields.read_text(members["policy_digest"], f"{where}.policy_digest", _DIGEST),
-        policy=_read_path(members["policy"], f"{where}.policy") if members["policy"] != "" else "",
-    )
+    found: tuple[VolumeEntry, ...] = () if value == [] else _list(VolumeEntry)(value, where)
+    return found
 
 
 def _read_path(value: Any, where: str) -> str:
-    """Return an absolute path that a system call would take; bytes that are no UTF-8 are surrogates in it."""
+    """Return an absolute path that a system call would accept; bytes that are no UTF-8 are surrogates in it."""
     try:
         fits = isinstance(value, str) and len(os.fsencode(value)) <= _MAX_PATH_BYTES
     except UnicodeEncodeError:
@@ -230,6 +162,79 @@ def _read_path(value: Any, where: str) -> str:
     if fits and value.startswith("/") and "\0" not in value:
         return str(value)
     raise MalformedError(f"{where}: expected an absolute path")
+
+
+def _read_policy(value: Any, where: str) -> str:
+    return "" if value == "" else _read_path(value, where)
+
+
+#: The members of each object, in the order in which they are written, and what reads each.
+MEMBERS: dict[type, dict[str, _Read]] = {
+    Document: {
+        "volume_id": _bytes(VOLUME_ID_BYTES),
+        "created": fields.read_time,
+        "revision": _number(1, _MAX_COUNT),
+        "volumes": _read_volumes,
+        "master_keys": _list(MasterKeyEntry),
+        "protectors": _list(ProtectorEntry),
+        "data_keys": partial(fields.read_list, read_item=_read_data_key),
+        "history": _entry(HistoryAnchor),
+        "mac": _bytes(MAC_BYTES),
+    },
+    VolumeEntry: {
+        "id": _text(KEY_NAME),
+        "registered": fields.read_time,
+        "path": _read_path,
+        "device": _number(0, _MAX_NUMBER),
+        "inode": _number(0, _MAX_NUMBER),
+        "plain_files": fields.read_bool,
+        "lowest_suite": _number(FIRST_SUITE, _MAX_SUITE),
+        "policy_digest": _text(_DIGEST),
+        "policy": _read_policy,
+    },
+    MasterKeyEntry: {
+        "name": _text(KEY_NAME),
+        "created": fields.read_time,
+        "current": fields.read_bool,
+        "retired": _optional(fields.read_time),
+    },
+    ProtectorEntry: {
+        "id": _text(KEY_NAME),
+        "kind": _text(_KIND),
+        "label": _read_label,
+        "created": fields.read_time,
+        "master_key": _text(KEY_NAME),
+        "params": _read_params,
+        "wrapped": _bytes(None),  # the length depends on the kind: a key server's ciphertext is longer than ours
+        "wrapped_master_key": _bytes(WRAPPED_BYTES),
+        "kept_key": _bytes(WRAPPED_BYTES),
+    },
+    DataKeyEntry: {
+        "name": _text(KEY_NAME),
+        "default": fields.read_bool,
+        "rounds": partial(fields.read_list, read_item=_read_round),
+    },
+    RoundEntry: {
+        "round": _number(1, MAX_ROUND),
+        "algorithm": partial(fields.read_choice, choices=ALGORITHMS),
+        "created": fields.read_time,
+        "state": partial(fields.read_choice, choices=STATES),
+        "revoked": _optional(fields.read_time),
+        "destroyed": _optional(fields.read_time),
+        "fingerprint": _bytes(FINGERPRINT_BYTES),
+        "wrapped_by": _optional(_text(KEY_NAME)),
+        "wrapped": _optional(_bytes(WRAPPED_BYTES)),
+    },
+    HistoryAnchor: {
+        "wrapped_by": _text(KEY_NAME),
+        "wrapped": _bytes(WRAPPED_BYTES),
+        "count": _number(0, _MAX_COUNT),
+        "mac": _bytes(MAC_BYTES),
+    },
+}
+
+
+# --- what they have to do with one another
 
 
 def _check_references(document: Document) -> None:

@@ -149,10 +149,8 @@ def kept_protector_key(volume_id: bytes, entry: ProtectorEntry, master: MasterKe
     :raises TdefsError: KEYSTORE_DAMAGED.
     """
     context = _kept_context(volume_id, entry, master.name)
-    try:
-        return _unwrap(master.secret, _PROTECTOR_KEY_WRAPPING, entry.kept_key, context)
-    except UnwrapFailedError:
-        raise damaged(f"the key of protector {entry.id} cannot be unwrapped") from None
+    what = f"the key of protector {entry.id}"
+    return _unwrap(master.secret, _PROTECTOR_KEY_WRAPPING, entry.kept_key, context, what)
 
 
 def open_master_key(document: Document, entry: ProtectorEntry, protector: Protector) -> MasterKey:
@@ -172,11 +170,8 @@ def master_key_by_protector_key(volume_id: bytes, entry: ProtectorEntry, key: by
     :raises TdefsError: KEYSTORE_DAMAGED.
     """
     context = _master_context(volume_id, entry, entry.master_key)
-    try:
-        secret = _unwrap(key, _MASTER_KEY_WRAPPING, entry.wrapped_master_key, context)
-    except UnwrapFailedError:
-        raise damaged(f"the master key of protector {entry.id} cannot be unwrapped") from None
-    return MasterKey(entry.master_key, secret)
+    what = f"the master key of protector {entry.id}"
+    return MasterKey(entry.master_key, _unwrap(key, _MASTER_KEY_WRAPPING, entry.wrapped_master_key, context, what))
 
 
 # --- data keys and the history's key
@@ -234,10 +229,7 @@ def unwrap_round(volume_id: bytes, name: str, entry: RoundEntry, masters: Mappin
             f"{where} is wrapped by master key {entry.wrapped_by}, which this secret does not unlock"
         )
     context = _data_key_context(volume_id, name, entry.round, master.name)
-    try:
-        secret = _unwrap(master.secret, _DATA_KEY_WRAPPING, entry.wrapped or b"", context)
-    except UnwrapFailedError:
-        raise damaged(f"{where} cannot be unwrapped") from None
+    secret = _unwrap(master.secret, _DATA_KEY_WRAPPING, entry.wrapped or b"", context, where)
     key = DataKey(name, entry.round, entry.algorithm, secret)
     if entry.fingerprint and entry.fingerprint != key_fingerprint(key):
         raise damaged(f"{where} has another fingerprint than the one noted")
@@ -262,12 +254,8 @@ def open_history_key(volume_id: bytes, anchor: HistoryAnchor, master: MasterKey)
 
     :raises TdefsError: KEYSTORE_DAMAGED.
     """
-    try:
-        return _unwrap(
-            master.secret, _HISTORY_KEY_WRAPPING, anchor.wrapped, _history_context(volume_id, master.name)
-        )
-    except UnwrapFailedError:
-        raise damaged("the key of the history cannot be unwrapped") from None
+    context = _history_context(volume_id, master.name)
+    return _unwrap(master.secret, _HISTORY_KEY_WRAPPING, anchor.wrapped, context, "the key of the history")
 
 
 # --- wrapping, and the contexts
@@ -277,8 +265,16 @@ def _wrap(key: bytes, purpose: bytes, secret: bytes, context: WrapContext) -> by
     return wrap_secret(hkdf_sha256(key, purpose, _DERIVED_KEY_BYTES), secret, context)
 
 
-def _unwrap(key: bytes, purpose: bytes, wrapped: bytes, context: WrapContext) -> bytes:
-    return unwrap_secret(hkdf_sha256(key, purpose, _DERIVED_KEY_BYTES), wrapped, context)
+def _unwrap(key: bytes, purpose: bytes, wrapped: bytes, context: WrapContext, what: str) -> bytes:
+    """Return the secret in *wrapped*.
+
+    :param what: names it for the error.
+    :raises TdefsError: KEYSTORE_DAMAGED.
+    """
+    try:
+        return unwrap_secret(hkdf_sha256(key, purpose, _DERIVED_KEY_BYTES), wrapped, context)
+    except UnwrapFailedError:
+        raise damaged(f"{what} cannot be unwrapped") from None
 
 
 def _protector_key_context(volume_id: bytes, id: str, kind: str) -> WrapContext:

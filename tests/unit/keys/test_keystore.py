@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.keystore.file and tdefs.keys.keystore.wrapped_keys."""
+"""The promises of keystore.file and keystore.wrapped_keys."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.wrapping import WrapContext
 from tests.unit.golden import by_the_book
 from tests.unit.keys.keystore_samples import (
+    CHEAP,
     GOLDEN,
     KEY_HEX,
     OTHER_VOLUME_ID,
@@ -185,7 +186,7 @@ def test_file_that_appears_meanwhile_is_not_overwritten(path: Path) -> None:
         path.write_bytes(b"precious")
         return PASSPHRASE
 
-    error = failure(lambda: create_keystore(path, VOLUME_ID, PassphraseProtector(type_slowly)))
+    error = failure(lambda: create_keystore(path, VOLUME_ID, PassphraseProtector(type_slowly, cost=CHEAP)))
     assert error.exit_code == Exit.VOLUME_EXISTS
     assert path.read_bytes() == b"precious"
 

@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.upgrade, key_changes and protector_changes."""
+"""The promises of keystore.changes and keystore.key_changes."""
 
 from __future__ import annotations
 

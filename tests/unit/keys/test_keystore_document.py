@@ -1,4 +1,4 @@
-"""The promises of tdefs.keys.keystore.entries: damage is told apart from everything else, whatever the bytes."""
+"""The promises of keystore.text: damage is distinguished from everything else, whatever the bytes."""
 
 from __future__ import annotations
 

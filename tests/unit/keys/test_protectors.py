@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import ProtectorEntry
@@ -94,11 +95,19 @@ def test_context_bytes_are_the_documented_layout() -> None:
     assert CONTEXT.to_bytes() == expected
 
 
-def test_default_cost_is_the_promised_one_and_is_stored() -> None:
+def test_default_cost_is_the_promised_one_and_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[dict[str, int]] = []
+
+    def cheap(*, salt: bytes, length: int, **cost: int) -> Scrypt:
+        used.append(cost)
+        return Scrypt(salt=salt, length=length, n=16, r=1, p=1)  # the promised cost takes a gibibyte
+
+    monkeypatch.setattr("tdefs.keys.protectors.passphrase.Scrypt", cheap)
     assert ScryptCost() == ScryptCost(n=1048576, r=8, p=1)
     params = entry_of(PassphraseProtector(lambda: PASSPHRASE)).params
     assert {name: params[name] for name in ("kdf", "n", "r", "p")} == {"kdf": "scrypt", "n": 2**20, "r": 8, "p": 1}
     assert len(bytes.fromhex(str(params["salt"]))) == 16
+    assert used == [{"n": 2**20, "r": 8, "p": 1}]
 
 
 def test_each_wrapping_has_its_own_salt() -> None:

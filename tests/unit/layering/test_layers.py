@@ -93,8 +93,6 @@ def talk_of(source: str) -> list[str]:
 def test_keys_print_nothing_and_ask_nobody() -> None:
     talking = {str(module.relative_to(ROOT)): talk_of(module.read_text()) for module in modules_of("keys")}
     assert {name: found for name, found in talking.items() if found} == {
-        # shown by the command line as soon as all of the keystore's callers pass what shows it
-        "keys/keystore/unsaved.py": ["print", "sys.stderr"],
         # a process of its own, whose stdin is a pipe
         "keys/sources/pkcs11/token.py": ["sys.stdin"],
     }

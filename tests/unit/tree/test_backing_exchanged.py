@@ -13,15 +13,14 @@ from tdefs.data.calls import Owner, SystemCalls
 from tdefs.data.forms import Encrypted
 from tdefs.data.identity import identity_at
 from tdefs.data.losses import Event
+from tdefs.format.content import FileState
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Identity
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.format.suite1.pages import page_cipher
 from tdefs.fuse.handles import Handles
 from tdefs.tree.attributes import Attributes, Changes
 from tdefs.tree.exchanging import Exchanging
 from tdefs.tree.inode import Backing, Inode
 from tests.support.served_volume import ServedVolume, read_all
-from tests.support.stored_file import StoredFile
 
 TABLE, SECOND = "base/16384/16385", "base/16384/16386"
 CONTENT = os.urandom(20_000)
@@ -42,7 +41,7 @@ def rewrite(served: ServedVolume, fd: int, identity: Identity) -> None:
     store = BackingStore(SystemCalls(), fd)
     store.truncate(HEADER_SIZE)
     store.pwrite(served.forms.encode(header), 0)
-    StoredFile(store, page_cipher(served.forms.file_key(header)), HEADER_SIZE).write(0, CONTENT)
+    served.forms.content(header, store, FileState(0), lambda: None).write(0, CONTENT)
 
 
 def put_at(served: ServedVolume, *paths: str) -> None:
@@ -77,7 +76,7 @@ def test_an_open_file_goes_on_with_its_number_handles_and_data(served: ServedVol
     served.files.manifest.will_change(inode)
     rewrite(served, fd, identity_at(TABLE))
     put_at(served, TABLE)
-    changes = file.lock.changes
+    before_exchange = file.lock.changes
     Exchanging(served.files).exchange(inode, fd, os.fstat(fd))
 
     assert (inode.number, inode.generation, inode.names, inode.lookups, inode.handles, file.fd) == before
@@ -86,7 +85,7 @@ def test_an_open_file_goes_on_with_its_number_handles_and_data(served: ServedVol
     assert served.inode(TABLE) is inode
     assert served.inodes.with_backing(old_backing) is None
     assert handles.file(handle).file is inode.open_file is file
-    assert file.lock.changes > changes, "a read that is under way would decrypt with the wrong key"
+    assert file.lock.changes > before_exchange, "a read that is under way would decrypt with the wrong key"
     with pytest.raises(OSError, match="Input/output error"):
         file.losses.report(Event.SYNC_OF_KERNEL)
     assert not file.names_durable

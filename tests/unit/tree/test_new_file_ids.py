@@ -1,6 +1,6 @@
 """What is encrypted in a file that was empty is under a key of its own: no key is used for two contents.
 
-Covers Opener._begin() of tdefs/tree/opening.py, and what tdefs/format/stored.py asks of it.
+Covers Opener._begin() of tdefs/tree/opening.py, and what tdefs/format/suite1/content.py asks of it.
 """
 
 from __future__ import annotations
