@@ -73,9 +73,9 @@ def durable_writes_are_not_synced() -> None:
     """A write with O_DSYNC past the kernel's cache returns before it is durable."""
     sync = Durability.sync
 
-    async def forget(self: Durability, file: DataFile, *, datasync: bool) -> None:
+    async def forget(self: Durability, file: DataFile, *, datasync: bool, of_write: bool = False) -> None:
         if not file.direct:
-            await sync(self, file, datasync=datasync)
+            await sync(self, file, datasync=datasync, of_write=of_write)
 
     _replace(Durability, sync=forget)
 
