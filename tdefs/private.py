@@ -122,7 +122,11 @@ class OwnDirectory:
                     return os.open(f"/proc/self/fd/{found}", flags & ~(os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC)
                 finally:
                     os.close(found)
-        raise UntrustedError(path, "somebody makes and removes it all the time", "see who uses the directory")
+        raise UntrustedError(
+            path,
+            "another process makes and removes it again and again",
+            "find out which process uses the directory",
+        )
 
     def read(self, name: str, most: int, *, judge: Judge | None = None) -> bytes:
         """Return a file's content, at most *most* bytes. Raise what :meth:`open` raises."""

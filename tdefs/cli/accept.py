@@ -29,10 +29,11 @@ def register(subparsers: Subcommands) -> None:
     parser = subparsers.add_parser(
         "accept",
         help="accept files that changed while the volume was not mounted",
-        description="Files that were removed, added, emptied or exchanged while the volume was not mounted are "
-        "refused. This says of some that they are meant to be as they are now, such as after one was restored "
-        "from a backup. Works with and without a mount; of a mounted volume what is accepted is served at once. "
-        f"With --list nothing is changed, and the exit code is {Exit.TAMPERING_FOUND} if anything differs.",
+        description="The daemon refuses files that were removed, added, emptied or exchanged while the volume "
+        "was not mounted. This command accepts such files as they are now, for example after a "
+        "restore of one file from a backup. It works with and without a mount; a mounted volume "
+        "serves the files at once. With --list nothing is changed, and the exit code is "
+        f"{Exit.TAMPERING_FOUND} if anything differs.",
     )
     parser.add_argument(
         "paths",

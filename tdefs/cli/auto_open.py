@@ -60,8 +60,9 @@ def register(subparsers: Subcommands) -> None:
     enable = commands.add_parser(
         "enable",
         help="let this host unlock the keystore; needs a secret that unlocks it",
-        description="Adds a protector for this host, bound to its TPM, or, where there is none, to a host key: a"
-        " file that only root, or the daemon's own user, can read. One that this host has already is replaced.",
+        description="Adds a protector for this host. It is bound to the TPM, or, without a TPM, to a host "
+        "key: a file that only root, or the daemon's own user, can read. A protector that this "
+        "host already has is replaced.",
     )
     chosen = enable.add_mutually_exclusive_group()
     chosen.add_argument("--tpm", action="store_true", help="bind to the TPM (default, if there is one)")

@@ -29,8 +29,8 @@ def register(subparsers: Subcommands) -> None:
     parser = subparsers.add_parser(
         "cat",
         help="print one file, decrypted, without a mount",
-        description="Writes the content of one file to standard output, decrypted if it is encrypted. While the "
-        "volume is mounted, what the kernel has not passed on yet is missing.",
+        description="Writes the content of one file to standard output, decrypted if it is encrypted. While "
+        "the volume is mounted, data is missing that the kernel has not written yet.",
     )
     parser.add_argument("path", metavar="RELPATH", help="relative to the mount point, such as main/base/5/16384")
     add_volume(parser, argument=False)

@@ -46,12 +46,13 @@ def register(subparsers: Subcommands) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="look for what weakens a mount: settings, files in the clear, the host",
-        description="Examines the mount at MOUNTPOINT and the PostgreSQL cluster on it, changes nothing, and says "
-        "what weakens them: settings that lose commits, WAL or tablespaces in the clear, copies of the cluster in "
-        "the clear near the mount point and the backing directory, links and plain files in the backing "
-        "directory, a policy that leaves files in the clear or stops the next mount, keys that may get into "
-        "swap, certificates of key sources that expire. Run it as the user who mounted. Without "
-        "MOUNTPOINT it examines the key sources alone, such as when a certificate has expired and nothing mounts.",
+        description="Examines a mount and the PostgreSQL cluster on it, changes nothing, and reports what "
+        "weakens them: settings that lose commits, WAL or tablespaces in the clear, copies of the "
+        "cluster in the clear near the mount point and the backing directory, links and plain "
+        "files in the backing directory, a policy that leaves files in the clear or stops the "
+        "next mount, keys that may get into swap, certificates of key sources that expire. Run it "
+        "as the user who mounted. Without a volume it examines the key sources alone, for example "
+        "when a certificate has expired and nothing mounts.",
     )
     add_volume(parser, help="default: none, the key sources alone are examined")
     parser.add_argument("--json", action="store_true", help="print JSON")

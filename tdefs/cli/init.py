@@ -41,10 +41,11 @@ def register(subparsers: Subcommands) -> None:
     parser = subparsers.add_parser(
         "init",
         help="create a volume and its keystore",
-        description="Creates a volume in an empty directory, and a keystore with a master key and the data keys "
-        "that the policy names (dk_1 without one). The volume remembers the place of the keystore, and the "
-        "keystore which policy is accepted. What the command line leaves out, the configuration may say. With "
-        "--existing-keystore the keys are those of another volume, whose secret is then asked for.",
+        description="Creates a volume in an empty directory, and a keystore with a master key and the data "
+        "keys that the policy names (dk_1 without a policy). The volume remembers the place of "
+        "the keystore. The keystore remembers the accepted policy. The configuration may say what "
+        "the command line leaves out. With --existing-keystore the new keystore is a copy, and "
+        "the command asks for a secret of the old one.",
     )
     parser.add_argument("backing", metavar="BACKING", type=Path, help="the directory that will hold ciphertext")
     parser.add_argument("--keystore", metavar="FILE", type=Path, help="default: BACKING/.tdefs/keystore")

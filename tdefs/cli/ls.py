@@ -35,11 +35,11 @@ def register(subparsers: Subcommands) -> None:
     parser = subparsers.add_parser(
         "ls",
         help="list the files of a volume and how each one is encrypted",
-        description="Lists the files of a volume as they are on the disk; needs no key. What a file says of "
-        "itself is checked only so far as that goes without one: 'tdefs verify' checks the rest. The keystore is "
-        "asked which data keys were destroyed: files of these are unreadable. Where symbolic links lead to is "
-        "encrypted: it is shown while the volume is mounted, or if the command line says what unlocks the "
-        "keystore, and is (sealed) otherwise.",
+        description="Lists the files of a volume as they are on the disk. This needs no key, and checks only "
+        "what can be checked without one: 'tdefs verify' checks the rest. The keystore says which "
+        "data keys were destroyed; files of these are unreadable. The targets of symbolic links "
+        "are encrypted. They are shown while the volume is mounted, or if the command line says "
+        "what unlocks the keystore; else the list has (encrypted).",
     )
     add_volume(parser)
     add_keystore_access(parser)
@@ -122,7 +122,7 @@ def _remark(one: Description, leads_out: Callable[[str, str], bool]) -> str:
     if one.error is not None or one.kind != LINK:
         return one.error or ""
     if one.target is None:
-        return "-> (sealed)"
+        return "-> (encrypted)"
     return f"-> {one.target}" + (" (on no tdefs volume)" if leads_out(one.path, one.target) else "")
 
 

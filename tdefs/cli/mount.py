@@ -56,8 +56,9 @@ def register(subparsers: Subcommands) -> None:
     parser = subparsers.add_parser(
         "mount",
         help="unlock a volume and mount it",
-        description="Mounts a volume. The daemon runs as the user who calls this: as the cluster's own user, or "
-        "as root, in which case every user's access is checked against the files' owners and modes.",
+        description="Mounts a volume, and returns when the mount serves. The daemon runs as the user who "
+        "calls this: as the cluster's own user, or as root. As root, it checks every user's "
+        "access against the owners and modes of the files.",
     )
     parser.add_argument("backing", metavar="BACKING", type=Path, help="the directory that holds ciphertext")
     parser.add_argument(

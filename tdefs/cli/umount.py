@@ -31,9 +31,9 @@ def register(subparsers: Subcommands) -> None:
     parser = subparsers.add_parser(
         "umount",
         help="write everything to the disk and end a mount",
-        description="Writes everything out and ends a mount. One stays that is in use, that has other mounts "
-        "inside, or that is mounted elsewhere, too (a bind mount, another mount namespace); the message says by "
-        "whom and where.",
+        description="Writes everything to the disk and ends a mount. A mount stays if it is in use, has other "
+        "mounts inside, or is mounted elsewhere, too (a bind mount, another mount namespace). The "
+        "message then names the processes and places.",
     )
     add_volume(parser, help="the mount to end")
     takes(parser, _Options, _run)

@@ -30,13 +30,14 @@ def register(subparsers: Subcommands) -> None:
     parser = subparsers.add_parser(
         "verify",
         help="read every header and page of a volume and report damage",
-        description="Reads a whole volume without a mount and without changing anything: headers with their MAC "
-        "and their place, lengths, and of relation files the pages' headers, and their checksums if the cluster "
-        "has data checksums. It tells where each symbolic link leads to, and what was planted. Of a "
-        "tablespace, or of WAL, the cluster is found by who links to it, or "
-        f"named with --pgdata. Exit code 0 if nothing is wrong, {Exit.VERIFY_FOUND_DAMAGE} if something is, "
-        f"{Exit.TAMPERING_FOUND} if no file is damaged, but some are not as the last unmount left them, "
-        f"{Exit.VERIFY_INCOMPLETE} if nothing is, but the cluster is not known, and its pages were not checked.",
+        description="Reads a whole volume, without a mount and without changing anything. It checks each "
+        "header with its MAC and its place, the lengths, and in relation files the page headers, "
+        "and the page checksums if the cluster has data checksums. It reports where each symbolic "
+        "link leads to, and planted files. For a tablespace or a WAL directory it finds the "
+        "cluster by the links to it, or by --pgdata. The exit code is 0 if nothing is wrong, "
+        f"{Exit.VERIFY_FOUND_DAMAGE} for damage, {Exit.TAMPERING_FOUND} if no file is damaged but "
+        f"some are not as the last unmount left them, and {Exit.VERIFY_INCOMPLETE} if nothing is "
+        "wrong but the cluster is not known, so that its pages were not checked.",
     )
     add_volume(parser)
     add_keystore_access(parser)

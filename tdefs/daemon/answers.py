@@ -12,7 +12,7 @@ from tdefs.daemon.policy_reload import PolicyReload
 from tdefs.daemon.served import ServedMount
 from tdefs.daemon.status import DaemonStatus, KeyStatus
 from tdefs.errors import TdefsError
-from tdefs.format.pages import PythonPageCipher, page_cipher
+from tdefs.format.suite1.pages import PythonPageCipher, page_cipher
 from tdefs.keys.keystore.entries import ACTIVE, REVOKED
 from tdefs.keys.ring_message import RingRefusedError, decrypt_ring
 from tdefs.manifest import accepting

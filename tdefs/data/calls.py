@@ -5,7 +5,7 @@ or lie. Errors are ``OSError``. Names are bytes, relative to a directory descrip
 Where a name may be empty, the call is about what the descriptor itself leads to, which may have no name any more.
 
 No call follows a symbolic link. What a name leads to may be exchanged at any time by whoever can write to the
-backing directory, so attributes are set, and hard links made, of what a descriptor leads to: tdefs.tree.inodes
+backing directory, so attributes are set, and hard links made, of what a descriptor leads to: tdefs.tree.places
 gives one, and has checked it.
 """
 
@@ -237,10 +237,10 @@ class SystemCalls:
         """Make a hard link of what *fd* leads to; O_PATH is enough."""
         os.link(_itself(fd), new_name, dst_dir_fd=new_directory)
 
-    # No system call removes or renames what a descriptor leads to: the next three go by name, and what lies there
-    # may have been exchanged an instant before. What then goes, or moves, is what was put into the directory
-    # instead, by who could have removed or moved it just as well; nothing outside of the two directories, and
-    # nothing that a link leads to, is touched. What moved is checked like anything else when it is looked up.
+    # No system call removes or renames what a descriptor leads to. The next three go by name, and what lies there
+    # may have been exchanged an instant before. Then they remove or move what was put there instead. A user who
+    # could put it there could have removed or moved the other one as well. Nothing outside of the two directories
+    # is touched, and nothing that a link leads to. What moved is checked like anything else when it is looked up.
 
     def unlink(self, label: str, name: bytes, directory: int) -> None:
         """Remove a name that is no directory."""

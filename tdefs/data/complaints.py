@@ -53,7 +53,7 @@ class Complaints:
     def failed(self, operation: str, subject: str, error: OSError) -> None:
         """Count a failure of the disk; log it once in a while for each file, operation and kind of failure.
 
-        What the log has told of already is only counted.
+        What the log has named already is only counted.
         """
         self.counts[operation] += 1
         if isinstance(error, Told):

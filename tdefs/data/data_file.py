@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
+from tdefs.data.change_lock import ChangeLock
 from tdefs.data.losses import Losses
 from tdefs.format.content import Content
 
 
 class DataFile:
-    """An open backing file, and what is read and written through it. It knows no names and no inode."""
+    """An open backing file, and what is read and written through it. It knows no names and no inode.
+
+    It owns all that changes of the file: descriptor, content, length, what a failed write left behind the end, the
+    number of changes, the bytes that are not synced, and the loss. Several threads may use it:
+
+    - A write that makes the file longer or changes parts of pages, a truncation, and an exchange of content or
+      descriptor hold the lock alone.
+    - A write of whole pages inside the file shares the lock. The kernel never lets two such writes of one page run
+      at a time.
+    - A read that need not wait shares the lock. One that waits for the disk holds none. Both compare the number of
+      changes before and after. If it differs, the read is done again, with the lock held alone.
+    """
 
     __slots__ = (
         "content",
         "direct",
         "fd",
+        "lock",
         "losses",
         "names_durable",
         "status",
         "sync_names",
         "syncing",
-        "unsynced",
         "writable",
     )
 
@@ -57,25 +70,45 @@ class DataFile:
         self.direct = False
         #: Set while a sync runs beside the event loop: the kernel below reports an error to one sync only.
         self.syncing: trio.Event | None = None
-        #: Bytes written since the last sync.
-        self.unsynced = 0
+        self.lock = ChangeLock()
 
     @property
     def length(self) -> int:
         """The plaintext length in bytes."""
-        return self.content.length
+        return self.content.state.length
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of *data* at plaintext *offset*. Raises ``OSError``."""
-        self.content.write(offset, data)
-        self.unsynced += len(data)
+        lock, size = self.lock, len(data)
+        lock.begin_pages()
+        written = 0
+        try:
+            if self.content.is_inside(offset, size):
+                written = size
+                self.content.write(offset, data)
+                return
+        finally:
+            lock.end_pages(written)
+        lock.acquire_for_change()
+        try:
+            self.content.write(offset, data)
+        finally:
+            lock.release(size)
 
     def truncate(self, length: int) -> None:
         """Set the plaintext length. Raises ``OSError``."""
-        self.content.truncate(length)
+        with self.changed_alone():
+            self.content.truncate(length)
+
+    @contextmanager
+    def changed_alone(self) -> Iterator[None]:
+        """Let no other thread read or change the file for the time of a ``with`` block that changes it."""
+        self.lock.acquire_for_change()
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     def exchange(self, content: Content) -> None:
-        """Use another *content*; a read that has not returned yet is done again."""
-        before = self.content
+        """Use another content from now on. The caller is inside :meth:`changed_alone`."""
         self.content = content
-        before.changes += 1

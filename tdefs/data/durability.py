@@ -58,8 +58,7 @@ class Durability:
         while file.syncing is not None:
             await file.syncing.wait()
         file.losses.report(kind)
-        much = file.unsynced > _MUCH_DATA
-        file.unsynced = 0
+        much = file.lock.take_unsynced() > _MUCH_DATA
         work = partial(self._sync_file, file.fd, datasync)
         try:
             if much:

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Protocol
 
 from tdefs.errors import DataKeyDestroyedError, DataKeyRevokedError, TdefsError
+from tdefs.format.content import Content, FileState, Store
 from tdefs.format.errors import (
     DamagedHeader,
     DestroyedKey,
     ForeignFile,
     FormatError,
-    IdentityMismatch,
     LowSuite,
     MissingHeader,
     RevokedKey,
     UnknownDataKey,
 )
 from tdefs.format.header import (
-    Binding,
-    FileClass,
     Header,
     Identity,
     decode_header,
     encode_header,
-    named,
-    of_class,
     resembles_header,
     verify_header,
 )
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.format.pages import PageCipher, page_cipher
+from tdefs.format.suites import suite_of
 from tdefs.keys.hierarchy import (
     FILE_ID_BYTES,
     DataKey,
@@ -42,9 +38,6 @@ from tdefs.keys.hierarchy import (
     key_fingerprint,
 )
 from tdefs.keys.keystore.entries import FIRST_SUITE
-from tdefs.policy.paths import Kind, classify
-
-_FORKS = ("main", "fsm", "vm", "init")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,49 +73,6 @@ class Broken:
 Form = Plain | Empty | Encrypted | Broken
 
 
-#: Files that PostgreSQL finds by their names, and seldom or never renames: each is bound to its own.
-_NAMED_KINDS = frozenset(
-    (
-        Kind.CONTROL,
-        Kind.SLRU,
-        Kind.CONFIGURATION,
-        Kind.VERSION,
-        Kind.RELATION_MAP,
-        Kind.TWO_PHASE,
-        Kind.LOCK,
-        Kind.SIGNAL,
-    )
-)
-#: All others: they get their names by a rename from another one of the same class, and some of them all the time.
-_CLASSES = {
-    Kind.WAL: FileClass.WAL,
-    Kind.RELCACHE: FileClass.RELATION_CACHE,
-    Kind.TEMP: FileClass.TEMPORARY,
-    Kind.REPLICATION: FileClass.REPLICATION,
-    Kind.STATISTICS: FileClass.STATISTICS,
-    Kind.LOG: FileClass.LOG,
-    Kind.BACKUP: FileClass.BACKUP,
-    Kind.STRAY: FileClass.DATABASE,
-    Kind.OTHER: FileClass.OTHER,
-}
-
-
-@lru_cache(maxsize=8192)
-def identity_at(path: str) -> Identity:
-    """Return what a file at *path*, relative to the mount point, must be bound to."""
-    role = classify(path)
-    relation = role.relation
-    if relation is not None:
-        return Identity(
-            Binding.RELATION,
-            relation.database,
-            relation.relfilenode,
-            _FORKS.index(relation.fork),
-            relation.segment,
-        )
-    return named(os.fsencode(path)) if role.kind in _NAMED_KINDS else of_class(_CLASSES[role.kind])
-
-
 @dataclass(frozen=True, slots=True)
 class Expectations:
     """What may be found in a volume.
@@ -146,23 +96,23 @@ class Doubts(Protocol):
     """What is asked of a file that starts with zeros."""
 
     def should_be_encrypted(self) -> bool:
-        """Tell whether the policy would encrypt it today."""
+        """Return whether the policy would encrypt it today."""
 
     def is_marked_plain(self) -> bool:
-        """Tell whether it was made as a plain file."""
+        """Return whether it was made as a plain file."""
 
     def interrupted_length(self) -> int | None:
         """Return how many zeros it held when somebody began to encrypt it; ``None`` if nobody did."""
 
     def is_all_zero(self) -> bool:
-        """Tell whether it holds nothing but zeros."""
+        """Return whether it holds nothing but zeros."""
 
     def had_header(self) -> bool:
-        """Tell whether its header is known to have been on the disk, so that no crash has lost it."""
+        """Return whether its header is known to have been on the disk, so that no crash has lost it."""
 
 
 def look_at(page: bytes, size: int, expected: Expectations, doubts: Doubts) -> Plain | Empty | Header:
-    """Tell what a stored file is, as far as that goes without a key: a header is decoded, but not verified.
+    """Return what a stored file is, as far as that is known without a key: its header is decoded, not verified.
 
     :param page: the first bytes of the file: its header record, or where that is zero the header page.
     :param size: the stored size in bytes.
@@ -188,7 +138,7 @@ def look_at(page: bytes, size: int, expected: Expectations, doubts: Doubts) -> P
 
 
 def _without_header(size: int, expected: Expectations, doubts: Doubts) -> Plain | Empty:
-    """Tell what a file is that starts with zeros; see :func:`look_at`."""
+    """Return what a file is that starts with zeros; see :func:`look_at`."""
     if not expected.plain_files:
         if expected.lost_headers and not doubts.had_header():
             return Empty()
@@ -239,7 +189,7 @@ class FileForms:
         self._expected = replace(self._expected, plain_files=True)
 
     def resembles_encrypted(self, head: bytes) -> bool:
-        """Tell whether a file that starts with *head* would be taken for an encrypted one."""
+        """Return whether a file that starts with *head* would be taken for an encrypted one."""
         return resembles_header(head, self._expected.volume_id)
 
     def new_header(self, key_name: str | None, identity: Identity) -> Header:
@@ -264,7 +214,7 @@ class FileForms:
         """Return a header with a new file id for an empty file that had *header*, bound as that was.
 
         Where no round of the data key may be used for new files, it stays under its own: the file is not new, and
-        PostgreSQL was told that it may write to it.
+        PostgreSQL has opened it to write to it.
         """
         try:
             new = self.new_header(key_name, header.identities[0])
@@ -276,12 +226,27 @@ class FileForms:
         """Return the record to store for *header*."""
         return encode_header(header, self._header_keys(self._key(header))[0])
 
-    def cipher(self, header: Header) -> PageCipher:
-        """Return the cipher of the one file that *header* belongs to."""
-        return page_cipher(derive_file_key(self._key(header), header.file_id))
+    def file_key(self, header: Header) -> bytes:
+        """Return the key of the one file that *header* belongs to."""
+        suite = suite_of(header.suite)
+        return derive_file_key(self._key(header), header.file_id, suite.file_key_purpose, suite.file_key_bytes)
+
+    def content(
+        self,
+        header: Header,
+        store: Store,
+        state: FileState,
+        begin: Callable[[], bytes | None] = lambda: None,
+    ) -> Content:
+        """Return the content of the one file that *header* belongs to.
+
+        :param state: what changes of the file; the caller owns it.
+        :param begin: see :meth:`tdefs.format.suites.Suite.content`.
+        """
+        return suite_of(header.suite).content(store, state, self.file_key(header), begin)
 
     def recognise(self, page: bytes, size: int, doubts: Doubts) -> Form:
-        """Tell what a stored file is, with its header verified; see :func:`look_at` for the parameters."""
+        """Return what a stored file is, with its header verified; see :func:`look_at` for the parameters."""
         try:
             found = look_at(page, size, self._expected, doubts)
             if not isinstance(found, Header):
@@ -307,13 +272,3 @@ class FileForms:
             known = derive_header_mac_key(key), key_fingerprint(key)
             self._mac_keys[key.name, key.round] = known
         return known
-
-
-def check_identity(header: Header, identity: Identity) -> None:
-    """Check that an encrypted file lies where it belongs.
-
-    :raises IdentityMismatch: it was put in another file's place.
-    """
-    if not header.accepts(identity):
-        bound = " or ".join(str(one) for one in header.identities)
-        raise IdentityMismatch(f"the header belongs to {bound}, but lies in the place of {identity}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from enum import Enum, auto
+from threading import Lock
 
 
 class Loss(Enum):
@@ -103,19 +104,21 @@ NEXT: dict[Loss, dict[Event, Loss]] = {
 class Losses:
     """The loss of one file or directory. It outlives the open file, and the kernel's knowledge of the inode."""
 
-    __slots__ = ("_errno", "state")
+    __slots__ = ("_errno", "_lock", "state")
 
     def __init__(self) -> None:
         self.state = Loss.NONE
         self._errno = 0
+        self._lock = Lock()
 
     def __bool__(self) -> bool:
         return self.state is not Loss.NONE
 
     def failed(self, errno: int, event: Event) -> None:
         """Note a failure with *errno*; *event* is one of the FAILED ones."""
-        self._errno = errno
-        self.state = NEXT[self.state][event]
+        with self._lock:
+            self._errno = errno
+            self.state = NEXT[self.state][event]
 
     def report(self, event: Event) -> None:
         """Raise the error of the loss, if there is one that the kernel does not report itself.
@@ -125,14 +128,17 @@ class Losses:
         """
         if self.state is Loss.NONE:
             return
-        self.state = NEXT[self.state][event]
-        if self.state is Loss.REPORTED:
-            raise OSError(self._errno, os.strerror(self._errno))
+        with self._lock:
+            self.state = NEXT[self.state][event]
+            if self.state is Loss.REPORTED:
+                raise OSError(self._errno, os.strerror(self._errno))
 
     def closed_by_all(self) -> None:
         """Note that all programs have closed the file."""
-        self.state = NEXT[self.state][Event.CLOSED_BY_ALL]
+        with self._lock:
+            self.state = NEXT[self.state][Event.CLOSED_BY_ALL]
 
     def kernel_forgot(self) -> None:
         """Note that the kernel has forgotten the file, and with it what it had to report."""
-        self.state = NEXT[self.state][Event.FORGOTTEN_BY_KERNEL]
+        with self._lock:
+            self.state = NEXT[self.state][Event.FORGOTTEN_BY_KERNEL]

@@ -23,7 +23,7 @@ class Pace:
 
     @property
     def is_quick(self) -> bool:
-        """Tell whether the next operation should be waited for on the event loop."""
+        """Return whether the next operation should be waited for on the event loop."""
         return self._typical_seconds <= self._quick_seconds
 
     def timed(self, work: Callable[[], R]) -> R:

@@ -18,7 +18,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def is_read_only(directory: Path) -> bool:
-    """Tell whether *directory* lies on a file system, or in a mount, that cannot be written to."""
+    """Return whether *directory* lies on a file system, or in a mount, that cannot be written to."""
     return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
 
 
@@ -48,7 +48,7 @@ class ReadOnlyCalls(SystemCalls):
     """System calls of which none changes anything, whatever the kernel asks for: root may remount a mount "rw"."""
 
     def open(self, label: str, name: bytes, flags: int, mode: int, directory: int) -> int:
-        """Open for reading; whoever asks for more is told EROFS, as on a read-only file system."""
+        """Open for reading. Anything more fails with EROFS, as on a read-only file system."""
         if flags & _WRITING:
             _refuse()
         return super().open(label, name, flags, mode, directory)

@@ -9,13 +9,14 @@ from tdefs.data.calls import SystemCalls
 from tdefs.data.data_file import DataFile
 from tdefs.data.pace import Pace
 from tdefs.data.workers import in_thread
-from tdefs.format.errors import DamagedLength
 
 # A thread's round trip is about 150 microseconds. Where the disk answers a small read sooner, waiting for
 # it on the event loop is cheaper for all.
 _QUICK_SECONDS = 0.0003
 _SMALL_BYTES = 64 << 10
 _SMOOTHING = 0.1
+
+Plaintext = bytes | bytearray | memoryview
 
 
 class Reader:
@@ -29,30 +30,61 @@ class Reader:
     async def read(self, file: DataFile, offset: int, size: int) -> bytes:
         """Return *size* bytes of plaintext from *offset* on, fewer only at the end of the file.
 
+        A read beside which the file changed is done again, whatever came of it: the bytes, the length and the key
+        may be of different states of the file, and the descriptor may be another one.
+
         :raises DamagedLength: the backing file ends before that.
         """
-        content = file.content
-        at, count = content.extent(offset, size)
-        if count == 0:
-            return b""
-        stored: bytes | bytearray | None = self._calls.pread_cached("read:cached", file.fd, count, at)
-        if stored is None and count <= _SMALL_BYTES and self._pace.is_quick:
-            stored = self._pread(file.fd, count, at)
-        if stored is not None:
-            return cast(bytes, content.decode(offset, size, stored))
-        changes = content.changes
+        lock = file.lock
+        changes = lock.share()
         try:
-            plaintext = await in_thread(lambda: content.decode(offset, size, self._pread(file.fd, count, at)))
-        except DamagedLength:
-            if content.changes == changes:
+            try:
+                plaintext = self._read_at_once(file, offset, size)
+            finally:
+                lock.end_sharing()
+            if plaintext is None:
+                plaintext = await in_thread(partial(self._read_waiting, file, offset, size))
+        except Exception:
+            if lock.changes == changes:
                 raise
         else:
-            if content.changes == changes:
+            if lock.changes == changes:
                 return cast(bytes, plaintext)
-        # written to meanwhile, or encrypted: take a state that no write is halfway through
+        return cast(bytes, self._read_again(file, offset, size))
+
+    def _read_at_once(self, file: DataFile, offset: int, size: int) -> Plaintext | None:
+        """Return the plaintext if there is no need to wait, or not for long; ``None``: a thread has to wait."""
         content = file.content
-        at, count = content.extent(offset, size)
-        return cast(bytes, content.decode(offset, size, self._calls.pread("read:again", file.fd, count, at)))
+        ranges = content.ranges(offset, size)
+        if not ranges:
+            return b""
+        stored: list[bytes | bytearray] = []
+        for at, count in ranges:
+            piece: bytes | bytearray | None = self._calls.pread_cached("read:cached", file.fd, count, at)
+            if piece is None and count <= _SMALL_BYTES and self._pace.is_quick:
+                piece = self._pread(file.fd, count, at)
+            if piece is None:
+                return None
+            stored.append(piece)
+        return content.decode(offset, size, stored)
+
+    def _read_waiting(self, file: DataFile, offset: int, size: int) -> Plaintext:
+        """Wait for the disk, and hold no lock: what comes of it is right if the file did not change meanwhile."""
+        content = file.content
+        ranges = content.ranges(offset, size)
+        stored = [self._pread(file.fd, count, at) for at, count in ranges]
+        return content.decode(offset, size, stored) if stored else b""
+
+    def _read_again(self, file: DataFile, offset: int, size: int) -> Plaintext:
+        """Read while nothing else reads or changes the file."""
+        file.lock.acquire()
+        try:
+            content = file.content
+            ranges = content.ranges(offset, size)
+            stored = [self._calls.pread("read:again", file.fd, count, at) for at, count in ranges]
+            return content.decode(offset, size, stored) if stored else b""
+        finally:
+            file.lock.release()
 
     def _pread(self, fd: int, size: int, offset: int) -> bytes:
         """Read from the disk, and learn how long a small read takes."""

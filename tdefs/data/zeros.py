@@ -1,8 +1,8 @@
-"""Files that start with zeros: what is behind these, and the mark that tells a plain one from a wiped header.
+"""Files that start with zeros: what is behind these, and the mark that shows a plain one.
 
-A plain file may hold anything, zeros too, and its content is stored as it is. So that it can be told from an
-encrypted file whose header was wiped, it carries a mark beside its content: an extended attribute, which goes with
-the file through renames and links.
+A plain file may hold anything, zeros too, and its content is stored as it is. An encrypted file whose header was
+wiped starts with zeros as well. So that the two can be distinguished, a plain file carries a mark beside its
+content: an extended attribute, which goes with the file through renames and links.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class StoredDoubts:
         self.had_header = had_header
 
     def is_marked_plain(self) -> bool:
-        """Tell whether the file was made as a plain one."""
+        """Return whether the file was made as a plain one."""
         return self._mark() == _PLAIN
 
     def interrupted_length(self) -> int | None:
@@ -60,7 +60,7 @@ class StoredDoubts:
         return int(digits) if mark != digits and digits.isdigit() and len(digits) < 20 else None
 
     def is_all_zero(self) -> bool:
-        """Tell whether the file holds nothing but zeros; where it is a hole, nothing is read."""
+        """Return whether the file holds nothing but zeros; where it is a hole, nothing is read."""
         offset = self._calls.seek_data("form:zeros", self._fd, 0)
         while offset < self._size:
             chunk = self._calls.pread("form:zeros", self._fd, min(_CHUNK_SIZE, self._size - offset), offset)

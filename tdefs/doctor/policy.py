@@ -81,7 +81,7 @@ def examine_next_mount(
             used = f"the policy {daemon.policy}" if daemon.policy else "no policy"
             what = f"the mount uses {used}, and the next one will use {file or 'none'}"
         yield advice(
-            what, "'tdefs policy reload' has the mount use it, or say which one is meant in the configuration"
+            what, "have the mount use it with 'tdefs policy reload', or name the right one in the configuration"
         )
 
 

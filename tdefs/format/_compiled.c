@@ -1,4 +1,4 @@
-/* Cipher suite 1 around OpenSSL's own AES-256-XTS: what tdefs.format.pages.PythonPageCipher does, without a new cipher
+/* Cipher suite 1 around OpenSSL's own AES-256-XTS: what tdefs.format.suite1.pages.PythonPageCipher does, without a new cipher
  * context for each page, and without Python's lock for long runs.
  *
  * The rules (tweak, zero pages, holes) are documented there, and tests hold the two equal.

@@ -1,4 +1,4 @@
-"""What can be wrong with a stored file, each kind told apart from the others."""
+"""What can be wrong with a stored file, with one class for each kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class FormatError(Exception):
     """A stored file cannot be presented; the text says what is wrong with it, never what is in it."""
 
     hint = "restore the file from a backup; 'tdefs verify' lists every damaged file of a volume"
-    #: What a program is told that opens the file.
+    #: The error that a program gets when it opens the file.
     errno = EIO
 
 

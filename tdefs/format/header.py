@@ -46,11 +46,10 @@ from tdefs.format.errors import (
     WrongKey,
 )
 from tdefs.format.layout import PAGE_SIZE
+from tdefs.format.suites import DEFAULT_SUITE, SUITES
 
 MAGIC = b"\x89TDEFS\r\n"
 FORMAT_VERSION = 2
-SUITE_AES_256_XTS = 1
-SUITE_NAMES = {SUITE_AES_256_XTS: "aes-256-xts"}
 
 RECORD_SIZE = 512
 _FIXED = struct.Struct("<8sHHI16s16s32sI8s4x32s32s288x")
@@ -98,8 +97,6 @@ class Identity(NamedTuple):
       0 main, 1 fsm, 2 vm, 3 init.
     - NAMED: ``name`` is the truncated SHA-256 of the path.
     - CLASS: ``fork`` is a :class:`FileClass`.
-    - SPECIAL: ``fork`` is the type (1 = FIFO, 2 = character device, 6 = block device, 12 = socket), ``database`` a
-      device's major number, ``relfilenode`` its minor number.
     - SPECIAL: ``fork`` is the type (1 = FIFO, 2 = character device, 6 = block device, 12 = socket), ``database`` a
       device's major number, ``relfilenode`` its minor number.
     """
@@ -153,10 +150,10 @@ class Header:
     key_round: int
     key_fingerprint: bytes
     identities: tuple[Identity, ...]
-    suite: int = SUITE_AES_256_XTS
+    suite: int = DEFAULT_SUITE.number
 
     def accepts(self, identity: Identity) -> bool:
-        """Tell whether the file may be opened as *identity*."""
+        """Return whether the file may be opened as *identity*."""
         return identity in self.identities or ANY_PLACE in self.identities
 
     def bound_to(self, *identities: Identity) -> Header:
@@ -207,10 +204,10 @@ def decode_header(record: bytes, volume_id: bytes | None) -> Header:
     )
     if magic != MAGIC:
         raise DamagedHeader("the header is damaged: its magic number is wrong")
-    if version != FORMAT_VERSION or suite not in SUITE_NAMES or page_size != PAGE_SIZE:
+    if version != FORMAT_VERSION or suite not in SUITES or page_size != PAGE_SIZE:
         raise UnsupportedFormat(
             f"the header is of format version {version}, cipher suite {suite}, page size {page_size}; "
-            f"known are version {FORMAT_VERSION}, suites {sorted(SUITE_NAMES)}, page size {PAGE_SIZE}"
+            f"known are version {FORMAT_VERSION}, suites {sorted(SUITES)}, page size {PAGE_SIZE}"
         )
     if volume_id is not None and volume != volume_id:
         raise ForeignFile(f"the file belongs to another volume ({volume.hex()})")
@@ -226,7 +223,7 @@ def decode_header(record: bytes, volume_id: bytes | None) -> Header:
 def verify_header(record: bytes, header: Header, mac_key: bytes, fingerprint: bytes) -> None:
     """Check that *record*, decoded as *header*, was made with the data key of *mac_key* and *fingerprint*.
 
-    :raises WrongKey: another key of the same name made it, or nobody who had the key did.
+    :raises WrongKey: it was made with another key of the same name, or without the key.
     """
     if header.key_fingerprint != fingerprint:
         raise WrongKey(f"the header was made with another key called {header.key_name!r}")
@@ -242,7 +239,7 @@ def shown_file_id(record: bytes) -> bytes:
 
 
 def resembles_header(record: bytes, volume_id: bytes) -> bool:
-    """Tell whether *record* starts an encrypted file, be it a damaged one.
+    """Return whether *record* starts an encrypted file, be it a damaged one.
 
     A plain file is any file without a header, so a header with a flipped bit must not pass for one: the magic
     and the volume id are two witnesses, and damage would have to hit both.
@@ -254,7 +251,7 @@ def resembles_header(record: bytes, volume_id: bytes) -> bool:
 
 
 def _is_of_version_1(record: bytes) -> bool:
-    """Tell whether *record* is an intact one of format version 1, told by a checksum that was elsewhere."""
+    """Return whether *record* is an intact one of format version 1, whose checksum was elsewhere."""
     old = record[:_OLD_RECORD_SIZE]
     return old.startswith(MAGIC + b"\x01\0") and _sha256(old[:_OLD_CHECKSUM_AT]) == old[_OLD_CHECKSUM_AT:]
 

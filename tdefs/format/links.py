@@ -141,7 +141,7 @@ def decode_link(text: bytes) -> EncryptedLink:
 def open_link(link: EncryptedLink, volume_id: bytes, key: bytes) -> Link:
     """Decrypt *link* with the *key* of its link id.
 
-    :raises ForeignLink: nobody who had the key made this for this volume.
+    :raises ForeignLink: it was not made with the key, or not for this volume.
     """
     head = link.head
     packed = _HEAD.pack(head.key_name.encode("ascii"), head.key_round, head.key_fingerprint, head.link_id)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tdefs.format.content import Store
+from tdefs.format.content import FileState, Range, Store
 
 # the magic number and the volume id, by which an encrypted file is recognised
 _HEAD_SIZE = 32
@@ -21,38 +21,43 @@ class SizedStore(Store, Protocol):
 class PlainContent:
     """The content of a file that is stored as it is."""
 
-    __slots__ = ("_check_head", "_store", "changes", "length")
+    __slots__ = ("_check_head", "_store", "state")
 
-    def __init__(self, store: SizedStore, size: int, check_head: Callable[[bytes], None]) -> None:
+    def __init__(self, store: SizedStore, state: FileState, check_head: Callable[[bytes], None]) -> None:
         """:param check_head: raises for first bytes that no plain file may have."""
         self._store = store
+        self.state = state
         self._check_head = check_head
-        self.length = size
-        self.changes = 0
 
-    def extent(self, offset: int, size: int) -> tuple[int, int]:
+    def ranges(self, offset: int, size: int) -> Sequence[Range]:
         """Return the read itself, cut at the end of the file."""
-        return offset, max(0, min(size, self.length - offset))
+        count = min(size, self.state.length - offset)
+        return ((offset, count),) if count > 0 else ()
 
-    def decode(self, offset: int, size: int, stored: bytes | bytearray) -> bytes | bytearray:
-        """Return *stored*."""
-        return stored
+    def decode(self, offset: int, size: int, stored: Sequence[bytes | bytearray]) -> bytes | bytearray:
+        """Return what is stored."""
+        return stored[0]
+
+    def is_inside(self, offset: int, size: int) -> bool:
+        """Return whether a write lies behind the first bytes, and does not make the file longer."""
+        return offset >= _HEAD_SIZE and offset + size <= self.state.length
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of *data*."""
-        self.changes += 1
         if offset < _HEAD_SIZE:
             head = self._store.pread(_HEAD_SIZE, 0).ljust(offset, b"\0")
             self._check_head(head[:offset] + data[:_HEAD_SIZE] + head[offset + len(data) :])
+        end = offset + len(data)
         try:
             self._store.pwrite(data, offset)
-            self.length = max(self.length, offset + len(data))
         except OSError:
-            self.length = self._store.size()
+            if end > self.state.length:
+                self.state.length = self._store.size()
             raise
+        if end > self.state.length:
+            self.state.length = end
 
     def truncate(self, length: int) -> None:
         """Set the length."""
-        self.changes += 1
         self._store.truncate(length)
-        self.length = length
+        self.state.length = length

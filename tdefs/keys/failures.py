@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import DistinguishedError, Exit
 
 
-class SourceError(TdefsError):
+class SourceError(DistinguishedError):
     """A key source, a TPM or a host key does not give the secret."""
 
-    code: ClassVar[Exit]
-
     def __init__(self, message: str, detail: str = "", hint: str = "") -> None:
-        super().__init__(self.code, message, detail=detail, hint=hint)
+        super().__init__(message, detail=detail, hint=hint)
 
 
 class UnavailableError(SourceError):

@@ -14,7 +14,6 @@ from tdefs.keys.wrapping import hkdf_sha256
 SECRET_BYTES = 32
 FILE_ID_BYTES = 16
 VOLUME_ID_BYTES = 16
-FILE_KEY_BYTES = 64
 HEADER_MAC_KEY_BYTES = 32
 LINK_ID_BYTES = 16
 LINK_KEY_BYTES = 32
@@ -30,7 +29,6 @@ DestroyedRounds = Mapping[tuple[str, int], datetime | None]
 # At most 31 bytes of ASCII, so that a name fits a fixed field of a file header.
 KEY_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}", re.ASCII)
 
-_FILE_KEY_PURPOSE = b"tdefs v1 file key aes-256-xts"
 _HEADER_MAC_PURPOSE = b"tdefs v1 header mac"
 _FINGERPRINT_PURPOSE = b"tdefs v1 key fingerprint"
 _LINK_PURPOSE = b"tdefs v1 symbolic link aes-256-gcm"
@@ -75,20 +73,17 @@ def _check(name: str, secret: bytes) -> None:
         raise ValueError(f"a key secret has {SECRET_BYTES} bytes, not {len(secret)}")
 
 
-def derive_file_key(data_key: DataKey, file_id: bytes) -> bytes:
-    """Return the 64-byte AES-256-XTS key of the file with the 16-byte ``file_id``.
+def derive_file_key(data_key: DataKey, file_id: bytes, purpose: bytes, size: int) -> bytes:
+    """Return the key of the file with the 16-byte ``file_id``: ``size`` bytes.
 
-    HKDF-SHA256, input the data key's 32 bytes, no salt, ``info`` of 45 bytes::
+    HKDF-SHA256, input the data key's 32 bytes, no salt, ``info`` the ``purpose`` of the file's suite and the
+    file id. No two suites have the same purpose.
 
-        0   29  ASCII "tdefs v1 file key aes-256-xts", no terminator
-        29  16  the file id
-
-    Bytes 0..31 of the result are the XTS data key (K1), bytes 32..63 the tweak key (K2).
-    :raises ValueError: *file_id* is not 16 bytes.
+    :raises ValueError: ``file_id`` is not 16 bytes.
     """
     if len(file_id) != FILE_ID_BYTES:
         raise ValueError(f"a file id has {FILE_ID_BYTES} bytes, not {len(file_id)}")
-    return hkdf_sha256(data_key.secret, _FILE_KEY_PURPOSE + file_id, FILE_KEY_BYTES)
+    return hkdf_sha256(data_key.secret, purpose + file_id, size)
 
 
 def derive_header_mac_key(data_key: DataKey) -> bytes:

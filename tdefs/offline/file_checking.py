@@ -45,7 +45,7 @@ _PARTIAL_PAGE_HINT = (
     "the file was cut: restore it from a backup"
 )
 _HEADER_PAGE_HINT = (
-    "nothing of the file is lost, but the disk, or who wrote to it, has damaged the page: copy the file through "
+    "nothing of the file is lost, but the disk, or a person, has damaged the page: copy the file through "
     "the mount, and see the kernel's log"
 )
 SMALL_FILE_HINT = "restore the file from a backup; without it PostgreSQL does not start, or not serve the database"
@@ -106,7 +106,7 @@ class FileChecker:
             with self._reader.open(path) as file:
                 found.length = file.length
                 if not file.clean_header:
-                    _add(found, "the header page is not zero behind the header record", _HEADER_PAGE_HINT)
+                    _add(found, "the header page is not zero after the header record", _HEADER_PAGE_HINT)
                 for count in self._check_content(found, classify(path), file):
                     rest -= count
                     self._advance(count)
@@ -168,7 +168,7 @@ class FileChecker:
         found: FileCheck,
         relation: RelationFile,
         cluster: ControlFile | None,
-        chunk: bytes | memoryview,
+        chunk: bytes | bytearray | memoryview,
         block: int,
     ) -> list[BadPage]:
         checksums = cluster is not None and cluster.checksums

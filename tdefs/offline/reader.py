@@ -13,32 +13,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from errno import EBADF, EISDIR, ELOOP, ENOENT
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NoReturn
 
 from tdefs.data.calls import SystemCalls
-from tdefs.data.forms import (
-    Broken,
-    Doubts,
-    Empty,
-    Encrypted,
-    FileForms,
-    Form,
-    Plain,
-    check_identity,
-    identity_at,
-    look_at,
-)
+from tdefs.data.forms import Broken, Doubts, Empty, Encrypted, FileForms, Form, Plain, look_at
+from tdefs.data.identity import check_identity, identity_at
 from tdefs.data.link_encryption import LinkCipher
 from tdefs.data.zeros import StoredDoubts
 from tdefs.errors import TdefsError
+from tdefs.format.content import FileState, read_from
 from tdefs.format.errors import DestroyedKey, ForeignLink, FormatError
-from tdefs.format.header import RECORD_SIZE, SUITE_NAMES, Header
-from tdefs.format.layout import HEADER_SIZE, plaintext_length
+from tdefs.format.header import RECORD_SIZE, Header
+from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.links import SEVERAL_NAMES, LinkHead, decode_link, target_length
 from tdefs.format.special import PLANTED_NODE, name_of_node, special_of
-from tdefs.format.stored import StoredFile
+from tdefs.format.suites import suite_of
 from tdefs.keys.hierarchy import DestroyedRounds, KeyRing, was_destroyed
 from tdefs.mounts.known import find_mount
 from tdefs.policy.model import Policy
@@ -297,7 +288,7 @@ def describe_content(
         header = found
         special = special_of(header.identities)
         kind = special.name if special is not None else kind
-        state, length, text = ENCRYPTED, plaintext_length(size), None
+        state, length, text = ENCRYPTED, suite_of(header.suite).plaintext_length(size), None
     except FormatError as error:
         state, length, text = DAMAGED, None, str(error)
     return Description(
@@ -308,7 +299,7 @@ def describe_content(
         size=length,
         data_key=header.key_name if header else None,
         round=header.key_round if header else None,
-        algorithm=SUITE_NAMES[header.suite] if header else None,
+        algorithm=suite_of(header.suite).name if header else None,
         error=text,
     )
 
@@ -336,10 +327,10 @@ class Plaintext:
 
     form: Form
     length: int
-    _read: Callable[[int, int], bytes | memoryview]
+    _read: Callable[[int, int], bytes | bytearray | memoryview]
     clean_header: bool = True
 
-    def chunks(self) -> Iterator[bytes | memoryview]:
+    def chunks(self) -> Iterator[bytes | bytearray | memoryview]:
         """Yield all of it in pieces of :data:`CHUNK_SIZE`, the last one shorter.
 
         :raises FormatError: the file ends before its length.
@@ -381,9 +372,10 @@ class OfflineReader:
                 shown_by.setdefault((status.st_dev, status.st_ino), path)
                 if special_of(form.header.identities) is None:
                     check_identity(form.header, identity_at(path))
-                file = StoredFile(store, self._forms.cipher(form.header), size)
+                state = FileState(suite_of(form.header.suite).plaintext_length(size))
+                content = self._forms.content(form.header, store, state)
                 clean = not any(store.pread(HEADER_SIZE - RECORD_SIZE, RECORD_SIZE))
-                yield Plaintext(form, file.length, file.read, clean)
+                yield Plaintext(form, state.length, partial(read_from, store, content), clean)
             elif isinstance(form, Empty):
                 yield Plaintext(form, form.length, store.read)
             else:

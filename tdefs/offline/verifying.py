@@ -55,7 +55,7 @@ _OTHER_CLUSTER = "unknown: the catalogs are of another version than the cluster'
 _ASK_HINT = "name the data directory of their cluster with --pgdata"
 _OTHERWISE_HINT = "'pg_checksums --check' on the mount checks them while the server is stopped"
 _OUTSIDE = "on no tdefs volume that is known here: what lies there is in the clear"
-_WAL_UNKNOWN = "it is not known which of them recovery needs, nor how long they must be"
+_WAL_UNKNOWN = "it is unknown which of them recovery needs, and how long they must be"
 
 
 class Verifier:
@@ -325,7 +325,7 @@ class Verifier:
     def _say_what_was_not_checked(self) -> None:
         for directory, pages in sorted(self._unchecked.items()):
             reason = self._report.checksums[directory]
-            text = f"{_counted(pages, 'page')} of relations but for their headers; data checksums: {reason}"
+            text = f"{_counted(pages, 'page')} of relations, except their headers; data checksums: {reason}"
             hint = _ASK_HINT if reason in (_NO_CLUSTER, _OTHER_CLUSTER) else _OTHERWISE_HINT
             self._report.unchecked.append(Unchecked(directory, text, hint))
         self._report.unchecked_pages = self._unchecked.total()

@@ -96,7 +96,7 @@ def parse_control_file(content: bytes) -> ControlFile:
     crc_at = _CRC_AT.get(version)
     if crc_at is None:
         if not _has_crc_somewhere(content):
-            raise BadControlFile("pg_control is damaged: neither its version nor its CRC can be")
+            raise BadControlFile("pg_control is damaged: neither its version nor its CRC is valid")
         raise UnknownControlVersion(f"pg_control is of version {version}; known are those of PostgreSQL 13 to 18")
     if len(content) < crc_at + 4:
         raise BadControlFile(f"pg_control is cut short: {len(content)} bytes are left")
@@ -104,7 +104,7 @@ def parse_control_file(content: bytes) -> ControlFile:
         raise BadControlFile("pg_control is damaged: its CRC does not match")
     if any(content[crc_at + 4 :]):
         # update_controlfile() of src/common/controldata_utils.c fills it up with zeros
-        raise BadControlFile("pg_control is damaged: behind its CRC it is not all zero")
+        raise BadControlFile("pg_control is damaged: it is not all zero after its CRC")
     checkpoint, redo, next_xid, oldest_xid = _CHECKPOINT.unpack_from(content, _CHECKPOINT_AT)
     page_size, segment_pages, wal_segment_size = _SIZES.unpack_from(content, _SIZES_AT)
     (checksum_version,) = struct.unpack_from("<I", content, _CHECKSUM_VERSION_AT)

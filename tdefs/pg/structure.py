@@ -33,12 +33,12 @@ _CONTROL_FILE_BYTES = 8192
 
 _RESTORE_HINT = "restore the file from a backup"
 _LEFTOVER_HINT = (
-    "restore the file from a backup, unless no pg_class has a relation of this number: then a crash has left the "
-    "other files, which are of no use, behind"
+    "restore the file from a backup; if no pg_class has a relation of this number, nothing is lost: a crash has "
+    "left the other files behind"
 )
 _DATABASE_HINT = (
     "restore the file from a backup; if the cluster was not shut down cleanly, first start it, stop it, and "
-    "verify again: then it can be told whether a crash in CREATE or DROP DATABASE has left the directory behind"
+    "verify again: this shows whether a crash in CREATE or DROP DATABASE has left the directory behind"
 )
 _WAL_HINT = "recovery needs it: restore it from the WAL archive, or the cluster from a backup"
 _XACT_HINT = "restore the file from a backup, unless pg_resetwal -x was used on the cluster"

@@ -98,7 +98,7 @@ class _Reader:
                 node.line,
                 f"{what} must not be plain",
                 hint="A relation file that no rule names is always encrypted, since a table rewrite may have "
-                "given an encrypted relation a new relfilenode. To leave relations in clear, name their "
+                "given an encrypted relation a new relfilenode. To leave relations in the clear, name their "
                 "relfilenodes or their database.",
             )
             return None

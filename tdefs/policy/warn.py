@@ -24,7 +24,7 @@ def _exposed_kinds(policy: Policy) -> Iterator[str]:
     for kind, reason in _CARRIES_CONTENTS.items():
         rule = policy.kinds.get(kind, policy.default)
         if not rule.encrypted:
-            yield f"{rule.text}: leaves the kind {kind} in clear while relations are encrypted: {reason}"
+            yield f"{rule.text}: leaves the kind {kind} in the clear while relations are encrypted: {reason}"
     catalog = policy.kinds.get(Kind.CATALOG)
     if catalog is not None and not catalog.encrypted:
         yield (
@@ -41,7 +41,7 @@ def _exposed_relations(policy: Policy) -> Iterator[str]:
             if not entry.rule.encrypted:
                 yield (
                     f"{entry.rule.text}: other relfilenodes of the database are encrypted; a table rewrite that "
-                    f"gives one of them a number listed here would write it in clear"
+                    f"gives one of them a number listed here would write it in the clear"
                 )
         rule = policy.databases.get(database)
         if rule is not None and not rule.encrypted:

@@ -12,11 +12,10 @@ from tdefs.data.backing_store import BackingStore
 from tdefs.data.calls import SystemCalls
 from tdefs.data.data_file import DataFile
 from tdefs.data.forms import Broken, Empty, Encrypted, FileForms, Form
-from tdefs.format.content import Content
+from tdefs.format.content import Content, FileState
 from tdefs.format.errors import FormatError
-from tdefs.format.pages import PageCipher
 from tdefs.format.plain import PlainContent
-from tdefs.format.stored import StoredFile
+from tdefs.format.suites import suite_of
 from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.paths import Kind, classify
 from tdefs.tree.file_ids import Twins
@@ -71,9 +70,9 @@ class Contents:
                     self._identities.end_rename(inode, form.header, fd)
                 self._twins.note(inode)
                 self._identities.check_twins(inode)
-                cipher = self._forms.cipher(form.header)
-                return StoredFile(store, cipher, size, partial(self._use_new_file_id, inode, fd))
-            return PlainContent(store, size, partial(self._refuse_header, inode))
+                state = FileState(suite_of(form.header.suite).plaintext_length(size))
+                return self._forms.content(form.header, store, state, partial(self._use_new_file_id, inode, fd))
+            return PlainContent(store, FileState(size), partial(self._refuse_header, inode))
         except FormatError as error:
             raise refusal(self._places, inode, error) from error
 
@@ -92,7 +91,7 @@ class Contents:
         )
         return inode.open_file
 
-    def _use_new_file_id(self, inode: Inode, fd: int) -> PageCipher | None:
+    def _use_new_file_id(self, inode: Inode, fd: int) -> bytes | None:
         """Before an open empty file gets its first byte: see that nothing was ever encrypted under its file id.
 
         What was in the file before, in this session or an earlier one, was encrypted under the id that it has; and
@@ -100,7 +99,7 @@ class Contents:
         the old header and the old content, or none, or the new header and none: the truncation is durable before
         the new header is written, and that before the content.
 
-        :returns: the cipher of the new file id; ``None`` where the file's own was never used.
+        :returns: the file key of the new file id; ``None`` where the file's own was never used.
         :raises OSError: the file is empty, and can be written to when there is no error any more.
         """
         form = inode.form
@@ -121,7 +120,7 @@ class Contents:
         self._twins.note(inode)
         if lasting:
             self._headers.sync_header("begin:sync", inode, fd)
-        return self._forms.cipher(header)
+        return self._forms.file_key(header)
 
     def _refuse_header(self, inode: Inode, head: bytes) -> None:
         """Refuse to write a plain file that would be taken for a damaged encrypted one.

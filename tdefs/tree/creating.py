@@ -9,11 +9,13 @@ from errno import EPERM
 from tdefs.data.calls import Owner, SystemCalls
 from tdefs.data.complaints import Complaints
 from tdefs.data.data_file import DataFile
-from tdefs.data.forms import Empty, Encrypted, FileForms, Form, Plain, identity_at
+from tdefs.data.forms import Empty, Encrypted, FileForms, Form, Plain
+from tdefs.data.identity import identity_at
 from tdefs.data.zeros import mark_plain, mark_zeros, remove_mark
 from tdefs.format.header import Header
-from tdefs.format.layout import HEADER_SIZE, stored_size
+from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.special import Special
+from tdefs.format.suites import suite_of
 from tdefs.manifest.bound import Bound
 from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.paths import classify
@@ -144,7 +146,7 @@ class Creator:
         The size comes first: a file shorter than its header is damage. Where plain files may lie, too, a header
         that a crash took away could not be distinguished from a plain file's zeros, so it must not get lost.
         """
-        self._calls.ftruncate("create:size", fd, stored_size(length))
+        self._calls.ftruncate("create:size", fd, suite_of(header.suite).stored_size(length))
         try:
             self._calls.pwrite("create:header", fd, self._forms.encode(header), 0)
             if self._forms.plain_files:

@@ -36,8 +36,9 @@ class Exchanging:
             file = inode.open_file
             if file is not None:
                 content = self._files.contents.content(inode, file.fd, form, status.st_size, can_write=False)
-                os.dup2(fd, file.fd, inheritable=False)
-                file.exchange(content)
+                with file.changed_alone():
+                    os.dup2(fd, file.fd, inheritable=False)
+                    file.exchange(content)
                 file.status = status
         except BaseException:
             self._files.twins.forget(inode)

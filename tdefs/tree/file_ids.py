@@ -9,7 +9,8 @@ from contextlib import suppress
 from errno import EACCES, ENOENT, ENOTDIR, EPERM
 
 from tdefs.data.calls import SystemCalls
-from tdefs.data.forms import Encrypted, identity_at
+from tdefs.data.forms import Encrypted
+from tdefs.data.identity import identity_at
 from tdefs.format.header import RECORD_SIZE, Header, shown_file_id
 from tdefs.tree.inode import Backing, Inode, path_of
 from tdefs.tree.inodes import InodeTable

@@ -6,7 +6,8 @@ import os
 from errno import EXDEV
 
 from tdefs.data.complaints import Complaints
-from tdefs.data.forms import Encrypted, Plain, check_identity, identity_at
+from tdefs.data.forms import Encrypted, Plain
+from tdefs.data.identity import check_identity, identity_at
 from tdefs.format.errors import FormatError, SharedFileId
 from tdefs.format.header import ANY_PLACE, Header, Identity
 from tdefs.format.special import special_of

@@ -9,7 +9,7 @@ from errno import EEXIST
 
 from tdefs.data.calls import Owner
 from tdefs.data.data_file import DataFile
-from tdefs.data.forms import identity_at
+from tdefs.data.identity import identity_at
 from tdefs.data.staging import Staging
 from tdefs.format.header import Identity
 from tdefs.format.special import Special

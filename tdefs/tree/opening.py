@@ -12,7 +12,8 @@ from tdefs.data.forms import Broken, Empty, Encrypted, FileForms, Plain
 from tdefs.data.losses import Event
 from tdefs.errors import errno_of
 from tdefs.format.errors import DamagedLength
-from tdefs.format.layout import HEADER_SIZE, plaintext_length
+from tdefs.format.layout import HEADER_SIZE
+from tdefs.format.suites import DEFAULT_SUITE, suite_of
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.manifest.bound import Bound
 from tdefs.policy.in_use import PolicyInUse
@@ -110,17 +111,18 @@ class Opener:
     def _exchange_descriptor(self, inode: Inode, file: DataFile) -> None:
         """Exchange a read-only descriptor for one that can write, under the same number, and settle the file."""
         fd = self._headers.open_closed("open:rw", inode, os.O_RDWR)
-        try:
-            os.dup2(fd, file.fd, inheritable=False)
-        finally:
-            self._places.descriptors.let_go("open:upgrade", fd)
-        if inode.form is None or isinstance(inode.form, Empty):
-            form = self._headers.read(inode, file.fd)
-            if isinstance(form, Empty):
-                form = self._creator.settle(inode, file.fd, form)
-            size = self._calls.fstat("open:stat", file.fd).st_size
-            file.exchange(self._contents.content(inode, file.fd, form, size, can_write=True))
-        file.writable = True
+        with file.changed_alone():
+            try:
+                os.dup2(fd, file.fd, inheritable=False)
+            finally:
+                self._places.descriptors.let_go("open:upgrade", fd)
+            if inode.form is None or isinstance(inode.form, Empty):
+                form = self._headers.read(inode, file.fd)
+                if isinstance(form, Empty):
+                    form = self._creator.settle(inode, file.fd, form)
+                size = self._calls.fstat("open:stat", file.fd).st_size
+                file.exchange(self._contents.content(inode, file.fd, form, size, can_write=True))
+            file.writable = True
 
     def _open_backing(self, inode: Inode, *, writable: bool) -> tuple[int, bool]:
         """Open for reading and writing: with write-back caching the kernel reads from files opened write-only."""
@@ -148,7 +150,10 @@ class Opener:
         if isinstance(form, Plain):
             return status.st_size
         try:
-            return form.length if isinstance(form, Empty) else plaintext_length(status.st_size)
+            if isinstance(form, Empty):
+                return form.length
+            suite = suite_of(form.header.suite) if isinstance(form, Encrypted) else DEFAULT_SUITE
+            return suite.plaintext_length(status.st_size)
         except DamagedLength:
             # of a file that cannot be opened; others in the directory can be, so it must be possible to list it
             return max(0, status.st_size - HEADER_SIZE)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from errno import EEXIST, EINVAL
 from functools import partial
 
-from tdefs.data.forms import identity_at
+from tdefs.data.identity import identity_at
 from tdefs.format.header import ANY_PLACE, Identity
 from tdefs.text import printable_path
 from tdefs.tree.files import Files

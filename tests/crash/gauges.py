@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tdefs.format.layout import stored_size
+from tdefs.format.suite1.layout import stored_size
 from tests.support.volume import Volume
 
 

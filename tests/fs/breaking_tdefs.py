@@ -20,8 +20,8 @@ _lookup = FuseOperations.lookup
 _asked = b""
 
 
-def _derived(data_key: DataKey, file_id: bytes) -> bytes:
-    return derive_file_key(data_key, file_id[:-1] if _asked == b"broken-key" else file_id)
+def _derived(data_key: DataKey, file_id: bytes, purpose: bytes, size: int) -> bytes:
+    return derive_file_key(data_key, file_id[:-1] if _asked == b"broken-key" else file_id, purpose, size)
 
 
 async def _looked_up(self: FuseOperations, parent: Any, name: Any, context: Any) -> Any:

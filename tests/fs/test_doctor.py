@@ -244,7 +244,7 @@ def _other_policy(cluster: Volume) -> None:
         (_break_policy, "risk", "the next mount fails, and with it the start of the server"),
         (_remove_policy, "risk", "the next mount fails, and with it the start of the server"),
         (_unknown_key, "risk", "uses the data key dk_9, which the keystore does not hold"),
-        (_plain_wal, "risk", "leaves the kind wal in clear"),
+        (_plain_wal, "risk", "leaves the kind wal in the clear"),
         (_plain_wal, "advice", "was changed after the mount had begun"),
         (_other_policy, "advice", "and the next one will use"),
         (_writable_policy, "risk", "can be changed by others than its owner"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tdefs.format._compiled import CompiledPageCipher
-from tdefs.format.pages import PythonPageCipher
+from tdefs.format.suite1.pages import PythonPageCipher
 
 MAKERS = [
     pytest.param(PythonPageCipher, id="python"),

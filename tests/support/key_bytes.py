@@ -9,6 +9,7 @@ from pathlib import Path
 from tdefs.format.errors import FormatError
 from tdefs.format.header import decode_header
 from tdefs.format.layout import HEADER_SIZE
+from tdefs.format.suites import suite_of
 from tdefs.keys.hierarchy import derive_file_key, derive_header_mac_key
 from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.keystore.wrapped_keys import kept_protector_key, open_history_key
@@ -67,7 +68,12 @@ class KeyBytes:
                 continue
             self.add_key(
                 f"file key of {path.name}",
-                derive_file_key(ring.get(header.key_name, header.key_round), header.file_id),
+                derive_file_key(
+                    ring.get(header.key_name, header.key_round),
+                    header.file_id,
+                    suite_of(header.suite).file_key_purpose,
+                    suite_of(header.suite).file_key_bytes,
+                ),
             )
 
     def found_in(self, content: bytes) -> set[str]:

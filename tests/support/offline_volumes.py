@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from tdefs.cli.main import COMMANDS, build_parser
-from tdefs.data.forms import Expectations, FileForms, identity_at
+from tdefs.data.forms import Expectations, FileForms
+from tdefs.data.identity import identity_at
 from tdefs.data.link_encryption import LinkCipher
 from tdefs.format.header import RECORD_SIZE, Header, decode_header
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.format.stored import StoredFile
+from tdefs.format.suite1.pages import page_cipher
 from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.keystore.entries import Statements
 from tdefs.keys.keystore.file import create_keystore, load_keystore
@@ -28,6 +29,7 @@ from tdefs.policy.parse import load_policy
 from tdefs.volume.believed import Believed, Opened, opened
 from tdefs.volume.description import create_volume, read_volume, save_volume
 from tdefs.volume.registry import place_of
+from tests.support.stored_file import StoredFile
 
 KEY_COMMAND = "printf %%064d 7"
 PG_DATA = Path(__file__).parents[1] / "unit" / "pg" / "data"
@@ -93,7 +95,7 @@ class SmallVolume:
         store = _File(self.path(relpath))
         store.truncate(HEADER_SIZE)
         store.pwrite(self.forms.encode(header), 0)
-        file = StoredFile(store, self.forms.cipher(header), HEADER_SIZE)
+        file = StoredFile(store, page_cipher(self.forms.file_key(header)), HEADER_SIZE)
         file.write(0, content)
         if length > len(content):
             file.truncate(length)

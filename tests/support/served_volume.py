@@ -11,6 +11,7 @@ from typing import Any
 
 from tdefs.data.calls import Owner, SystemCalls
 from tdefs.data.complaints import Complaints
+from tdefs.data.data_file import DataFile
 from tdefs.data.forms import Expectations, FileForms
 from tdefs.data.staging import Staging
 from tdefs.format.header import Binding, Identity
@@ -27,6 +28,13 @@ VOLUME_ID = bytes(range(0xA0, 0xB0))
 DK_1 = DataKey("dk_1", 1, AES_256_XTS, bytes(range(32)))
 DK_2 = DataKey("dk_2", 1, AES_256_XTS, bytes(range(32, 64)))
 RING = KeyRing(VOLUME_ID, "dk_1", [DK_1, DK_2])
+
+
+def read_all(file: DataFile) -> bytes:
+    """The whole content of an open file."""
+    ranges = file.content.ranges(0, file.length)
+    stored = [os.pread(file.fd, count, at) for at, count in ranges]
+    return bytes(file.content.decode(0, file.length, stored)) if stored else b""
 
 
 class Crash(BaseException):
@@ -178,9 +186,7 @@ class ServedVolume:
         inode = self.inode(path)
         file = self.opener.open(inode, writable=False)
         try:
-            at, count = file.content.extent(0, file.length)
-            stored = os.pread(file.fd, count, at)
-            return bytes(file.content.decode(0, file.length, stored))
+            return read_all(file)
         finally:
             self.opener.close_if_unused(inode)
 

@@ -30,10 +30,11 @@ def add_accept(commands: Subcommands) -> None:
     accept = commands.add_parser(
         "accept",
         help="accept a policy for a volume; a mount uses no other policy",
-        description="Notes in the keystore, for which a secret is needed, which policy the volume may use: a "
-        "digest of what it decides, so that comments may change. Says what it leaves in the clear that the one "
-        "before did not, and asks. Files that are there stay as they are. A mount "
-        "uses it from its next start on, or after 'tdefs policy reload'.",
+        description="Notes in the keystore which policy the volume may use. This needs a secret. The note is "
+        "a digest of what the policy decides, so comments may change. The command shows what the "
+        "policy leaves in the clear that the old one encrypts, and asks for confirmation. "
+        "Existing files stay as they are. The next mount uses the policy, and a mounted volume "
+        "uses it after 'tdefs policy reload'.",
     )
     add_volume(accept)
     add_policy(accept, "default: the policy that the configuration names, else the file of the accepted one")

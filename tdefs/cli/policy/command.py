@@ -24,8 +24,7 @@ from tdefs.volume.registry import statements_of
 def register(subparsers: Subcommands) -> None:
     """Add the command ``policy`` with its subcommands."""
     parser = subparsers.add_parser(
-        "policy",
-        help="check a policy file, explain what it decides, accept it for a volume, have a mount reload it",
+        "policy", help="check a policy, explain what it decides, accept it, have a mount reload it"
     )
     commands = subcommands(parser)
 

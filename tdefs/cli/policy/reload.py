@@ -21,7 +21,7 @@ def add_reload(commands: Subcommands) -> None:
     """Add the subcommand ``reload``."""
     reload = commands.add_parser(
         "reload",
-        help="have the daemon of a mounted volume read its policy again",
+        help="have a running mount read its policy again",
         description="The daemon reads the policy's file again and checks it as 'tdefs mount' does: a policy that "
         "leaves more in the clear must have been accepted ('tdefs policy accept'). If anything is wrong, the old "
         "policy stays in use. New files follow the new policy; files that are there stay as they are.",

@@ -47,8 +47,9 @@ def register(subparsers: Subcommands) -> None:
     moved = commands.add_parser(
         "moved",
         help="say that the volume is here now, and no longer at its old place",
-        description="Has the keystore know the volume at this place instead of the old one. Refused while the "
-        "volume is at the old place still. With --keystore the volume remembers that keystore from then on.",
+        description="Changes the volume's place in the keystore to this one. It is refused while the volume "
+        "is still at its old place. With --keystore the volume remembers that keystore from then "
+        "on.",
     )
     add_volume(moved, help="the volume that is here now")
     moved.add_argument(
@@ -60,8 +61,9 @@ def register(subparsers: Subcommands) -> None:
     copied = commands.add_parser(
         "copied",
         help="say that this is a second volume, and copy the keystore for it",
-        description="Copies the keystore, with its keys and protectors, and has the volume, which must not be "
-        "mounted, use the copy from then on. The two keystores change apart.",
+        description="Copies the keystore, with its keys and protectors. The volume, which must not be "
+        "mounted, uses the copy from then on. Later changes of one keystore do not reach the "
+        "other.",
     )
     add_volume(copied, help="the volume that is here now")
     copied.add_argument("--keystore", metavar="FILE", type=Path, help="the place of its new keystore")
@@ -78,8 +80,8 @@ def register(subparsers: Subcommands) -> None:
     add = commands.add_parser(
         "add",
         help="say that this is a second volume that shares the keystore",
-        description="Has the keystore know one volume more, such as a copy that is to stay. With --keystore the "
-        "volume remembers that keystore from then on.",
+        description="Adds a volume to the keystore, such as a copy that will stay. With --keystore the volume "
+        "remembers that keystore from then on.",
     )
     add_volume(add, help="the volume that is here now")
     add_keystore_access(add)

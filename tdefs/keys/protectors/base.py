@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tdefs.errors import Exit, TdefsError
+from tdefs.errors import DistinguishedError, Exit, TdefsError
 from tdefs.keys.dialogue import Warn
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.wrapping import WrapContext
@@ -20,11 +20,10 @@ class NotMineError(Exception):
     """The entry was made by a protector of another kind. This is no failure: the next entry may fit."""
 
 
-class WrongSecretError(TdefsError):
+class WrongSecretError(DistinguishedError):
     """The entry is of this kind, but another secret made it."""
 
-    def __init__(self, message: str, *, detail: str = "", hint: str = "") -> None:
-        super().__init__(Exit.WRONG_SECRET, message, detail=detail, hint=hint)
+    code = Exit.WRONG_SECRET
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from tdefs.cli import main, mount
-from tdefs.data import forms
 from tdefs.data.calls import SystemCalls
 from tdefs.data.data_file import DataFile
 from tdefs.data.durability import Durability, NamesToSync
+from tdefs.format import suite1
 from tdefs.format.header import Header
-from tdefs.format.layout import BLOCK_SIZE, PAGE_SIZE, floor_to, stored_size
-from tdefs.format.stored import StoredFile
+from tdefs.format.layout import PAGE_SIZE, floor_to
+from tdefs.format.suite1.content import XtsContent
+from tdefs.format.suite1.layout import BLOCK_SIZE, stored_size
 from tdefs.tree.creating import Creator
 from tdefs.tree.inode import Inode
 from tdefs.tree.opening import Opener
@@ -124,28 +125,28 @@ def _backwards(data: bytes) -> bytes:
 
 def cipher_tears() -> None:
     """Pages are encrypted as a whole, and written so."""
-    store = StoredFile._store_pages
+    store = XtsContent._store_pages
 
     def store_whole(
-        self: StoredFile, start: int, image: bytes | bytearray, first: int, last: int, length: int
+        self: XtsContent, start: int, image: bytes | bytearray, first: int, last: int, length: int
     ) -> None:
         store(self, start, image, start, start + len(image), length)
 
-    def seal_whole(self: StoredFile) -> None:
-        start = floor_to(self.length, PAGE_SIZE)
-        if self.length > start:
-            self._overlay(start, bytes(self.read(start, self.length - start)))
+    def write_whole_tail(self: XtsContent) -> None:
+        start = floor_to(self.state.length, PAGE_SIZE)
+        if self.state.length > start:
+            self._overlay(start, bytes(self._read(start, self.state.length - start)))
 
-    def extend_whole(self: StoredFile, length: int) -> None:
+    def extend_whole(self: XtsContent, length: int) -> None:
         # a page must not get a hole behind ciphertext that is only valid without it
-        inside = min(length, floor_to(self.length + PAGE_SIZE - 1, PAGE_SIZE))
-        if inside > self.length:
-            self._overlay(self.length, bytes(inside - self.length))
+        inside = min(length, floor_to(self.state.length + PAGE_SIZE - 1, PAGE_SIZE))
+        if inside > self.state.length:
+            self._overlay(self.state.length, bytes(inside - self.state.length))
         self._store.truncate(stored_size(length))
-        self.length = length
+        self.state.length = length
 
-    _replace(forms, page_cipher=_TearingCipher)
-    _replace(StoredFile, _store_pages=store_whole, _write_tail=seal_whole, _extend=extend_whole)
+    _replace(suite1, page_cipher=_TearingCipher)
+    _replace(XtsContent, _store_pages=store_whole, _write_tail=write_whole_tail, _extend=extend_whole)
 
 
 VARIANTS = (

@@ -6,17 +6,20 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from tdefs.data.forms import Broken, Encrypted, Expectations, FileForms, check_identity
+from tdefs.data.forms import Broken, Encrypted, Expectations, FileForms
+from tdefs.data.identity import check_identity
 from tdefs.format.errors import FormatError
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Binding, FileClass, Identity, named, of_class
-from tdefs.format.layout import HEADER_SIZE, plaintext_length, stored_size
-from tdefs.format.stored import StoredFile
+from tdefs.format.layout import HEADER_SIZE
+from tdefs.format.suite1.layout import plaintext_length, stored_size
+from tdefs.format.suite1.pages import page_cipher
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing, derive_header_mac_key
 from tdefs.offline.reader import describe_content
 from tdefs.volume.description import Volume
 from tests.fuzz.contract import Target, expect, expect_line
 from tests.fuzz.mending import with_checksum, with_mac
 from tests.support.served_volume import Answers
+from tests.support.stored_file import StoredFile
 
 _VOLUME_ID = bytes(range(16))
 _DATA_KEY = DataKey("dk_1", 1, AES_256_XTS, bytes(range(32)))
@@ -117,7 +120,7 @@ def _length(data: bytes) -> str:
         expect(length >= 0 and stored_size(length) == size, "length and stored size do not fit")
     offset, count = int.from_bytes(data[5:8], "little") % 20000, int.from_bytes(data[8:11], "little") % 40000
     stored = (bytes(HEADER_SIZE) + data[12:] * (data[11] if len(data) > 11 else 1))[: HEADER_SIZE + 30000]
-    cipher = _FORMS[0].cipher(_FORMS[0].new_header(None, ANY_PLACE))
+    cipher = page_cipher(_FORMS[0].file_key(_FORMS[0].new_header(None, ANY_PLACE)))
     try:
         file = StoredFile(_Bytes(stored), cipher, len(stored))
     except FormatError as error:

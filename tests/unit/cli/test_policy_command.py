@@ -37,7 +37,7 @@ def policy_file(tmp_path: Path) -> str:
 def test_check_reports_warnings_and_ok(policy_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", policy_file) == 0
     warning, summary = capsys.readouterr().out.splitlines()
-    assert warning.startswith(f"warning: {policy_file}:5: kinds: wal: plain: leaves the kind wal in clear")
+    assert warning.startswith(f"warning: {policy_file}:5: kinds: wal: plain: leaves the kind wal in the clear")
     assert summary == (
         f"{policy_file}: OK: 1 relfilenode rule, 0 database rules, 1 kind rule, 1 warning; data keys: dk_1, dk_2"
     )

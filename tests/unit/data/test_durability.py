@@ -223,12 +223,12 @@ def known(tree: Tree) -> Any:
 def test_of_two_syncs_at_a_time_neither_says_success_when_one_was_told_of_an_error(tree: Tree) -> None:
     """The kernel below tells an error to the first of two syncs of one descriptor, and success to the other."""
     file = tree.file(tree.inodes.root, "file")
-    file.unsynced = 2 << 20  # much data, so that the syncs run beside the event loop
+    file.lock.unsynced = 2 << 20  # much data, so that the syncs run beside the event loop
     errors: list[int | None] = []
     tree.calls.told_once = True
 
     async def sync() -> None:
-        file.unsynced = 2 << 20
+        file.lock.unsynced = 2 << 20
         try:
             await tree.durability.sync(file, datasync=False)
         except OSError as error:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tdefs.data.forms import Broken, Empty, Encrypted, Expectations, FileForms, Plain, check_identity, identity_at
+from tdefs.data.forms import Broken, Empty, Encrypted, Expectations, FileForms, Plain
+from tdefs.data.identity import check_identity, identity_at
 from tdefs.format.errors import (
     DamagedHeader,
     ForeignFile,
@@ -18,6 +19,7 @@ from tdefs.format.errors import (
 )
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, FileClass, Identity, named, of_class
 from tdefs.format.layout import HEADER_SIZE
+from tdefs.format.suite1.pages import page_cipher
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
 from tests.support.served_volume import DK_1, DK_2, RING, VOLUME_ID, Answers, relation
 
@@ -149,7 +151,7 @@ def test_two_files_and_two_data_keys_encrypt_one_page_differently() -> None:
     page = b"x" * HEADER_SIZE
     one, two = HEADER, replace(HEADER, file_id=bytes(16))
     third = replace(HEADER, key_name="dk_2")
-    assert len({bytes(STRICT.cipher(header).encrypt(0, page)) for header in (one, two, third)}) == 3
+    assert len({bytes(page_cipher(STRICT.file_key(header)).encrypt(0, page)) for header in (one, two, third)}) == 3
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdefs.format.layout import HEADER_SIZE, stored_size
-from tdefs.format.pages import page_cipher
-from tdefs.format.stored import StoredFile
+from tdefs.format.layout import HEADER_SIZE
+from tdefs.format.suite1.layout import stored_size
+from tdefs.format.suite1.pages import page_cipher
+from tests.support.stored_file import StoredFile
 
 KEY = bytes(range(64))
 EDGES = st.one_of(st.sampled_from([0, 1, 15, 16, 17, 511, 512, 8191, 8192, 8193, 16384]), st.integers(0, 40000))

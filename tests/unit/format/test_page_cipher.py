@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tdefs.format import _compiled
 from tdefs.format._compiled import CompiledPageCipher
-from tdefs.format.layout import BLOCK_SIZE, PAGE_SIZE, SECTOR_SIZE
-from tdefs.format.pages import PageCipher, PythonPageCipher, best_page_cipher, page_cipher
+from tdefs.format.layout import PAGE_SIZE, SECTOR_SIZE
+from tdefs.format.suite1.layout import BLOCK_SIZE
+from tdefs.format.suite1.pages import PageCipher, PythonPageCipher, best_page_cipher, page_cipher
 from tests.support.ciphers import MAKERS
 
 Maker = Callable[[bytes], PageCipher]

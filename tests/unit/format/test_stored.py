@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdefs.format.errors import DamagedLength
-from tdefs.format.layout import HEADER_SIZE, PAGE_SIZE, plaintext_length, stored_size
-from tdefs.format.pages import page_cipher
-from tdefs.format.stored import StoredFile
+from tdefs.format.layout import HEADER_SIZE, PAGE_SIZE
+from tdefs.format.suite1.layout import plaintext_length, stored_size
+from tdefs.format.suite1.pages import page_cipher
+from tests.support.stored_file import StoredFile
 
 KEY = bytes(range(64))
 EDGES = [0, 1, 15, 16, 17, 31, 32, 33, 511, 512, 513, 8175, 8176, 8177, 8191, 8192, 8193, 16384, 20000]

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from tdefs.format.header import Binding, Header, Identity, decode_header, encode_header, named, verify_header
-from tdefs.format.layout import PAGE_SIZE, SECTOR_SIZE, plaintext_length, stored_size
-from tdefs.format.pages import PageCipher
+from tdefs.format.layout import PAGE_SIZE, SECTOR_SIZE
+from tdefs.format.suite1 import Suite1
+from tdefs.format.suite1.layout import plaintext_length, stored_size
+from tdefs.format.suite1.pages import PageCipher
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, derive_file_key, derive_header_mac_key, key_fingerprint
 from tests.support.ciphers import MAKERS
 
@@ -50,7 +52,10 @@ def header_of(vector: dict[str, Any]) -> Header:
 @pytest.mark.parametrize("vector", VECTORS["keys"])
 def test_derived_keys_are_those_of_the_vectors(vector: dict[str, Any]) -> None:
     key = data_key(vector)
-    assert derive_file_key(key, bytes.fromhex(vector["file_id"])).hex() == vector["file_key"]
+    file_key = derive_file_key(
+        key, bytes.fromhex(vector["file_id"]), Suite1.file_key_purpose, Suite1.file_key_bytes
+    )
+    assert file_key.hex() == vector["file_key"]
     assert derive_header_mac_key(key).hex() == vector["header_mac_key"]
     assert key_fingerprint(key).hex() == vector["fingerprint"]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdefs.format.layout import plaintext_length
+from tdefs.format.suite1.layout import plaintext_length
 from tests.unit.format.test_stored import Memory, open_file
 
 EDGES = [0, 16, 17, 100, 496, 512, 513, 1000, 4096, 8176, 8192, 8193, 9000]

@@ -27,6 +27,7 @@ from tdefs.tree.inode import Inode
 from tdefs.tree.namespace import Namespace
 from tdefs.tree.tree import Tree
 from tdefs.volume.description import read_volume
+from tests.support.served_volume import read_all
 from tests.unit.golden import by_the_book
 
 VERSIONS = sorted(path.name for path in (Path(__file__).parents[2] / "golden").iterdir() if path.is_dir())
@@ -104,8 +105,7 @@ class Reader:
     def content(self, relpath: str) -> bytes:
         inode = self._inode(relpath)
         file = self._opener.open(inode, writable=False)
-        at, count = file.content.extent(0, file.length)
-        content = bytes(file.content.decode(0, file.length, os.pread(file.fd, count, at)))
+        content = read_all(file)
         self._opener.close_if_unused(inode)
         return content
 

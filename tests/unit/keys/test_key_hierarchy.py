@@ -23,6 +23,13 @@ SECRET = bytes(range(32))
 FILE_ID = bytes(range(0xA0, 0xB0))
 KEY = DataKey("dk_1", 1, AES_256_XTS, SECRET)
 
+#: That of cipher suite 1.
+PURPOSE = b"tdefs v1 file key aes-256-xts"
+
+
+def file_key(data_key: DataKey, file_id: bytes) -> bytes:
+    return derive_file_key(data_key, file_id, PURPOSE, 64)
+
 
 def hkdf_from_stdlib(secret: bytes, info: bytes, length: int) -> bytes:
     """RFC 5869 with SHA-256 and no salt, independent of the cryptography package."""
@@ -41,8 +48,8 @@ def test_file_key_is_the_fixed_vector() -> None:
         "90e18f053847ef85b8c3684437d8cdf595a27871c1c237ec8c74b6878b5c693a"
         "f56c77dfe7c97248dfd2fa458372a8a48b8b9858e83dc97aae84188ffee35361"
     )
-    assert derive_file_key(KEY, FILE_ID) == expected
-    info = b"tdefs v1 file key aes-256-xts" + FILE_ID
+    assert file_key(KEY, FILE_ID) == expected
+    info = PURPOSE + FILE_ID
     assert len(info) == 45
     assert hkdf_from_stdlib(SECRET, info, 64) == expected
 
@@ -59,16 +66,20 @@ def test_fingerprint_is_the_fixed_vector() -> None:
     assert hkdf_from_stdlib(SECRET, b"tdefs v1 key fingerprint", 8) == expected
 
 
+def test_another_purpose_gives_another_file_key() -> None:
+    assert derive_file_key(KEY, FILE_ID, b"tdefs v1 file key of another suite", 64) != file_key(KEY, FILE_ID)
+
+
 def test_another_file_id_or_data_key_gives_another_file_key() -> None:
     other_key = DataKey("dk_1", 2, AES_256_XTS, bytes(32))
-    keys = {derive_file_key(KEY, FILE_ID), derive_file_key(KEY, bytes(16)), derive_file_key(other_key, FILE_ID)}
+    keys = {file_key(KEY, FILE_ID), file_key(KEY, bytes(16)), file_key(other_key, FILE_ID)}
     assert len(keys) == 3
 
 
 @pytest.mark.parametrize("length", [0, 15, 17])
 def test_file_id_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match="file id"):
-        derive_file_key(KEY, bytes(length))
+        file_key(KEY, bytes(length))
 
 
 def test_repr_hides_the_secret() -> None:

@@ -29,13 +29,13 @@ FORBIDDEN = {
     "policy": FUSE | SERVING | {"tdefs.format", "tdefs.keys", "tdefs.offline", "tdefs.cli", "tdefs.volume"},
     "pg": FUSE | SERVING | {"tdefs.offline", "tdefs.cli"},
     "data": ABOVE | {"pyfuse3", "tdefs.tree", "tdefs.fuse", "tdefs.daemon", "tdefs.offline"},
-    "tree": ABOVE | {"pyfuse3", "tdefs.daemon", "tdefs.fuse", "tdefs.offline"},
+    "tree": ABOVE | FUSE | {"tdefs.daemon", "tdefs.fuse", "tdefs.offline"},
     "fuse": ABOVE | {"tdefs.daemon", "tdefs.offline"},
     "daemon": ABOVE,
     "offline": FUSE | ABOVE | {"tdefs.tree", "tdefs.fuse", "tdefs.daemon"},
     "mounts": FUSE | SERVING | ABOVE,
     "volume": FUSE | ABOVE | {"tdefs.tree", "tdefs.fuse", "tdefs.daemon", "tdefs.offline", "tdefs.manifest"},
-    "manifest": FUSE | ABOVE | {"tdefs.fuse", "tdefs.daemon", "tdefs.offline"},
+    "manifest": FUSE | ABOVE | {"tdefs.tree", "tdefs.fuse", "tdefs.daemon", "tdefs.offline"},
 }
 
 
@@ -93,8 +93,6 @@ def talk_of(source: str) -> list[str]:
 def test_keys_print_nothing_and_ask_nobody() -> None:
     talking = {str(module.relative_to(ROOT)): talk_of(module.read_text()) for module in modules_of("keys")}
     assert {name: found for name, found in talking.items() if found} == {
-        # shown by the command line as soon as all of the keystore's callers pass what shows it
-        "keys/keystore/unsaved.py": ["print", "sys.stderr"],
         # a process of its own, whose stdin is a pipe
         "keys/sources/pkcs11/token.py": ["sys.stdin"],
     }
@@ -118,3 +116,16 @@ def test_a_forbidden_import_is_found(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
     module.write_text("def late() -> None:\n    from tdefs.tree import inodes\n    import pyfuse3.asyncio\n")
     assert {"tdefs.tree", "tdefs.tree.inodes", "pyfuse3.asyncio"} <= imports_of(module)
+
+
+@pytest.mark.parametrize("part", ["data", "tree", "fuse"])
+def test_no_two_modules_of_a_part_need_each_other(part: str) -> None:
+    """Not even under TYPE_CHECKING: of two such modules nobody can say which one is the lower one."""
+    needs = {
+        f"tdefs.{part}.{module.stem}": {name for name in imports_of(module) if name.startswith(f"tdefs.{part}.")}
+        for module in modules_of(part)
+    }
+    while lowest := [name for name, needed in needs.items() if not needed & set(needs)]:
+        for name in lowest:
+            del needs[name]
+    assert needs == {}

@@ -32,7 +32,7 @@ def linked(small: SmallVolume) -> SmallVolume:
 def test_without_a_secret_the_targets_stay_sealed(linked: SmallVolume, command: Command) -> None:
     _, output = command.run(ls, linked.volume.backing)
     rows = {line.split()[0]: line.split() for line in output.splitlines()}
-    assert rows["pg_tblspc/16401"][1:] == ["link", "yes", "dk_2", "1", "aes-256-gcm", "10", "->", "(sealed)"]
+    assert rows["pg_tblspc/16401"][1:] == ["link", "yes", "dk_2", "1", "aes-256-gcm", "10", "->", "(encrypted)"]
     found = {one["path"]: one for one in command.json(ls, linked.volume.backing)}
     assert (found["inside"]["target"], found["inside"]["leads_out"]) == (None, None)
     assert found["inside"]["size"] == len("base/../PG_VERSION")

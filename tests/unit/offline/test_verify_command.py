@@ -329,7 +329,7 @@ def test_bytes_behind_the_header_record_are_found_though_no_reader_needs_them(
 ) -> None:
     healthy(small)
     small.damage(TABLE, 5000)
-    assert findings(command, small) == {TABLE: "the header page is not zero behind the header record"}
+    assert findings(command, small) == {TABLE: "the header page is not zero after the header record"}
 
 
 @pytest.mark.parametrize(("path", "offset"), [("PG_VERSION", 0), ("base/5/PG_VERSION", 2)])

@@ -79,7 +79,7 @@ def test_pages_that_were_not_checked_have_an_exit_code_of_their_own(
     assert code == Exit.VERIFY_INCOMPLETE
     assert found["findings"] == []
     (unchecked,) = found["unchecked"]
-    assert unchecked["text"].startswith("3 pages of relations but for their headers")
+    assert unchecked["text"].startswith("3 pages of relations, except their headers")
     assert "--pgdata" in unchecked["hint"]
     assert (found["pages"], found["unchecked_pages"]) == (0, 3)
 
@@ -215,7 +215,7 @@ def test_wal_without_its_cluster_is_said_to_be_unchecked(small: SmallVolume, com
     code, found = verified(command, small)
     assert code == Exit.VERIFY_INCOMPLETE
     assert [one["text"] for one in found["unchecked"]] == [
-        "1 WAL segment: it is not known which of them recovery needs, nor how long they must be"
+        "1 WAL segment: it is unknown which of them recovery needs, and how long they must be"
     ]
     assert found["wal_files"] == 1
 

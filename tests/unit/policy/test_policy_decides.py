@@ -125,7 +125,7 @@ def test_warnings_name_what_leaks_contents_of_encrypted_relations() -> None:
     assert [warning.split(": ")[0] for warning in warnings] == ["p:2", "p:2", "p:8", "p:10"]
     assert "kind replication" in warnings[0]
     assert "kind statistics" in warnings[1]
-    assert "would write it in clear" in warnings[2]
+    assert "would write it in the clear" in warnings[2]
     assert "reaches only its catalogs" in warnings[3]
 
 

@@ -10,17 +10,17 @@ import pytest
 
 from tdefs.data.backing_store import BackingStore
 from tdefs.data.calls import Owner, SystemCalls
-from tdefs.data.data_file import DataFile
-from tdefs.data.forms import Encrypted, identity_at
+from tdefs.data.forms import Encrypted
+from tdefs.data.identity import identity_at
 from tdefs.data.losses import Event
+from tdefs.format.content import FileState
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Identity
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.format.stored import StoredFile
 from tdefs.fuse.handles import Handles
 from tdefs.tree.attributes import Attributes, Changes
 from tdefs.tree.exchanging import Exchanging
 from tdefs.tree.inode import Backing, Inode
-from tests.support.served_volume import ServedVolume
+from tests.support.served_volume import ServedVolume, read_all
 
 TABLE, SECOND = "base/16384/16385", "base/16384/16386"
 CONTENT = os.urandom(20_000)
@@ -41,7 +41,7 @@ def rewrite(served: ServedVolume, fd: int, identity: Identity) -> None:
     store = BackingStore(SystemCalls(), fd)
     store.truncate(HEADER_SIZE)
     store.pwrite(served.forms.encode(header), 0)
-    StoredFile(store, served.forms.cipher(header), HEADER_SIZE).write(0, CONTENT)
+    served.forms.content(header, store, FileState(0), lambda: None).write(0, CONTENT)
 
 
 def put_at(served: ServedVolume, *paths: str) -> None:
@@ -50,11 +50,6 @@ def put_at(served: ServedVolume, *paths: str) -> None:
         os.link(served.data / "rewritten", served.data / "name")
         (served.data / "name").rename(served.data / path)
     (served.data / "rewritten").unlink()
-
-
-def content(file: DataFile) -> bytes:
-    at, count = file.content.extent(0, file.length)
-    return bytes(file.content.decode(0, file.length, os.pread(file.fd, count, at)))
 
 
 def key_name(inode: Inode) -> str:
@@ -81,7 +76,7 @@ def test_an_open_file_goes_on_with_its_number_handles_and_data(served: ServedVol
     served.files.manifest.will_change(inode)
     rewrite(served, fd, identity_at(TABLE))
     put_at(served, TABLE)
-    changes = file.content
+    before_exchange = file.lock.changes
     Exchanging(served.files).exchange(inode, fd, os.fstat(fd))
 
     assert (inode.number, inode.generation, inode.names, inode.lookups, inode.handles, file.fd) == before
@@ -90,7 +85,7 @@ def test_an_open_file_goes_on_with_its_number_handles_and_data(served: ServedVol
     assert served.inode(TABLE) is inode
     assert served.inodes.with_backing(old_backing) is None
     assert handles.file(handle).file is inode.open_file is file
-    assert changes.changes > 0, "a read that is under way would decrypt with the wrong key"
+    assert file.lock.changes > before_exchange, "a read that is under way would decrypt with the wrong key"
     with pytest.raises(OSError, match="Input/output error"):
         file.losses.report(Event.SYNC_OF_KERNEL)
     assert not file.names_durable
@@ -99,7 +94,7 @@ def test_an_open_file_goes_on_with_its_number_handles_and_data(served: ServedVol
     assert (ids.backings(old_id), ids.backings(file_id(inode))) == ([], [inode.backing])
 
     assert key_name(inode) == "dk_2"
-    assert content(file) == CONTENT
+    assert read_all(file) == CONTENT
     file.write(5, b"and more")
     assert Attributes(served.files).status(inode).st_ino == inode.backing.number
     Attributes(served.files).change(inode, Changes(mode=0o640, size=19_000))
@@ -159,5 +154,5 @@ def test_a_new_file_that_cannot_be_presented_changes_nothing(served: ServedVolum
         Exchanging(served.files).exchange(inode, fd, os.fstat(fd))
     assert (inode.backing, inode.form, file.content) == before
     assert served.inode(TABLE) is inode
-    assert content(file) == CONTENT
+    assert read_all(file) == CONTENT
     assert served.files.twins.ids.backings(file_id(inode)) == [inode.backing]

@@ -1,6 +1,6 @@
 """What is encrypted in a file that was empty is under a key of its own: no key is used for two contents.
 
-Covers Opener._begin() of tdefs/tree/opening.py, and what tdefs/format/stored.py asks of it.
+Covers Opener._begin() of tdefs/tree/opening.py, and what tdefs/format/suite1/content.py asks of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tdefs.format.header import ANY_PLACE, RECORD_SIZE, Header, decode_header
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.policy.parse import load_policy
-from tests.support.served_volume import DK_1, DK_2, VOLUME_ID, Crash, ServedVolume, relation
+from tests.support.served_volume import DK_1, DK_2, VOLUME_ID, Crash, ServedVolume, read_all, relation
 
 CONF = "postgresql.conf"
 TABLE = "base/16384/16385"
@@ -118,12 +118,11 @@ def test_all_who_have_the_file_open_use_the_new_key(served: ServedVolume) -> Non
     writer = served.opener.open(inode, writable=True)
     inode.opened()
     inode.opened()
-    before = writer.content.changes
+    before = writer.lock.changes
     writer.truncate(0)
     writer.write(0, NEW)
-    at, count = reader.content.extent(0, len(NEW))
-    assert bytes(reader.content.decode(0, len(NEW), os.pread(reader.fd, count, at))) == NEW
-    assert reader.content.changes > before, "who read ciphertext aside would decrypt it with another key"
+    assert read_all(reader) == NEW
+    assert reader.lock.changes > before, "who read ciphertext aside would decrypt it with another key"
 
 
 def test_the_new_id_is_under_the_data_key_of_todays_policy(served: ServedVolume, tmp_path: Path) -> None:
@@ -199,8 +198,7 @@ def test_a_file_without_a_name_goes_on_under_a_new_key(served: ServedVolume) -> 
     file.write(0, NEW)
     assert "begin:header" in served.calls.made
     assert "begin:sync" not in served.calls.made
-    at, count = file.content.extent(0, len(NEW))
-    assert bytes(file.content.decode(0, len(NEW), os.pread(file.fd, count, at))) == NEW
+    assert read_all(file) == NEW
 
 
 # --- when it stops halfway

@@ -11,7 +11,8 @@ import pytest
 
 from tdefs.data.forms import Encrypted
 from tdefs.format.header import ANY_PLACE, RECORD_SIZE, FileClass, of_class
-from tdefs.format.layout import HEADER_SIZE, PAGE_SIZE, stored_size
+from tdefs.format.layout import HEADER_SIZE, PAGE_SIZE
+from tdefs.format.suite1.layout import stored_size
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing
 from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.policy.model import Policy

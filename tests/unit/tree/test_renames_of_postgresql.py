@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.data.forms import identity_at
+from tdefs.data.identity import identity_at
 from tests.support.served_volume import Crash, ServedVolume
 
 SEGMENT = "000000010000000000000001"

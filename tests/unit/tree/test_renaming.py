@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from errno import EEXIST, EIO, ENOENT, EXDEV
 from pathlib import Path
@@ -13,7 +12,7 @@ from tdefs.format.header import FileClass, Identity, named, of_class
 from tdefs.policy.parse import load_policy
 from tdefs.tree.renaming import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.support.errnos import errno_of
-from tests.support.served_volume import Crash, ServedVolume, relation
+from tests.support.served_volume import Crash, ServedVolume, read_all, relation
 
 ONE, TWO, THREE = "base/16384/16385", "base/16384/16386", "base/16400/16387_fsm.1"
 WAL = "pg_wal/000000010000000000000001"
@@ -68,8 +67,7 @@ def test_a_replaced_file_lives_on_while_it_is_open(served: ServedVolume) -> None
     file = served.opener.open(served.inode(TWO), writable=True)
     served.inode(TWO).opened()
     served.rename(ONE, TWO)
-    at, count = file.content.extent(0, 3)
-    assert bytes(file.content.decode(0, 3, os.pread(file.fd, count, at))) == b"old"
+    assert read_all(file) == b"old"
     assert served.read(TWO) == b"new"
 
 

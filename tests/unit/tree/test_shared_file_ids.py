@@ -17,7 +17,7 @@ import pytest
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.tree.file_ids import FileIds
 from tdefs.tree.inode import Backing
-from tests.support.served_volume import ServedVolume
+from tests.support.served_volume import ServedVolume, read_all
 
 ONE, TWO, THREE = "log/one.log", "log/two.log", "log/three.log"
 TABLE = "base/16384/16385"
@@ -92,9 +92,7 @@ def test_a_copy_made_while_mounted_is_refused_and_who_has_the_original_open_goes
     assert is_refused(served, TWO)
     assert is_refused(served, ONE), "nobody else opens it"
     file.write(0, b"A")
-    at, count = file.content.extent(0, len(CONTENT))
-    stored = os.pread(file.fd, count, at)
-    assert bytes(file.content.decode(0, len(CONTENT), stored)) == b"A" + CONTENT[1:]
+    assert read_all(file) == b"A" + CONTENT[1:]
 
 
 def unlink(served: ServedVolume) -> None:

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tdefs.errors import Exit, NoSecretError, TdefsError
-from tdefs.keys import failures
+from tdefs.errors import DistinguishedError, Exit, NoSecretError, TdefsError
 from tdefs.keys.failures import SourceError
 from tdefs.keys.protectors.base import WrongSecretError
+
+_DISTINGUISHED: list[type[DistinguishedError]] = [NoSecretError, WrongSecretError, *SourceError.__subclasses__()]
+#: The classes of errors that the program distinguishes, by name.
+_CLASSES = {one.__name__: one for one in _DISTINGUISHED}
 
 AES_GCM = "aes-gcm"
 RSA_OAEP = "rsa-oaep"
@@ -65,11 +68,7 @@ def dump_error(error: TdefsError) -> dict[str, Any]:
 def load_error(said: Mapping[str, Any]) -> TdefsError:
     """Return the error that :func:`dump_error` was given."""
     message, detail, hint = said["message"], said["detail"], said["hint"]
-    if said["class"] == WrongSecretError.__name__:
-        return WrongSecretError(message, detail=detail, hint=hint)
-    if said["class"] == NoSecretError.__name__:
-        return NoSecretError(message, detail=detail, hint=hint)
-    kind = getattr(failures, said["class"], None)
-    if isinstance(kind, type) and issubclass(kind, SourceError):
-        return kind(message, detail, hint)
-    return TdefsError(Exit(said["exit_code"]), message, detail=detail, hint=hint)
+    kind = _CLASSES.get(said["class"])
+    if kind is None:
+        return TdefsError(Exit(said["exit_code"]), message, detail=detail, hint=hint)
+    return kind(message, detail=detail, hint=hint)

@@ -22,7 +22,8 @@ from typing import Protocol
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from tdefs.format.layout import BLOCK_SIZE, PAGE_SIZE, SECTOR_SIZE, ceil_to
+from tdefs.format.layout import PAGE_SIZE, SECTOR_SIZE, ceil_to
+from tdefs.format.suite1.layout import BLOCK_SIZE
 
 _ZERO_PAGE = bytes(PAGE_SIZE)
 _ZERO_BLOCK = bytes(BLOCK_SIZE)
@@ -89,7 +90,7 @@ class PythonPageCipher:
 
 
 def _has_holes(ciphertext: bytes | bytearray) -> bool:
-    """Tell whether any sector, the last one may be shorter, ends in a zero block."""
+    """Return whether any sector, the last one may be shorter, ends in a zero block."""
     last_bytes = ciphertext[SECTOR_SIZE - 1 :: SECTOR_SIZE]
     at = last_bytes.find(0)
     while at >= 0:
@@ -101,7 +102,7 @@ def _has_holes(ciphertext: bytes | bytearray) -> bool:
 
 
 def _is_zero(data: bytes | bytearray, start: int, size: int) -> bool:
-    """Tell whether the *size* bytes of *data* from *start* on, or those that there are, are all zero."""
+    """Return whether the *size* bytes of *data* from *start* on, or those that there are, are all zero."""
     size = min(size, len(data) - start)
     zeros = _ZERO_PAGE if size == PAGE_SIZE else _ZERO_PAGE[:size]
     # startswith() at an offset compares in place, where a slice would copy
