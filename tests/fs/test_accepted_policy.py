@@ -126,7 +126,7 @@ def test_a_person_is_asked_whether_files_in_the_clear_are_meant(volume: Volume, 
         os.close(fd)
     assert process.returncode == code, said
     assert "files of the kind wal" in said
-    assert 'Type "yes" if this is meant' in said
+    assert 'Type "yes" to confirm' in said
 
 
 def test_a_crash_before_plain_files_were_allowed_is_recovered_from_by_the_rules_of_then(volume: Volume) -> None:
