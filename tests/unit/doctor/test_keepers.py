@@ -48,7 +48,7 @@ def test_a_daemon_of_the_clusters_user_is_told_with_what_the_kernel_allows(
 ) -> None:
     scope(tmp_path, monkeypatch, value)
     said = [finding.what for finding in examine_keepers(nobodys, [pgdata])]
-    assert "who breaks into the server can get the keys" in said[0]
+    assert "an attacker in the server can get the keys" in said[0]
     assert ["attach itself" in what for what in said[1:]] == ([True] if free else [])
 
 
