@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tdefs.errors import NoSecretError
 from tdefs.keys.dialogue import Warn
+from tdefs.text import shortened
 from tdefs.trust import check_trusted
 from tdefs.yamlfile import let_read
 
@@ -64,7 +65,9 @@ def credential_path(name: str) -> Path:
     :raises TdefsError: NO_SECRET.
     """
     if not _NAME.fullmatch(name) or name in (".", ".."):
-        raise NoSecretError(f"{name[:64]!a} is not the name of a credential, which has no slash and no colon")
+        raise NoSecretError(
+            f'"{shortened(name)}" is not the name of a credential, which has no slash and no colon'
+        )
     directory = os.environ.get(CREDENTIALS_VARIABLE)
     if not directory:
         raise NoSecretError(

@@ -29,6 +29,7 @@ from tdefs.keys.keystore.wrapped_keys import (
 )
 from tdefs.keys.limits import refuse_cost, refuse_one_more
 from tdefs.keys.protectors.base import Protector
+from tdefs.text import shortened
 
 _Entry = TypeVar("_Entry")
 
@@ -67,7 +68,7 @@ def find_protector(document: Document, id: str) -> ProtectorEntry:
             return entry
     raise TdefsError(
         Exit.PROTECTOR_UNKNOWN,
-        f"the keystore has no protector {id!a}",
+        f'the keystore has no protector "{shortened(id)}"',
         detail=f"it has {', '.join(entry.id for entry in document.protectors)}",
         hint="'tdefs protector list' shows them",
     )
@@ -154,7 +155,7 @@ def find_volume(document: Document, id: str) -> VolumeEntry:
             return entry
     raise TdefsError(
         Exit.VOLUME_UNKNOWN,
-        f"the keystore knows no volume {id!a}",
+        f'the keystore knows no volume "{shortened(id)}"',
         detail=f"it knows {', '.join(entry.id for entry in document.volumes) or 'none'}",
         hint="'tdefs volume list' shows them",
     )

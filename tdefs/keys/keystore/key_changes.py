@@ -29,6 +29,7 @@ from tdefs.keys.keystore.wrapped_keys import (
     wrap_history_key,
     wrap_round,
 )
+from tdefs.text import shortened
 
 # --- data keys
 
@@ -43,7 +44,7 @@ def find_data_key(document: Document, name: str) -> DataKeyEntry:
             return entry
     raise TdefsError(
         Exit.DATA_KEY_UNKNOWN,
-        f"the keystore has no data key {name!a}",
+        f'the keystore has no data key "{shortened(name)}"',
         detail=f"it has {', '.join(entry.name for entry in document.data_keys)}",
         hint="'tdefs key list' shows them",
     )
@@ -72,7 +73,7 @@ def create_data_key(unlocked: Unlocked, name: str) -> Unlocked:
     if not KEY_NAME.fullmatch(name):
         raise TdefsError(
             Exit.USAGE,
-            f"{name!a} is no name for a data key",
+            f'"{shortened(name)}" is no name for a data key',
             hint="a name is a lower-case letter, then up to 30 of a-z, 0-9 and _, such as dk_2",
         )
     document = unlocked.document

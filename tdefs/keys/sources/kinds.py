@@ -13,6 +13,7 @@ from tdefs.keys.dialogue import Dialogue
 from tdefs.keys.failures import UnavailableError
 from tdefs.keys.sources.base import KeySource
 from tdefs.keys.sources.settings import Settings, SettingsReader
+from tdefs.text import shortened
 
 _MODULES = {
     "aws-kms": "aws_kms",
@@ -35,7 +36,7 @@ def make_key_source(settings: Settings, dialogue: Dialogue) -> KeySource:
     :raises UnavailableError: the library of the kind is not installed.
     """
     if settings.kind not in _MODULES:
-        message = f"there is no kind of key source {settings.kind[:64]!a}"
+        message = f'there is no kind of key source "{shortened(settings.kind)}"'
         raise settings.error(message, field="kind", hint=f"kinds: {', '.join(kinds())}")
     try:
         module = importlib.import_module(f"tdefs.keys.sources.{_MODULES[settings.kind]}")
