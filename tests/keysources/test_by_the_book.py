@@ -24,7 +24,7 @@ from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector, new_code, show_code
 from tdefs.keys.secret_files import read_passphrase_file
-from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.base import make_key_source
 from tests.keysources.aws_stand_in import ENVIRONMENT, REGION, KmsStandIn
 from tests.keysources.kmip_scene import KmipScene
 from tests.keysources.soft_token import LABEL, MODULE, PIN, SoftToken

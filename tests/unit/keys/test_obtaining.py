@@ -20,7 +20,7 @@ from tdefs.keys.protectors.obtaining import Obtained, ObtainingProtector, Parame
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.sources.aws_kms.source import AwsKms
-from tdefs.keys.sources.kmip import KmipSource
+from tdefs.keys.sources.kmip.source import KmipSource
 from tdefs.keys.sources.pkcs11.source import Pkcs11
 from tdefs.keys.sources.vault.kv import VaultKV
 from tdefs.keys.sources.vault.transit import VaultTransit

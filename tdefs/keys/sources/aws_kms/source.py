@@ -149,6 +149,9 @@ class AwsKms(KeySource):
         return self._key_id in (arn, found["id"], f"key/{found['id']}")
 
 
+SOURCE = AwsKms
+
+
 def _in_region(arn: str, region: str) -> str:
     """Return the ARN of the replica in ``region`` of a key that several regions have; else ``arn``."""
     found = _KEY_ARN.fullmatch(arn)

@@ -17,8 +17,8 @@ from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parame
 from tdefs.keys.sources.asking import Patient
 from tdefs.keys.sources.base import ACTIVE, Certificate, KeySource, ServerKey, WrappingKeys
 from tdefs.keys.sources.kmip.client import Client
-from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields
-from tdefs.keys.sources.kmip.servers import Servers
+from tdefs.keys.sources.kmip.connection import Server
+from tdefs.keys.sources.kmip.servers import KmipSettings, Servers, read_fields
 from tdefs.keys.sources.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 from tdefs.text import shortened
@@ -200,6 +200,9 @@ class KmipSource(KeySource, WrappingKeys):
         elif key.state != ACTIVE:
             raise _not_active(key)
         return key
+
+
+SOURCE = KmipSource
 
 
 def _made(source: str, uid: str) -> Made:

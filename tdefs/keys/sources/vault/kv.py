@@ -20,9 +20,8 @@ from tdefs.keys.failures import UnusableError
 from tdefs.keys.protectors.base import Made
 from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters
 from tdefs.keys.sources.settings import SettingsReader
-from tdefs.keys.sources.vault.names import read_path
-from tdefs.keys.sources.vault.server import not_vault
-from tdefs.keys.sources.vault.source import VaultSource
+from tdefs.keys.sources.vault.fields import read_path
+from tdefs.keys.sources.vault.server import VaultSource, not_vault
 from tdefs.keys.wrapping import WrapContext
 
 _FIELD = "key"

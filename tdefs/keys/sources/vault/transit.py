@@ -19,9 +19,8 @@ from tdefs.errors import TdefsError
 from tdefs.keys.failures import UnusableError
 from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters
 from tdefs.keys.sources.settings import SettingsReader
-from tdefs.keys.sources.vault.names import read_name
-from tdefs.keys.sources.vault.server import VaultServer, not_vault
-from tdefs.keys.sources.vault.source import VaultSource
+from tdefs.keys.sources.vault.fields import read_name
+from tdefs.keys.sources.vault.server import VaultServer, VaultSource, not_vault
 from tdefs.keys.wrapping import WrapContext
 
 #: The types of transit keys that allow associated data.
