@@ -13,8 +13,15 @@ from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.machine import MACHINE_ID_FILE, NAME_BYTES, machine_id, machine_name
-from tdefs.keys.protectors.base import Made, NotMineError, WrongSecretError
-from tdefs.keys.protectors.obtaining import Obtained, ObtainingProtector, Parameters, malformed_is_damage
+from tdefs.keys.protectors.base import (
+    Made,
+    NotMineError,
+    Obtained,
+    Parameters,
+    Protector,
+    WrongSecretError,
+    malformed_is_damage,
+)
 from tdefs.keys.wrapping import WrapContext
 
 _MEMBERS = ("by", "machine")
@@ -74,7 +81,7 @@ class Holder(ABC):
         """
 
 
-class ThisHostProtector(ObtainingProtector):
+class ThisHostProtector(Protector):
     """This host. It opens the entries that were made on it, and wraps with one of its ``holders``."""
 
     kind = "this-host"
@@ -93,7 +100,7 @@ class ThisHostProtector(ObtainingProtector):
         self._fetched: dict[frozenset[tuple[str, str | int]], bytes] = {}
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector.
+        """See Protector.
 
         :raises TdefsError: KEY_SOURCE_UNAVAILABLE, KEY_SERVER_REFUSED, OS_ERROR.
         """
@@ -105,7 +112,7 @@ class ThisHostProtector(ObtainingProtector):
         return Obtained(secret, {"by": self._keeper.name, "machine": machine_name(machine), **params})
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector. NotMineError is raised for entries of other hosts, too.
+        """See Protector. NotMineError is raised for entries of other hosts, too.
 
         :raises HostRefusedError: the entry was made on this host, and the secret cannot be had now.
         """
@@ -116,14 +123,14 @@ class ThisHostProtector(ObtainingProtector):
         return self._fetched[key]
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
+        """See Protector."""
         title = self._holder(params).title
         return HostRefusedError(
             Exit.WRAPPING_KEY_UNUSABLE, f"the secret that {title} keeps is not the one of this keystore"
         )
 
     def parameters(self, entry: ProtectorEntry) -> Parameters:
-        """See ObtainingProtector. The members depend on the holder, which an entry names."""
+        """See Protector. The members depend on the holder, which an entry names."""
         if entry.kind != self.kind:
             raise NotMineError
         holder = self._holders.get(str(entry.params.get("by")))

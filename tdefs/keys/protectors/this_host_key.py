@@ -12,8 +12,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.failures import UnavailableError, UnusableError
 from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.private_files import refuse_exposed
-from tdefs.keys.protectors.base import Made, NotMineError
-from tdefs.keys.protectors.obtaining import Parameters
+from tdefs.keys.protectors.base import Made, NotMineError, Parameters
 from tdefs.keys.protectors.this_host import Holder, new_secret
 from tdefs.keys.wrapping import hkdf_sha256
 from tdefs.private import own_directory, own_place

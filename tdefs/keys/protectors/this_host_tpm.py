@@ -7,8 +7,7 @@ import re
 
 from tdefs.errors import TdefsError
 from tdefs.keys.failures import UnusableError
-from tdefs.keys.protectors.base import NotMineError
-from tdefs.keys.protectors.obtaining import Parameters
+from tdefs.keys.protectors.base import NotMineError, Parameters
 from tdefs.keys.protectors.this_host import Holder, new_secret
 from tdefs.keys.tpm import NAME_BYTES, Sealed, Tpm
 

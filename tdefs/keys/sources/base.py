@@ -13,7 +13,7 @@ from typing import Self
 from tdefs.keys.dialogue import Dialogue
 from tdefs.keys.failures import UnavailableError
 from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.protectors.obtaining import ObtainingProtector
+from tdefs.keys.protectors.base import Protector
 from tdefs.keys.sources.settings import Settings, SettingsReader
 
 #: The state in which a wrapping key wraps and unwraps.
@@ -49,7 +49,7 @@ class Certificate:
     role: str
 
 
-class KeySource(ObtainingProtector):
+class KeySource(Protector):
     """A protector that asks a service or a device.
 
     No secret is given to ``wrap`` and ``unwrap``: they ask for the wrapping, or for the wrapping key, with what

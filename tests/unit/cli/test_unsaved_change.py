@@ -16,7 +16,7 @@ from tdefs.keys import machine
 from tdefs.keys.keystore import transaction
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.file import load_keystore
-from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey
+from tdefs.keys.protectors.base import Made, Obtained, Parameters, Protector, WrongSecretError
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.wrapping import WrapContext
 from tdefs.private import OwnDirectory
@@ -30,23 +30,27 @@ class Elsewhere(Protector):
 
     kind = "elsewhere"
     words = "what is elsewhere"
+    purpose = b"elsewhere"
+    members = ("number",)
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self.directory = directory
         self.broken = False
         self.kept = ""
 
-    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
+    def obtain(self, context: WrapContext) -> Obtained:
         del context
         number = len(self.files()) + 1
         (self.directory / f"made.{number}").touch()
-        return WrappedProtectorKey({"number": number}, protector_key)
+        return Obtained(bytes(32), {"number": number})
 
-    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
-        del context
-        if entry.kind != self.kind:
-            raise NotMineError
-        return entry.wrapped
+    def recover(self, params: Parameters, context: WrapContext) -> bytes:
+        del params, context
+        return bytes(32)
+
+    def wrong_secret(self, params: Parameters) -> WrongSecretError:
+        return WrongSecretError(f"not of {params.entry_id}")
 
     def made(self, entry: ProtectorEntry) -> Made:
         return Made(f"the thing {entry.params['number']}", f"rm made.{entry.params['number']}", self.kept)

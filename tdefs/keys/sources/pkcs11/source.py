@@ -22,8 +22,14 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from tdefs.errors import NoSecretError
 from tdefs.keys.dialogue import Dialogue
 from tdefs.keys.failures import LostError, RefusedError, UnavailableError, UnusableError
-from tdefs.keys.protectors.base import Made, NotMineError, WrongSecretError
-from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters
+from tdefs.keys.protectors.base import (
+    WRAPPING_KEY_BYTES,
+    Made,
+    NotMineError,
+    Obtained,
+    Parameters,
+    WrongSecretError,
+)
 from tdefs.keys.sources.asking import Patient, Service, TimeLimits
 from tdefs.keys.sources.base import KeySource
 from tdefs.keys.sources.pkcs11.request import (
@@ -162,7 +168,7 @@ class Pkcs11(KeySource):
         return not self._request.pin_file
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector. The secret is random; the token, or its public key, encrypts it."""
+        """See Protector. The secret is random; the token, or its public key, encrypts it."""
         secret = os.urandom(WRAPPING_KEY_BYTES)
         made = None
         if self._request.mechanism == AES_GCM:
@@ -183,7 +189,7 @@ class Pkcs11(KeySource):
         return Obtained(secret, params, made)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector. The token is not compared: another token may have got the same key."""
+        """See Protector. The token is not compared: another token may have got the same key."""
         for name in ("token_label", "token_serial"):
             params.text(name, _PRINTABLE)
         key_label = params.text("key_label", _PRINTABLE)
@@ -194,7 +200,7 @@ class Pkcs11(KeySource):
         return bytes.fromhex(self._ask(DECRYPT, ciphertext, context)["data"])
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
+        """See Protector."""
         return WrongSecretError(
             f'the key "{self._request.key_label}" of the token does not open protector {params.entry_id}',
             detail="what the token decrypted does not fit what the keystore holds",

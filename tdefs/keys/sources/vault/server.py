@@ -18,8 +18,7 @@ import requests
 
 from tdefs.keys.dialogue import Dialogue
 from tdefs.keys.failures import RefusedError
-from tdefs.keys.protectors.base import NotMineError, WrongSecretError
-from tdefs.keys.protectors.obtaining import Parameters
+from tdefs.keys.protectors.base import NotMineError, Parameters, WrongSecretError
 from tdefs.keys.sources.asking import Patient, Service, TimeLimits
 from tdefs.keys.sources.base import Certificate, KeySource
 from tdefs.keys.sources.settings import SettingsReader
@@ -178,7 +177,7 @@ class VaultSource(KeySource):
         return self._server.tls.watched()
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
+        """See Protector."""
         del params
         return WrongSecretError(f"{self.title} does not open this keystore", detail=self.wrong_key_detail)
 
