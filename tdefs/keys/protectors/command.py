@@ -12,12 +12,14 @@ from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.protectors.base import Obtained, Parameters, Protector, WrongSecretError
-from tdefs.keys.protectors.command_files import check_command, command_directory, ensure_command_directory
 from tdefs.keys.protectors.command_run import CommandOutcome, cleaned_up_before_signals, run_command
 from tdefs.keys.protectors.command_text import (
     DIRECTORY_VARIABLE,
     PROMPT_VARIABLE,
     TERMINAL_VARIABLE,
+    check_command,
+    command_directory,
+    ensure_command_directory,
     parse_command,
 )
 from tdefs.keys.wrapping import WrapContext

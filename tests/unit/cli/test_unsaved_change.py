@@ -12,10 +12,10 @@ from tdefs.cli import auto_open, init
 from tdefs.cli.common.secret_options import NewSecretOptions
 from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys import machine
 from tdefs.keys.keystore import transaction
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.protectors import this_host
 from tdefs.keys.protectors.base import Made, Obtained, Parameters, Protector, WrongSecretError
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.wrapping import WrapContext
@@ -184,7 +184,7 @@ def test_host_key_of_a_change_that_was_not_saved_is_removed(
     config.write_text(f"version: 1\nvolumes:\n  {small.volume.backing}:\n    host_key_directory: {host_keys}\n")
     id_file = tmp_path / "machine-id"
     id_file.write_text(f"{'5' * 32}\n")
-    real = machine.machine_id
+    real = this_host.machine_id
     monkeypatch.setattr("tdefs.keys.protectors.this_host.machine_id", lambda _: real(id_file))
 
     def enable() -> None:
