@@ -11,7 +11,7 @@ from errno import EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS, errorcode
 log = logging.getLogger(__name__)
 
 
-class Told(OSError):
+class LoggedRefusal(OSError):
     """A refusal of tdefs's own, not a failure of the disk; the log has said why, and what to do about it."""
 
 
@@ -56,7 +56,7 @@ class Complaints:
         What the log has named already is only counted.
         """
         self.counts[operation] += 1
-        if isinstance(error, Told):
+        if isinstance(error, LoggedRefusal):
             return
         now = time.monotonic()
         recent = {what: when for what, when in self._recent.items() if now - when < _COMPLAINT_SECONDS}

@@ -55,8 +55,8 @@ class Entries:
         entry.attr_timeout = FOREVER_SECONDS
         entry.st_mode, entry.st_rdev, entry.st_size = appearance(self._files, inode, status)
         entry.st_nlink = status.st_nlink
-        if inode.ghost is not None:
-            entry.st_nlink = inode.ghost.links
+        if inode.last_known is not None:
+            entry.st_nlink = inode.last_known.links
         entry.st_uid = status.st_uid
         entry.st_gid = status.st_gid
         entry.st_blksize = status.st_blksize

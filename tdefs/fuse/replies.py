@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from pyfuse3 import FUSEError
 
-from tdefs.data.complaints import Complaints, Told
+from tdefs.data.complaints import Complaints, LoggedRefusal
 from tdefs.errors import errno_of
 from tdefs.format.errors import FormatError
 from tdefs.fuse.measured import Measured
@@ -86,7 +86,7 @@ class Replies(ABC):
         if isinstance(error, MemoryError):
             error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         if isinstance(error, OSError):
-            if isinstance(error, Told) or error.errno not in _ORDINARY_ERRORS:
+            if isinstance(error, LoggedRefusal) or error.errno not in _ORDINARY_ERRORS:
                 self.complaints.failed(operation, self.subject(operation, arguments), error)
             return errno_of(error)
         self.complaints.counts[operation] += 1

@@ -39,8 +39,8 @@ class Attributes:
         """Return the attributes of the backing file."""
         if inode.open_file is not None:
             return self._calls.fstat("getattr:open", inode.open_file.fd)
-        if inode.ghost is not None and inode not in self._places.held:
-            return inode.ghost.status
+        if inode.last_known is not None and inode not in self._places.held:
+            return inode.last_known.status
         name, directory = self._places.place(inode)
         status = self._calls.stat("getattr", name, directory)
         self._places.check(inode, status)
@@ -54,10 +54,10 @@ class Attributes:
 
         :raises OSError: ESTALE when anything else is to be set of what cannot be reached any more.
         """
-        if inode.ghost is not None and inode.open_file is None and inode not in self._places.held:
+        if inode.last_known is not None and inode.open_file is None and inode not in self._places.held:
             if (changes.size, changes.mode, changes.uid, changes.gid) != (None, None, None, None):
                 raise OSError(ESTALE, os.strerror(ESTALE))
-            return inode.ghost.status
+            return inode.last_known.status
         refuse_planted(self._places, inode)
         if changes.size is not None:
             self._truncate(inode, changes.size)

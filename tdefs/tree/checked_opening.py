@@ -11,7 +11,7 @@ from contextlib import suppress
 from errno import EIO, EISDIR, ELOOP, ENODEV, ENOTDIR, ENXIO, ESTALE
 
 from tdefs.data.calls import SystemCalls
-from tdefs.data.complaints import Told
+from tdefs.data.complaints import LoggedRefusal
 from tdefs.data.descriptors import Descriptors
 from tdefs.tree.inode import Inode
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _OF_ANOTHER_TYPE = frozenset({ELOOP, ENOTDIR, EISDIR, ENXIO, ENODEV})
 
 
-class Exchanged(Told):
+class Exchanged(LoggedRefusal):
     """Below the mount, something else was put in the place of what the kernel knows."""
 
 

@@ -18,7 +18,7 @@ from tdefs.format.plain import PlainContent
 from tdefs.format.suites import suite_of
 from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.paths import Kind, classify
-from tdefs.tree.file_ids import Twins
+from tdefs.tree.file_ids import SharedFileIds
 from tdefs.tree.headers import Headers
 from tdefs.tree.identities import Identities
 from tdefs.tree.inode import Inode
@@ -41,7 +41,7 @@ class Contents:
         headers: Headers,
         identities: Identities,
         policy: PolicyInUse,
-        twins: Twins,
+        shared_ids: SharedFileIds,
     ) -> None:
         self._calls = calls
         self._places = places
@@ -50,7 +50,7 @@ class Contents:
         self._headers = headers
         self._identities = identities
         self._policy = policy
-        self._twins = twins
+        self._shared_ids = shared_ids
 
     def content(self, inode: Inode, fd: int, form: Form, size: int, *, can_write: bool) -> Content:
         """Return the content of an open backing file of *size* stored bytes, after the last checks.
@@ -68,8 +68,8 @@ class Contents:
                 self._identities.check_at_all_names(inode, form.header)
                 if can_write:
                     self._identities.end_rename(inode, form.header, fd)
-                self._twins.note(inode)
-                self._identities.check_twins(inode)
+                self._shared_ids.note(inode)
+                self._identities.check_file_id_is_unique(inode)
                 state = FileState(suite_of(form.header.suite).plaintext_length(size))
                 return self._forms.content(form.header, store, state, partial(self._use_new_file_id, inode, fd))
             return PlainContent(store, FileState(size), partial(self._refuse_header, inode))
@@ -110,14 +110,14 @@ class Contents:
         path = os.fsdecode(inode.path())
         header = self._forms.renewed(form.header, self._policy.decide(path).key_name)
         # PostgreSQL removes temporary files when it starts, and nobody finds one without a name
-        is_left = inode.ghost is None or inode.ghost.links > 0
+        is_left = inode.last_known is None or inode.last_known.links > 0
         lasting = is_left and classify(path).kind is not Kind.TEMP
         if lasting:
             self._headers.sync_header("begin:truncated", inode, fd)
         self._headers.write_header("begin:header", fd, header)
-        self._twins.forget(inode)
+        self._shared_ids.forget(inode)
         inode.form = Encrypted(header)
-        self._twins.note(inode)
+        self._shared_ids.note(inode)
         if lasting:
             self._headers.sync_header("begin:sync", inode, fd)
         return self._forms.file_key(header)

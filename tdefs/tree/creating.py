@@ -21,7 +21,7 @@ from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.paths import classify
 from tdefs.text import printable_path
 from tdefs.tree.contents import Contents
-from tdefs.tree.file_ids import Twins
+from tdefs.tree.file_ids import SharedFileIds
 from tdefs.tree.identities import NEVER_SPECIAL, Identities
 from tdefs.tree.inode import Inode, path_of
 from tdefs.tree.tree import Tree
@@ -36,7 +36,7 @@ class Creator:
         forms: FileForms,
         policy: PolicyInUse,
         manifest: Bound,
-        twins: Twins,
+        shared_ids: SharedFileIds,
         identities: Identities,
         contents: Contents,
         complaints: Complaints,
@@ -48,7 +48,7 @@ class Creator:
         self._forms = forms
         self._policy = policy
         self._manifest = manifest
-        self._twins = twins
+        self._shared_ids = shared_ids
         self._identities = identities
         self._contents = contents
         self._complaints = complaints
@@ -83,7 +83,7 @@ class Creator:
                 self._inodes.removed(inode, parent, name, last=True)
             raise
         inode.form = form
-        self._twins.note(inode)
+        self._shared_ids.note(inode)
         self._unsynced_names.added(parent, inode)
         return inode, self._contents.open_file(inode, fd, content, status, writable=True)
 
@@ -130,7 +130,7 @@ class Creator:
             self._calls.ftruncate("create:size", fd, empty.length)
             mark_plain(self._calls, "create:mark", fd)
         inode.form = form
-        self._twins.note(inode)
+        self._shared_ids.note(inode)
         return form
 
     def _remove_mark(self, path: str, fd: int) -> None:

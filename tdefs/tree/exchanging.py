@@ -28,7 +28,7 @@ class Exchanging:
         :raises OSError: the new file cannot be presented. The inode has its old backing still.
         """
         old_backing, old_form = inode.backing, inode.form
-        self._files.twins.forget(inode)
+        self._files.shared_ids.forget(inode)
         self._inodes.exchange_backing(inode, status)
         inode.form = None
         try:
@@ -41,8 +41,8 @@ class Exchanging:
                     file.exchange(content)
                 file.status = status
         except BaseException:
-            self._files.twins.forget(inode)
+            self._files.shared_ids.forget(inode)
             self._inodes.take_back_backing(inode, old_backing)
             inode.form = old_form
-            self._files.twins.note(inode)
+            self._files.shared_ids.note(inode)
             raise

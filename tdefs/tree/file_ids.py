@@ -74,7 +74,7 @@ class FileIds:
         return found
 
 
-class Twins:
+class SharedFileIds:
     """The other files of one mount that show a file's id at this moment."""
 
     def __init__(self, calls: SystemCalls, inodes: InodeTable, places: Places) -> None:
@@ -94,7 +94,7 @@ class Twins:
         if isinstance(inode.form, Encrypted):
             self.ids.remove(inode.form.header.file_id, inode.backing)
 
-    def of(self, inode: Inode, file_id: bytes) -> list[bytes]:
+    def others_with(self, inode: Inode, file_id: bytes) -> list[bytes]:
         """Return the paths of the others; what was noted of them and is true no more is forgotten.
 
         :raises OSError: it cannot be found out.

@@ -14,7 +14,7 @@ from tdefs.format.header import RECORD_SIZE, Header
 from tdefs.format.layout import HEADER_SIZE
 from tdefs.manifest.bound import Bound
 from tdefs.policy.in_use import PolicyInUse
-from tdefs.tree.file_ids import Twins
+from tdefs.tree.file_ids import SharedFileIds
 from tdefs.tree.inode import Inode
 from tdefs.tree.places import Places
 
@@ -29,14 +29,14 @@ class Headers:
         forms: FileForms,
         policy: PolicyInUse,
         manifest: Bound,
-        twins: Twins,
+        shared_ids: SharedFileIds,
     ) -> None:
         self._calls = calls
         self._places = places
         self._forms = forms
         self._policy = policy
         self._manifest = manifest
-        self._twins = twins
+        self._shared_ids = shared_ids
 
     def form(self, inode: Inode) -> Form:
         """Return what the file says of itself. Raises OSError."""
@@ -67,7 +67,7 @@ class Headers:
             inode.form = self._forms.recognise(page, size, doubts)
             if isinstance(inode.form, Plain) and self._policy.encrypts(path):
                 self._manifest.check_plain(inode)
-            self._twins.note(inode)
+            self._shared_ids.note(inode)
         return inode.form
 
     def write_header(self, label: str, fd: int, header: Header) -> None:

@@ -15,7 +15,7 @@ from tdefs.manifest.bound import Bound
 from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.paths import Kind, classify
 from tdefs.text import printable_path
-from tdefs.tree.file_ids import Twins, is_at_home
+from tdefs.tree.file_ids import SharedFileIds, is_at_home
 from tdefs.tree.headers import Headers
 from tdefs.tree.inode import Inode
 from tdefs.tree.places import Places
@@ -41,7 +41,7 @@ class Identities:
         headers: Headers,
         policy: PolicyInUse,
         manifest: Bound,
-        twins: Twins,
+        shared_ids: SharedFileIds,
         complaints: Complaints,
     ) -> None:
         self._places = places
@@ -49,7 +49,7 @@ class Identities:
         self._headers = headers
         self._policy = policy
         self._manifest = manifest
-        self._twins = twins
+        self._shared_ids = shared_ids
         self._complaints = complaints
 
     # --- changing it
@@ -133,9 +133,9 @@ class Identities:
                 self.check_at_all_names(inode, inode.form.header)
             except FormatError as error:
                 raise refusal(self._places, inode, error) from error
-        self.check_twins(inode)
+        self.check_file_id_is_unique(inode)
 
-    def check_twins(self, inode: Inode) -> None:
+    def check_file_id_is_unique(self, inode: Inode) -> None:
         """Refuse both of two files with one file id, since they have one key.
 
         What is open already goes on: it is not known which of them is the copy, and no new content is mixed with
@@ -145,7 +145,7 @@ class Identities:
         """
         if not isinstance(inode.form, Encrypted):
             return
-        others = self._twins.of(inode, inode.form.header.file_id)
+        others = self._shared_ids.others_with(inode, inode.form.header.file_id)
         others = [path for path in others if not self._manifest.is_refused_at(path)]
         if others:
             names = ", ".join(f'"{printable_path(path)}"' for path in others)

@@ -17,7 +17,7 @@ from tdefs.data.losses import Losses
 from tdefs.tree.checked_opening import stale
 from tdefs.tree.directory_descriptors import DirectoryDescriptors
 from tdefs.tree.held import Held
-from tdefs.tree.inode import ROOT_NUMBER, Backing, Ghost, Inode
+from tdefs.tree.inode import ROOT_NUMBER, Backing, Inode, LastKnown
 
 _FIRST_PRIVATE_NUMBER = 1 << 62
 
@@ -66,7 +66,7 @@ class InodeTable:
             self._by_number[inode.number] = inode
             self._by_backing[backing] = inode
             inode.losses = self._lost.pop(backing, inode.losses)
-        if inode.ghost is not None:
+        if inode.last_known is not None:
             inode.got_name()
             self._held.drop(inode)
         place = (parent, name)
@@ -150,7 +150,7 @@ class InodeTable:
         mode = stat.S_IFMT(status.st_mode) if status is not None else 0
         inode = Inode(self._next_private, Backing(0, self._next_private), mode, self._new_generation())
         if status is not None:
-            inode.became_ghost(Ghost(status, 0, status.st_nlink, path))
+            inode.lost_last_name(LastKnown(status, 0, status.st_nlink, path))
         self._by_number[inode.number] = inode
         return inode
 

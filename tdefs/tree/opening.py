@@ -22,7 +22,7 @@ from tdefs.tree.contents import Contents
 from tdefs.tree.creating import Creator
 from tdefs.tree.headers import Headers
 from tdefs.tree.identities import Identities
-from tdefs.tree.inode import Ghost, Inode
+from tdefs.tree.inode import Inode, LastKnown
 from tdefs.tree.refusals import refuse_planted
 from tdefs.tree.tree import Tree
 
@@ -142,8 +142,8 @@ class Opener:
         """
         if inode.open_file is not None:
             return inode.open_file.length
-        if inode.ghost is not None:
-            return inode.ghost.length
+        if inode.last_known is not None:
+            return inode.last_known.length
         if status.st_size == 0:
             return 0
         form = self._headers.form(inode)
@@ -221,7 +221,7 @@ class Opener:
             file.status = self._calls.fstat("file:last", file.fd)
         except OSError as error:
             self._complaints.failed("close", inode.shown(), error)
-        inode.became_ghost(Ghost(file.status, file.length, file.status.st_nlink, inode.path()))
+        inode.lost_last_name(LastKnown(file.status, file.length, file.status.st_nlink, inode.path()))
         return file.status.st_nlink
 
     def _hold_linked(self, inode: Inode, file: DataFile) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 from tdefs.text import printable_path
 from tdefs.tree.files import Files
-from tdefs.tree.inode import Ghost, Inode, path_of
+from tdefs.tree.inode import Inode, LastKnown, path_of
 from tdefs.tree.names import Names
 
 
@@ -74,11 +74,11 @@ class Removing:
         if inode.is_directory:
             self._files.tree.unsynced_names.directory_removed(inode)
         if last:
-            self._files.twins.forget(inode)
+            self._files.shared_ids.forget(inode)
         with suppress(OSError):  # if it is unknown which other names lead to it, they and the descriptor stay
             if self._places.has_name(inode):
                 self._places.held.drop(inode)
             else:
                 inode.names.clear()
-                inode.became_ghost(Ghost(status, length, 0 if last else status.st_nlink - 1, path))
+                inode.lost_last_name(LastKnown(status, length, 0 if last else status.st_nlink - 1, path))
         self._files.opener.close_idle(inode)
