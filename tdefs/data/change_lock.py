@@ -1,4 +1,4 @@
-"""The lock of an open file: who may read and change it at a time, and how often it was changed."""
+"""The lock of an open file: which threads may read and change it at a time, and how often it was changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from threading import Condition, Lock
 class ChangeLock:
     """A lock that many threads share, or one holds alone; not reentrant. It counts the changes made under it.
 
-    A thread that waits to hold it alone keeps out those that come to share it, so it need not wait for ever.
+    While a thread waits to hold it alone, no other thread begins to share it, so it does not wait for ever.
     """
 
     __slots__ = ("_is_held", "_mutex", "_released", "_sharing", "_waiting", "_writing", "changes", "unsynced")
