@@ -147,8 +147,7 @@ def read_passphrase_descriptor(descriptor: int, name: str = "passphrase") -> byt
                 os.close(descriptor)
     except OSError as error:
         raise NoSecretError(
-            f"could not read the {name} from file descriptor {descriptor}",
-            detail=error.strerror or "",
+            f"could not read the {name} from file descriptor {descriptor}", detail=error.strerror or ""
         ) from None
 
 

@@ -105,7 +105,6 @@ class Endpoint(Service["KMSClient"]):
 
     @property
     def title(self) -> str:
-        """See Service."""
         return f"AWS KMS in {self.region_in_use}"
 
     @cached_property
@@ -127,7 +126,6 @@ class Endpoint(Service["KMSClient"]):
         :param purpose: the key that is asked for, for messages.
         :raises WrongSecretError: the key did not encrypt the ciphertext.
         """
-        del until
         try:
             with closing(self._client()) as client:
                 return call(client)
