@@ -1,4 +1,4 @@
-"""What went wrong with the disk below: each failure is counted, and named in the log with what to do about it."""
+"""Failures of the disk below: each is counted, and the log names it and says what to do about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from errno import EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS, errorcode
 log = logging.getLogger(__name__)
 
 
-class Told(OSError):
+class LoggedRefusal(OSError):
     """A refusal of tdefs's own, not a failure of the disk; the log has said why, and what to do about it."""
 
 
@@ -53,10 +53,10 @@ class Complaints:
     def failed(self, operation: str, subject: str, error: OSError) -> None:
         """Count a failure of the disk; log it once in a while for each file, operation and kind of failure.
 
-        What the log has named already is only counted.
+        A refusal that the log has explained already is only counted.
         """
         self.counts[operation] += 1
-        if isinstance(error, Told):
+        if isinstance(error, LoggedRefusal):
             return
         now = time.monotonic()
         recent = {what: when for what, when in self._recent.items() if now - when < _COMPLAINT_SECONDS}

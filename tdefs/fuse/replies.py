@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from pyfuse3 import FUSEError
 
-from tdefs.data.complaints import Complaints, Told
+from tdefs.data.complaints import Complaints, LoggedRefusal
 from tdefs.errors import errno_of
 from tdefs.format.errors import FormatError
 from tdefs.fuse.measured import Measured
@@ -44,10 +44,10 @@ _ORDINARY_ERRORS = frozenset(
 # the program; after ESTALE it looks the name up again.
 _BY_NUMBER = frozenset({"getattr", "link", "open", "opendir", "readlink", "setattr"})
 
-# Requests that move bytes, and how many, by what the operation returns.
+# Requests that move bytes; the function returns how many, from the result of the operation.
 _BYTES: dict[str, Callable[[Any], int]] = {"read": len, "write": int}
 
-# Operations that may be repeated after a failure: they have undone what they did, or do the same again.
+# Operations that may be repeated after a failure: they have undone their changes, or make the same ones again.
 _REPEATABLE = frozenset({"create", "link", "mkdir", "mknod", "open", "rename", "setattr", "symlink"})
 
 P = ParamSpec("P")
@@ -71,10 +71,10 @@ class Replies(ABC):
 
     @abstractmethod
     def subject(self, operation: str, arguments: Sequence[object]) -> str:
-        """Return for the log which file, or directory, a request with these arguments was about."""
+        """Return for the log the file or directory of a request with these arguments."""
 
     async def more_room(self, error: OSError) -> bool:
-        """Return whether there is more room since a request failed with *error*, for want of room."""
+        """Return whether there is more room since a request failed with *error*, a lack of room."""
         return False
 
     def failed(self, operation: str, arguments: Sequence[object], error: Exception) -> int:
@@ -86,7 +86,7 @@ class Replies(ABC):
         if isinstance(error, MemoryError):
             error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         if isinstance(error, OSError):
-            if isinstance(error, Told) or error.errno not in _ORDINARY_ERRORS:
+            if isinstance(error, LoggedRefusal) or error.errno not in _ORDINARY_ERRORS:
                 self.complaints.failed(operation, self.subject(operation, arguments), error)
             return errno_of(error)
         self.complaints.counts[operation] += 1

@@ -10,7 +10,7 @@ from errno import EIO, EROFS
 from typing import Protocol
 
 from tdefs.data.calls import SystemCalls
-from tdefs.data.complaints import Told
+from tdefs.data.complaints import LoggedRefusal
 from tdefs.manifest.comparing import DISPENSABLE_KINDS, LISTED_KINDS, SPEAKING_KINDS, Change, Difference
 from tdefs.manifest.found import ChangedFile, Tampering
 from tdefs.manifest.journal import Journal, prepare_journal
@@ -350,7 +350,7 @@ class Bound:
             )
             self._told.add(path)
         if self._refuses:
-            raise Told(EIO, os.strerror(EIO))
+            raise LoggedRefusal(EIO, os.strerror(EIO))
 
     # --- what is about to change
 

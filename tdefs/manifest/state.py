@@ -251,7 +251,7 @@ def counted(files: int) -> str:
 
 
 def _why_of_another(manifest: Manifest, binding: Binding) -> str:
-    """Return why the manifest of another volume with the same keys is none of this one, or nothing."""
+    """Return why the manifest belongs to another volume with the same keys; "" if it belongs to this one."""
     if binding.entry in (None, manifest.entry):
         return ""
     if manifest.entry:
@@ -276,11 +276,11 @@ def write_manifest(volume: Volume, manifest: Manifest, key: bytes) -> None:
         directory.write_durably(MANIFEST_FILE, encode(manifest, key))
 
 
-def adopt(old: Binding, new: Binding) -> None:
-    """Have the manifest of the volume, made with the *old* binding, be that of the *new* one, with its journal.
+def rebind_manifest(old: Binding, new: Binding) -> None:
+    """Write the manifest and the journal of the *old* binding anew for the *new* one.
 
     To be called where a person with a secret has said that the volume is now another one in its keystore, or has
-    another keystore. What differs from the manifest still does.
+    another keystore. Files that differ from the manifest still differ.
 
     :raises OSError: it could not be written.
     """

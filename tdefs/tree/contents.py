@@ -1,4 +1,4 @@
-"""The content of an open backing file: its form becomes what is read and written, after the last checks."""
+"""Making the content of an open backing file from its form, after the last checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tdefs.format.plain import PlainContent
 from tdefs.format.suites import suite_of
 from tdefs.policy.in_use import PolicyInUse
 from tdefs.policy.paths import Kind, classify
-from tdefs.tree.file_ids import Twins
+from tdefs.tree.file_ids import SharedFileIds
 from tdefs.tree.headers import Headers
 from tdefs.tree.identities import Identities
 from tdefs.tree.inode import Inode
@@ -41,7 +41,7 @@ class Contents:
         headers: Headers,
         identities: Identities,
         policy: PolicyInUse,
-        twins: Twins,
+        shared_ids: SharedFileIds,
     ) -> None:
         self._calls = calls
         self._places = places
@@ -50,7 +50,7 @@ class Contents:
         self._headers = headers
         self._identities = identities
         self._policy = policy
-        self._twins = twins
+        self._shared_ids = shared_ids
 
     def content(self, inode: Inode, fd: int, form: Form, size: int, *, can_write: bool) -> Content:
         """Return the content of an open backing file of *size* stored bytes, after the last checks.
@@ -62,14 +62,14 @@ class Contents:
             if isinstance(form, Broken):
                 raise form.error
             if isinstance(form, Empty):
-                # it cannot be written to; where the header is lost, the rest is no content for anybody
+                # it cannot be written to; if the header is lost, nothing after it is content
                 size = form.length
             if isinstance(form, Encrypted):
                 self._identities.check_at_all_names(inode, form.header)
                 if can_write:
                     self._identities.end_rename(inode, form.header, fd)
-                self._twins.note(inode)
-                self._identities.check_twins(inode)
+                self._shared_ids.note(inode)
+                self._identities.check_file_id_is_unique(inode)
                 state = FileState(suite_of(form.header.suite).plaintext_length(size))
                 return self._forms.content(form.header, store, state, partial(self._use_new_file_id, inode, fd))
             return PlainContent(store, FileState(size), partial(self._refuse_header, inode))
@@ -92,14 +92,14 @@ class Contents:
         return inode.open_file
 
     def _use_new_file_id(self, inode: Inode, fd: int) -> bytes | None:
-        """Before an open empty file gets its first byte: see that nothing was ever encrypted under its file id.
+        """Before an open empty file gets its first byte: give it a file id that was never used.
 
-        What was in the file before, in this session or an earlier one, was encrypted under the id that it has; and
-        a copy of its header has given that id to another file. At whatever moment this stops, a reader finds
-        the old header and the old content, or none, or the new header and none: the truncation is durable before
-        the new header is written, and that before the content.
+        The old content of the file, in this session or an earlier one, was encrypted under its old id; and a copy
+        of its header gives that id to another file. The truncation is durable before the new header is written,
+        and the header before the content. So at whatever moment this stops, a reader finds the old header with
+        the old content or without content, or the new header without content.
 
-        :returns: the file key of the new file id; ``None`` where the file's own was never used.
+        :returns: the file key of the new file id; ``None`` if the file's own id was never used.
         :raises OSError: the file is empty, and can be written to when there is no error any more.
         """
         form = inode.form
@@ -110,14 +110,14 @@ class Contents:
         path = os.fsdecode(inode.path())
         header = self._forms.renewed(form.header, self._policy.decide(path).key_name)
         # PostgreSQL removes temporary files when it starts, and nobody finds one without a name
-        is_left = inode.ghost is None or inode.ghost.links > 0
+        is_left = inode.last_known is None or inode.last_known.links > 0
         lasting = is_left and classify(path).kind is not Kind.TEMP
         if lasting:
             self._headers.sync_header("begin:truncated", inode, fd)
         self._headers.write_header("begin:header", fd, header)
-        self._twins.forget(inode)
+        self._shared_ids.forget(inode)
         inode.form = Encrypted(header)
-        self._twins.note(inode)
+        self._shared_ids.note(inode)
         if lasting:
             self._headers.sync_header("begin:sync", inode, fd)
         return self._forms.file_key(header)

@@ -8,7 +8,7 @@ from tdefs.manifest.bound import Bound
 from tdefs.policy.in_use import PolicyInUse
 from tdefs.tree.contents import Contents
 from tdefs.tree.creating import Creator
-from tdefs.tree.file_ids import Twins
+from tdefs.tree.file_ids import SharedFileIds
 from tdefs.tree.headers import Headers
 from tdefs.tree.identities import Identities
 from tdefs.tree.opening import Opener
@@ -33,16 +33,16 @@ class Files:
         self.complaints = complaints
         self.manifest = manifest or Bound(tree.calls)
         calls, places, unsynced_names = tree.calls, tree.places, tree.unsynced_names
-        self.twins = Twins(calls, tree.inodes, places)
-        self.headers = Headers(calls, places, forms, policy, self.manifest, self.twins)
+        self.shared_ids = SharedFileIds(calls, tree.inodes, places)
+        self.headers = Headers(calls, places, forms, policy, self.manifest, self.shared_ids)
         self.identities = Identities(
-            places, unsynced_names, self.headers, policy, self.manifest, self.twins, complaints
+            places, unsynced_names, self.headers, policy, self.manifest, self.shared_ids, complaints
         )
         self.contents = Contents(
-            calls, places, unsynced_names, forms, self.headers, self.identities, policy, self.twins
+            calls, places, unsynced_names, forms, self.headers, self.identities, policy, self.shared_ids
         )
         self.creator = Creator(
-            tree, forms, policy, self.manifest, self.twins, self.identities, self.contents, complaints
+            tree, forms, policy, self.manifest, self.shared_ids, self.identities, self.contents, complaints
         )
         self.opener = Opener(
             tree,

@@ -28,8 +28,8 @@ class Backing(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ghost:
-    """What was last known of a file without a name: attributes, plaintext length, links left, path."""
+class LastKnown:
+    """What was last known of a file that has no name any more."""
 
     status: os.stat_result
     length: int
@@ -45,8 +45,8 @@ class Inode:
     """
 
     __slots__ = (
-        "_ghost",
         "_handles",
+        "_last_known",
         "_lookups",
         "backing",
         "bound",
@@ -70,7 +70,7 @@ class Inode:
         self.type = file_type
         #: Where it lies: parent and name, several for hard links, none when it is unlinked.
         self.names: list[tuple[Inode, bytes]] = []
-        #: What the file says of itself, once it was read.
+        #: The form of the file, once it was read.
         self.form: Form | None = None
         self.open_file: DataFile | None = None
         #: Whether the manifest may bind it: until its length, header or name changes; see tdefs.manifest.bound.
@@ -83,7 +83,7 @@ class Inode:
         self.exchanged = False
         self._lookups = 0
         self._handles = 0
-        self._ghost: Ghost | None = None
+        self._last_known: LastKnown | None = None
 
     # --- how often it is in use
 
@@ -98,9 +98,9 @@ class Inode:
         return self._handles
 
     @property
-    def ghost(self) -> Ghost | None:
+    def last_known(self) -> LastKnown | None:
         """What was last known of it; ``None`` as long as it has a name."""
-        return self._ghost
+        return self._last_known
 
     @property
     def is_in_use(self) -> bool:
@@ -127,13 +127,13 @@ class Inode:
         if self._handles == 0:
             self.losses.closed_by_all()
 
-    def became_ghost(self, ghost: Ghost) -> None:
+    def lost_last_name(self, last_known: LastKnown) -> None:
         """Note that no name is known any more, and what was last known of it."""
-        self._ghost = ghost
+        self._last_known = last_known
 
     def got_name(self) -> None:
         """Note that it has a name again."""
-        self._ghost = None
+        self._last_known = None
 
     # --- what it is
 
@@ -164,20 +164,20 @@ class Inode:
     # --- where it lies
 
     def path(self) -> bytes:
-        """Return the path relative to the mount point, for the classifier; without a name, the last one."""
+        """Return the path relative to the mount point; without a name, the last one."""
         parts: list[bytes] = []
         node = self
         while node.number != ROOT_NUMBER:
             if not node.names:
-                parts.append(node.ghost.path if node.ghost is not None else b"(unlinked)")
+                parts.append(node.last_known.path if node.last_known is not None else b"(unlinked)")
                 break
             node, name = node.names[0]
             parts.append(name)
         return b"/".join(reversed(parts))
 
     def shown(self) -> str:
-        """Return the path for the log, where another file may have that path by now."""
-        return printable_path(self.path() or b".") + (" (removed)" if self.ghost is not None else "")
+        """Return the path for the log, marked if the file was removed, since another file may have it by now."""
+        return printable_path(self.path() or b".") + (" (removed)" if self.last_known is not None else "")
 
 
 def path_of(parent: Inode, name: bytes) -> str:

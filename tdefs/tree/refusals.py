@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from tdefs.data.complaints import Told
+from tdefs.data.complaints import LoggedRefusal
 from tdefs.format.errors import FormatError, PlantedNode
 from tdefs.format.special import PLANTED_NODE
 from tdefs.text import printable_path
@@ -15,15 +15,15 @@ from tdefs.tree.places import Places
 log = logging.getLogger(__name__)
 
 
-def refusal(places: Places, inode: Inode, error: FormatError) -> Told:
+def refusal(places: Places, inode: Inode, error: FormatError) -> LoggedRefusal:
     """Log why *inode* cannot be presented; return the error for the program that opens it."""
     names = ", ".join(printable_path(os.fsencode(path)) for path in places.paths(inode))
     log.error("%s: %s (HINT: %s)", names or inode.shown(), error, error.hint)
-    return Told(error.errno, os.strerror(error.errno))
+    return LoggedRefusal(error.errno, os.strerror(error.errno))
 
 
 def refuse_planted(places: Places, inode: Inode) -> None:
-    """Refuse what was put into the backing directory and is no file, directory or link.
+    """Refuse a FIFO, socket or device that somebody has put into the backing directory.
 
     :raises OSError: EIO; the log says why.
     """

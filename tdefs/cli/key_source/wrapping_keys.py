@@ -59,7 +59,11 @@ def register_key_commands(commands: Subcommands) -> None:
     revoke = _command(commands, "revoke", "end the use of a key on the server")
     _add_uid(revoke)
     revoke.add_argument(
-        "--reason", choices=REVOCATION_REASONS, default="unspecified", help="the reason that the server notes"
+        "--reason",
+        metavar="REASON",
+        choices=REVOCATION_REASONS,
+        default="unspecified",
+        help=f"the reason that the server notes: {', '.join(REVOCATION_REASONS)}; default: unspecified",
     )
 
     takes(revoke, _RevokeOptions, _revoke)

@@ -17,7 +17,7 @@ from tdefs.keys.keystore.copy import copy_command_directory, copy_keystore, remo
 from tdefs.keys.keystore.file import Unlocked, load_keystore
 from tdefs.keys.keystore.wrapped_keys import FIRST_VOLUME
 from tdefs.keys.protectors.command_text import command_directory
-from tdefs.manifest.state import Binding, adopt
+from tdefs.manifest.state import Binding, rebind_manifest
 from tdefs.text import printable
 from tdefs.volume.believed import book_of
 from tdefs.volume.description import Volume, exclusive, save_volume
@@ -94,7 +94,7 @@ def _copy_session(volume: Volume, old: Unlocked, new: Unlocked, keystore: Path) 
 
     The keystore's copy has another history, and another key for that.
     """
-    adopt(
+    rebind_manifest(
         Binding.of(volume, old.ring, keystore, None),
         Binding.of(volume, new.ring, keystore, FIRST_VOLUME),
     )

@@ -19,7 +19,7 @@ from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.keystore.changes import add_volume, find_volume, move_volume
 from tdefs.keys.keystore.entries import VolumeEntry
 from tdefs.keys.keystore.file import Unlocked
-from tdefs.manifest.state import Binding, adopt
+from tdefs.manifest.state import Binding, rebind_manifest
 from tdefs.text import printable
 from tdefs.volume.believed import book_of
 from tdefs.volume.description import Volume, exclusive, remembers_truly, save_volume
@@ -165,7 +165,7 @@ def _take_over(volume: Volume, unlocked: Unlocked, id: str, keystore: Path, *, i
     last: Session | None = None
     try:
         with nullcontext() if is_locked else exclusive(volume):
-            adopt(binding, binding)
+            rebind_manifest(binding, binding)
             last = read_session(volume)
             if last is None or not last.is_authentic(history_key_of(unlocked.ring)):
                 return

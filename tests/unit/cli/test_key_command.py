@@ -76,9 +76,9 @@ class Daemon:
         if name == "status":
             held = tuple(KeyStatus(one.name, one.round, one.algorithm, "active") for one in self.ring)
             return daemon_status(keystore_revision=self.ring.revision, data_keys=held).to_json()
-        return self._adopt(json.loads(json.dumps(more)))
+        return self._use(json.loads(json.dumps(more)))
 
-    def _adopt(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _use(self, message: Mapping[str, Any]) -> dict[str, Any]:
         try:
             self.ring = decrypt_ring(message, self.ring)
         except RingRefusedError as error:

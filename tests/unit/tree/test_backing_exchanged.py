@@ -90,7 +90,7 @@ def test_an_open_file_goes_on_with_its_number_handles_and_data(served: ServedVol
         file.losses.report(Event.SYNC_OF_KERNEL)
     assert not file.names_durable
     assert not inode.bound
-    ids = served.files.twins.ids
+    ids = served.files.shared_ids.ids
     assert (ids.backings(old_id), ids.backings(file_id(inode))) == ([], [inode.backing])
 
     assert key_name(inode) == "dk_2"
@@ -155,4 +155,4 @@ def test_a_new_file_that_cannot_be_presented_changes_nothing(served: ServedVolum
     assert (inode.backing, inode.form, file.content) == before
     assert served.inode(TABLE) is inode
     assert read_all(file) == CONTENT
-    assert served.files.twins.ids.backings(file_id(inode)) == [inode.backing]
+    assert served.files.shared_ids.ids.backings(file_id(inode)) == [inode.backing]

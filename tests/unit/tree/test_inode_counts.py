@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from tdefs.data.losses import Event, Loss
-from tdefs.tree.inode import Ghost
+from tdefs.tree.inode import LastKnown
 from tests.support.served_volume import ServedVolume
 
 TABLE = "base/16384/16385"
@@ -53,20 +53,20 @@ def test_a_loss_that_was_reported_ends_with_the_last_handle(served: ServedVolume
     assert states == [Loss.REPORTED, Loss.NONE]
 
 
-def test_a_ghost_ends_when_the_file_has_a_name_again(served: ServedVolume) -> None:
+def test_what_was_last_known_goes_when_the_file_has_a_name_again(served: ServedVolume) -> None:
     served.create(TABLE)
     inode = served.inode(TABLE)
     inode.looked_up()
     status = (served.data / TABLE).stat()
     inode.names.clear()
-    inode.became_ghost(Ghost(status, 0, 1, TABLE.encode()))
+    inode.lost_last_name(LastKnown(status, 0, 1, TABLE.encode()))
     assert inode.shown() == f"{TABLE} (removed)"
     assert served.inode(TABLE) is inode
-    assert inode.ghost is None
+    assert inode.last_known is None
     assert inode.shown() == TABLE
 
 
-@pytest.mark.parametrize("count", ["lookups", "handles", "ghost"])
+@pytest.mark.parametrize("count", ["lookups", "handles", "last_known"])
 def test_nobody_but_the_inode_changes_its_counts(served: ServedVolume, count: str) -> None:
     with pytest.raises(AttributeError):
         setattr(served.inodes.root, count, 1)

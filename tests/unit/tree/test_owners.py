@@ -78,6 +78,6 @@ def test_a_user_who_may_write_by_a_supplementary_group_alone_gets_the_file(home:
     for make in MAKERS.values():
         make(home)
         status = (home.data / "home" / "new").lstat()
-        # a file gets its owner with adopt(), which follows create()
+        # a file gets its owner with hand_over(), which follows create()
         assert (status.st_uid, status.st_gid) in (USER, ROOT)
         _remove(home)
