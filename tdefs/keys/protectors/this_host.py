@@ -80,16 +80,16 @@ class Holder(ABC):
         """Return a holder that keeps a new secret on the same conditions as that of these parameters."""
         return self
 
-    @abstractmethod
     def made(self, params: Parameters) -> Made | None:
         """Return what :meth:`keep` left on this host for these parameters, if anything."""
+        return None
 
-    @abstractmethod
     def forget(self, params: Parameters) -> None:
-        """Remove what :meth:`keep` left on this host for these parameters.
+        """Remove what :meth:`keep` left on this host for these parameters, if anything.
 
         :raises OSError: it cannot be removed.
         """
+        return
 
 
 class ThisHostProtector(Protector):

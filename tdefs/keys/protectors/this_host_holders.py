@@ -143,7 +143,10 @@ def _check(path: Path, status: os.stat_result, what: str) -> None:
 
 
 class TpmHolder(Holder):
-    """The TPM. With ``pcrs``, such as "7", it unseals a new secret only in the present state of the machine."""
+    """The TPM. With ``pcrs``, such as "7", it unseals a new secret only in the present state of the machine.
+
+    Nothing is stored in the TPM, so that nothing is to be removed.
+    """
 
     name = "tpm"
     title = "the TPM"
@@ -187,9 +190,3 @@ class TpmHolder(Holder):
     def like(self, params: Parameters) -> TpmHolder:
         """See Holder. The same PCRs are asked for. Their present values have just opened the entry."""
         return TpmHolder(self._tpm, params.text("pcrs", _PCRS_OR_NONE))
-
-    def made(self, params: Parameters) -> None:
-        """See Holder. Nothing is stored in the TPM."""
-
-    def forget(self, params: Parameters) -> None:
-        """See Holder. Nothing is stored in the TPM."""

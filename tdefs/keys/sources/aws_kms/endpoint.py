@@ -42,6 +42,7 @@ Result = TypeVar("Result")
 # At DEBUG they log whole requests and answers, with wrapping keys, credentials and session tokens in them.
 for _library in ("boto3", "botocore", "urllib3"):
     logging.getLogger(_library).setLevel(logging.WARNING)
+
 _MAX_TEXT = 500
 #: The requests of this kind of key source; other requests are those for credentials.
 _REQUESTS = {"Encrypt", "Decrypt"}

@@ -79,9 +79,9 @@ class Login(ABC):
         :raises UnavailableError: the file is not fit.
         """
 
-    @abstractmethod
     def leave(self, client: hvac.Client) -> None:
-        """Give back what ``enter`` took."""
+        """Give back what ``enter`` took from the server. The token of another program is not revoked."""
+        return
 
     @abstractmethod
     def refused(self) -> str:
@@ -97,9 +97,6 @@ class TokenFile(Login):
 
     def enter(self, client: hvac.Client) -> None:
         client.token = _read_credential(self.path, "token", secret=True)
-
-    def leave(self, client: hvac.Client) -> None:
-        """See Login. Revoking the token is the task of the program that wrote it."""
 
     def refused(self) -> str:
         return f'the token in "{self.path}" has expired, was revoked or is of another namespace'
