@@ -130,17 +130,13 @@ class CommandProtector(Protector):
 
     def obtain(self, context: WrapContext) -> Obtained:
         """See Protector. Raises TdefsError as KeyCommand.read_key."""
-        del context
         return Obtained(self._key)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
         """See Protector. Raises TdefsError as KeyCommand.read_key."""
-        del params, context
         return self._key
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See Protector."""
-        del params
         return WrongSecretError("the key command printed another key than the one the keystore was made with")
 
     @cached_property
