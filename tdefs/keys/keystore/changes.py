@@ -24,6 +24,7 @@ from tdefs.keys.keystore.entries import (
 from tdefs.keys.keystore.file import Unlocked
 from tdefs.keys.keystore.wrapped_keys import new_protector_entry, new_volume_entry, open_keys, sign
 from tdefs.keys.protectors.base import Protector
+from tdefs.text import shortened
 
 _Entry = TypeVar("_Entry")
 
@@ -59,7 +60,7 @@ def find(
     if name in entries:
         return entries[name]
     detail = f"it {verb} {', '.join(entries) or 'none'}"
-    raise TdefsError(code, f"the keystore {verb} no {what} {name!a}", detail=detail, hint=hint)
+    raise TdefsError(code, f'the keystore {verb} no {what} "{shortened(name)}"', detail=detail, hint=hint)
 
 
 # --- protectors

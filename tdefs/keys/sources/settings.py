@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.text import shortened
 
 Value = str | tuple[str, ...]
 
@@ -106,7 +107,7 @@ class SettingsReader:
             if field not in self._known:
                 nearest = difflib.get_close_matches(field[:64], self._known, n=1)
                 hint = f'perhaps you meant "{nearest[0]}"' if nearest else f"fields: {', '.join(self._known)}"
-                raise self.wrong(field, f"unknown field {field[:64]!a}", hint=hint)
+                raise self.wrong(field, f'unknown field "{shortened(field)}"', hint=hint)
 
     def _value(self, field: str) -> Value | None:
         self._known.append(field)
