@@ -1,4 +1,4 @@
-"""The lock of an open file: who may read and change it at a time, and how often it was changed."""
+"""The lock of an open file: which threads may read and change it at a time, and how often it was changed."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class FileHandle:
 
     @property
     def durable_writes(self) -> bool:
-        """Return whether each write must be durable when it returns (O_DSYNC, of which O_SYNC is a superset)."""
+        """Return whether each write must be durable when it returns (O_DSYNC, which is a part of O_SYNC)."""
         return bool(self.flags & os.O_DSYNC)
 
 
@@ -50,7 +50,7 @@ class Handles:
     def file(self, number: int) -> FileHandle:
         """Return a handle of a file.
 
-        :raises OSError: EBADF if there is none of that number.
+        :raises OSError: EBADF if no handle has that number.
         """
         try:
             return self._files[number]
@@ -60,7 +60,7 @@ class Handles:
     def directory(self, number: int) -> DirectoryHandle:
         """Return a handle of a directory.
 
-        :raises OSError: EBADF if there is none of that number.
+        :raises OSError: EBADF if no handle has that number.
         """
         try:
             return self._directories[number]
@@ -71,8 +71,8 @@ class Handles:
         """Add a handle of a file; return its number, and whether the kernel may keep what it has cached.
 
         PostgreSQL opens WAL with O_DSYNC under wal_sync_method = open_datasync. Past the kernel's cache such a
-        commit is one request, through it two. All handles that are open at a time are alike, and a handle that
-        follows direct ones does not find what the cache held before, so no view is ever stale.
+        commit is one request, through it two. All handles that are open at a time are alike, and the first handle
+        after direct ones empties the cache, so no program ever reads old data.
         """
         handle = FileHandle(inode, file, flags)
         keep_cache = True
@@ -88,7 +88,7 @@ class Handles:
     def close_file(self, number: int) -> Inode:
         """Take a handle of a file away; return its inode.
 
-        :raises OSError: EBADF if there is none of that number.
+        :raises OSError: EBADF if no handle has that number.
         """
         inode = self.file(number).inode
         del self._files[number]
@@ -105,7 +105,7 @@ class Handles:
     def close_directory(self, number: int) -> int:
         """Take a handle of a directory away; return its descriptor, which the caller closes.
 
-        :raises OSError: EBADF if there is none of that number.
+        :raises OSError: EBADF if no handle has that number.
         """
         handle = self.directory(number)
         del self._directories[number]

@@ -55,7 +55,7 @@ class Latency:
         return self.total_us / self.count if self.count else 0.0
 
     def percentile_us(self, percent: float) -> int:
-        """Return so many microseconds that *percent* of the requests took less; a power of two, 0 without any."""
+        """Return the microseconds within which *percent* of the requests ended: a power of two; 0 without any."""
         wanted = self.count * percent / 100
         passed = 0
         for at, count in enumerate(self.buckets):
