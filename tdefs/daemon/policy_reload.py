@@ -104,9 +104,11 @@ class PolicyReload:
         could be either. And before the first file is made by the new policy, the record of the session must say
         that there were several: what it leaves in the clear may lie where the policy of the next mount encrypts.
 
-        :raises TdefsError: OS_ERROR; the old policy goes on.
+        :raises TdefsError: OS_ERROR, or DATA_KEY_UNKNOWN or DATA_KEY_REVOKED where the keys were changed since the
+            policy was read; the old policy goes on.
         """
         served = self._served
+        check_key_names(choice, served.forms.ring)
         becomes_plain = self._becomes_plain(may)
         if becomes_plain:
             self._sync()
