@@ -44,7 +44,7 @@ def write_manifest(bound: Bound) -> None:
     try:
         bound.finish()
     except Exception:
-        log.exception("the manifest could not be written: the one before, with the journal, holds still")
+        log.exception("the manifest could not be written: the one before, with the journal, stays valid")
 
 
 def end_session(request: MountRequest) -> None:

@@ -40,7 +40,7 @@ class Patience:
         """Seconds between two pings."""
         self.silent = 0.0
 
-    def is_over(self, elapsed: float, *, answered: bool, waits_for_disk: bool) -> bool:
+    def add_interval(self, elapsed: float, *, answered: bool, waits_for_disk: bool) -> bool:
         """Add one interval; return whether the daemon counts as frozen.
 
         :param elapsed: how many seconds it took; the clock stands still while the machine is suspended.
@@ -72,7 +72,7 @@ def is_silent(link: socket.socket, pid: int, seconds: float) -> bool:
         except OSError:
             return False
         elapsed = time.monotonic() - begun
-        if patience.is_over(elapsed, answered=answered, waits_for_disk=not answered and waits_for_disk(pid)):
+        if patience.add_interval(elapsed, answered=answered, waits_for_disk=not answered and waits_for_disk(pid)):
             return True
 
 

@@ -31,7 +31,7 @@ _FEW_REMOVALS = 8
 _REMOVAL_SECONDS = 1.0
 _MOST_AT_ONCE = 1024
 # so many differences are named in the status
-_MOST_TOLD = 100
+_MOST_SHOWN = 100
 # and so many in the log: a user who can plant a million files must not fill the disk with it at each mount
 _MOST_LOGGED = 10_000
 
@@ -84,7 +84,7 @@ class Bound:
         self._manifest = state.manifest if state is not None else None
         self._refuses = refuses
         self._journal: Journal | None = None
-        self._told: set[bytes] = set()
+        self._logged: set[bytes] = set()
         self._accepted: set[bytes] = set()
         # the directory from which names are removed, how many were, and when the last one was
         self._going: tuple[bytes, int, float] = (b"", 0, 0.0)
@@ -146,7 +146,7 @@ class Bound:
         except (OSError, UntrustedError) as error:
             log.error(
                 "the manifest could not be written: %s; the one before, with the journal of what changed since, "
-                "holds still (HINT: see that there is room on the disk)",
+                "stays valid (HINT: see that there is room on the disk)",
                 reason_of(error),
             )
             return
@@ -180,7 +180,7 @@ class Bound:
             count=len(names),
             differences=tuple(
                 ChangedFile(printable_path(path), found.change.value, found.detail)
-                for path, found in names[:_MOST_TOLD]
+                for path, found in names[:_MOST_SHOWN]
             ),
         )
 
@@ -345,7 +345,7 @@ class Bound:
         return _kind(path + b"/-" if is_directory else path) in DISPENSABLE_KINDS
 
     def _refuse(self, path: bytes, found: Difference) -> None:
-        if path not in self._told or self._refuses:
+        if path not in self._logged or self._refuses:
             log.error(
                 "%s: %s: not as the last unmount left it: %s (HINT: restore it from a backup, or say with 'tdefs "
                 "accept' that it is meant)",
@@ -353,7 +353,7 @@ class Bound:
                 "refused" if self._refuses else "served",
                 found,
             )
-            self._told.add(path)
+            self._logged.add(path)
         if self._refuses:
             raise LoggedRefusal(EIO, os.strerror(EIO))
 

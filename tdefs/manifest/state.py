@@ -125,7 +125,7 @@ class State:
         """Return what to report about the volume as a whole."""
         lines = []
         if self.lost:
-            lines.append(f"the manifest of the volume's files {self.lost}: what changed at rest cannot be told")
+            lines.append(f"the manifest of the volume's files {self.lost}: what changed at rest is not known")
         if self.older_than:
             lines.append(
                 f"the volume is an older copy: the keystore knows of a newer one, with manifest {self.older_than}"
@@ -185,7 +185,7 @@ def look(binding: Binding, *, compares: bool = True) -> State:
         if state.newest:
             state.lost = f"is missing, and the keystore knows number {state.newest}"
     except (BadManifestError, UntrustedError) as error:
-        state.lost = f"is no good: {error}"
+        state.lost = f"cannot be used: {error}"
     except OSError as error:
         state.lost = f"cannot be read: {error.strerror}"
         state.manifest = None

@@ -145,7 +145,7 @@ def _check_owner(backing: Path) -> None:
     if owner != os.geteuid():
         raise TdefsError(
             Exit.FILE_UNTRUSTED,
-            f'directory "{backing}" belongs to the user with the number {owner}, not to the one who runs this',
+            f'directory "{backing}" belongs to the user with the number {owner}, not to the user who runs this',
             detail="its owner can put other files in the place of the volume's",
             hint="run 'tdefs init' as the user who will mount the volume; let it make the directory, or give it "
             f"to that user: chown {os.geteuid()} {shlex.quote(str(backing))}",

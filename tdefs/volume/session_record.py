@@ -258,7 +258,7 @@ class SessionBook:
             number=number,
             id=os.urandom(_ID_BYTES).hex(),
         )
-        fault = self._tell_history(BEGIN)
+        fault = self._note_in_history(BEGIN)
         self._write()
         return fault
 
@@ -267,7 +267,7 @@ class SessionBook:
         if self._session is None:
             raise ValueError("no session was begun")
         self._session = replace(self._session, clean=True)
-        fault = self._tell_history(END)
+        fault = self._note_in_history(END)
         self._write()
         return fault
 
@@ -304,7 +304,7 @@ class SessionBook:
             number=1 + self._known.number(self._entry or ""),
             id=os.urandom(_ID_BYTES).hex(),
         )
-        fault = self._tell_history(TAKEN_OVER)
+        fault = self._note_in_history(TAKEN_OVER)
         self._write()
         return fault
 
@@ -312,7 +312,7 @@ class SessionBook:
         if self._session is not None:
             write_session(self._volume, self._session.authenticated(self._key))
 
-    def _tell_history(self, event: str) -> str:
+    def _note_in_history(self, event: str) -> str:
         if self._entry is None or self._session is None:
             return ""
         what: dict[str, Any] = {
