@@ -46,12 +46,13 @@ def ask(
 ) -> dict[str, Any] | None:
     """Ask the daemon of *volume*; ``None`` if there is none, or it does not answer this user in time.
 
-    :param seconds: the time that the daemon has for its answer; TIMEOUT_SECONDS by default.
+    :param seconds: the time that the daemon has for its answer; ``TIMEOUT_SECONDS`` if none is given.
     :param only_of: the users whose process may get the request, since others may be able to write to the volume.
     :raises StrangerError: a process of another user listens; it got nothing.
     """
+    seconds = TIMEOUT_SECONDS if seconds is None else seconds
     for path in (volume.control_socket, *control_places(volume.backing)):
-        found = _ask_at(path, {"request": name, **more}, only_of, seconds or TIMEOUT_SECONDS)
+        found = _ask_at(path, {"request": name, **more}, only_of, seconds)
         if found is not None:
             return found
     return None

@@ -25,9 +25,8 @@ from tdefs.cli.common.unlocking import (
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import add_protector, remove_protector
 from tdefs.keys.keystore.entries import MAX_LABEL_CHARACTERS
-from tdefs.keys.machine import secure_boot_is_on
-from tdefs.keys.protectors.this_host import ThisHostProtector
-from tdefs.keys.protectors.this_host_tpm import PCRS, TpmHolder
+from tdefs.keys.protectors.this_host import ThisHostProtector, secure_boot_is_on
+from tdefs.keys.protectors.this_host_holders import PCRS, TpmHolder
 from tdefs.keys.tpm import Tpm
 
 # The PCR that measures the state of Secure Boot.

@@ -30,7 +30,7 @@ from tdefs.doctor.tampering import examine_tampering
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import Statements
 from tdefs.keys.keystore.file import load_keystore
-from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.base import make_key_source
 from tdefs.mounts.known import mounts_of
 from tdefs.private import UntrustedError
 from tdefs.text import printable

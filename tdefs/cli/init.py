@@ -29,7 +29,7 @@ from tdefs.keys.keystore.file import (
     remove_what_is_not_saved,
 )
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.protectors.command_files import command_directory
+from tdefs.keys.protectors.command_text import command_directory
 from tdefs.policy.model import Policy
 from tdefs.volume.description import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
 from tdefs.volume.policy_choice import PolicyChoice

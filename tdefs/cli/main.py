@@ -8,7 +8,7 @@ from importlib import import_module
 
 from tdefs import __version__
 from tdefs.cli.common.invocation import Invocation
-from tdefs.cli.common.parsing import PROGRAM, Parser
+from tdefs.cli.common.parsing import METAVAR, PROGRAM, Parser
 from tdefs.cli.common.standard import open_standard_descriptors
 from tdefs.cli.common.streams import end_output, steady_streams
 from tdefs.errors import Exit, TdefsError, from_os_error
@@ -61,7 +61,7 @@ def build_parser(only: str = "") -> Parser:
         "docs/EXIT-CODES.md.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    subparsers = parser.add_subparsers(metavar=METAVAR, required=True, parser_class=Parser)
     for command in (only,) if only in COMMANDS else COMMANDS:
         import_module(f"tdefs.cli.{COMMANDS[command]}").register(subparsers)
     return parser

@@ -9,14 +9,19 @@ itself.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
-from tdefs.fuse.measured import Latency
+from tdefs.fuse.measured import MOST_BUCKETS, Latency
 from tdefs.manifest.found import Tampering
+
+# Greater ones are no counts, and no point in time that has a date.
+_MOST = 1 << 63
+_MOST_SECONDS = float(1 << 37)
 
 
 class MalformedStatusError(ValueError):
@@ -87,6 +92,8 @@ class DaemonStatus:
         except RecursionError:
             raise MalformedStatusError("nested too deeply") from None
         assert isinstance(found, cls)  # noqa: S101 - which _read returns for a class
+        if any(len(one.buckets) > MOST_BUCKETS for one in found.latency.values()):
+            raise MalformedStatusError("a histogram has too many buckets")
         return found
 
 
@@ -124,8 +131,25 @@ def _read(kind: Any, value: object) -> Any:
         kinds = inner if len(inner) > 1 and inner[-1] is not ... else (inner[0],) * len(value)
         if len(kinds) == len(value):
             return tuple(map(_read, kinds, value))
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind in (str, int, float, bool) and type(value) is kind:
-        return value
+    if _is_simple(kind, value):
+        return kind(value)
     raise MalformedStatusError("a member of the status is of another type")
+
+
+def _is_simple(kind: Any, value: object) -> bool:
+    """Return whether *value* is a text, a number or a truth value, as *kind* says, and can be used as one."""
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, str) and _may_be_a_path(value)
+    if type(value) is int:
+        return abs(value) < _MOST if kind is int else kind is float and 0 <= value < _MOST_SECONDS
+    return kind is float and isinstance(value, float) and 0 <= value < _MOST_SECONDS
+
+
+def _may_be_a_path(text: str) -> bool:
+    """Return whether a path of this system can be *text*."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False

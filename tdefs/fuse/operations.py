@@ -109,10 +109,16 @@ class FuseOperations(Unsupported):
         return self._entries.looked_up(inode, status)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Take back lookups. There is no reply, so nothing here may fail."""
+        """Take back lookups. There is no reply, so nothing here may fail.
+
+        A file that is only put aside is closed. The kernel forgets the directories above it next. If one of them
+        is moved after that, nobody knows where the file lies.
+        """
         for number, lookups in inode_list:
             try:
-                self._inodes.forget(number, lookups)
+                forgotten = self._inodes.forget(number, lookups)
+                if forgotten is not None:
+                    self._opener.close_idle(forgotten)
             except Exception:
                 log.exception("unexpected error in forget")
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tdefs.keys.mac import fits_mac, make_mac
+from tdefs.keys.wrapping import fits_mac, make_mac
 from tdefs.manifest.bound import Bound
 from tdefs.manifest.journal import prepare_journal
 from tdefs.manifest.record import Flag, Manifest

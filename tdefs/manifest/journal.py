@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import HINTS
-from tdefs.keys.mac import fits_mac, make_mac
+from tdefs.keys.wrapping import fits_mac, make_mac
 from tdefs.manifest.record import Manifest
 from tdefs.private import UntrustedError, own_directory
 from tdefs.reserve import with_own_rights

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tdefs.errors import TdefsError
-from tdefs.keys.hierarchy import KeyRing, derive_state_key
+from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.wrapping import derive_state_key
 from tdefs.manifest.comparing import SPEAKING_KINDS, Difference, compare
 from tdefs.manifest.journal import Changed, read_journal, write_journal
 from tdefs.manifest.record import MAX_BYTES, BadManifestError, Flag, Manifest, decode, encode, is_genuine

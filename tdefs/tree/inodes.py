@@ -115,13 +115,17 @@ class InodeTable:
         inode.backing = backing
         inode.exchanged = False
 
-    def forget(self, number: int, lookups: int) -> None:
-        """Take back *lookups*; at zero, and when nothing holds the file open, the inode is dropped."""
+    def forget(self, number: int, lookups: int) -> Inode | None:
+        """Take back *lookups*; at zero, and when nothing holds the file open, the inode is dropped.
+
+        :returns: the inode, if the kernel does not know it any more, but its file is open.
+        """
         inode = self._by_number.get(number)
         if inode is None or inode is self.root:
-            return
+            return None
         inode.forgotten(lookups)
         self.drop_if_unused(inode)
+        return inode if inode.lookups <= 0 and inode.open_file is not None else None
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Drop *inode* when neither the kernel nor an open file refers to it."""

@@ -92,6 +92,8 @@ class UnsyncedNames:
         waiting = [parent for parent, _ in inode.names]
         while waiting and self._last:
             directory = waiting.pop(0)
+            # if the kernel forgot it, it may lie elsewhere by now, and is another inode
+            directory = self._inodes.with_backing(directory.backing) or directory
             if directory.backing in self._last and directory not in found:
                 found.append(directory)
             if directory is not self._inodes.root:

@@ -19,7 +19,7 @@ from typing import Any
 from tdefs.errors import Exit, TdefsError, VolumeInUseError
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
 from tdefs.keys.keystore.entries import MAC_BYTES
-from tdefs.keys.mac import fits_state_mac, state_mac
+from tdefs.keys.wrapping import fits_state_mac, state_mac
 from tdefs.private import OwnDirectory, own_directory
 from tdefs.volume.backing import refuse_others
 from tdefs.volume.session_record import read_session

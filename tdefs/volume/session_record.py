@@ -19,7 +19,7 @@ from tdefs.keys import fields
 from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import KEY_NAME
 from tdefs.keys.keystore.history import append
-from tdefs.keys.mac import fits_state_mac, state_mac
+from tdefs.keys.wrapping import fits_state_mac, state_mac
 from tdefs.private import UntrustedError, own_directory, reason_of
 from tdefs.volume.known import BEGIN, END, TAKEN_OVER, KnownVolumes
 

@@ -23,7 +23,7 @@ from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import WrongSecretError
 from tdefs.keys.sources.aws_kms.source import AwsKms
-from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.base import make_key_source
 from tdefs.keys.sources.settings import is_safe
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.aws_stand_in import (

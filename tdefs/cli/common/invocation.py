@@ -7,8 +7,7 @@ from pathlib import Path
 
 from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import Config, load_config
-from tdefs.keys.sources.base import KeySource
-from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.base import KeySource, make_key_source
 
 
 class Invocation:

@@ -12,15 +12,15 @@ from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.terminal import ask_passphrase, lent_terminal, warn
 from tdefs.config import VolumeConfig
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.protectors.base import Protector
-from tdefs.keys.protectors.command import CommandProtector
-from tdefs.keys.protectors.passphrase import DEFAULT_COST, LEAST_COST, MOST_COST, PassphraseProtector, ScryptCost
-from tdefs.keys.protectors.recovery import RecoveryCodeProtector, new_code, show_code
-from tdefs.keys.secret_files import (
+from tdefs.keys.private_files import (
     read_passphrase_credential,
     read_passphrase_descriptor,
     read_passphrase_file,
 )
+from tdefs.keys.protectors.base import Protector
+from tdefs.keys.protectors.command import CommandProtector
+from tdefs.keys.protectors.passphrase import DEFAULT_COST, LEAST_COST, MOST_COST, PassphraseProtector, ScryptCost
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector, new_code, show_code
 
 _OTHER_NEW_OPTIONS = "use --new-passphrase-file, --new-passphrase-fd, --new-key-command or --new-key-source"
 

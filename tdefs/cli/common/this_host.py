@@ -13,8 +13,7 @@ from tdefs.keys.keystore.file import Keystore
 from tdefs.keys.keystore.wrapped_keys import open_master_key
 from tdefs.keys.protectors.base import NotMineError
 from tdefs.keys.protectors.this_host import HostRefusedError, ThisHostProtector
-from tdefs.keys.protectors.this_host_key import DEFAULT_DIRECTORY, HostKeyHolder
-from tdefs.keys.protectors.this_host_tpm import TpmHolder
+from tdefs.keys.protectors.this_host_holders import DEFAULT_DIRECTORY, HostKeyHolder, TpmHolder
 from tdefs.keys.tpm import Tpm
 from tdefs.text import printable
 

@@ -16,7 +16,7 @@ from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.keystore.copy import copy_command_directory, copy_keystore, remove_copy
 from tdefs.keys.keystore.file import Unlocked, load_keystore
 from tdefs.keys.keystore.wrapped_keys import FIRST_VOLUME
-from tdefs.keys.protectors.command_files import command_directory
+from tdefs.keys.protectors.command_text import command_directory
 from tdefs.manifest.state import Binding, rebind_manifest
 from tdefs.text import printable
 from tdefs.volume.believed import book_of

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import MasterKey
+from tdefs.keys.keystore.checking import refuse_cost, refuse_one_more
 from tdefs.keys.keystore.entries import (
     MAX_LABEL_CHARACTERS,
     Document,
@@ -27,7 +28,6 @@ from tdefs.keys.keystore.wrapped_keys import (
     open_keys,
     sign,
 )
-from tdefs.keys.limits import refuse_cost, refuse_one_more
 from tdefs.keys.protectors.base import Protector
 
 _Entry = TypeVar("_Entry")

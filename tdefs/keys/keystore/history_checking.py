@@ -9,7 +9,7 @@ from io import BytesIO
 from typing import Any
 
 from tdefs.keys.keystore.entries import MAC_BYTES, HistoryAnchor
-from tdefs.keys.mac import fits_mac, make_mac
+from tdefs.keys.wrapping import fits_mac, make_mac
 
 #: What stands for the MAC before the first one.
 _START = bytes(MAC_BYTES)

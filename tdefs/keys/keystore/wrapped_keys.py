@@ -24,9 +24,16 @@ from tdefs.keys.keystore.entries import (
     damaged,
 )
 from tdefs.keys.keystore.text import signed_bytes
-from tdefs.keys.mac import fits_mac, make_mac
 from tdefs.keys.protectors.base import Protector, WrongSecretError
-from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, hkdf_sha256, unwrap_secret, wrap_secret
+from tdefs.keys.wrapping import (
+    UnwrapFailedError,
+    WrapContext,
+    fits_mac,
+    hkdf_sha256,
+    make_mac,
+    unwrap_secret,
+    wrap_secret,
+)
 
 FIRST_MASTER_KEY = "mk_1"
 FIRST_PROTECTOR = "pr_1"

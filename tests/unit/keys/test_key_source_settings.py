@@ -10,7 +10,7 @@ import pytest
 from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import parse_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.sources.kinds import kinds, make_key_source
+from tdefs.keys.sources.base import kinds, make_key_source
 from tdefs.keys.sources.settings import SettingsReader
 
 TEXT = """version: 1

@@ -12,13 +12,21 @@ from typing import Self
 from tdefs.keys.dialogue import Dialogue
 from tdefs.keys.failures import RefusedError, UnusableError
 from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrongSecretError
-from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters, malformed_is_damage
+from tdefs.keys.protectors.base import (
+    WRAPPING_KEY_BYTES,
+    Made,
+    NotMineError,
+    Obtained,
+    Parameters,
+    Protector,
+    WrongSecretError,
+    malformed_is_damage,
+)
 from tdefs.keys.sources.asking import Patient
 from tdefs.keys.sources.base import ACTIVE, Certificate, KeySource, ServerKey, WrappingKeys
 from tdefs.keys.sources.kmip.client import Client
-from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields
-from tdefs.keys.sources.kmip.servers import Servers
+from tdefs.keys.sources.kmip.connection import Server
+from tdefs.keys.sources.kmip.servers import KmipSettings, Servers, read_fields
 from tdefs.keys.sources.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 from tdefs.text import shortened
@@ -66,7 +74,7 @@ class KmipSource(KeySource, WrappingKeys):
     # --- wrapping
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector. It is the key itself."""
+        """See Protector. It is the key itself."""
         made = None
         if self._settings.key_id or self._settings.key_name:
             uid, key = self._patient.ask(self._configured_key)
@@ -83,7 +91,7 @@ class KmipSource(KeySource, WrappingKeys):
         return Obtained(key, params, made)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector."""
+        """See Protector."""
         del context
         uid, source = params.text("key", _UID), params.text("source", _NAME)
         params.integer("created", 0, 1)
@@ -97,7 +105,7 @@ class KmipSource(KeySource, WrappingKeys):
             raise
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
+        """See Protector."""
         uid = params.text("key", _UID)
         return WrongSecretError(
             f"the key {shortened(uid)} of the key server does not unlock protector {params.entry_id}",
@@ -202,6 +210,9 @@ class KmipSource(KeySource, WrappingKeys):
         return key
 
 
+SOURCE = KmipSource
+
+
 def _made(source: str, uid: str) -> Made:
     removal = " && ".join(
         f"tdefs key-source {action} {source} {shlex.quote(uid)}" for action in ("revoke", "destroy")
@@ -253,7 +264,7 @@ class _SameKey(KmipSource):
         self._params = dict(entry.params)
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector."""
+        """See Protector."""
         del context
         return Obtained(self._get(self._uid), self._params)
 
