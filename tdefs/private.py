@@ -36,7 +36,7 @@ _KINDS = {
 # somebody removes the file and makes it again; if that never ends, it is an error
 _TRIES = 16
 
-#: Checks owner and mode of a file instead of the rules here. Raises TdefsError.
+#: Checks owner and mode of a file instead of the rules here. Its errors are TdefsError.
 Judge = Callable[[Path, os.stat_result], None]
 
 
@@ -155,7 +155,10 @@ class OwnDirectory:
         return True
 
     def status(self, name: str) -> os.stat_result:
-        """Return the attributes of what has the name. Raise OSError."""
+        """Return the attributes of what has the name.
+
+        :raises OSError: nothing has the name.
+        """
         with named(self.path / name):
             return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
 
@@ -213,7 +216,7 @@ class OwnDirectory:
     def socket_address(self, name: str) -> Iterator[str]:
         """Yield an address to connect to, which leads to the very socket that was checked.
 
-        :raises OSError: there is none.
+        :raises OSError: there is no socket.
         :raises UntrustedError: it is no socket.
         """
         found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)

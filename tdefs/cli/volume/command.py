@@ -1,4 +1,4 @@
-"""``tdefs volume``: which volumes a keystore knows, and what to say after one was moved, restored or copied."""
+"""``tdefs volume``: which volumes a keystore knows, and what to do after one was moved, restored or copied."""
 
 from __future__ import annotations
 
