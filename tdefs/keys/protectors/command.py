@@ -129,12 +129,18 @@ class CommandProtector(Protector):
         self._confirm = confirm
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See Protector. Raises TdefsError as KeyCommand.read_key."""
+        """See Protector.
+
+        :raises TdefsError: as :meth:`KeyCommand.read_key`.
+        """
         del context
         return Obtained(self._key)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See Protector. Raises TdefsError as KeyCommand.read_key."""
+        """See Protector.
+
+        :raises TdefsError: as :meth:`KeyCommand.read_key`.
+        """
         del params, context
         return self._key
 

@@ -51,7 +51,10 @@ class RecoveryCodeProtector(Protector):
         return Obtained(self._code)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See Protector. Raises as :meth:`obtain`."""
+        """See Protector.
+
+        :raises TdefsError: as :meth:`obtain`.
+        """
         del params, context
         return self._code
 
