@@ -129,12 +129,18 @@ class OwnDirectory:
         )
 
     def read(self, name: str, most: int, *, judge: Judge | None = None) -> bytes:
-        """Return a file's content, at most *most* bytes. Raise what :meth:`open` raises."""
+        """Return a file's content, at most *most* bytes.
+
+        :raises UntrustedError: as :meth:`open`, which also raises TdefsError and OSError.
+        """
         with os.fdopen(self.open(name, os.O_RDONLY, judge=judge), "rb") as file:
             return file.read(most)
 
     def read_whole(self, name: str, most: int) -> bytes:
-        """Return a whole file, whatever its length. Raise what :meth:`open` raises; EFBIG above *most* bytes."""
+        """Return a whole file.
+
+        :raises OSError: EFBIG above *most* bytes; and as :meth:`open`, with its other errors.
+        """
         with named(self.path / name), os.fdopen(self.open(name, os.O_RDONLY), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:

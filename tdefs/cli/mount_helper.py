@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-t", dest="type", metavar="TYPE", help="ignored")
     parser.add_argument("-N", dest="namespace", metavar="NAMESPACE", help="ignored: mount(8) enters it")
     parser.add_argument("-n", dest="no_mtab", action="store_true", help="ignored: there is no mtab")
-    parser.add_argument("-s", dest="sloppy", action="store_true", help="ignore options that nobody knows")
+    parser.add_argument("-s", dest="sloppy", action="store_true", help="ignore unknown options")
     parser.add_argument("-f", dest="fake", action="store_true", help="do everything but mount")
     parser.add_argument("-v", dest="verbose", action="store_true", help="say what is run")
     return parser

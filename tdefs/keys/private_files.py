@@ -91,7 +91,7 @@ def read_file(path: Path, what: str, *, secret: bool) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise unfit(path, what, "it is no regular file")
+                raise unfit(path, what, "it is not a regular file")
             if secret:
                 _check_private(path, what, status)
             data = file.read(_MAX_BYTES + 1)

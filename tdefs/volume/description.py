@@ -263,7 +263,7 @@ def parse_description(data: bytes, path: Path, backing: Path) -> Volume:
         raise _damaged(path, "a field is missing or of the wrong type")
     volume_id, keystore, mac = map(str, texts)
     if not _is_absolute_path(keystore):
-        raise _damaged(path, "the place of the keystore is no absolute path")
+        raise _damaged(path, "the place of the keystore is not an absolute path")
     return Volume(
         backing,
         _read_hex(path, "volume id", volume_id, VOLUME_ID_BYTES),

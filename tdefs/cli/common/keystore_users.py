@@ -127,8 +127,8 @@ def meant_unseen(named: Sequence[str], document: Document, users: KeystoreUsers)
             " cannot be seen, so the effect of this change on it is not known",
             detail="\n".join(shown_unseen(one) for one in refused),
             hint="make it visible (is its disk mounted?); if it was moved, say so there with 'tdefs volume moved';"
-            f" if it is no more, 'tdefs volume forget {ids[0]}'; if the change is meant all the same, add "
-            + " ".join(f"--unseen-volume {id}" for id in ids),
+            f" if it does not exist any more, 'tdefs volume forget {ids[0]}'; if you want the change all the same,"
+            " add " + " ".join(f"--unseen-volume {id}" for id in ids),
         )
     return [one.entry.id for one in users.unseen]
 

@@ -66,7 +66,7 @@ def create_data_key(unlocked: Unlocked, name: str) -> Unlocked:
     if not KEY_NAME.fullmatch(name):
         raise TdefsError(
             Exit.USAGE,
-            f'"{shortened(name)}" is no name for a data key',
+            f'"{shortened(name)}" is not a name for a data key',
             hint="a name is a lower-case letter, then up to 30 of a-z, 0-9 and _, such as dk_2",
         )
     document = unlocked.document

@@ -129,11 +129,17 @@ class CommandProtector(Protector):
         self._confirm = confirm
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See Protector. Raises TdefsError as KeyCommand.read_key."""
+        """See Protector.
+
+        :raises TdefsError: as :meth:`KeyCommand.read_key`.
+        """
         return Obtained(self._key)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See Protector. Raises TdefsError as KeyCommand.read_key."""
+        """See Protector.
+
+        :raises TdefsError: as :meth:`KeyCommand.read_key`.
+        """
         return self._key
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:

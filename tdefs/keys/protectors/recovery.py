@@ -50,7 +50,10 @@ class RecoveryCodeProtector(Protector):
         return Obtained(self._code)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See Protector. Raises as :meth:`obtain`."""
+        """See Protector.
+
+        :raises TdefsError: as :meth:`obtain`.
+        """
         return self._code
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:

@@ -74,8 +74,8 @@ class TokenService(Service[Ask]):
 def ask(request: Request, timeout_seconds: float) -> dict[str, Any]:
     """Return the answer to ``request``.
 
-    Raises what the process raised: UnreachableError only if nothing was tried with the PIN.
-
+    :raises UnreachableError: nothing was tried with the PIN.
+    :raises TdefsError: the process raised it.
     :raises LostError: the module does not answer in time. It may have been about to refuse the PIN, so it is not
         asked again.
     """

@@ -70,7 +70,11 @@ def main() -> None:
 
 
 def answer(request: Request) -> dict[str, Any]:
-    """Return the answer to a request. Raises TdefsError; UnreachableError only before the PIN is tried."""
+    """Return the answer to a request.
+
+    :raises UnreachableError: only before the PIN is tried.
+    :raises TdefsError: another attempt would fail, too.
+    """
     with _module(request.module) as module:
         token = _find(module, request)
         found = {"token_label": token.label, "token_serial": token.serial.decode("ascii", "replace")}

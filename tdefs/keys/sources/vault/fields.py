@@ -140,7 +140,10 @@ def read_login(read: SettingsReader) -> Login:
 
 
 def _read_credential(path: Path, what: str, *, secret: bool) -> str:
-    """Return the one word in the file, which is a ``what``, such as a token. Raises as read_file."""
+    """Return the one word in the file, which is a ``what``, such as a token.
+
+    :raises TdefsError: as :func:`read_file`.
+    """
     found = read_file(path, what, secret=secret).strip()
     if not _CREDENTIAL.fullmatch(found):
         detail = "it is empty" if not found else "it holds more than one word, or characters that belong in none"
