@@ -1,6 +1,6 @@
 """Asking the daemon over its control socket: one line of JSON asks, one line of JSON answers.
 
-The daemon's end is in daemon/control_server.py, so that a command that asks need not load what a daemon runs on.
+The daemon's end is in daemon/control_server.py, so a command that asks need not import the daemon's modules.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def ask(
 
 
 def ask_status(volume: Volume, *, only_of: Collection[int] | None = None) -> DaemonStatus | None:
-    """Return the status of the daemon of *volume*; as :func:`ask`, and ``None``, too, for what is no status."""
+    """Return the status of the daemon of *volume*; as :func:`ask`, and ``None`` if the answer is not a status."""
     try:
         return DaemonStatus.from_json(ask(volume, "status", only_of=only_of))
     except MalformedStatusError:
@@ -102,7 +102,7 @@ def as_refusal(error: TdefsError) -> dict[str, Any]:
 
 
 def from_refusal(refusal: Any) -> TdefsError:
-    """Return the error that :func:`as_refusal` passed on; whatever else it is becomes an error, too."""
+    """Return the error that :func:`as_refusal` passed on; any other value becomes an error, too."""
     try:
         texts = [str(refusal[name]) for name in ("message", "detail", "hint")]
         return TdefsError(Exit(refusal["exit_code"]), texts[0], detail=texts[1], hint=texts[2])

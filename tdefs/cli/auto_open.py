@@ -31,7 +31,7 @@ from tdefs.keys.tpm import Tpm
 
 # The PCR that measures the state of Secure Boot.
 _SECURE_BOOT = "7"
-# What each of them is worth, said when it is chosen.
+# What each of them protects against; printed when it is chosen.
 _TPM_WORTH = """\
 It is bound to this machine's TPM: a copy of the keystore, a backup or the bare disk opens nowhere else.
 Whoever can start this machine, or is root on it, still has all that is needed: this is no help against a
@@ -128,7 +128,7 @@ def _enable(_invocation: Invocation, options: _EnableOptions) -> int:
     volume = options.volume.find()
     pcrs = options.pcrs
     if pcrs is None:
-        # what the firmware checks before it starts anything: with it off another system could be started
+        # with Secure Boot off, the firmware would start another system
         pcrs = _SECURE_BOOT if secure_boot_is_on() else ""
     tpm, host_key = kept = holders(options.access.settings(volume), pcrs)
     keeper = tpm if not options.host_key and (options.tpm or options.pcrs or Tpm().is_there()) else host_key

@@ -18,7 +18,7 @@ from tdefs.text import printable
 
 _NOT_THERE = {
     ENOENT: "the path must be relative to the mount point",
-    ENOTDIR: "a directory in its path is none, or is a symbolic link, which tdefs does not follow",
+    ENOTDIR: "a part of its path is not a directory, or is a symbolic link, which tdefs does not follow",
     ELOOP: "it is a symbolic link, which tdefs does not follow",
     EISDIR: "it is not a regular file",
 }

@@ -1,4 +1,4 @@
-"""``tdefs doctor``: what weakens a mount, before a crash or an auditor finds it."""
+"""``tdefs doctor``: finding weaknesses of a mount before a crash or an auditor does."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _run(invocation: Invocation, options: _Options) -> int:
 
 
 def _mount(place: Path, invocation: Invocation) -> tuple[list[Finding], list[Path] | None]:
-    """Return what is wrong with a mount, and the clusters that were found on it; ``None`` where it was no use."""
+    """Return the findings about a mount, and its clusters; ``None`` if these could not be examined."""
     mount = mount_at(place)
     try:
         volume = living_volume(mount)
@@ -115,7 +115,7 @@ def _statements(volume: Volume, keystore: Path) -> Statements:
 
 
 def _key_sources(config: Config) -> Iterator[Finding]:
-    """Yield what is wrong with any key source of the configuration: it describes what this host relies on."""
+    """Yield the findings about all key sources of the configuration, since this host relies on them."""
     for name, settings in config.key_sources.items():
         try:
             source = make_key_source(settings, TerminalDialogue())
@@ -126,7 +126,7 @@ def _key_sources(config: Config) -> Iterator[Finding]:
 
 
 def _print(findings: list[Finding], clusters: list[Path] | None) -> None:
-    """Print for people; ``clusters`` is None where no mount was examined."""
+    """Print for people; ``clusters`` is None if no mount was examined."""
     for finding in findings:
         print_line(f"{finding.level.value.upper()}: {printable(finding.what)}")
         print_line(f"HINT:  {printable(finding.hint)}")

@@ -102,7 +102,7 @@ def _run(invocation: Invocation, options: _Options) -> int:
 
 @contextmanager
 def _no_directories_left(backing: Path) -> Iterator[None]:
-    """After a failure in the ``with`` block remove what directories it made on the way to *backing*, if empty."""
+    """After a failure in the ``with`` block remove the empty directories that it made on the way to *backing*."""
     absent = [place for place in (backing, *backing.parents) if not os.path.lexists(place)]
     try:
         yield

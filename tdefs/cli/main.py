@@ -1,4 +1,4 @@
-"""The ``tdefs`` command: parsing, hardening, and turning what goes wrong into a message and an exit code."""
+"""The ``tdefs`` command: parsing, hardening, and turning errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Program(Parser):
 
 
 def build_parser(only: str = "") -> Parser:
-    """Return the parser of the whole command line, or of one command, which takes a third of the time."""
+    """Return the parser of the whole command line, or only of one command, which is three times as fast."""
     parser = _Program(
         prog=PROGRAM,
         description="Encrypts a PostgreSQL data directory. An unmodified PostgreSQL runs on the mount; the disk "

@@ -1,4 +1,4 @@
-"""Writes what shells and man(1) want to know of ``tdefs``: completions and a page, made from the parser.
+"""Writes completions for shells, and a manual page, from the parser of ``tdefs``.
 
 ``python -m tdefs.cli.shell_files DIRECTORY`` writes below DIRECTORY, which is laid out as ``/usr/local/share``.
 scripts/setup.sh calls it. It needs the packages of the extra ``shell``.

@@ -92,7 +92,7 @@ def _run(_invocation: Invocation, options: _Options) -> int:
 
 
 def _tampering(found: Tampering) -> Iterator[tuple[str, str]]:
-    """Yield what of the volume is not as the last unmount left it."""
+    """Yield which files of the volume are not as the last unmount left them."""
     if found.lost:
         yield "manifest", found.lost
     if found.older_than:
@@ -104,7 +104,7 @@ def _tampering(found: Tampering) -> Iterator[tuple[str, str]]:
 
 
 def _requests(status: DaemonStatus) -> Iterator[tuple[str | int | None, ...]]:
-    """Yield for each operation how often it was requested, how often it failed, and what it cost."""
+    """Yield for each operation how often it was requested, how often it failed, and how long it took."""
     for name, count in status.requests.items():
         took = status.latency.get(name, Latency())
         times = (

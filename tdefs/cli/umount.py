@@ -99,7 +99,7 @@ def _has_ended(volume: Volume, session: Session | None) -> bool:
 
 
 def _left_clean(volume: Volume, session: Session | None) -> bool:
-    """Return whether *session*, which has ended, wrote everything out; a later one says nothing of it."""
+    """Return whether *session*, which has ended, wrote everything out; False if a later one has begun."""
     now = read_session(volume)
     if session is not None and now is not None and now.pid != session.pid:
         return True

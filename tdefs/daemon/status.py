@@ -1,8 +1,9 @@
-"""What a daemon says of itself: one value, made in one place, for all that show it or act on it.
+"""The status of a daemon: one value, made in one place, for all code that shows it or acts on it.
 
-The control socket, the virtual file and, one day, a page of metrics pass it on as JSON. Commands read it back with
-:meth:`DaemonStatus.from_json`, so no other module knows how it is written. This module loads nothing that a daemon
-runs on.
+The control socket and the virtual file pass it on as JSON. Commands read it back with
+:meth:`DaemonStatus.from_json`, so no other module knows its form in JSON. This module imports nothing of the
+    daemon
+itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _MOST_SECONDS = float(1 << 37)
 
 
 class MalformedStatusError(ValueError):
-    """What was read is not the status of a daemon."""
+    """The JSON value is not the status of a daemon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,9 @@ class DaemonStatus:
 
     @classmethod
     def from_json(cls, value: object) -> Self:
-        """Return the status that :meth:`to_json` wrote; members that are not known are passed over.
+        """Return the status that :meth:`to_json` wrote; unknown members are ignored.
 
-        :raises MalformedStatusError: it is not one.
+        :raises MalformedStatusError: *value* is not a status.
         """
         try:
             found = _read(cls, value)
@@ -111,9 +112,9 @@ def _members(kind: type) -> tuple[tuple[str, Any, bool], ...]:
 
 
 def _read(kind: Any, value: object) -> Any:
-    """Return *value*, which came from JSON, as what a member of type *kind* holds.
+    """Return *value*, which came from JSON, as a value of the type *kind*.
 
-    :raises MalformedStatusError: it is something else.
+    :raises MalformedStatusError: it has another type.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):

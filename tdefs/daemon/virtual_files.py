@@ -1,4 +1,4 @@
-"""The virtual files of one mount: which there are, and where their content comes from."""
+"""The virtual files of one mount, and their content."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ class StatusFile(VirtualFile):
 
 
 def operations_of(served: ServedMount) -> Dispatcher:
-    """Return the operations of a mount with its virtual files before them.
+    """Return the operations of a mount, with its virtual files.
 
-    Through a mount no program can make a file of their name. One that lies there was put there below the mount.
+    Through a mount no program can make a file of the name ``.tdefs``. If the volume has one, somebody has put it
+    there below the mount.
     """
     with suppress(FileNotFoundError):
         os.stat(DIRECTORY, dir_fd=served.root_fd, follow_symlinks=False)

@@ -214,7 +214,7 @@ def decode_header(record: bytes, volume_id: bytes | None) -> Header:
     key_name = name.rstrip(b"\0")
     if not _KEY_NAME.fullmatch(key_name):
         # it is shown in messages, and a user who can write here can make a checksum
-        raise DamagedHeader("the header is damaged: its data key name is none")
+        raise DamagedHeader("the header is damaged: its data key name is not valid")
     slots = (_decode_identity(first), _decode_identity(second))
     identities = tuple(identity for identity in slots if identity.binding != Binding.UNUSED)
     return Header(volume, file_id, key_name.decode("ascii"), key_round, fingerprint, identities, suite)

@@ -129,12 +129,12 @@ def decode_link(text: bytes) -> EncryptedLink:
         raise ForeignLink("the symbolic link was not made by tdefs")
     coded = text.removeprefix(PREFIX)
     if target_length(len(text)) is None or not _BASE64.fullmatch(coded):
-        raise DamagedLink("the text of the symbolic link is none that tdefs writes")
+        raise DamagedLink("the text of the symbolic link is not in the form that tdefs writes")
     data = urlsafe_b64decode(coded + b"=" * (-len(coded) % 4))
     name, key_round, fingerprint, link_id = _HEAD.unpack(data[: _HEAD.size])
     key_name = name.rstrip(b"\0")
     if not _KEY_NAME.fullmatch(key_name) or urlsafe_b64encode(data).rstrip(b"=") != coded:
-        raise DamagedLink("the text of the symbolic link is none that tdefs writes")
+        raise DamagedLink("the text of the symbolic link is not in the form that tdefs writes")
     return EncryptedLink(LinkHead(key_name.decode("ascii"), key_round, fingerprint, link_id), data[_HEAD.size :])
 
 

@@ -399,5 +399,5 @@ class FuseOperations(Unsupported):
 
 
 def _owner(ctx: RequestContext) -> Owner:
-    """Return the owner of what the caller makes."""
+    """Return the owner of nodes that the caller makes."""
     return Owner(ctx.uid, ctx.gid)

@@ -21,7 +21,7 @@ _MAX_BYTES = 1 << 20
 #: systemd hands credentials to a unit as files in a directory of its own (systemd.exec(5), LoadCredential=).
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 #: What systemd takes as the name of a credential.
-_NAME = re.compile(r"[!-.0-9;-~]{1,255}", re.ASCII)
+_CREDENTIAL_NAME = re.compile(r"[!-.0-9;-~]{1,255}", re.ASCII)
 _MAX_PASSPHRASE_BYTES = 65536
 
 
@@ -92,7 +92,7 @@ def read_file(path: Path, what: str, *, secret: bool) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise unfit(path, what, "it is no regular file")
+                raise unfit(path, what, "it is not a regular file")
             if secret:
                 _check_private(path, what, status)
             data = file.read(_MAX_BYTES + 1)
@@ -122,7 +122,7 @@ def read_passphrase_file(path: Path, warn: Warn, name: str = "passphrase") -> by
     :raises TdefsError: NO_SECRET; CONFIG_EXPOSED if other users could change it.
     """
     check_trusted(path, f"{name} file")
-    return _read_file(path, f'{name} file "{path}"', warn)
+    return _read_passphrase(path, f'{name} file "{path}"', warn)
 
 
 def read_passphrase_credential(name: str) -> bytes:
@@ -130,7 +130,7 @@ def read_passphrase_credential(name: str) -> bytes:
 
     :raises TdefsError: NO_SECRET.
     """
-    return _read_file(credential_path(name), f'credential "{name}"', None)
+    return _read_passphrase(credential_path(name), f'credential "{name}"', None)
 
 
 def read_passphrase_descriptor(descriptor: int, name: str = "passphrase") -> bytes:
@@ -148,8 +148,7 @@ def read_passphrase_descriptor(descriptor: int, name: str = "passphrase") -> byt
                 os.close(descriptor)
     except OSError as error:
         raise NoSecretError(
-            f"could not read the {name} from file descriptor {descriptor}",
-            detail=error.strerror or "",
+            f"could not read the {name} from file descriptor {descriptor}", detail=error.strerror or ""
         ) from None
 
 
@@ -158,7 +157,7 @@ def credential_path(name: str) -> Path:
 
     :raises TdefsError: NO_SECRET.
     """
-    if not _NAME.fullmatch(name) or name in (".", ".."):
+    if not _CREDENTIAL_NAME.fullmatch(name) or name in (".", ".."):
         raise NoSecretError(
             f'"{shortened(name)}" is not the name of a credential, which has no slash and no colon'
         )
@@ -180,7 +179,7 @@ def credential_path(name: str) -> Path:
     return path
 
 
-def _read_file(path: Path, what: str, warn: Warn | None) -> bytes:
+def _read_passphrase(path: Path, what: str, warn: Warn | None) -> bytes:
     """Return the content; ``warn`` that other users can read it, or say nothing of that without it."""
     try:
         with path.open("rb", buffering=0) as file:

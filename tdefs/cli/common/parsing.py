@@ -31,7 +31,7 @@ Options = TypeVar("Options")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors show the usage of the subcommand that was meant, and what is close to a wrong word."""
+    """A parser whose errors show the usage of the right subcommand, and words similar to a wrong one."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return what *args* say; end the process for an option that this command does not know.
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         return [name for name in self._option_string_actions if name.startswith(beginning)]
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return what *args* say; end the process for a word that the subcommand does not know."""
+        """Return the parsed *args*; end the process for a word that the subcommand does not know."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser: argparse.ArgumentParser = vars(found).get("leaf_parser", self)
@@ -97,7 +97,7 @@ def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _suggestion(word: str, known: Collection[str], otherwise: str) -> str:
-    """Return the line with what was probably meant."""
+    """Return the line that suggests similar words."""
     close = get_close_matches(word, known, n=2)
     return f"\nHINT:  did you mean {' or '.join(close)}?" if close else f"\nHINT:  {otherwise}"
 
@@ -110,7 +110,7 @@ def subcommands(parser: argparse.ArgumentParser) -> Subcommands:
 def takes(
     parser: argparse.ArgumentParser, options: type[Options], run: Callable[[Invocation, Options], int]
 ) -> None:
-    """Have the command of *parser* be *run*, with *options*, which are filled from its arguments."""
+    """Let *parser* run the function *run*, with *options* filled from its arguments."""
     command = parser.prog.removeprefix(f"{PROGRAM} ")
 
     def start(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""How far a long read has come: a bar on a terminal, and where there is none a line now and then."""
+"""The progress of a long read: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def _read_key(options: _RegisterOptions) -> bytes:
     if _HEX_KEY.fullmatch(text):
         return bytes.fromhex(text.decode("ascii"))
     raise NoSecretError(
-        "what was given as the key is none",
+        "the given key has the wrong form",
         detail=f"a key is {2 * WRAPPING_KEY_BYTES} hexadecimal digits, or a file of {WRAPPING_KEY_BYTES} bytes",
         hint="'openssl rand -hex 32' makes one",
     )

@@ -90,7 +90,7 @@ def run_copied(invocation: Invocation, options: CopiedOptions) -> int:
 
 
 def _copy_session(volume: Volume, old: Unlocked, new: Unlocked, keystore: Path) -> None:
-    """Have the manifest and the record of the last session be the copy's own.
+    """Let the manifest and the record of the last session count as the copy's own.
 
     The keystore's copy has another history, and another key for that.
     """

@@ -144,7 +144,7 @@ def check_history(files: HistoryFiles, key: bytes | None, anchor: HistoryAnchor 
         line = read_line(text)
         record = _parse(line.body + b"}") if line is not None else None
         if record is None:
-            found.notes.append(f"line {number} is no record; a crash may have torn it")
+            found.notes.append(f"line {number} is not a record; a crash may have torn it")
         else:
             found.records.append(record)
             if "lacking" in record["what"]:

@@ -183,7 +183,10 @@ class Protector(ABC):
         """Return the error for an entry of this kind that the recovered secret does not open."""
 
     def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
-        """Wrap ``protector_key``, 32 bytes, for this ``context``. Raises what :meth:`obtain` raises."""
+        """Wrap ``protector_key``, 32 bytes, for this ``context``.
+
+        :raises TdefsError: as :meth:`obtain`.
+        """
         obtained = self.obtain(context)
         wrapped = wrap_secret(self.wrapping_key(obtained.secret, context), protector_key, context)
         if obtained.made is not None:
@@ -217,7 +220,6 @@ class Protector(ABC):
 
     def like(self, entry: ProtectorEntry) -> Protector:
         """Return a protector that wraps by this secret in the way ``entry``, which this one opens, was wrapped."""
-        del entry
         return self
 
     def made(self, entry: ProtectorEntry) -> Made | None:

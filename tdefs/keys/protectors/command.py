@@ -129,18 +129,20 @@ class CommandProtector(Protector):
         self._confirm = confirm
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See Protector. Raises TdefsError as KeyCommand.read_key."""
-        del context
+        """See Protector.
+
+        :raises TdefsError: as :meth:`KeyCommand.read_key`.
+        """
         return Obtained(self._key)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See Protector. Raises TdefsError as KeyCommand.read_key."""
-        del params, context
+        """See Protector.
+
+        :raises TdefsError: as :meth:`KeyCommand.read_key`.
+        """
         return self._key
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See Protector."""
-        del params
         return WrongSecretError("the key command printed another key than the one the keystore was made with")
 
     @cached_property

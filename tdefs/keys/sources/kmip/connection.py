@@ -65,7 +65,10 @@ class Connection:
         self._socket.close()
 
     def exchange(self, request: bytes) -> bytes:
-        """Return the bytes of the reply to a request. Raises what connecting raises."""
+        """Return the bytes of the reply to a request.
+
+        :raises TdefsError: as connecting.
+        """
         self._deadline = time.monotonic() + self._timeout
         try:
             self._send(request)

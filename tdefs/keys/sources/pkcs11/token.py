@@ -20,15 +20,7 @@ from tdefs.host import harden_process, lock_memory, refuse_tracer
 from tdefs.keys.failures import LostError, RefusedError, UnavailableError, UnreachableError, UnusableError
 from tdefs.keys.private_files import read_file
 from tdefs.keys.protectors.base import WrongSecretError
-from tdefs.keys.sources.pkcs11.request import (
-    AES_GCM,
-    DECRYPT,
-    LOGIN,
-    LOOK,
-    PUBLIC_KEY,
-    Request,
-    dump_error,
-)
+from tdefs.keys.sources.pkcs11.request import AES_GCM, DECRYPT, LOGIN, LOOK, PUBLIC_KEY, Request, dump_error
 from tdefs.keys.wrapping import NONCE_BYTES
 from tdefs.trust import check_trusted
 
@@ -78,7 +70,11 @@ def main() -> None:
 
 
 def answer(request: Request) -> dict[str, Any]:
-    """Return the answer to a request. Raises TdefsError; UnreachableError only before the PIN is tried."""
+    """Return the answer to a request.
+
+    :raises UnreachableError: only before the PIN is tried.
+    :raises TdefsError: another attempt would fail, too.
+    """
     with _module(request.module) as module:
         token = _find(module, request)
         found = {"token_label": token.label, "token_serial": token.serial.decode("ascii", "replace")}
