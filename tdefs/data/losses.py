@@ -135,10 +135,14 @@ class Losses:
 
     def closed_by_all(self) -> None:
         """Note that all programs have closed the file."""
+        if self.state is Loss.NONE:
+            return
         with self._lock:
             self.state = NEXT[self.state][Event.CLOSED_BY_ALL]
 
     def kernel_forgot(self) -> None:
         """Note that the kernel has forgotten the file, and with it what it had to report."""
+        if self.state is Loss.NONE:
+            return
         with self._lock:
             self.state = NEXT[self.state][Event.FORGOTTEN_BY_KERNEL]

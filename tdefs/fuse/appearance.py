@@ -30,18 +30,23 @@ def appearance(files: Files, inode: Inode, status: os.stat_result) -> Appearance
 
     :raises OSError: this cannot be found out now.
     """
-    if inode.is_link:
-        return Appearance(status.st_mode, 0, target_length(status.st_size) or status.st_size)
-    if inode.is_directory:
-        return Appearance(status.st_mode, status.st_rdev, status.st_size)
-    rights = stat.S_IMODE(status.st_mode)
-    if inode.is_planted:
-        return Appearance(stat.S_IFREG | rights, 0, 0)
+    if not inode.is_file:
+        return _of_no_file(inode, status)
     size = files.opener.length(inode, status)
     special = special_of(inode.form.header.identities) if isinstance(inode.form, Encrypted) else None
     if special is not None and (files.manifest.is_refused(inode) or not files.identities.may_be_special(inode)):
         # the kernel would serve it without asking tdefs
-        return Appearance(stat.S_IFREG | rights, 0, 0)
+        return Appearance(stat.S_IFREG | stat.S_IMODE(status.st_mode), 0, 0)
     if special is not None:
-        return Appearance(special.type | rights, os.makedev(special.major, special.minor), 0)
+        device = os.makedev(special.major, special.minor)
+        return Appearance(special.type | stat.S_IMODE(status.st_mode), device, 0)
     return Appearance(status.st_mode, 0, size)
+
+
+def _of_no_file(inode: Inode, status: os.stat_result) -> Appearance:
+    """Return what a link, a directory or a planted node looks like."""
+    if inode.is_link:
+        return Appearance(status.st_mode, 0, target_length(status.st_size) or status.st_size)
+    if inode.is_directory:
+        return Appearance(status.st_mode, status.st_rdev, status.st_size)
+    return Appearance(stat.S_IFREG | stat.S_IMODE(status.st_mode), 0, 0)

@@ -60,9 +60,8 @@ class Entries:
         entry.entry_timeout = FOREVER_SECONDS
         entry.attr_timeout = FOREVER_SECONDS
         entry.st_mode, entry.st_rdev, entry.st_size = appearance(self._files, inode, status)
-        entry.st_nlink = status.st_nlink
-        if inode.last_known is not None:
-            entry.st_nlink = inode.last_known.links
+        last_known = inode.last_known
+        entry.st_nlink = status.st_nlink if last_known is None else last_known.links
         entry.st_uid = status.st_uid
         entry.st_gid = status.st_gid
         entry.st_blksize = status.st_blksize

@@ -11,18 +11,17 @@ from tdefs.policy.paths import Kind, classify
 from tdefs.tree.inode import Inode
 
 
-@dataclass(frozen=True, slots=True)
 class FileHandle:
     """An open file, and how it was opened."""
 
-    inode: Inode
-    file: DataFile
-    flags: int
+    # no frozen dataclass: one is made for each file that a program opens, and that would take three times as long
+    __slots__ = ("durable_writes", "file", "inode")
 
-    @property
-    def durable_writes(self) -> bool:
-        """Return whether each write must be durable when it returns (O_DSYNC, which is a part of O_SYNC)."""
-        return bool(self.flags & os.O_DSYNC)
+    def __init__(self, inode: Inode, file: DataFile, flags: int) -> None:
+        self.inode = inode
+        self.file = file
+        #: Whether each write must be durable when it returns (O_DSYNC, which is a part of O_SYNC).
+        self.durable_writes = bool(flags & os.O_DSYNC)
 
 
 @dataclass(slots=True)
@@ -90,8 +89,10 @@ class Handles:
 
         :raises OSError: EBADF if no handle has that number.
         """
-        inode = self.file(number).inode
-        del self._files[number]
+        handle = self._files.pop(number, None)
+        if handle is None:
+            raise _no_handle()
+        inode = handle.inode
         inode.closed()
         return inode
 

@@ -64,11 +64,6 @@ async def after_earlier_requests(done: Callable[[], bool]) -> None:
         _tasks_giving_way -= 1
 
 
-def _must_give_way() -> bool:
-    """Return whether other tasks must run soon: some wait for a thread, or for earlier requests."""
-    return workers.at_work > 0 or _tasks_giving_way > 0
-
-
 class PollingWait:
     """Replacement for ``pyfuse3._wait_fuse_readable`` on one FUSE descriptor.
 
@@ -98,7 +93,9 @@ class PollingWait:
         self._waiting = True
         try:
             self._served += 1
-            if _must_give_way() or self._first or self._served >= _REQUESTS_BETWEEN_YIELDS:
+            # Other tasks must run soon while work in a thread may end, or while a task gives way. This is asked
+            # several times for each request, so it is written out.
+            if workers.at_work or _tasks_giving_way or self._first or self._served >= _REQUESTS_BETWEEN_YIELDS:
                 self._served = 0
                 self._first = max(0, self._first - 1)
                 await trio.lowlevel.checkpoint()
@@ -106,11 +103,13 @@ class PollingWait:
                 await self._await_memory()
             # To wake a sleeping processor takes longer than a client needs for its next request.
             until = time.perf_counter() + _SPIN_SECONDS
-            while not _must_give_way() and time.perf_counter() < until:
+            while not (workers.at_work or _tasks_giving_way) and time.perf_counter() < until:
                 if events := self._poll.poll(0):
                     break
             else:
-                while not (events := self._poll.poll(0 if _must_give_way() else _POLL_MILLISECONDS)):
+                while not (
+                    events := self._poll.poll(0 if workers.at_work or _tasks_giving_way else _POLL_MILLISECONDS)
+                ):
                     self._served = 0
                     await trio.lowlevel.wait_readable(self._fd)
             if events[0][1] & select.POLLERR:

@@ -232,13 +232,16 @@ async def _refuse(*_: object) -> Any:
 
 def _by_number(tree: Operation, virtual: Operation) -> Operation:
     def operation(number: int, *rest: Any) -> Any:
-        return (virtual if number >= FIRST_NUMBER else tree)(number, *rest)
+        return virtual(number, *rest) if number >= FIRST_NUMBER else tree(number, *rest)
 
     return operation
 
 
 def _by_place(tree: Operation, virtual: Operation) -> Operation:
     def operation(parent: int, name: bytes, *rest: Any) -> Any:
-        return (virtual if _is_virtual(parent, name) else tree)(parent, name, *rest)
+        # most requests are seen to be no virtual file's by the first comparison, so no function is called for them
+        if (name == DIRECTORY or parent >= FIRST_NUMBER) and _is_virtual(parent, name):
+            return virtual(parent, name, *rest)
+        return tree(parent, name, *rest)
 
     return operation

@@ -219,7 +219,7 @@ class Bound:
 
         :raises OSError: EIO.
         """
-        if not self.differences:
+        if self._state is None or not self._state.differences:
             return
         for path in _paths(inode):
             found = self.differences.get(path)
@@ -326,7 +326,7 @@ class Bound:
 
         :raises OSError: EIO.
         """
-        if not self.differences:
+        if self._state is None or not self._state.differences:
             return
         path = join(parent.path(), name)
         found = self.differences.get(path)

@@ -36,8 +36,9 @@ class FileIds:
 
     def add(self, file_id: bytes, backing: Backing) -> None:
         """Note that the file *backing* has *file_id*."""
-        if backing not in self.backings(file_id):
-            self._buckets.setdefault(self._bucket(file_id), bytearray()).extend(_RECORD.pack(file_id, *backing))
+        bucket = self._buckets.setdefault(self._bucket(file_id), bytearray())
+        if not bucket or backing not in self.backings(file_id):
+            bucket.extend(_RECORD.pack(file_id, *backing))
 
     def remove(self, file_id: bytes, backing: Backing) -> None:
         """Note that the file *backing* is gone, or does not have *file_id* any more."""
@@ -55,6 +56,18 @@ class FileIds:
             return []
         found = [_RECORD.unpack_from(bucket, at) for at in self._places(bucket, file_id)]
         return [Backing(device, number) for _, device, number in found]
+
+    def are_only_of(self, file_id: bytes, backing: Backing) -> bool:
+        """Return whether only *backing* has shown *file_id*. This is asked at every opening, so it is quick."""
+        bucket = self._buckets.get(int.from_bytes(file_id[:2], "little") % _BUCKETS)
+        if bucket is None:
+            return True
+        at = bucket.find(file_id)
+        return at < 0 or (
+            _RECORD.unpack_from(bucket, at) == (file_id, *backing)
+            and at % _RECORD.size == 0
+            and bucket.find(file_id, at + 1) < 0
+        )
 
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self._buckets.values()) // _RECORD.size
@@ -99,6 +112,8 @@ class SharedFileIds:
 
         :raises OSError: this cannot be found out.
         """
+        if self.ids.are_only_of(file_id, inode.backing):
+            return []
         found = []
         for backing in self.ids.backings(file_id):
             if backing == inode.backing:

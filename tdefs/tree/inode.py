@@ -13,6 +13,7 @@ from tdefs.data.losses import Losses
 from tdefs.text import printable_path
 
 ROOT_NUMBER = 1
+_STORED_AS_THEMSELVES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 
 
 class Backing(NamedTuple):
@@ -155,7 +156,7 @@ class Inode:
     @property
     def is_planted(self) -> bool:
         """Return whether this is a FIFO, socket or device below: tdefs stores these as files."""
-        return not (self.is_file or self.is_directory or self.is_link)
+        return self.type not in _STORED_AS_THEMSELVES
 
     def is_backed_by(self, status: os.stat_result) -> bool:
         """Return whether what has *status* in the backing directory is this inode."""

@@ -32,7 +32,8 @@ class InodeTable:
         self._held = held
         self.root = root
         self._by_number: dict[int, Inode] = {ROOT_NUMBER: root}
-        self._by_backing: dict[Backing, Inode] = {root.backing: root}
+        # a plain pair finds a backing, too, and costs less to make
+        self._by_backing: dict[tuple[int, int], Inode] = {root.backing: root}
         self._next_private = _FIRST_PRIVATE_NUMBER
         # random, since the kernel may have handles from an earlier mount
         self._next_generation = int.from_bytes(os.urandom(4), "little")
@@ -58,9 +59,9 @@ class InodeTable:
 
     def enter(self, parent: Inode, name: bytes, status: os.stat_result) -> Inode:
         """Return the inode of *name* in *parent*, which has just been seen with *status*."""
-        backing = Backing.of(status)
-        inode = self._by_backing.get(backing)
+        inode = self._by_backing.get((status.st_dev, status.st_ino))
         if inode is None:
+            backing = Backing.of(status)
             generation = self._generation(parent, name)
             inode = Inode(self._free_number(backing), backing, stat.S_IFMT(status.st_mode), generation)
             self._by_number[inode.number] = inode

@@ -41,7 +41,10 @@ class XtsContent:
     def ranges(self, offset: int, size: int) -> Sequence[Range]:
         """Return the range of the ciphertext that a read of *size* at *offset* needs; none if it needs nothing."""
         length = self.state.length
-        end = min(offset + size, length)
+        end = offset + size
+        if end <= length and size and not (offset % PAGE_SIZE or size % PAGE_SIZE):
+            return ((stored_offset(offset), size),)
+        end = min(end, length)
         if offset >= end:
             return ()
         start = floor_to(offset, PAGE_SIZE)
@@ -75,6 +78,10 @@ class XtsContent:
     def write(self, offset: int, data: bytes) -> None:
         """Write all of *data* at plaintext *offset*; bytes between the old end and *offset* become zeros."""
         if not data:
+            return
+        if self.is_inside(offset, len(data)):
+            # most writes: nothing of the state is looked at or changed
+            self._store.pwrite(self._cipher.encrypt(page_of(offset), data), stored_offset(offset))
             return
         self._trim()
         self._use_new_cipher()
