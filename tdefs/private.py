@@ -45,7 +45,7 @@ class UntrustedError(TdefsError):
 
     def __init__(self, path: Path, what: str, hint: str) -> None:
         super().__init__(
-            Exit.FILE_UNTRUSTED, f'"{path}" is not used: {what}', detail="see docs/THREATS.md", hint=hint
+            Exit.FILE_UNTRUSTED, f'tdefs does not use "{path}": {what}', detail="see docs/THREATS.md", hint=hint
         )
 
 

@@ -38,7 +38,7 @@ from tdefs.volume.description import Volume
 from tdefs.volume.registry import statements_of
 
 _THIS_MOUNT = "this mount, as far as this host shows; docs/THREATS.md has what cannot be seen from it"
-_UNSEEN = "What roles and databases have set of their own cannot be seen so: psql's \\drds lists it."
+_UNSEEN = "The settings of single roles and databases cannot be seen here: psql's \\drds lists them."
 
 
 def register(subparsers: Subcommands) -> None:
@@ -134,7 +134,8 @@ def _print(findings: list[Finding], clusters: list[Path] | None) -> None:
         print_line(f"nothing weakens {'the key sources' if clusters is None else _THIS_MOUNT}")
     for pgdata in clusters or ():
         print_line(
-            f"{printable(str(pgdata))} was examined by its files, as its next start would find it. " + _UNSEEN
+            f"the settings were read from the files of {printable(str(pgdata))}, as the next start reads them. "
+            + _UNSEEN
         )
     if clusters == []:
         print_line("there is no cluster on this mount: no settings were examined")

@@ -138,4 +138,4 @@ def _print(found: dict[str, Any], status: DaemonStatus | None) -> None:
     if status is not None and status.requests:
         print_line()
         print_table(_REQUEST_HEADERS, list(_requests(status)), numbers=_REQUEST_HEADERS[1:])
-        print_line("half of the requests, and 99 of 100, took less than p50 and p99 microseconds")
+        print_line("p50: half of the requests took less time; p99: 99 of 100 took less time")

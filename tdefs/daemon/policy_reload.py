@@ -105,9 +105,11 @@ class PolicyReload:
         the session must say that there were several: the policy of the next mount may encrypt where this one left
         files in the clear.
 
-        :raises TdefsError: OS_ERROR; the old policy stays.
+        :raises TdefsError: OS_ERROR, or DATA_KEY_UNKNOWN or DATA_KEY_REVOKED where the keys were changed since the
+            policy was read; the old policy goes on.
         """
         served = self._served
+        check_key_names(choice, served.forms.ring)
         becomes_plain = self._becomes_plain(may)
         if becomes_plain:
             self._sync()

@@ -203,9 +203,7 @@ class KeyRing:
 
     def _unknown(self, message: str) -> TdefsError:
         return TdefsError(
-            Exit.DATA_KEY_UNKNOWN,
-            message,
-            detail=f"the keystore has the data keys {', '.join(self.names())}",
+            Exit.DATA_KEY_UNKNOWN, message, detail=f"the keystore has the data keys {', '.join(self.names())}"
         )
 
 

@@ -20,7 +20,7 @@ _MAX_BYTES = 1 << 20
 #: systemd hands credentials to a unit as files in a directory of its own (systemd.exec(5), LoadCredential=).
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 #: What systemd takes as the name of a credential.
-_NAME = re.compile(r"[!-.0-9;-~]{1,255}", re.ASCII)
+_CREDENTIAL_NAME = re.compile(r"[!-.0-9;-~]{1,255}", re.ASCII)
 _MAX_PASSPHRASE_BYTES = 65536
 
 
@@ -121,7 +121,7 @@ def read_passphrase_file(path: Path, warn: Warn, name: str = "passphrase") -> by
     :raises TdefsError: NO_SECRET; CONFIG_EXPOSED if other users could change it.
     """
     check_trusted(path, f"{name} file")
-    return _read_file(path, f'{name} file "{path}"', warn)
+    return _read_passphrase(path, f'{name} file "{path}"', warn)
 
 
 def read_passphrase_credential(name: str) -> bytes:
@@ -129,7 +129,7 @@ def read_passphrase_credential(name: str) -> bytes:
 
     :raises TdefsError: NO_SECRET.
     """
-    return _read_file(credential_path(name), f'credential "{name}"', None)
+    return _read_passphrase(credential_path(name), f'credential "{name}"', None)
 
 
 def read_passphrase_descriptor(descriptor: int, name: str = "passphrase") -> bytes:
@@ -147,8 +147,7 @@ def read_passphrase_descriptor(descriptor: int, name: str = "passphrase") -> byt
                 os.close(descriptor)
     except OSError as error:
         raise NoSecretError(
-            f"could not read the {name} from file descriptor {descriptor}",
-            detail=error.strerror or "",
+            f"could not read the {name} from file descriptor {descriptor}", detail=error.strerror or ""
         ) from None
 
 
@@ -157,7 +156,7 @@ def credential_path(name: str) -> Path:
 
     :raises TdefsError: NO_SECRET.
     """
-    if not _NAME.fullmatch(name) or name in (".", ".."):
+    if not _CREDENTIAL_NAME.fullmatch(name) or name in (".", ".."):
         raise NoSecretError(f"{name[:64]!a} is not the name of a credential, which has no slash and no colon")
     directory = os.environ.get(CREDENTIALS_VARIABLE)
     if not directory:
@@ -177,7 +176,7 @@ def credential_path(name: str) -> Path:
     return path
 
 
-def _read_file(path: Path, what: str, warn: Warn | None) -> bytes:
+def _read_passphrase(path: Path, what: str, warn: Warn | None) -> bytes:
     """Return the content; ``warn`` that other users can read it, or say nothing of that without it."""
     try:
         with path.open("rb", buffering=0) as file:

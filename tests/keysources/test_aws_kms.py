@@ -397,7 +397,7 @@ def test_parameters_that_are_never_written_are_damage(site: Site, key_id: str, c
     ("key_name", "line", "message"),
     [
         ("not a key", "profile: x", "key_id must be"),
-        ("alias/a", "endpoint: x", "unknown field 'endpoint'"),
+        ("alias/a", "endpoint: x", 'unknown field "endpoint"'),
         ("alias/a", "encryption_context: [hunter2]", "encryption_context must be"),
         ("alias/a", "encryption_context: [a=b, a=hunter2]", "encryption_context must be"),
         ("alias/a", "encryption_context: [tdefs-volume=hunter2]", "encryption_context must be"),

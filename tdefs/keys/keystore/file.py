@@ -220,8 +220,7 @@ def load_keystore(path: Path) -> Keystore:
             )
     except (FileNotFoundError, NotADirectoryError):
         raise KeystoreMissingError(
-            f'there is no keystore "{path}"',
-            hint="name the keystore with --keystore, or restore it from a backup",
+            f'there is no keystore "{path}"', hint="name the keystore with --keystore, or restore it from a backup"
         ) from None
     except OSError as error:
         raise _os_error("read", path, error) from error

@@ -220,7 +220,6 @@ class Protector(ABC):
 
     def like(self, entry: ProtectorEntry) -> Protector:
         """Return a protector that wraps by this secret in the way ``entry``, which this one opens, was wrapped."""
-        del entry
         return self
 
     def made(self, entry: ProtectorEntry) -> Made | None:

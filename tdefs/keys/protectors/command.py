@@ -133,7 +133,6 @@ class CommandProtector(Protector):
 
         :raises TdefsError: as :meth:`KeyCommand.read_key`.
         """
-        del context
         return Obtained(self._key)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
@@ -141,12 +140,9 @@ class CommandProtector(Protector):
 
         :raises TdefsError: as :meth:`KeyCommand.read_key`.
         """
-        del params, context
         return self._key
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See Protector."""
-        del params
         return WrongSecretError("the key command printed another key than the one the keystore was made with")
 
     @cached_property

@@ -91,7 +91,6 @@ class PassphraseProtector(Protector):
 
         :raises TdefsError: PASSPHRASE_TOO_SHORT for a passphrase of fewer than 12 bytes.
         """
-        del context
         if len(self._passphrase) < MIN_PASSPHRASE_BYTES:
             raise TdefsError(
                 Exit.PASSPHRASE_TOO_SHORT,
@@ -108,12 +107,9 @@ class PassphraseProtector(Protector):
 
         :raises TdefsError: OS_ERROR if there is not enough memory for the stored cost.
         """
-        del context
         return self._stretch(*_salt_and_cost(params))
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See Protector."""
-        del params
         return WrongSecretError(
             "wrong passphrase", hint="check the keyboard layout, and that the keystore is the right one"
         )

@@ -47,7 +47,6 @@ class RecoveryCodeProtector(Protector):
 
         :raises TdefsError: RECOVERY_CODE_MISTYPED; NO_SECRET if it is empty.
         """
-        del context
         return Obtained(self._code)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
@@ -55,12 +54,9 @@ class RecoveryCodeProtector(Protector):
 
         :raises TdefsError: as :meth:`obtain`.
         """
-        del params, context
         return self._code
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See Protector."""
-        del params
         return WrongSecretError(
             "wrong recovery code",
             detail="it is typed as it was printed, but it is not this keystore's, or was changed or removed",

@@ -78,19 +78,18 @@ class Holder(ABC):
 
     def like(self, params: Parameters) -> Holder:
         """Return a holder that keeps a new secret on the same conditions as that of these parameters."""
-        del params
         return self
 
-    @abstractmethod
     def made(self, params: Parameters) -> Made | None:
         """Return what :meth:`keep` left on this host for these parameters, if anything."""
+        return None
 
-    @abstractmethod
     def forget(self, params: Parameters) -> None:
-        """Remove what :meth:`keep` left on this host for these parameters.
+        """Remove what :meth:`keep` left on this host for these parameters, if anything.
 
         :raises OSError: it cannot be removed.
         """
+        return
 
 
 class ThisHostProtector(Protector):
@@ -116,7 +115,6 @@ class ThisHostProtector(Protector):
 
         :raises TdefsError: KEY_SOURCE_UNAVAILABLE, KEY_SERVER_REFUSED, OS_ERROR.
         """
-        del context
         if self._keeper is None:
             raise ValueError("nothing is chosen to keep the secret")
         machine = machine_id(self._machine_id_file)
@@ -128,14 +126,12 @@ class ThisHostProtector(Protector):
 
         :raises HostRefusedError: the entry was made on this host, and the secret cannot be had now.
         """
-        del context
         key = params.identity
         if key not in self._fetched:
             self._fetched[key] = self._fetch(params)
         return self._fetched[key]
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See Protector."""
         title = self._holder(params).title
         return HostRefusedError(
             Exit.WRAPPING_KEY_UNUSABLE, f"the secret that {title} keeps is not the one of this keystore"
@@ -165,13 +161,11 @@ class ThisHostProtector(Protector):
         return "something unknown" if holder is None else holder.title
 
     def made(self, entry: ProtectorEntry) -> Made | None:
-        """See Protector."""
         with malformed_is_damage():
             params = self.parameters(entry)
             return self._holder(params).made(params)
 
     def forget(self, entry: ProtectorEntry) -> None:
-        """See Protector."""
         with malformed_is_damage():
             params = self.parameters(entry)
             self._holder(params).forget(params)

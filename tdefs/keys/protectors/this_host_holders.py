@@ -68,7 +68,6 @@ class HostKeyHolder(Holder):
         return _bound(key, machine), {"host_key": id}
 
     def fetch(self, params: Parameters, machine: bytes | None, *, here: bool) -> bytes:
-        """See Holder."""
         path = self._path_in(params)
         try:
             key = _read(path)
@@ -96,12 +95,10 @@ class HostKeyHolder(Holder):
         return _bound(key, machine)
 
     def made(self, params: Parameters) -> Made:
-        """See Holder."""
         path = self._path_in(params)
         return Made(f'the host key "{path}"', f"rm {shlex.quote(str(path))}")
 
     def forget(self, params: Parameters) -> None:
-        """See Holder."""
         with suppress(FileNotFoundError), own_directory(self.directory) as directory:
             directory.unlink(self._path_in(params).name)
             directory.sync()
@@ -146,7 +143,10 @@ def _check(path: Path, status: os.stat_result, what: str) -> None:
 
 
 class TpmHolder(Holder):
-    """The TPM. With ``pcrs``, such as "7", it unseals a new secret only in the present state of the machine."""
+    """The TPM. With ``pcrs``, such as "7", it unseals a new secret only in the present state of the machine.
+
+    Nothing is stored in the TPM, so that nothing is to be removed.
+    """
 
     name = "tpm"
     title = "the TPM"
@@ -157,8 +157,6 @@ class TpmHolder(Holder):
         self._pcrs = pcrs
 
     def keep(self, machine: bytes) -> tuple[bytes, dict[str, str | int]]:
-        """See Holder."""
-        del machine
         secret = new_secret()
         sealed = self._tpm.seal(secret, self._pcrs)
         return secret, {
@@ -169,13 +167,9 @@ class TpmHolder(Holder):
         }
 
     def fetch(self, params: Parameters, machine: bytes | None, *, here: bool) -> bytes:
-        """See Holder."""
-        del machine
         name = params.hex("tpm", NAME_BYTES)
         sealed = Sealed(
-            params.base64("public", _BASE64),
-            params.base64("private", _BASE64),
-            params.text("pcrs", _PCRS_OR_NONE),
+            params.base64("public", _BASE64), params.base64("private", _BASE64), params.text("pcrs", _PCRS_OR_NONE)
         )
         try:
             found = self._tpm.name
@@ -196,9 +190,3 @@ class TpmHolder(Holder):
     def like(self, params: Parameters) -> TpmHolder:
         """See Holder. The same PCRs are asked for. Their present values have just opened the entry."""
         return TpmHolder(self._tpm, params.text("pcrs", _PCRS_OR_NONE))
-
-    def made(self, params: Parameters) -> None:
-        """See Holder. Nothing is stored in the TPM."""
-
-    def forget(self, params: Parameters) -> None:
-        """See Holder. Nothing is stored in the TPM."""

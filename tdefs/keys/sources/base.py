@@ -29,6 +29,7 @@ REVOCATION_REASONS = (
     "cessation-of-operation",
     "privilege-withdrawn",
 )
+
 #: The module of each kind, which has a class ``SOURCE``. A new kind needs a line here, its tests and, for its
 #: library, an extra in ``pyproject.toml`` of the kind's name. The module is imported when it is used, since the
 #: library may not be installed.

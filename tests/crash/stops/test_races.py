@@ -187,7 +187,7 @@ def test_commands_that_need_no_mount_work_beside_one(volume: Volume) -> None:
         assert "16385" in volume.tdefs("ls", volume.backing).stdout
         assert volume.cat("16385") == b"content" * 10_000
         volume.tdefs("verify", volume.backing, *volume.unlock)
-        assert coming.wait() == Exit.OK
+        assert coming.wait() == Exit.OK, coming.said
         going = Command("umount", volume.mountpoint)
         assert volume.cat("16385") == b"content" * 10_000
-        assert going.wait() == Exit.OK
+        assert going.wait() == Exit.OK, going.said

@@ -42,6 +42,7 @@ Result = TypeVar("Result")
 # At DEBUG they log whole requests and answers, with wrapping keys, credentials and session tokens in them.
 for _library in ("boto3", "botocore", "urllib3"):
     logging.getLogger(_library).setLevel(logging.WARNING)
+
 _MAX_TEXT = 500
 #: The requests of this kind of key source; other requests are those for credentials.
 _REQUESTS = {"Encrypt", "Decrypt"}
@@ -105,7 +106,6 @@ class Endpoint(Service["KMSClient"]):
 
     @property
     def title(self) -> str:
-        """See Service."""
         return f"AWS KMS in {self.region_in_use}"
 
     @cached_property
@@ -127,7 +127,6 @@ class Endpoint(Service["KMSClient"]):
         :param purpose: the key that is asked for, for messages.
         :raises WrongSecretError: the key did not encrypt the ciphertext.
         """
-        del until
         try:
             with closing(self._client()) as client:
                 return call(client)

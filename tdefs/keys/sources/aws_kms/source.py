@@ -50,7 +50,6 @@ class AwsKms(KeySource):
 
     @classmethod
     def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
-        """See KeySource."""
         key_id = read.text("key_id")
         if not _KEY_ID.fullmatch(key_id):
             raise read.wrong("key_id", "key_id must be the id of a key, an alias/NAME, or an ARN of either")
@@ -74,7 +73,6 @@ class AwsKms(KeySource):
         return cls(key_id, endpoint, Patient(endpoint, limits, dialogue.note), more_context)
 
     def certificates(self) -> Sequence[Certificate]:
-        """See KeySource."""
         ca: Path | None = self._endpoint.ca
         return (Certificate(ca, "the authority that AWS KMS's endpoint must be certified by"),) if ca else ()
 
@@ -84,9 +82,7 @@ class AwsKms(KeySource):
 
         def encrypt(client: KMSClient) -> tuple[str, bytes]:
             answer = client.encrypt(
-                KeyId=self._key_id,
-                Plaintext=secret,
-                EncryptionContext=self._encryption_context(context),
+                KeyId=self._key_id, Plaintext=secret, EncryptionContext=self._encryption_context(context)
             )
             return answer.get("KeyId", ""), answer.get("CiphertextBlob", b"")
 
@@ -116,7 +112,6 @@ class AwsKms(KeySource):
         return secret
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See Protector."""
         arn = _in_region(params.text("key_arn", _KEY_ARN), self._endpoint.region_in_use)
         return WrongSecretError(
             f"the key {arn} of AWS KMS does not open protector {params.entry_id}",

@@ -103,7 +103,6 @@ class Servers(Service[Client]):
 
     @property
     def title(self) -> str:
-        """See Service."""
         return f"the key server{'s' if len(self._order) > 1 else ''} {', '.join(map(str, self._order))}"
 
     def once(self, call: Callable[[Client], Result], purpose: str, until: float) -> Result:
@@ -111,7 +110,6 @@ class Servers(Service[Client]):
 
         :raises UnreachableError: another attempt may succeed. If no server is trusted, none will.
         """
-        del purpose
         failures: list[UnreachableError | UntrustedServerError] = []
         for server in list(self._order):
             left = max(_LEAST_SECONDS, until - time.monotonic())

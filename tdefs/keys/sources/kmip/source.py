@@ -59,7 +59,6 @@ class KmipSource(KeySource, WrappingKeys):
 
     @classmethod
     def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
-        """See KeySource."""
         return cls(read_fields(read), dialogue)
 
     @property
@@ -68,7 +67,6 @@ class KmipSource(KeySource, WrappingKeys):
         return self._settings.servers
 
     def certificates(self) -> Sequence[Certificate]:
-        """See KeySource."""
         return self._settings.tls.watched()
 
     # --- wrapping
@@ -91,8 +89,6 @@ class KmipSource(KeySource, WrappingKeys):
         return Obtained(key, params, made)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See Protector."""
-        del context
         uid, source = params.text("key", _UID), params.text("source", _NAME)
         params.integer("created", 0, 1)
         if self._settings.key_id not in ("", uid):
@@ -105,7 +101,6 @@ class KmipSource(KeySource, WrappingKeys):
             raise
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See Protector."""
         uid = params.text("key", _UID)
         return WrongSecretError(
             f"the key {shortened(uid)} of the key server does not unlock protector {params.entry_id}",
@@ -117,12 +112,10 @@ class KmipSource(KeySource, WrappingKeys):
         return _SameKey(self, entry)
 
     def made(self, entry: ProtectorEntry) -> Made | None:
-        """See Protector."""
         uid = self.made_for(entry)
         return _made(self._settings.name, uid) if uid is not None else None
 
     def forget(self, entry: ProtectorEntry) -> None:
-        """See Protector."""
         uid = self.made_for(entry)
         if uid is not None:
             self._patient.ask(partial(_end, uid))
@@ -130,33 +123,26 @@ class KmipSource(KeySource, WrappingKeys):
     # --- the keys on the server
 
     def list_keys(self) -> Sequence[ServerKey]:
-        """See WrappingKeys."""
         return self._patient.ask(_all_keys)
 
     def create_key(self, name: str) -> str:
-        """See WrappingKeys."""
         return self._patient.ask(lambda client: client.create(name))
 
     def register_key(self, name: str, secret: bytes) -> str:
-        """See WrappingKeys."""
         if len(secret) != WRAPPING_KEY_BYTES:
             raise ValueError("the wrapping key has a wrong length")
         return self._patient.ask(lambda client: client.register(name, secret))
 
     def activate_key(self, uid: str) -> None:
-        """See WrappingKeys."""
         self._patient.ask(lambda client: client.activate(uid))
 
     def revoke_key(self, uid: str, reason: str) -> None:
-        """See WrappingKeys."""
         self._patient.ask(lambda client: client.revoke(uid, reason))
 
     def destroy_key(self, uid: str) -> None:
-        """See WrappingKeys."""
         self._patient.ask(partial(_destroy_inactive, uid))
 
     def made_for(self, entry: ProtectorEntry) -> str | None:
-        """See WrappingKeys."""
         with malformed_is_damage():
             params = self.parameters(entry)
             uid, created = params.text("key", _UID), params.integer("created", 0, 1)
@@ -264,8 +250,6 @@ class _SameKey(KmipSource):
         self._params = dict(entry.params)
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See Protector."""
-        del context
         return Obtained(self._get(self._uid), self._params)
 
     def made(self, entry: ProtectorEntry) -> None:

@@ -65,12 +65,9 @@ class TokenService(Service[Ask]):
 
     @property
     def title(self) -> str:
-        """See Service."""
         return f'the token "{self.name}"'
 
     def once(self, call: Callable[[Ask], Result], purpose: str, until: float) -> Result:
-        """See Service."""
-        del purpose, until
         return call(lambda request: ask(request, self.timeout_seconds))
 
 
@@ -140,7 +137,6 @@ class Pkcs11(KeySource):
 
     @classmethod
     def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
-        """See KeySource."""
         pin_file = read.optional_path("pin_file")
         request = Request(
             operation=LOOK,
@@ -200,7 +196,6 @@ class Pkcs11(KeySource):
         return bytes.fromhex(self._ask(DECRYPT, ciphertext, context)["data"])
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See Protector."""
         return WrongSecretError(
             f'the key "{self._request.key_label}" of the token does not open protector {params.entry_id}',
             detail="what the token decrypted does not fit what the keystore holds",

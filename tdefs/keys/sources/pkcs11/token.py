@@ -20,15 +20,7 @@ from tdefs.host import harden_process, lock_memory, refuse_tracer
 from tdefs.keys.failures import LostError, RefusedError, UnavailableError, UnreachableError, UnusableError
 from tdefs.keys.private_files import read_file
 from tdefs.keys.protectors.base import WrongSecretError
-from tdefs.keys.sources.pkcs11.request import (
-    AES_GCM,
-    DECRYPT,
-    LOGIN,
-    LOOK,
-    PUBLIC_KEY,
-    Request,
-    dump_error,
-)
+from tdefs.keys.sources.pkcs11.request import AES_GCM, DECRYPT, LOGIN, LOOK, PUBLIC_KEY, Request, dump_error
 from tdefs.keys.wrapping import NONCE_BYTES
 from tdefs.trust import check_trusted
 

@@ -79,9 +79,9 @@ class Login(ABC):
         :raises UnavailableError: the file is not fit.
         """
 
-    @abstractmethod
     def leave(self, client: hvac.Client) -> None:
-        """Give back what ``enter`` took."""
+        """Give back what ``enter`` took from the server. The token of another program is not revoked."""
+        return
 
     @abstractmethod
     def refused(self) -> str:
@@ -96,14 +96,9 @@ class TokenFile(Login):
     auth_path: str = "token"
 
     def enter(self, client: hvac.Client) -> None:
-        """See Login."""
         client.token = _read_credential(self.path, "token", secret=True)
 
-    def leave(self, client: hvac.Client) -> None:
-        """See Login. Revoking the token is the task of the program that wrote it."""
-
     def refused(self) -> str:
-        """See Login."""
         return f'the token in "{self.path}" has expired, was revoked or is of another namespace'
 
 
@@ -117,7 +112,6 @@ class AppRole(Login):
     auth_path: str
 
     def enter(self, client: hvac.Client) -> None:
-        """See Login."""
         role_id = self.role_id
         if self.role_id_file is not None:
             role_id = _read_credential(self.role_id_file, "role id", secret=False)
@@ -130,7 +124,6 @@ class AppRole(Login):
             client.auth.token.revoke_self()
 
     def refused(self) -> str:
-        """See Login."""
         return "the role id or the secret id is wrong, has expired, is used up, or is not for this host's address"
 
 

@@ -46,22 +46,17 @@ class VaultKV(VaultSource):
     _new: Made | None = None
 
     def read_name(self, read: SettingsReader) -> str:
-        """See VaultSource."""
         return read_path(read, "path")
 
     @property
     def title(self) -> str:
-        """See VaultSource."""
         return f'the wrapping key at "{self._mount}/{self._name}"'
 
     def obtain(self, context: WrapContext) -> Obtained:
         """See Protector. It is the latest version of the key."""
-        del context
         return self._patient.ask(self._latest, f"create and read on {self._mount}/data/{self._name}")
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See Protector."""
-        del context
         version = params.integer("key_version", 1, 10**9)
         self._check_place(params)
         rights = f"read on {self._mount}/data/{self._name}"

@@ -42,7 +42,6 @@ class VaultServer(Service[hvac.Client]):
 
     @property
     def title(self) -> str:
-        """See Service."""
         return f"the key server {self.address}"
 
     def once(self, call: Callable[[hvac.Client], Result], purpose: str, until: float) -> Result:
@@ -51,7 +50,6 @@ class VaultServer(Service[hvac.Client]):
         :param purpose: the rights that a policy must give for it.
         :raises UnavailableError: a file is not fit.
         """
-        del until
         with requests.Session() as session, ExitStack() as at_the_end:
             client = self._client(session)
             self._log_in(client)
@@ -160,7 +158,6 @@ class VaultSource(KeySource):
 
     @classmethod
     def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
-        """See KeySource."""
         return cls(read, dialogue)
 
     @abstractmethod
@@ -173,12 +170,9 @@ class VaultSource(KeySource):
         """The key's name in messages."""
 
     def certificates(self) -> Sequence[Certificate]:
-        """See KeySource."""
         return self._server.tls.watched()
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See Protector."""
-        del params
         return WrongSecretError(f"{self.title} does not open this keystore", detail=self.wrong_key_detail)
 
     def _place(self) -> dict[str, str | int]:

@@ -49,7 +49,6 @@ class VaultTransit(VaultSource):
 
     @property
     def title(self) -> str:
-        """See VaultSource."""
         return f'the transit key "{self._mount}/{self._name}"'
 
     def obtain(self, context: WrapContext) -> Obtained:
@@ -62,7 +61,6 @@ class VaultTransit(VaultSource):
         return Obtained(secret, params)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See Protector."""
         ciphertext = params.text("ciphertext", _CIPHERTEXT)
         key_context = params.text("context", _CONTEXT)
         version = params.integer("key_version", 1, 10**9)
