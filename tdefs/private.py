@@ -293,7 +293,7 @@ def kind_of(status: os.stat_result) -> str:
 
 @contextmanager
 def own_directory(path: Path, *, last_link: bool = True, keeper: str | None = None) -> Iterator[OwnDirectory]:
-    """Open the directory *path* for the time of a ``with`` block.
+    """Open the directory *path* during a ``with`` block.
 
     :param last_link: whether it may be a symbolic link, which an administrator has made.
     :param keeper: see :class:`OwnDirectory`.

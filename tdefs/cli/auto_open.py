@@ -43,9 +43,9 @@ _TPM_ANY_STATE = """\
 The TPM gives the key whatever is started on this machine, since no PCRs are named (Secure Boot is off, or not to
 be asked for)."""
 _HOST_KEY_WORTH = """\
-A host key is a file that only root, or the daemon's own user, can read. It keeps out whoever has a copy of the
-keystore, or a backup of the volume, without this machine's system disk. Whoever has that disk, a backup of it, or
-root, has all that is needed to open the keystore. Leave {directory} out of backups."""
+A host key is a file that only root, or the daemon's own user, can read. It keeps out somebody who has a copy of
+the keystore, or a backup of the volume, without this machine's system disk. Somebody who has that disk, or a
+backup of it, can open the keystore, and so can root. Leave {directory} out of backups."""
 
 
 def register(subparsers: Subcommands) -> None:

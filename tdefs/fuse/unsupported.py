@@ -12,7 +12,7 @@ from tdefs.fuse.replies import Replies, reply
 
 
 class Unsupported(Replies, pyfuse3.Operations):
-    """Answers ENOSYS, upon which the kernel stops asking."""
+    """Answers ENOSYS; then the kernel stops asking."""
 
     @reply
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:

@@ -74,5 +74,5 @@ class CheckedOpening:
 
 
 def stale() -> OSError:
-    """Return the error upon which the kernel looks a name up again."""
+    """Return the error that makes the kernel look a name up again."""
     return OSError(ESTALE, os.strerror(ESTALE))

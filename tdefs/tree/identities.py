@@ -102,7 +102,7 @@ class Identities:
     def check_may_lie_at(self, inode: Inode, path: str) -> None:
         """Check that *path* is not a place where the policy encrypts, if the file is plain.
 
-        :raises OSError: EXDEV, upon which mv(1) copies, and the copy is encrypted; PostgreSQL removes a WAL
+        :raises OSError: EXDEV. Then mv(1) copies, and the copy is encrypted; PostgreSQL removes a WAL
             segment that it cannot recycle.
         """
         if isinstance(self._headers.form(inode), Plain) and self._policy.encrypts(path):

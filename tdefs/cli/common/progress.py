@@ -13,7 +13,7 @@ LINE_SECONDS = 10.0
 
 
 class ReadProgress:
-    """The progress of reading *files* files of *size* bytes, shown on standard error for the time of a block."""
+    """The progress of reading *files* files of *size* bytes, shown on standard error during a ``with`` block."""
 
     def __init__(self, files: int, size: int, *, quiet: bool) -> None:
         self._files = files
