@@ -20,7 +20,8 @@ from tdefs.manifest.checking import examine
 from tdefs.manifest.state import Binding, State
 from tdefs.mounts.known import tdefs_mounts
 from tdefs.text import printable_path
-from tdefs.volume.description import Volume, exclusive, is_in_use
+from tdefs.volume.description import Volume
+from tdefs.volume.lock import exclusive, is_in_use
 from tdefs.volume.session_record import Ending
 
 

@@ -31,7 +31,8 @@ from tdefs.keys.keystore.file import (
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command_text import command_directory
 from tdefs.policy.model import Policy
-from tdefs.volume.description import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
+from tdefs.volume.description import Volume, abandon_volume, create_volume, refuse_existing, save_volume
+from tdefs.volume.lock import exclusive
 from tdefs.volume.policy_choice import PolicyChoice
 from tdefs.volume.registry import place_of
 

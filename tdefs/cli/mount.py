@@ -39,7 +39,8 @@ from tdefs.mounts.known import provide_connections
 from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.text import printable
 from tdefs.volume.backing import claim
-from tdefs.volume.description import Volume, VolumeLock, read_volume
+from tdefs.volume.description import Volume, read_volume
+from tdefs.volume.lock import VolumeLock
 from tdefs.volume.policy_choice import check_accepted, check_key_names, remembered_policy
 from tdefs.volume.session_record import UNPROVEN, Ending, LastSession
 

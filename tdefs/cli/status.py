@@ -18,7 +18,8 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.fuse.measured import Latency
 from tdefs.manifest.found import Tampering
 from tdefs.mounts.known import Mount, is_dead
-from tdefs.volume.description import Volume, is_in_use, read_volume
+from tdefs.volume.description import Volume, read_volume
+from tdefs.volume.lock import is_in_use
 from tdefs.volume.policy_choice import shown as shown_digest
 
 _FIELDS = (

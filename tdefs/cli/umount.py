@@ -15,7 +15,8 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.mounts.known import detach_dead, is_dead, unmount
 from tdefs.mounts.place import refuse_foreign_way
 from tdefs.mounts.users import who_keeps
-from tdefs.volume.description import Volume, is_in_use, is_running, read_volume
+from tdefs.volume.description import Volume, read_volume
+from tdefs.volume.lock import is_in_use, is_running
 from tdefs.volume.session_record import SESSION_FILE, Session, read_session
 
 _WAIT_SECONDS = 60

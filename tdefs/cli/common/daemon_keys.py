@@ -15,7 +15,8 @@ from tdefs.errors import DaemonNotToldError, TdefsError
 from tdefs.keys.hierarchy import DataKey, KeyRing
 from tdefs.keys.ring_message import RingRefusedError, encrypt_ring
 from tdefs.text import printable
-from tdefs.volume.description import Volume, is_in_use
+from tdefs.volume.description import Volume
+from tdefs.volume.lock import is_in_use
 
 # a mount that is being made now answers soon
 _PATIENCE_SECONDS = 10.0

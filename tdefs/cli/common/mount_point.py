@@ -10,7 +10,8 @@ from tdefs.errors import Exit, TdefsError, VolumeInUseError
 from tdefs.mounts.known import DEAD, detach_dead, is_dead, mounts_of, tdefs_mounts
 from tdefs.mounts.place import refuse_exchangeable
 from tdefs.mounts.users import places_of
-from tdefs.volume.description import Volume, VolumeLock, is_running
+from tdefs.volume.description import Volume
+from tdefs.volume.lock import VolumeLock, is_running
 from tdefs.volume.session_record import read_session
 from tdefs.way import follow
 

@@ -20,7 +20,7 @@ from tdefs.policy.changes import newly_plain
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.text import printable
-from tdefs.volume.description import is_in_use
+from tdefs.volume.lock import is_in_use
 from tdefs.volume.policy_choice import PolicyChoice, check_key_names, remembered_policy
 from tdefs.volume.registry import recognised
 

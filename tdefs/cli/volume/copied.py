@@ -20,7 +20,8 @@ from tdefs.keys.protectors.command_text import command_directory
 from tdefs.manifest.state import Binding, rebind_manifest
 from tdefs.text import printable
 from tdefs.volume.believed import book_of
-from tdefs.volume.description import Volume, exclusive, save_volume
+from tdefs.volume.description import Volume, save_volume
+from tdefs.volume.lock import exclusive
 from tdefs.volume.registry import place_of, recognised, statements_of
 from tdefs.volume.session_record import read_session
 

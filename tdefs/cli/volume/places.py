@@ -22,7 +22,8 @@ from tdefs.keys.keystore.file import Unlocked
 from tdefs.manifest.state import Binding, rebind_manifest
 from tdefs.text import printable
 from tdefs.volume.believed import book_of
-from tdefs.volume.description import Volume, exclusive, remembers_truly, save_volume
+from tdefs.volume.description import Volume, remembers_truly, save_volume
+from tdefs.volume.lock import exclusive
 from tdefs.volume.registry import look, place_of, recognised, statements_of
 from tdefs.volume.session_record import Session, read_session
 

@@ -17,7 +17,8 @@ import pytest
 
 from tdefs.cli import umount
 from tdefs.errors import Exit
-from tdefs.volume.description import is_running, read_volume
+from tdefs.volume.description import read_volume
+from tdefs.volume.lock import is_running
 from tdefs.volume.session_record import Session, write_session
 from tests.crash.conftest import Dice
 from tests.support.mounts import mounts_below

@@ -14,7 +14,7 @@ import pytest
 from tdefs.cli import verify
 from tdefs.errors import Exit
 from tdefs.offline.reader import CHUNK_SIZE
-from tdefs.volume.description import VolumeLock
+from tdefs.volume.lock import VolumeLock
 from tests.support.offline_volumes import (
     KEY_COMMAND,
     PG_DATA,
