@@ -21,7 +21,7 @@ from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, read
 from tdefs.control import ask_status
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import Document
-from tdefs.offline.reader import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all
+from tdefs.offline.describing import ENCRYPTED, LINK, PLAIN, UNREADABLE, Description, describe_all
 from tdefs.text import printable
 from tdefs.volume.believed import shown
 from tdefs.volume.description import Volume

@@ -18,7 +18,7 @@ from tdefs.cli.common.tampering import binding_of, tampering_findings
 from tdefs.cli.common.unlocking import KeystoreAccess, add_keystore_access, keystore_path, unlock
 from tdefs.errors import Exit
 from tdefs.manifest.checking import examine
-from tdefs.offline.reader import STATES
+from tdefs.offline.describing import STATES
 from tdefs.offline.report import Report
 from tdefs.offline.verifying import Verifier
 from tdefs.text import printable

@@ -15,7 +15,7 @@ from tdefs.errors import TdefsError
 from tdefs.keys.keystore.entries import DESTROYED, Document
 from tdefs.keys.keystore.file import load_keystore
 from tdefs.mounts.users import mounts_inside
-from tdefs.offline.reader import STATES, describe_all
+from tdefs.offline.describing import STATES, describe_all
 from tdefs.volume.believed import shown
 from tdefs.volume.description import Volume
 from tdefs.volume.session_record import read_session

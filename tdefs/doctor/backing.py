@@ -14,16 +14,8 @@ from tdefs.doctor.findings import Finding, advice, note, risk
 from tdefs.format.header import resembles_header
 from tdefs.keys.keystore.entries import Statements
 from tdefs.mounts.table import all_mounts
-from tdefs.offline.reader import (
-    DAMAGED,
-    MOST_LEVELS,
-    PLAIN,
-    describe_content,
-    doubts_of,
-    first_bytes,
-    open_directory,
-    open_without_links,
-)
+from tdefs.offline.describing import DAMAGED, PLAIN, describe_content, doubts_of
+from tdefs.offline.walking import MOST_LEVELS, first_bytes, open_directory, open_without_links
 from tdefs.policy.model import Policy
 from tdefs.policy.paths import classify
 from tdefs.volume.backing import weaknesses

@@ -9,16 +9,8 @@ from threading import Event
 
 from tdefs.data.forms import Encrypted, Form, Plain
 from tdefs.format.errors import DestroyedKey, FormatError
-from tdefs.offline.reader import (
-    CHUNK_SIZE,
-    DAMAGED,
-    EMPTY,
-    ENCRYPTED,
-    PLAIN,
-    UNREADABLE,
-    OfflineReader,
-    Plaintext,
-)
+from tdefs.offline.describing import DAMAGED, EMPTY, ENCRYPTED, PLAIN, UNREADABLE
+from tdefs.offline.reader import CHUNK_SIZE, OfflineReader, Plaintext
 from tdefs.offline.report import Finding
 from tdefs.pg.control import ControlFile
 from tdefs.pg.home import cluster_above

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 
-from tdefs.offline.reader import first_bytes, open_without_links, walk
+from tdefs.offline.walking import first_bytes, open_without_links, walk
 from tdefs.text import printable_path
 from tdefs.volume.believed import Believed
 from tdefs.volume.description import Volume

@@ -15,10 +15,12 @@ from tdefs.format.errors import FormatError, PlantedNode, SharedFileId
 from tdefs.format.special import PLANTED_NODE, name_of_node
 from tdefs.keys.hierarchy import KeyRing
 from tdefs.offline.abandoned import split_off_abandoned
+from tdefs.offline.describing import EMPTY, LINK
 from tdefs.offline.file_checking import SMALL_FILE_HINT, FileCheck, FileChecker, read_error_hint
 from tdefs.offline.in_order import in_order
-from tdefs.offline.reader import EMPTY, LINK, OfflineReader, walk_all
+from tdefs.offline.reader import OfflineReader
 from tdefs.offline.report import Finding, Note, Report, Unchecked
+from tdefs.offline.walking import walk_all
 from tdefs.pg.control import (
     CONTROL_FILE,
     RETIRED_CONTROL_FILE,

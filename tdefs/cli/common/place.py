@@ -10,7 +10,7 @@ from pathlib import Path
 from tdefs.cli.common.invocation import Invocation
 from tdefs.errors import Exit, TdefsError
 from tdefs.mounts.known import Mount, find_mount, mounts_of, tdefs_mounts
-from tdefs.offline.reader import volume_at
+from tdefs.offline.walking import volume_at
 from tdefs.volume.description import Volume
 
 _METAVAR = "BACKING|MOUNTPOINT"

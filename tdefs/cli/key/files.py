@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from tdefs.offline.reader import UNREADABLE, describe_all
+from tdefs.offline.describing import UNREADABLE, describe_all
 from tdefs.text import printable
 from tdefs.volume.description import Volume
 

@@ -17,7 +17,7 @@ from tdefs.errors import Exit
 from tdefs.keys.fields import show_time
 from tdefs.keys.keystore.entries import VERSION, DataKeyEntry, Document, RoundEntry
 from tdefs.keys.keystore.key_changes import find_data_key
-from tdefs.offline.reader import describe_all
+from tdefs.offline.describing import describe_all
 
 _LIST_HEADERS = ("data key", "round", "state", "algorithm", "created", "fingerprint", "wrapped by", "")
 _SHOW_HEADERS = ("round", "state", "algorithm", "created", "revoked", "destroyed", "wrapped by", "files")

@@ -14,7 +14,7 @@ from tdefs.format.layout import HEADER_SIZE
 from tdefs.format.suite1.layout import plaintext_length, stored_size
 from tdefs.format.suite1.pages import page_cipher
 from tdefs.keys.hierarchy import AES_256_XTS, DataKey, KeyRing, derive_header_mac_key
-from tdefs.offline.reader import describe_content
+from tdefs.offline.describing import describe_content
 from tdefs.volume.description import Volume
 from tests.fuzz.contract import Target, expect, expect_line
 from tests.fuzz.mending import with_checksum, with_mac

@@ -12,7 +12,7 @@ import pytest
 from tdefs.cli import ls
 from tdefs.cli.common.output import print_line
 from tdefs.mounts.known import Mount
-from tdefs.offline import reader as offline
+from tdefs.offline import walking as offline
 from tests.support.offline_volumes import Command, SmallVolume
 
 WRONG_CHECKSUM = "the header is damaged: its checksum does not match"

@@ -93,7 +93,7 @@ def test_every_module_that_is_given_the_system_calls_is_looked_at() -> None:
     """One that comes anew is either added above, or named here with the reason."""
     others = {
         "data/calls": "it makes them",
-        "offline/reader": "it gives them to zeros, with a descriptor",
+        "offline/describing": "it gives them to zeros, with a descriptor",
         "data/read_only": "it refuses them",
         "tree/file_ids": "it only reads",
         "daemon/session": "of the whole file system, by the descriptor of the root",

@@ -1,4 +1,4 @@
-"""Which files of a volume are seen, and that nothing of it is written. Covers tdefs/offline/reader.py."""
+"""Which files of a volume are seen, and that nothing of it is written. Covers tdefs/offline/walking.py."""
 
 from __future__ import annotations
 
@@ -12,17 +12,9 @@ import pytest
 from tdefs.data.forms import Empty, Encrypted, Plain
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError, MissingHeader
-from tdefs.offline.reader import (
-    CHUNK_SIZE,
-    DAMAGED,
-    EMPTY,
-    ENCRYPTED,
-    PLAIN,
-    describe,
-    describe_all,
-    volume_at,
-    walk,
-)
+from tdefs.offline.describing import DAMAGED, EMPTY, ENCRYPTED, PLAIN, describe, describe_all
+from tdefs.offline.reader import CHUNK_SIZE
+from tdefs.offline.walking import volume_at, walk
 from tests.support.offline_volumes import SmallVolume
 
 STRAY = os.fsdecode(b"base/5/16384\xff")

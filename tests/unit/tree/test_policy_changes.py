@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tdefs.keys.keystore.entries import Statements
-from tdefs.offline.reader import EMPTY, ENCRYPTED, PLAIN, OfflineReader, describe
+from tdefs.offline.describing import EMPTY, ENCRYPTED, PLAIN, describe
+from tdefs.offline.reader import OfflineReader
 from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
