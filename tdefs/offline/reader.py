@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from errno import EBADF, EISDIR, ELOOP, ENOENT
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import NoReturn
 
 from tdefs.data.calls import SystemCalls
@@ -22,7 +21,6 @@ from tdefs.data.forms import Broken, Doubts, Empty, Encrypted, FileForms, Form, 
 from tdefs.data.identity import check_identity, identity_at
 from tdefs.data.link_encryption import LinkCipher
 from tdefs.data.zeros import StoredDoubts
-from tdefs.errors import TdefsError
 from tdefs.format.content import FileState, read_from
 from tdefs.format.errors import DestroyedKey, ForeignLink, FormatError
 from tdefs.format.header import RECORD_SIZE, Header
@@ -31,11 +29,10 @@ from tdefs.format.links import SEVERAL_NAMES, LinkHead, decode_link, target_leng
 from tdefs.format.special import PLANTED_NODE, name_of_node, special_of
 from tdefs.format.suites import suite_of
 from tdefs.keys.hierarchy import DestroyedRounds, KeyRing, was_destroyed
-from tdefs.mounts.known import find_mount
 from tdefs.policy.model import Policy
 from tdefs.policy.paths import classify
 from tdefs.volume.believed import STRICTEST, Believed
-from tdefs.volume.description import Volume, read_volume
+from tdefs.volume.description import Volume
 
 CHUNK_SIZE = 1 << 20
 # how much the kernel reads ahead while one chunk is decrypted and checked
@@ -74,18 +71,6 @@ class Description:
     algorithm: str | None = None
     error: str | None = None
     target: str | None = None
-
-
-def volume_at(place: Path) -> Volume:
-    """Return the volume whose backing directory or mount point is *place*; the mount may be dead.
-
-    :raises TdefsError: NOT_A_VOLUME or VOLUME_DAMAGED.
-    """
-    try:
-        backing = find_mount(place).backing
-    except TdefsError:
-        backing = place
-    return read_volume(backing)
 
 
 def walk(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.cli.common.place import volume_at
 from tdefs.data.forms import Empty, Encrypted, Plain
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError, MissingHeader
@@ -20,7 +21,6 @@ from tdefs.offline.reader import (
     PLAIN,
     describe,
     describe_all,
-    volume_at,
     walk,
 )
 from tests.support.offline_volumes import SmallVolume
