@@ -365,7 +365,7 @@ say ""
 say "Encrypted:   $backing, mounted at $place"
 say "Keystore:    $keystore (copy it elsewhere: without it the data is lost)"
 say "At boot:     docs/OPERATING.md has the units that mount it; until it is mounted, the clusters do not start"
-say "In clear:    $plain, the old files; when you need them no more, wipe them:"
+say "Plain:       $plain, the old files; when you need them no more, wipe them:"
 for name in "${names[@]}"; do
     # not as root, which would follow links that the cluster's user puts there meanwhile
     say "             runuser -u $(stat -c %U -- "$plain/$name") -- sh -c" \

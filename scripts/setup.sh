@@ -5,7 +5,7 @@
 #   scripts/setup.sh --dev    and what scripts/test.sh needs
 #
 # Changes only what is missing, so it can be run at any time. Only apt, modprobe and the device file need root:
-# run it as root, or as a user with sudo. Leaves .venv/bin/tdefs.
+# run it as root, or as a user with sudo. Leaves .venv/bin/tdefs, and below .venv/share a manual page and completions.
 set -euo pipefail
 
 umask 022 # what is made here is for the user postgres, too
@@ -174,7 +174,6 @@ make_venv() {
     rm -f -- "$stamp"
     (cd -- "$repo" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".$with") ||
         die "pip could not install tdefs$with" "HINT: check the network and pip's configuration, then run this again"
-    "$venv/bin/python" -m tdefs.cli.shell_files "$venv/share"
     wanted_stamp "$extras" >"$stamp"
 }
 
@@ -192,6 +191,17 @@ ensure_venv() {
     [[ -x $venv/bin/tdefs ]] || die "pip left no $venv/bin/tdefs"
 }
 
+# --- the manual page and completions ---------------------------------------------------------------------------
+
+# They are made from the code, so they are made again when it has changed.
+ensure_shell_files() {
+    local page=$venv/share/man/man1/tdefs.1
+    [[ ! -s $page || -n $(find "$repo/tdefs" -name '*.py' -newer "$page" -print -quit) ]] || return 0
+    [[ -w $venv ]] || return 0 # another user's; tdefs runs without them
+    "$venv/bin/python" -m tdefs.cli.shell_files "$venv/share" || die "the manual page could not be made"
+}
+
 ensure_packages
 ensure_fuse
 ensure_venv
+ensure_shell_files

@@ -327,7 +327,7 @@ def _is_writable(text: str) -> bool:
 
 
 def _text(node: Node, what: str, problems: Problems) -> str:
-    """Return the field's text, "" after recording that there is none."""
+    """Return the field's text; if it has none, record that and return ""."""
     if isinstance(node, Scalar) and not node.is_null and node.text:
         return node.text
     problems.add(node.line, f"{what} must be a single value")

@@ -1,6 +1,6 @@
 """Asking the daemon over its control socket: one line of JSON asks, one line of JSON answers.
 
-The daemon's end is in daemon/control_server.py, so that a command that asks need not load what a daemon runs on.
+The daemon's end is in daemon/control_server.py, so a command that asks need not import the daemon's modules.
 """
 
 from __future__ import annotations
@@ -46,19 +46,20 @@ def ask(
 ) -> dict[str, Any] | None:
     """Ask the daemon of *volume*; ``None`` if there is none, or it does not answer this user in time.
 
-    :param seconds: the time that the daemon has for its answer; TIMEOUT_SECONDS by default.
+    :param seconds: the time that the daemon has for its answer; ``TIMEOUT_SECONDS`` if none is given.
     :param only_of: the users whose process may get the request, since others may be able to write to the volume.
     :raises StrangerError: a process of another user listens; it got nothing.
     """
+    seconds = TIMEOUT_SECONDS if seconds is None else seconds
     for path in (volume.control_socket, *control_places(volume.backing)):
-        found = _ask_at(path, {"request": name, **more}, only_of, seconds or TIMEOUT_SECONDS)
+        found = _ask_at(path, {"request": name, **more}, only_of, seconds)
         if found is not None:
             return found
     return None
 
 
 def ask_status(volume: Volume, *, only_of: Collection[int] | None = None) -> DaemonStatus | None:
-    """Return the status of the daemon of *volume*; as :func:`ask`, and ``None``, too, for what is no status."""
+    """Return the status of the daemon of *volume*; as :func:`ask`, and ``None`` if the answer is not a status."""
     try:
         return DaemonStatus.from_json(ask(volume, "status", only_of=only_of))
     except MalformedStatusError:
@@ -101,7 +102,7 @@ def as_refusal(error: TdefsError) -> dict[str, Any]:
 
 
 def from_refusal(refusal: Any) -> TdefsError:
-    """Return the error that :func:`as_refusal` passed on; whatever else it is becomes an error, too."""
+    """Return the error that :func:`as_refusal` passed on; any other value becomes an error, too."""
     try:
         texts = [str(refusal[name]) for name in ("message", "detail", "hint")]
         return TdefsError(Exit(refusal["exit_code"]), texts[0], detail=texts[1], hint=texts[2])

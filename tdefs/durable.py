@@ -86,7 +86,10 @@ def _rename_to_new(directory: int, name: str, new: str) -> None:
 
 
 def sync_directory(directory: int) -> None:
-    """Make the entries of an open directory durable, in whatever mode it was opened. Raise OSError."""
+    """Make the entries of an open directory durable, in whatever mode it was opened.
+
+    :raises OSError: they may be lost.
+    """
     descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.fsync(descriptor)
@@ -95,7 +98,10 @@ def sync_directory(directory: int) -> None:
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make the entries of ``directory`` durable. Raise OSError."""
+    """Make the entries of ``directory`` durable.
+
+    :raises OSError: they may be lost.
+    """
     descriptor = _open_directory(directory)
     try:
         os.fsync(descriptor)

@@ -129,7 +129,7 @@ def reserve_memory() -> None:
         raise TdefsError(
             Exit.OS_ERROR,
             "not enough memory to serve a mount",
-            detail=f"{_LEAST_BYTES >> 20} MiB of address space are needed, and {reserved >> 20} MiB are to be had",
+            detail=f"{_LEAST_BYTES >> 20} MiB of address space are needed, and {reserved >> 20} MiB are available",
             hint="raise the limit (ulimit -v, LimitAS= of the unit), or free memory",
         )
 

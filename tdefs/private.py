@@ -36,7 +36,7 @@ _KINDS = {
 # somebody removes the file and makes it again; if that never ends, it is an error
 _TRIES = 16
 
-#: Checks owner and mode of a file instead of the rules here. Raises TdefsError.
+#: Checks owner and mode of a file instead of the rules here. Its errors are TdefsError.
 Judge = Callable[[Path, os.stat_result], None]
 
 
@@ -45,7 +45,7 @@ class UntrustedError(TdefsError):
 
     def __init__(self, path: Path, what: str, hint: str) -> None:
         super().__init__(
-            Exit.FILE_UNTRUSTED, f'"{path}" is not used: {what}', detail="see docs/THREATS.md", hint=hint
+            Exit.FILE_UNTRUSTED, f'tdefs does not use "{path}": {what}', detail="see docs/THREATS.md", hint=hint
         )
 
 
@@ -129,12 +129,18 @@ class OwnDirectory:
         )
 
     def read(self, name: str, most: int, *, judge: Judge | None = None) -> bytes:
-        """Return a file's content, at most *most* bytes. Raise what :meth:`open` raises."""
+        """Return a file's content, at most *most* bytes.
+
+        :raises UntrustedError: as :meth:`open`, which also raises TdefsError and OSError.
+        """
         with os.fdopen(self.open(name, os.O_RDONLY, judge=judge), "rb") as file:
             return file.read(most)
 
     def read_whole(self, name: str, most: int) -> bytes:
-        """Return a whole file, whatever its length. Raise what :meth:`open` raises; EFBIG above *most* bytes."""
+        """Return a whole file.
+
+        :raises OSError: EFBIG above *most* bytes; and as :meth:`open`, with its other errors.
+        """
         with named(self.path / name), os.fdopen(self.open(name, os.O_RDONLY), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
@@ -155,7 +161,10 @@ class OwnDirectory:
         return True
 
     def status(self, name: str) -> os.stat_result:
-        """Return the attributes of what has the name. Raise OSError."""
+        """Return the attributes of what has the name.
+
+        :raises OSError: nothing has the name.
+        """
         with named(self.path / name):
             return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
 
@@ -213,7 +222,7 @@ class OwnDirectory:
     def socket_address(self, name: str) -> Iterator[str]:
         """Yield an address to connect to, which leads to the very socket that was checked.
 
-        :raises OSError: there is none.
+        :raises OSError: there is no socket.
         :raises UntrustedError: it is no socket.
         """
         found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
@@ -284,7 +293,7 @@ def kind_of(status: os.stat_result) -> str:
 
 @contextmanager
 def own_directory(path: Path, *, last_link: bool = True, keeper: str | None = None) -> Iterator[OwnDirectory]:
-    """Open the directory *path* for the time of a ``with`` block.
+    """Open the directory *path* during a ``with`` block.
 
     :param last_link: whether it may be a symbolic link, which an administrator has made.
     :param keeper: see :class:`OwnDirectory`.

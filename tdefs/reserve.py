@@ -1,10 +1,10 @@
 """The blocks that a file system keeps for root: a daemon of root must not give them away to the users it serves.
 
-ext2, ext3, ext4 and f2fs give their last blocks to one user (root, unless the mount names another one), whom they
-know by the thread's file-system user id, and to threads with CAP_SYS_RESOURCE (ext4_has_free_clusters() in
-fs/ext4/balloc.c). The same capability passes hard limits of quotas (ignore_hardlimit() in fs/quota/dquot.c). A
-quota charges the file's owner in any case. A write-back comes without a caller, so the daemon gives up both rights
-for as long as it serves, and not for each write. That costs nothing.
+ext2, ext3, ext4 and f2fs give their last blocks to one user (root, unless the mount names another one), by the
+thread's file-system user id, and to threads with CAP_SYS_RESOURCE (ext4_has_free_clusters() in fs/ext4/balloc.c).
+The same capability passes hard limits of quotas (ignore_hardlimit() in fs/quota/dquot.c). A quota charges the
+file's owner in any case. A write-back comes without a caller, so the daemon gives up both rights for as long as it
+serves, and not for each write. That costs nothing.
 
 The rights belong to a thread. Threads that the event loop starts inherit its rights.
 """
@@ -45,7 +45,7 @@ class _Capabilities(ctypes.Structure):
 
 @contextmanager
 def without_reserve(backing_fd: int) -> Iterator[bool]:
-    """Give up, for the time of a ``with`` block, what root may take of the file system that a directory is on.
+    """Give up, during a ``with`` block, the blocks that only root may take, on the file system of a directory.
 
     The value is whether no program that is served can take it. On an overlay a program can, since an overlay
     writes with the rights of the user who mounted it; so it can where the kernel refuses.
@@ -67,7 +67,7 @@ def without_reserve(backing_fd: int) -> Iterator[bool]:
 
 @contextmanager
 def with_own_rights() -> Iterator[None]:
-    """Have all of the daemon's rights for the time of a ``with`` block: for files of its own."""
+    """Take back all of the daemon's rights during a ``with`` block, for files of its own."""
     served_as = _libc.setfsuid(os.geteuid())
     try:
         yield

@@ -49,7 +49,7 @@ class Way:
 
 @contextmanager
 def follow(path: Path, *, last_link: bool = True) -> Iterator[Way]:
-    """Follow *path* to a directory, which is open for the time of the ``with`` block.
+    """Follow *path* to a directory, which is open during the ``with`` block.
 
     If a file system is mounted at the last component, it is asked nothing, so a file system that is not served yet
     blocks nobody.

@@ -111,7 +111,7 @@ def let_read(path: Path, error: OSError) -> str:
     """Return a hint for a file that this user may not read; an empty one for other errors."""
     if not isinstance(error, PermissionError):
         return ""
-    return f'let this user read "{unreadable_part(path)}", or run the command as one who may'
+    return f'let this user read "{unreadable_part(path)}", or run the command as a user who may'
 
 
 def unreadable_part(path: Path) -> Path:

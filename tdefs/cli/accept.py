@@ -20,7 +20,8 @@ from tdefs.manifest.checking import examine
 from tdefs.manifest.state import Binding, State
 from tdefs.mounts.known import tdefs_mounts
 from tdefs.text import printable_path
-from tdefs.volume.description import Volume, exclusive, is_in_use
+from tdefs.volume.description import Volume
+from tdefs.volume.lock import exclusive, is_in_use
 from tdefs.volume.session_record import Ending
 
 
@@ -88,14 +89,14 @@ def _run(invocation: Invocation, options: _Options) -> int:
 
 
 def _accept_mounted(invocation: Invocation, options: _Options, binding: Binding) -> int:
-    """Have the daemon accept it. It may know of more differences, which it found when files were opened."""
+    """Have the daemon accept the files. It may know of more differences, found when files were opened."""
     state = examine(binding)
     paths = sorted(_chosen(options, state))
     users = {0, os.geteuid(), binding.volume.private.stat().st_uid}
     answer = ask(binding.volume, REQUEST, only_of=users, **request(state, paths, older_copy=options.older_copy))
     if answer is None or "accepted" not in answer:
         raise DaemonNotToldError(
-            f'the daemon of volume "{binding.volume.backing}" could not be told',
+            f'the daemon of volume "{binding.volume.backing}" did not accept the differences',
             detail=(answer or {}).get("refused", "it did not answer this user"),
             hint="try as root or as the daemon's user; else unmount, and accept then",
         )
@@ -104,7 +105,7 @@ def _accept_mounted(invocation: Invocation, options: _Options, binding: Binding)
 
 
 def _as_served(state: State) -> State:
-    """Return *state* with what the daemon, if there is one, knows of the volume as a whole."""
+    """Return *state* with what the daemon, if there is one, knows about the whole volume."""
     volume = state.binding.volume
     try:
         status = ask_status(volume, only_of={0, os.geteuid(), volume.private.stat().st_uid})
@@ -118,7 +119,7 @@ def _as_served(state: State) -> State:
 def _chosen(options: _Options, state: State) -> set[bytes]:
     """Return the differences that the command line names.
 
-    :raises TdefsError: FILE_NOT_FOUND for a path that does not.
+    :raises TdefsError: FILE_NOT_FOUND for a path that does not differ.
     """
     if options.all:
         return set(state.differences)

@@ -25,14 +25,13 @@ from tdefs.cli.common.unlocking import (
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.changes import add_protector, remove_protector
 from tdefs.keys.keystore.entries import MAX_LABEL_CHARACTERS
-from tdefs.keys.machine import secure_boot_is_on
-from tdefs.keys.protectors.this_host import ThisHostProtector
-from tdefs.keys.protectors.this_host_tpm import PCRS, TpmHolder
+from tdefs.keys.protectors.this_host import ThisHostProtector, secure_boot_is_on
+from tdefs.keys.protectors.this_host_holders import PCRS, TpmHolder
 from tdefs.keys.tpm import Tpm
 
 # The PCR that measures the state of Secure Boot.
 _SECURE_BOOT = "7"
-# What each of them is worth, said when it is chosen.
+# What each of them protects against; printed when it is chosen.
 _TPM_WORTH = """\
 It is bound to this machine's TPM: a copy of the keystore, a backup or the bare disk opens nowhere else.
 Whoever can start this machine, or is root on it, still has all that is needed: this is no help against a
@@ -44,9 +43,9 @@ _TPM_ANY_STATE = """\
 The TPM gives the key whatever is started on this machine, since no PCRs are named (Secure Boot is off, or not to
 be asked for)."""
 _HOST_KEY_WORTH = """\
-A host key is a file that only root, or the daemon's own user, can read. It keeps out whoever has a copy of the
-keystore, or a backup of the volume, without this machine's system disk. Whoever has that disk, a backup of it, or
-root, has all that is needed to open the keystore. Leave {directory} out of backups."""
+A host key is a file that only root, or the daemon's own user, can read. It keeps out somebody who has a copy of
+the keystore, or a backup of the volume, without this machine's system disk. Somebody who has that disk, or a
+backup of it, can open the keystore, and so can root. Leave {directory} out of backups."""
 
 
 def register(subparsers: Subcommands) -> None:
@@ -129,7 +128,7 @@ def _enable(_invocation: Invocation, options: _EnableOptions) -> int:
     volume = options.volume.find()
     pcrs = options.pcrs
     if pcrs is None:
-        # what the firmware checks before it starts anything: with it off another system could be started
+        # with Secure Boot off, the firmware would start another system
         pcrs = _SECURE_BOOT if secure_boot_is_on() else ""
     tpm, host_key = kept = holders(options.access.settings(volume), pcrs)
     keeper = tpm if not options.host_key and (options.tpm or options.pcrs or Tpm().is_there()) else host_key

@@ -17,8 +17,8 @@ from tdefs.offline.reader import OfflineReader
 from tdefs.text import printable
 
 _NOT_THERE = {
-    ENOENT: "there is no such file",
-    ENOTDIR: "a directory in its path is none, or is a symbolic link, which tdefs does not follow",
+    ENOENT: "the path must be relative to the mount point",
+    ENOTDIR: "a part of its path is not a directory, or is a symbolic link, which tdefs does not follow",
     ELOOP: "it is a symbolic link, which tdefs does not follow",
     EISDIR: "it is not a regular file",
 }

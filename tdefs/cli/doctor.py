@@ -1,4 +1,4 @@
-"""``tdefs doctor``: what weakens a mount, before a crash or an auditor finds it."""
+"""``tdefs doctor``: finding weaknesses of a mount before a crash or an auditor does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tdefs.doctor.tampering import examine_tampering
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import Statements
 from tdefs.keys.keystore.file import load_keystore
-from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.base import make_key_source
 from tdefs.mounts.known import mounts_of
 from tdefs.private import UntrustedError
 from tdefs.text import printable
@@ -38,7 +38,7 @@ from tdefs.volume.description import Volume
 from tdefs.volume.registry import statements_of
 
 _THIS_MOUNT = "this mount, as far as this host shows; docs/THREATS.md has what cannot be seen from it"
-_UNSEEN = "What roles and databases have set of their own cannot be seen so: psql's \\drds lists it."
+_UNSEEN = "The settings of single roles and databases cannot be seen here: psql's \\drds lists them."
 
 
 def register(subparsers: Subcommands) -> None:
@@ -79,7 +79,7 @@ def _run(invocation: Invocation, options: _Options) -> int:
 
 
 def _mount(place: Path, invocation: Invocation) -> tuple[list[Finding], list[Path] | None]:
-    """Return what is wrong with a mount, and the clusters that were found on it; ``None`` where it was no use."""
+    """Return the findings about a mount, and its clusters; ``None`` if these could not be examined."""
     mount = mount_at(place)
     try:
         volume = living_volume(mount)
@@ -115,7 +115,7 @@ def _statements(volume: Volume, keystore: Path) -> Statements:
 
 
 def _key_sources(config: Config) -> Iterator[Finding]:
-    """Yield what is wrong with any key source of the configuration: it describes what this host relies on."""
+    """Yield the findings about all key sources of the configuration, since this host relies on them."""
     for name, settings in config.key_sources.items():
         try:
             source = make_key_source(settings, TerminalDialogue())
@@ -126,7 +126,7 @@ def _key_sources(config: Config) -> Iterator[Finding]:
 
 
 def _print(findings: list[Finding], clusters: list[Path] | None) -> None:
-    """Print for people; ``clusters`` is None where no mount was examined."""
+    """Print for people; ``clusters`` is None if no mount was examined."""
     for finding in findings:
         print_line(f"{finding.level.value.upper()}: {printable(finding.what)}")
         print_line(f"HINT:  {printable(finding.hint)}")
@@ -134,7 +134,8 @@ def _print(findings: list[Finding], clusters: list[Path] | None) -> None:
         print_line(f"nothing weakens {'the key sources' if clusters is None else _THIS_MOUNT}")
     for pgdata in clusters or ():
         print_line(
-            f"{printable(str(pgdata))} was examined by its files, as its next start would find it. " + _UNSEEN
+            f"the settings were read from the files of {printable(str(pgdata))}, as the next start reads them. "
+            + _UNSEEN
         )
     if clusters == []:
         print_line("there is no cluster on this mount: no settings were examined")

@@ -29,9 +29,10 @@ from tdefs.keys.keystore.file import (
     remove_what_is_not_saved,
 )
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.protectors.command_files import command_directory
+from tdefs.keys.protectors.command_text import command_directory
 from tdefs.policy.model import Policy
-from tdefs.volume.description import Volume, abandon_volume, create_volume, exclusive, refuse_existing, save_volume
+from tdefs.volume.description import Volume, abandon_volume, create_volume, refuse_existing, save_volume
+from tdefs.volume.lock import exclusive
 from tdefs.volume.policy_choice import PolicyChoice
 from tdefs.volume.registry import place_of
 
@@ -102,7 +103,7 @@ def _run(invocation: Invocation, options: _Options) -> int:
 
 @contextmanager
 def _no_directories_left(backing: Path) -> Iterator[None]:
-    """After a failure in the ``with`` block remove what directories it made on the way to *backing*, if empty."""
+    """After a failure in the ``with`` block remove the empty directories that it made on the way to *backing*."""
     absent = [place for place in (backing, *backing.parents) if not os.path.lexists(place)]
     try:
         yield

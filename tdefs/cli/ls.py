@@ -63,7 +63,7 @@ def _run(invocation: Invocation, options: _Options) -> int:
     leads_out = link_judge(invocation.config, volume)
     found = list(describe_all(volume, destroyed, believed, ring))
     if ring is None:
-        found = list(map(_told_by_daemon(volume), found))
+        found = list(map(_shown_by_daemon(volume), found))
     if options.json:
         print_json([_as_object(one, leads_out) for one in found])
         return Exit.OK
@@ -85,24 +85,24 @@ def _run(invocation: Invocation, options: _Options) -> int:
     return Exit.OK
 
 
-def _told_by_daemon(volume: Volume) -> Callable[[Description], Description]:
-    """Return what adds to the description of a link where it leads to, if a daemon serves the volume."""
+def _shown_by_daemon(volume: Volume) -> Callable[[Description], Description]:
+    """Return a function that adds the target to the description of a link, if a daemon serves the volume."""
     mounts = [mount.mountpoint for mount in trusted_mounts(volume) if mount.backing == volume.backing]
     # reading a link through a daemon that does not answer would wait for ever
     if not mounts or ask_status(volume) is None:
         return lambda one: one
 
-    def told(one: Description) -> Description:
+    def described(one: Description) -> Description:
         if one.kind == LINK and one.error is None:
             with suppress(OSError):
                 return replace(one, target=os.fspath((mounts[0] / one.path).readlink()))
         return one
 
-    return told
+    return described
 
 
 def _document(access: KeystoreAccess, volume: Volume) -> Document | None:
-    """Return what the keystore contains; one that cannot be read is a warning, unless it was named."""
+    """Return the keystore's document; if the keystore was not named and cannot be read, print a warning."""
     try:
         return read_keystore(access, volume).document
     except TdefsError as error:
@@ -118,7 +118,7 @@ def _document(access: KeystoreAccess, volume: Volume) -> Document | None:
 
 
 def _remark(one: Description, leads_out: Callable[[str, str], bool]) -> str:
-    """Return what stands behind the size of a file: what is wrong with it, or where a link leads to."""
+    """Return the text after the size of a file: the error, or the target of a link."""
     if one.error is not None or one.kind != LINK:
         return one.error or ""
     if one.target is None:

@@ -1,4 +1,4 @@
-"""The ``tdefs`` command: parsing, hardening, and turning what goes wrong into a message and an exit code."""
+"""The ``tdefs`` command: parsing, hardening, and turning errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 from tdefs import __version__
 from tdefs.cli.common.invocation import Invocation
-from tdefs.cli.common.parsing import PROGRAM, Parser
+from tdefs.cli.common.parsing import METAVAR, PROGRAM, Parser
 from tdefs.cli.common.standard import open_standard_descriptors
 from tdefs.cli.common.streams import end_output, steady_streams
 from tdefs.errors import Exit, TdefsError, from_os_error
@@ -52,7 +52,7 @@ class _Program(Parser):
 
 
 def build_parser(only: str = "") -> Parser:
-    """Return the parser of the whole command line, or of one command, which takes a third of the time."""
+    """Return the parser of the whole command line, or only of one command, which is three times as fast."""
     parser = _Program(
         prog=PROGRAM,
         description="Encrypts a PostgreSQL data directory. An unmodified PostgreSQL runs on the mount; the disk "
@@ -61,7 +61,7 @@ def build_parser(only: str = "") -> Parser:
         "docs/EXIT-CODES.md.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    subparsers = parser.add_subparsers(metavar=METAVAR, required=True, parser_class=Parser)
     for command in (only,) if only in COMMANDS else COMMANDS:
         import_module(f"tdefs.cli.{COMMANDS[command]}").register(subparsers)
     return parser

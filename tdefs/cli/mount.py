@@ -39,7 +39,8 @@ from tdefs.mounts.known import provide_connections
 from tdefs.offline.recovery import empty_unfinished_files
 from tdefs.text import printable
 from tdefs.volume.backing import claim
-from tdefs.volume.description import Volume, VolumeLock, read_volume
+from tdefs.volume.description import Volume, read_volume
+from tdefs.volume.lock import VolumeLock
 from tdefs.volume.policy_choice import check_accepted, check_key_names, remembered_policy
 from tdefs.volume.session_record import UNPROVEN, Ending, LastSession
 
@@ -126,7 +127,8 @@ def _run(invocation: Invocation, given: _Options) -> int:
     lock = VolumeLock(volume)
     acquire(lock, volume)
     try:
-        # not before: a dead mount that this process finds may be another one's fresh mount a moment later
+        # only with the lock: a dead mount that this process finds may be the new mount of another one a moment
+        # later
         mountpoint = prepare_mountpoint(_given(given.mountpoint, settings.mountpoint), volume)
         known = unlock(given.access, volume)
         refuse_tracer()  # again: root's could have come since, and would stay in the daemon
@@ -242,7 +244,7 @@ def _options(given: list[str]) -> list[str]:
 
 
 def _tell_of_read_only(volume: Volume, last: LastSession, log_file: Path | None) -> None:
-    """Say what a mount that is only read does not do."""
+    """Print what a read-only mount does not do."""
     lines = [f'tdefs: "{volume.backing}" is mounted read-only']
     if last.ending is Ending.UNPROVEN:
         lines.append(f"DETAIL:  {UNPROVEN} {printable(last.reason)}")

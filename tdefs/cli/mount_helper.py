@@ -1,7 +1,7 @@
 """``mount.fuse.tdefs``: the helper that mount(8) runs for ``mount -t fuse.tdefs`` and for a line in /etc/fstab.
 
 mount(8), "External helpers": ``mount.fuse.tdefs SOURCE DIRECTORY [-sfnv] [-N namespace] [-o options] [-t type]``.
-There is a prompt only for a person at a terminal: at boot nobody would answer it.
+It asks for a secret only at a terminal: at boot nobody would answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OK = 0
 _WRONG_USE = 1
 _INTERRUPTED = 8
 _FAILED = 32
-#: Of a command that ended by Ctrl-C.
+#: The exit code of a command that was ended by Ctrl-C.
 _INTERRUPTED_SHELL = 130
 
 #: What libfuse and the kernel know; the rest of mount(8)'s own is for mount(8), systemd, or holds anyway.
@@ -75,7 +75,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of what mount(8) gives to its helpers."""
+    """Return the parser of the arguments that mount(8) gives to its helpers."""
     parser = _Parser(
         prog="mount.fuse.tdefs",
         description="Run by mount(8) for the type fuse.tdefs. Options beside those of FUSE are those of 'tdefs "
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-t", dest="type", metavar="TYPE", help="ignored")
     parser.add_argument("-N", dest="namespace", metavar="NAMESPACE", help="ignored: mount(8) enters it")
     parser.add_argument("-n", dest="no_mtab", action="store_true", help="ignored: there is no mtab")
-    parser.add_argument("-s", dest="sloppy", action="store_true", help="ignore options that nobody knows")
+    parser.add_argument("-s", dest="sloppy", action="store_true", help="ignore unknown options")
     parser.add_argument("-f", dest="fake", action="store_true", help="do everything but mount")
     parser.add_argument("-v", dest="verbose", action="store_true", help="say what is run")
     return parser
@@ -101,7 +101,7 @@ def split(given: Iterable[str]) -> list[str]:
 def words_for_mount(backing: str, mountpoint: str, options: Iterable[str], *, sloppy: bool = False) -> list[str]:
     """Return the command line of ``tdefs mount`` for a source, a mount point, and single options of mount(8).
 
-    :raises ValueError: an option that nobody knows, unless *sloppy*.
+    :raises ValueError: an option is unknown, and *sloppy* is not set.
     """
     words = ["mount"]
     for option in options:

@@ -18,7 +18,8 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.fuse.measured import Latency
 from tdefs.manifest.found import Tampering
 from tdefs.mounts.known import Mount, is_dead
-from tdefs.volume.description import Volume, is_in_use, read_volume
+from tdefs.volume.description import Volume, read_volume
+from tdefs.volume.lock import is_in_use
 from tdefs.volume.policy_choice import shown as shown_digest
 
 _FIELDS = (
@@ -92,7 +93,7 @@ def _run(_invocation: Invocation, options: _Options) -> int:
 
 
 def _tampering(found: Tampering) -> Iterator[tuple[str, str]]:
-    """Yield what of the volume is not as the last unmount left it."""
+    """Yield which files of the volume are not as the last unmount left them."""
     if found.lost:
         yield "manifest", found.lost
     if found.older_than:
@@ -104,7 +105,7 @@ def _tampering(found: Tampering) -> Iterator[tuple[str, str]]:
 
 
 def _requests(status: DaemonStatus) -> Iterator[tuple[str | int | None, ...]]:
-    """Yield for each operation how often it was requested, how often it failed, and what it cost."""
+    """Yield for each operation how often it was requested, how often it failed, and how long it took."""
     for name, count in status.requests.items():
         took = status.latency.get(name, Latency())
         times = (
@@ -138,4 +139,4 @@ def _print(found: dict[str, Any], status: DaemonStatus | None) -> None:
     if status is not None and status.requests:
         print_line()
         print_table(_REQUEST_HEADERS, list(_requests(status)), numbers=_REQUEST_HEADERS[1:])
-        print_line("half of the requests, and 99 of 100, took less than p50 and p99 microseconds")
+        print_line("p50: half of the requests took less time; p99: 99 of 100 took less time")

@@ -15,7 +15,8 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.mounts.known import detach_dead, is_dead, unmount
 from tdefs.mounts.place import refuse_foreign_way
 from tdefs.mounts.users import who_keeps
-from tdefs.volume.description import Volume, is_in_use, is_running, read_volume
+from tdefs.volume.description import Volume, read_volume
+from tdefs.volume.lock import is_in_use, is_running
 from tdefs.volume.session_record import SESSION_FILE, Session, read_session
 
 _WAIT_SECONDS = 60
@@ -99,7 +100,7 @@ def _has_ended(volume: Volume, session: Session | None) -> bool:
 
 
 def _left_clean(volume: Volume, session: Session | None) -> bool:
-    """Return whether *session*, which has ended, wrote everything out; a later one says nothing of it."""
+    """Return whether *session*, which has ended, wrote everything out; False if a later one has begun."""
     now = read_session(volume)
     if session is not None and now is not None and now.pid != session.pid:
         return True

@@ -22,7 +22,8 @@ from tdefs.offline.reader import STATES
 from tdefs.offline.report import Report
 from tdefs.offline.verifying import Verifier
 from tdefs.text import printable
-from tdefs.volume.description import Volume, is_in_use
+from tdefs.volume.description import Volume
+from tdefs.volume.lock import is_in_use
 
 
 def register(subparsers: Subcommands) -> None:

@@ -1,4 +1,4 @@
-"""What a daemon answers at its control socket: each request is a method of one object."""
+"""The answers of a daemon at its control socket: each request is a method of one object."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def status_of(served: ServedMount) -> DaemonStatus:
-    """Return the status of a mount as it is now: the one place where it is made."""
+    """Return the status of a mount as it is now; it is made nowhere else."""
     request, ring = served.request, served.forms.ring
     measured = dict(sorted(served.operations.measured.items()))
     return DaemonStatus(
@@ -87,5 +87,5 @@ class Answers:
         return {"changed": changed, "policy_digest": self._served.policy.policy.digest()}
 
     async def accept(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Take differences from the manifest for meant."""
+        """Accept differences from the manifest."""
         return accepting.answer(self._served.bound, self._served.request.state, asked)

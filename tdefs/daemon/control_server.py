@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 _MAX_REQUEST = 1 << 20
 _PIECE = 65536
-# Each connection holds one of the descriptors that files need. A client that comes when there are so many takes
-# the place of the one that has waited longest.
+# Each connection holds one of the descriptors that files need. If there are so many, a new client takes the place
+# of the one that has waited longest.
 _MOST_CONNECTIONS = 16
 _BACKLOG = 64
 
-#: By the name of a request, what answers it, given all of the request.
+#: By the name of a request, the function that answers it; it gets the whole request.
 AnswerTable = Mapping[str, Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]]
 
 
@@ -41,12 +41,12 @@ async def serve_control(path: Path, answers: AnswerTable) -> None:
             directory = stack.enter_context(own_place(path))
             with with_own_rights():
                 directory.bind(listener, path.name)
-            # something else may lie there by then, or the disk be read-only: no reason to end the mount
+            # if something else lies there by then, or the disk is read-only, the mount goes on all the same
             stack.callback(directory.unbind, path.name)
             listener.listen(_BACKLOG)
             listener.setblocking(False)
         except (OSError, UntrustedError) as error:
-            # a full disk, or a directory in its place, is no reason not to serve the mount
+            # with a full disk, or a directory in its place, the mount is served all the same
             log.warning("no control socket, so 'tdefs status' will know less: %s", error)
             return
 
@@ -69,7 +69,7 @@ async def serve_control(path: Path, answers: AnswerTable) -> None:
 
 
 async def _answer(stream: trio.SocketStream, answers: AnswerTable) -> None:
-    """Serve one request. Nothing that comes in may end the daemon."""
+    """Serve one request. No request may end the daemon."""
     request = bytearray()
     try:
         with trio.move_on_after(TIMEOUT_SECONDS) as receiving:

@@ -1,4 +1,4 @@
-"""Limits that a daemon may run into while it serves: a mount warns of those that are too low."""
+"""Limits that a daemon may reach while it serves: a mount warns of those that are too low."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CAP_SYS_RESOURCE = 24
 
 #: Threads, one that passes changed names on to the kernel, and fusermount3.
 NEEDED_PROCESSES = MOST_THREADS + 4
-#: What is reserved, the threads' stacks, and tables for as many inodes as a large cluster has files.
+#: The reserve, the threads' stacks, and tables for as many inodes as a large cluster has files.
 NEEDED_BYTES = 2 * RESERVED_BYTES
 
 
@@ -32,13 +32,13 @@ class LowLimit:
 
 
 def low_limits() -> list[LowLimit]:
-    """Return what leaves this process, which is about to serve a mount, too little."""
+    """Return the limits that are too low for this process, which is about to serve a mount."""
     return [*_low_processes(), *_low_memory()]
 
 
 def _low_processes() -> Iterator[LowLimit]:
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    # the kernel asks none of these for it (kernel/fork.c)
+    # the kernel does not apply this limit to these (kernel/fork.c)
     exempt = os.getuid() == 0 or has_capability(_CAP_SYS_ADMIN) or has_capability(_CAP_SYS_RESOURCE)
     if soft != resource.RLIM_INFINITY and not exempt:
         used = _processes_of(os.getuid())

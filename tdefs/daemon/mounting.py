@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 def mount(served: ServedMount) -> Connection:
     """Mount; return the connection, and note the device.
 
-    The journal of changed files is begun last, before anything can be changed: what was added to a volume is
-    reported only as long as there is no journal, so a mount that fails must not leave one.
+    The journal of changed files is begun last, before anything can be changed. Files that were added to a volume
+    are reported only as long as there is no journal, so a mount that fails must not leave one.
 
     :raises TdefsError: MOUNT_FAILED, MOUNTPOINT_INVALID, MOUNT_MISPLACED or OS_ERROR, with nothing mounted.
     """

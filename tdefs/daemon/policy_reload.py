@@ -1,7 +1,7 @@
-"""Reading the policy again while a volume is mounted: all that a mount checks is checked, or the old one stays.
+"""Reading the policy again while a volume is mounted: if any check of a mount fails, the old policy stays.
 
-Files that are there stay as they are, and so do those that are open. A new file is made under one policy, the
-old or the new one: they are exchanged between two requests.
+Existing files stay as they are, also those that are open. A new file is made under one policy, the old or the new
+one: they are exchanged between two requests.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class PolicyReload:
         self._one_at_a_time = trio.Lock()
 
     async def run(self) -> bool:
-        """Use the policy as its file has it now; return whether it decides otherwise than before.
+        """Use the policy that its file has now; return whether it is another one than before.
 
-        :raises TdefsError: it cannot be used, as for a mount; the old one goes on.
+        :raises TdefsError: a mount could not use it; the old one stays.
         """
         served = self._served
         if served.request.read_only:
@@ -50,13 +50,13 @@ class PolicyReload:
                 log.info("the policy was read again, and decides as before")
                 return False
             if self._becomes_plain(may):
-                # most of it here, so that what is left is quick
+                # most data is synced here, so that the sync in _use is quick
                 await in_thread(self._sync)
             self._use(choice, may)
         return True
 
     async def run_and_log(self) -> None:
-        """Do the same where nobody waits for an answer."""
+        """Do the same, and log the result, since nobody waits for an answer."""
         try:
             await self.run()
         except TdefsError as error:
@@ -68,8 +68,8 @@ class PolicyReload:
     def _read(self) -> tuple[PolicyChoice, Statements]:
         """Read the policy, and what the volume may do now; check one against the other. Runs in a thread.
 
-        :raises TdefsError: POLICY_INVALID, POLICY_NOT_ACCEPTED, DATA_KEY_UNKNOWN, DATA_KEY_REVOKED, or what is
-            wrong with the keystore.
+        :raises TdefsError: POLICY_INVALID, POLICY_NOT_ACCEPTED, DATA_KEY_UNKNOWN, DATA_KEY_REVOKED, or an error
+            of the keystore.
         """
         served = self._served
         request, ring = served.request, served.forms.ring
@@ -94,19 +94,22 @@ class PolicyReload:
         return PolicyChoice(file, load_policy(file) if file is not None else Policy.everything())
 
     def _becomes_plain(self, may: Statements) -> bool:
-        """Return whether files may be in the clear from now on, and might not before."""
+        """Return whether files may be in the clear from now on, for the first time."""
         return may.plain_files and not self._served.forms.plain_files
 
     def _use(self, choice: PolicyChoice, may: Statements) -> None:
         """Exchange the policy. Nothing is served meanwhile.
 
-        Before the first file in the clear, the headers of all others must be on the disk: after a crash zeros
-        could be either. And before the first file is made by the new policy, the record of the session must say
-        that there were several: what it leaves in the clear may lie where the policy of the next mount encrypts.
+        Before the first file in the clear, the headers of all others must be on the disk: after a crash, zeros
+        could be a plain file or a lost header. Before the first file is made under the new policy, the record of
+        the session must say that there were several: the policy of the next mount may encrypt where this one left
+        files in the clear.
 
-        :raises TdefsError: OS_ERROR; the old policy goes on.
+        :raises TdefsError: OS_ERROR, or DATA_KEY_UNKNOWN or DATA_KEY_REVOKED where the keys were changed since the
+            policy was read; the old policy goes on.
         """
         served = self._served
+        check_key_names(choice, served.forms.ring)
         becomes_plain = self._becomes_plain(may)
         if becomes_plain:
             self._sync()
@@ -125,7 +128,7 @@ class PolicyReload:
         log.info("new files follow another policy from now on: %s", choice.file or "none, so all are encrypted")
 
     def _sync(self) -> None:
-        """Have everything on the disk.
+        """Write everything to the disk.
 
         :raises TdefsError: OS_ERROR.
         """

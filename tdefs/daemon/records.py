@@ -1,4 +1,4 @@
-"""What a session writes down: that the volume is in use, which files change, and how it ended."""
+"""The records of a session: that the volume is in use, which files change, and how it ended."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def begin_journal(request: MountRequest, bound: Bound) -> None:
 
 
 def write_manifest(bound: Bound) -> None:
-    """Write the manifest. An error in it, of whatever kind, leaves the end of the session a clean one."""
+    """Write the manifest. After any error in it the session still ends cleanly."""
     try:
         bound.finish()
     except Exception:
-        log.exception("the manifest could not be written: the one before, with the journal, holds still")
+        log.exception("the manifest could not be written: the one before, with the journal, stays valid")
 
 
 def end_session(request: MountRequest) -> None:
@@ -58,7 +58,7 @@ def end_session(request: MountRequest) -> None:
 
 
 def log_fault(fault: str) -> None:
-    """Log what has kept the session out of the keystore's history, if anything has."""
+    """Log why the session is not in the keystore's history, if it is not."""
     if fault:
         log.warning("%s: after a power cut, the record of this session will not be believed", fault)
 
@@ -72,7 +72,7 @@ def in_one_line(failure: Exception) -> str:
 
 
 def first_cause(failure: Exception) -> Exception:
-    """Return the first exception of a group that trio has made of those of several tasks."""
+    """Return the first exception of a group that trio has made from several tasks."""
     return first_cause(failure.exceptions[0]) if isinstance(failure, ExceptionGroup) else failure
 
 

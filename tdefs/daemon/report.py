@@ -1,6 +1,6 @@
 """The report on one mount: ``tdefs status --json``, and the virtual file ``.tdefs/status.json``.
 
-It is what the daemon says of itself, and what lies in the volume, which is looked at without the daemon.
+It has the status of the daemon, and counts of the files in the volume, which are read without the daemon.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tdefs.volume.believed import shown
 from tdefs.volume.description import Volume
 from tdefs.volume.session_record import read_session
 
-#: What only the daemon knows, and that is passed on as it is.
+#: Members that only the daemon knows, and that are passed on as they are.
 _OF_DAEMON = (
     *("keystore_revision", "policy_digest", "log_file", "memory_locked", "watchdog", "read_only"),
     *("reserve_spared", "tampering", "page_cipher", "known_inodes", "open_handles"),
@@ -33,7 +33,8 @@ def report(volume: Volume, mountpoint: Path, status: DaemonStatus | None) -> dic
 
     The header of each file in the volume is read, which takes seconds for very many files.
 
-    :param status: ``None`` if the daemon does not answer: what only the daemon knows is ``None`` then, or empty.
+    :param status: ``None`` if the daemon does not answer. Then the members that only it knows are ``None`` or
+        empty.
     """
     session = read_session(volume)
     document = _document(Path(status.keystore) if status is not None else volume.keystore)
@@ -78,7 +79,7 @@ def report(volume: Volume, mountpoint: Path, status: DaemonStatus | None) -> dic
 
 
 def inside(mountpoint: Path) -> list[str]:
-    """Return the mount points of what is mounted inside, in an order in which they can be unmounted."""
+    """Return the mount points inside *mountpoint*, in an order in which they can be unmounted."""
     return [str(inner.mountpoint) for inner in mounts_inside(mountpoint)]
 
 
@@ -87,7 +88,7 @@ def _local_time(seconds: float) -> str:
 
 
 def _document(keystore: Path) -> Document | None:
-    """Return what the keystore contains, unverified; ``None`` where this user may not read it."""
+    """Return the keystore's document, unverified; ``None`` if this user may not read it."""
     try:
         return load_keystore(keystore).document
     except TdefsError:

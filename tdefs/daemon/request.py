@@ -1,4 +1,4 @@
-"""What to mount where, and how: all that the command line, the configuration and the keystore say of one mount."""
+"""A request for a mount: all that the command line, the configuration and the keystore say of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MountRequest:
 
     volume: Volume
     believed: Believed
-    """What the keystore says that it may do, and how its last session ended."""
+    """What the volume may do, as the keystore says, and how its last session ended."""
     book: SessionBook
     keystore: Path
     policy: PolicyChoice
@@ -31,7 +31,7 @@ class MountRequest:
     policy_is_named: bool = False
     """Whether the command line or the configuration names the policy, and not the keystore."""
     background: bool = False
-    """Whether the daemon has no terminal, so that SIGHUP does not say that it is gone."""
+    """Whether the daemon has no terminal, so that SIGHUP does not mean that the terminal is gone."""
     watchdog: int = 0
     """Seconds after which a frozen daemon is ended; 0: never."""
     read_only: bool = False
@@ -43,10 +43,10 @@ class MountRequest:
 
 
 def fuse_options(request: MountRequest) -> set[str]:
-    """Return the options for libfuse: what tdefs needs, and what the user asked for.
+    """Return the options for libfuse: those that tdefs needs, and those that the user asked for.
 
-    A daemon of root serves the cluster's own user, with the kernel checking permissions; a daemon of the
-    cluster's user serves nobody else, not even root.
+    A daemon of root serves every user, and the kernel checks permissions. A daemon of the cluster's user serves
+    nobody else, not even root.
     """
     source = source_name(request.volume.backing)
     options = {"default_permissions", "subtype=tdefs", f"fsname={source}", *request.options}

@@ -1,4 +1,4 @@
-"""One mount while it is served: the parts that it is made of, and how far it has come."""
+"""One mount while it is served: its parts and its state."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ServedMount:
     opener: Opener
     operations: FuseOperations
     staging: Staging | None
-    """Where links are made anew; None for a volume that is only read."""
+    """Where a rename makes new links; None for a volume that is only read."""
     policy: PolicyChoice
     """The policy in use, which can be exchanged."""
     first_revision: int
@@ -49,15 +49,15 @@ class ServedMount:
     watched: Watched | None = None
     """The daemon's end of the watchdog, once it serves."""
     device: str = ""
-    """``MAJOR:MINOR``, once it is mounted; nothing for a mount that was taken away already."""
+    """``MAJOR:MINOR``, once it is mounted; "" for a mount that was taken away already."""
     reserve_spared: bool = False
     """Whether programs cannot take the blocks that the disk keeps for root."""
     started: float = field(default_factory=time.time)
     """Seconds since 1970."""
     served: bool = False
-    """It could be used, and the caller who asked for it knows."""
+    """Whether it could be used, and the caller has learned of it."""
     ended: bool = False
-    """It was unmounted, after everything that was written to it had been passed on."""
+    """Whether it was unmounted, after the kernel had passed on all writes."""
 
     @classmethod
     def of(cls, request: MountRequest, ring: KeyRing, calls: SystemCalls) -> ServedMount:
@@ -68,13 +68,13 @@ class ServedMount:
         root_fd = open_data(request.volume)
         last = request.believed.last
         expected = request.believed.expectations(request.volume)
-        # what the last session left half made was put right before, unless nothing may be changed
+        # files that the last session left half made were mended before, unless nothing may be changed
         expected = replace(expected, lost_headers=expected.lost_headers and request.read_only)
         forms = FileForms(ring, expected)
         tree = Tree(calls, root_fd)
         staging = None if request.read_only else Staging(request.volume.private / STAGING_DIRECTORY)
         policy = PolicyInUse(request.policy.policy)
-        # what sessions wrote in the clear that left no manifest may lie where this policy encrypts
+        # sessions without a manifest may have left files in the clear where this policy encrypts
         left_plain = last.ending is Ending.UNCLEAN and last.policy != policy.policy.digest()
         bound = Bound(calls, request.state, refuses=request.refuses_tampering, left_plain=left_plain)
         complaints = Complaints()

@@ -1,4 +1,4 @@
-"""Serving a mount: the tasks beside the request loop, and how it is seen that the mount has ended."""
+"""Serving a mount: the tasks beside the request loop, and finding out how the mount has ended."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ async def serve(
 ) -> None:
     """Serve requests until the kernel says that the mount is gone.
 
-    :param ready: is called once the mount serves. However serving ends, no program waits for an answer then, and
-        no task that this function waits for does.
+    However serving ends, no program and no task waits for an answer of the mount afterwards.
+
+    :param ready: is called once the mount serves.
     """
     request = served.request
     served.watched = watched = Watched(request.watchdog, served.device, request.mountpoint, request.log_file)
@@ -48,7 +49,7 @@ async def serve(
 
     async with trio.open_nursery() as nursery:
         try:
-            # first, since the mount can be used, and the daemon be asked to end, as soon as anything serves it
+            # first, since the daemon may be asked to end as soon as the mount serves
             await nursery.start(signals.unmount_on_first, request.mountpoint, served.device)
             nursery.start_soon(_announce, served, ready)
             if request.watchdog and served.device:
@@ -70,11 +71,12 @@ async def serve(
 
 
 def _is_unmounted(served: ServedMount) -> bool:
-    """Return whether the connection has ended since the file system was unmounted everywhere, and not by an abort.
+    """Return whether the connection has ended because the file system was unmounted everywhere, not by an abort.
 
-    The kernel says the same in both cases (ENODEV). It passes on what was written to a file when that is closed
-    at the latest, and keeps the file system as long as one is open; so nothing is lost where it has taken it away,
-    or nothing was open. To be asked at once: a file system that was aborted goes as soon as nobody has it open.
+    The kernel reports the same in both cases (ENODEV). It passes on the writes to a file at the latest when the
+    file is closed, and keeps the file system as long as a file is open. So nothing is lost if the file system does
+    not exist any more, or if nothing was open. Call this at once: an aborted file system goes away as soon as no
+    program has a file open in it.
     """
     if not served.device:
         return True
@@ -85,7 +87,7 @@ def _is_unmounted(served: ServedMount) -> bool:
 
 
 def _control_socket(request: MountRequest) -> Path | None:
-    """Return where the daemon is to answer; ``None``, after a line in the log, if there is no place for that."""
+    """Return the place of the control socket; ``None``, after a line in the log, if there is no place for it."""
     if not request.read_only:
         return request.volume.control_socket
     try:
@@ -110,7 +112,7 @@ async def _announce(served: ServedMount, ready: Callable[[], None]) -> None:
 
 
 async def _control(path: Path, answers: AnswerTable) -> None:
-    """Serve the control socket. An error in it, a lack of memory too, does not end the mount."""
+    """Serve the control socket. No error in it ends the mount, not even a lack of memory."""
     pause = 1
     while True:
         try:

@@ -30,14 +30,14 @@ def run_session(request: MountRequest, ring: KeyRing, calls: SystemCalls, ready:
 
     The caller holds the volume's lock.
 
-    :raises TdefsError: MOUNT_FAILED, or what *ready* raises, with nothing mounted; MOUNT_LOST where a mount that
-        served has ended otherwise than by being unmounted.
+    :raises TdefsError: MOUNT_FAILED, or an error of *ready*, with nothing mounted; MOUNT_LOST if a mount that
+        served has ended without being unmounted.
     """
     os.umask(0)  # the kernel has applied the caller's umask already
     served = ServedMount.of(request, ring, calls)
     served.bound.log()
     if request.believed.last.ending is not Ending.CLEAN:
-        # what is found now must be what a crash from now on would leave, names above all
+        # a crash from now on must not undo what is found now, above all no names
         calls.syncfs("session:recover", served.root_fd)
     failure: Exception | None = None
     with EndSignals() as signals:
@@ -45,7 +45,7 @@ def run_session(request: MountRequest, ring: KeyRing, calls: SystemCalls, ready:
         try:
             log.info("mounted %s at %s", request.volume.backing, request.mountpoint)
             with without_reserve(served.root_fd) as served.reserve_spared:
-                workers.start()  # not before libfuse has had the process that it needs to mount
+                workers.start()  # after the mount, for which libfuse may need a process
                 trio.run(serve, served, connection, signals, ready)
         except Exception as error:
             failure = error
@@ -74,7 +74,7 @@ def _begin(served: ServedMount) -> Connection:
 
 
 def _end(served: ServedMount, connection: Connection) -> None:
-    """Close everything, have it on the disk, and write down how the session ended."""
+    """Close everything, write it to the disk, and write down how the session ended."""
     request, complaints = served.request, served.complaints
     connection.close()
     workers.stop()
@@ -97,7 +97,7 @@ def _end(served: ServedMount, connection: Connection) -> None:
 def _judge(served: ServedMount, failure: Exception | None) -> None:
     """Check that the mount served, and was not lost.
 
-    :param failure: what has ended the serving, if it was no unmount.
+    :param failure: the error that has ended the serving, if it was not an unmount.
     :raises TdefsError: MOUNT_FAILED, the one in *failure*, or MOUNT_LOST.
     """
     mountpoint = served.request.mountpoint

@@ -1,4 +1,4 @@
-"""The signals that end a mount: none kills the daemon, and the first is obeyed once the mount is free."""
+"""The signals that end a mount: none kills the daemon. After the first, it unmounts once the mount is free."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REMINDER_SECONDS = 60
 async def reload_on_hangup(reload: Callable[[], Awaitable[None]]) -> None:
     """Call *reload* for each SIGHUP, until cancelled: for a daemon in the background, which has no terminal.
 
-    Before and after it is ignored, since that is how the daemon went to the background.
+    Before and after, SIGHUP is ignored, as since the daemon went to the background.
     """
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
         async for _ in signals:
@@ -35,7 +35,7 @@ async def reload_on_hangup(reload: Callable[[], Awaitable[None]]) -> None:
 
 
 class EndSignals:
-    """SIGTERM and SIGINT, and SIGHUP in the foreground, where it says that the terminal is gone.
+    """SIGTERM and SIGINT, and SIGHUP in the foreground, where it means that the terminal is gone.
 
     From the beginning of the ``with`` block to its end they do not kill the process. A daemon that dies between
     mounting and listening would leave a dead mount. One that dies of a second signal while it writes everything
@@ -69,8 +69,8 @@ class EndSignals:
     ) -> None:
         """Wait for a signal, then unmount *device* from *mountpoint*, as soon as that is possible.
 
-        While somebody uses the mount it goes on being served: taking it away under a running PostgreSQL would
-        lose what the kernel has not passed on yet.
+        While a program uses the mount, it is served: to take it away under a running PostgreSQL would lose the
+        writes that the kernel has not passed on yet.
         """
         with trio.open_signal_receiver(*self._numbers) as signals:
             task_status.started()
@@ -85,7 +85,7 @@ class EndSignals:
 
 
 async def _tried(mountpoint: Path, device: str) -> str:
-    """Try to unmount, in a thread: the kernel may ask the mount meanwhile. Return why that is not possible now."""
+    """Try to unmount, in a thread, since the kernel may ask the mount meanwhile; return why it is not possible."""
     try:
         return await workers.run(partial(_unmount, mountpoint, device))
     except Exception as error:
@@ -93,7 +93,7 @@ async def _tried(mountpoint: Path, device: str) -> str:
 
 
 def _unmount(mountpoint: Path, device: str) -> str:
-    """Try to unmount; return why that is not possible now, or nothing."""
+    """Try to unmount; return why that is not possible now, "" if it was."""
     devices = devices_at(mountpoint)
     if device not in devices:
         # umount -l; another file system may lie there now, which must not be unmounted

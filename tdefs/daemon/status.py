@@ -1,25 +1,31 @@
-"""What a daemon says of itself: one value, made in one place, for all that show it or act on it.
+"""The status of a daemon: one value, made in one place, for all code that shows it or acts on it.
 
-The control socket, the virtual file and, one day, a page of metrics pass it on as JSON. Commands read it back with
-:meth:`DaemonStatus.from_json`, so no other module knows how it is written. This module loads nothing that a daemon
-runs on.
+The control socket and the virtual file pass it on as JSON. Commands read it back with
+:meth:`DaemonStatus.from_json`, so no other module knows its form in JSON. This module imports nothing of the
+    daemon
+itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
-from tdefs.fuse.measured import Latency
+from tdefs.fuse.measured import MOST_BUCKETS, Latency
 from tdefs.manifest.found import Tampering
+
+# Greater ones are no counts, and no point in time that has a date.
+_MOST = 1 << 63
+_MOST_SECONDS = float(1 << 37)
 
 
 class MalformedStatusError(ValueError):
-    """What was read is not the status of a daemon."""
+    """The JSON value is not the status of a daemon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +83,17 @@ class DaemonStatus:
 
     @classmethod
     def from_json(cls, value: object) -> Self:
-        """Return the status that :meth:`to_json` wrote; members that are not known are passed over.
+        """Return the status that :meth:`to_json` wrote; unknown members are ignored.
 
-        :raises MalformedStatusError: it is not one.
+        :raises MalformedStatusError: *value* is not a status.
         """
         try:
             found = _read(cls, value)
         except RecursionError:
             raise MalformedStatusError("nested too deeply") from None
         assert isinstance(found, cls)  # noqa: S101 - which _read returns for a class
+        if any(len(one.buckets) > MOST_BUCKETS for one in found.latency.values()):
+            raise MalformedStatusError("a histogram has too many buckets")
         return found
 
 
@@ -104,9 +112,9 @@ def _members(kind: type) -> tuple[tuple[str, Any, bool], ...]:
 
 
 def _read(kind: Any, value: object) -> Any:
-    """Return *value*, which came from JSON, as what a member of type *kind* holds.
+    """Return *value*, which came from JSON, as a value of the type *kind*.
 
-    :raises MalformedStatusError: it is something else.
+    :raises MalformedStatusError: it has another type.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -123,8 +131,25 @@ def _read(kind: Any, value: object) -> Any:
         kinds = inner if len(inner) > 1 and inner[-1] is not ... else (inner[0],) * len(value)
         if len(kinds) == len(value):
             return tuple(map(_read, kinds, value))
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind in (str, int, float, bool) and type(value) is kind:
-        return value
+    if _is_simple(kind, value):
+        return kind(value)
     raise MalformedStatusError("a member of the status is of another type")
+
+
+def _is_simple(kind: Any, value: object) -> bool:
+    """Return whether *value* is a text, a number or a truth value, as *kind* says, and can be used as one."""
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, str) and _may_be_a_path(value)
+    if type(value) is int:
+        return abs(value) < _MOST if kind is int else kind is float and 0 <= value < _MOST_SECONDS
+    return kind is float and isinstance(value, float) and 0 <= value < _MOST_SECONDS
+
+
+def _may_be_a_path(text: str) -> bool:
+    """Return whether a path of this system can be *text*."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False

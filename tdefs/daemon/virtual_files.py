@@ -1,4 +1,4 @@
-"""The virtual files of one mount: which there are, and where their content comes from."""
+"""The virtual files of one mount, and their content."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import logging
 import os
 from contextlib import suppress
 from functools import partial
+
+import trio
 
 from tdefs.daemon.answers import status_of
 from tdefs.daemon.report import report
@@ -27,10 +29,26 @@ class StatusFile(VirtualFile):
 
     def __init__(self, served: ServedMount) -> None:
         self._served = served
+        self._one_at_a_time = trio.Lock()
+        # how many asked, how many of them the last report is for, and that report
+        self._asked = 0
+        self._answered = 0
+        self._last = b""
 
     async def content(self) -> bytes:
-        """Return the report on the mount, made in a thread: it reads the header of each file."""
-        return await in_thread(partial(self._made, status_of(self._served)))
+        """Return the report on the mount, made in a thread: it reads the header of each file.
+
+        However many ask, one thread is at work, since the mount's reads need the others. All that ask while a
+        report is being made get the next one.
+        """
+        self._asked += 1
+        asked = self._asked
+        async with self._one_at_a_time:
+            if self._answered < asked:
+                answered = self._asked
+                self._last = await in_thread(partial(self._made, status_of(self._served)))
+                self._answered = answered
+            return self._last
 
     def _made(self, status: DaemonStatus) -> bytes:
         request = self._served.request
@@ -40,9 +58,10 @@ class StatusFile(VirtualFile):
 
 
 def operations_of(served: ServedMount) -> Dispatcher:
-    """Return the operations of a mount with its virtual files before them.
+    """Return the operations of a mount, with its virtual files.
 
-    Through a mount no program can make a file of their name. One that lies there was put there below the mount.
+    Through a mount no program can make a file of the name ``.tdefs``. If the volume has one, somebody has put it
+    there below the mount.
     """
     with suppress(FileNotFoundError):
         os.stat(DIRECTORY, dir_fd=served.root_fd, follow_symlinks=False)

@@ -1,11 +1,12 @@
 """The watchdog: a process of its own that ends a mount whose daemon has frozen.
 
-If a daemon no longer answers, programs that use its mount wait in the kernel for ever, and no signal ends them. To
-abort the connection does: every request fails, waiting or new. Then the daemon is killed, which frees the volume's
-lock.
+If a daemon no longer answers, programs that use its mount wait in the kernel for ever, and no signal ends them. An
+abort of the connection ends them: every request fails, waiting or new. Then the daemon is killed, which frees the
+volume's lock.
 
-It runs as a script, and imports nothing but the standard library, so it needs little memory and holds no key. Its
-standard input is a socket to the daemon (see watched.py). It sends one byte for each question, and gets one back.
+The watchdog runs as a script, and imports only the standard library, so it needs little memory and holds no key.
+Its standard input is a socket to the daemon (see watched.py). It sends one byte for each question, and gets one
+back.
 """
 
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 _PINGS = 5
 """So many must stay without an answer before the daemon counts as frozen."""
 _LONGEST_INTERVAL = 10.0
-# A watchdog that wakes so much too late was suspended or got no processor, and perhaps the daemon, too.
+# A watchdog that wakes so much too late was suspended or got no processor, and perhaps the daemon was, too.
 _LATE_FACTOR = 2
 # A killed process ends when the disk lets go of it.
 _KILL_SECONDS = 30
@@ -39,11 +40,11 @@ class Patience:
         """Seconds between two pings."""
         self.silent = 0.0
 
-    def is_over(self, elapsed: float, *, answered: bool, waits_for_disk: bool) -> bool:
+    def add_interval(self, elapsed: float, *, answered: bool, waits_for_disk: bool) -> bool:
         """Add one interval; return whether the daemon counts as frozen.
 
-        :param elapsed: how many seconds it took; the clock stands still while the machine is suspended
-        :param waits_for_disk: whether the disk below holds the daemon up: then it is left alone
+        :param elapsed: how many seconds it took; the clock stands still while the machine is suspended.
+        :param waits_for_disk: whether the daemon waits for the disk below: then it does not count as frozen.
         """
         if answered or waits_for_disk or elapsed > _LATE_FACTOR * self.interval:
             self.silent = 0.0
@@ -71,14 +72,14 @@ def is_silent(link: socket.socket, pid: int, seconds: float) -> bool:
         except OSError:
             return False
         elapsed = time.monotonic() - begun
-        if patience.is_over(elapsed, answered=answered, waits_for_disk=not answered and waits_for_disk(pid)):
+        if patience.add_interval(elapsed, answered=answered, waits_for_disk=not answered and waits_for_disk(pid)):
             return True
 
 
 def waits_for_disk(pid: int) -> bool:
     """Return whether the main thread of a process waits for the disk below, and not for a FUSE mount.
 
-    Where the kernel does not say what the thread waits for, an uninterruptible wait counts as one for the disk.
+    If the kernel does not say what the thread waits for, an uninterruptible wait counts as a wait for the disk.
     """
     process = Path(f"/proc/{pid}")
     try:
@@ -132,7 +133,7 @@ def main(arguments: list[str]) -> None:
     """Watch until the daemon hangs up, or is ended.
 
     :param arguments: seconds of patience, the daemon's process and a descriptor of it, a descriptor of the
-        connection's file ``abort``, the mount point, the log file (empty: standard error)
+        connection's file ``abort``, the mount point, the log file (empty: standard error).
     """
     seconds, pid, pidfd, abort = map(int, arguments[:4])
     mountpoint, log_file = arguments[4:]

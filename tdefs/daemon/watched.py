@@ -1,4 +1,4 @@
-"""The daemon's end of the watchdog: starts that process and answers it. What it does is in watchdog.py."""
+"""The daemon's end of the watchdog: it starts that process and answers it. The watchdog itself is watchdog.py."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class Watched:
     """This process, watched by another one."""
 
     def __init__(self, seconds: int, device: str, mountpoint: Path, log_file: Path | None) -> None:
-        """:param seconds: how long the daemon may be silent; :param device: the mount's, ``MAJOR:MINOR``."""
+        """:param seconds: how long the daemon may be silent.
+
+        :param device: the mount's, ``MAJOR:MINOR``.
+        """
         self._seconds = seconds
         self._device = device
         self._mountpoint = mountpoint
@@ -38,9 +41,9 @@ class Watched:
         """The seconds, while a watchdog runs."""
 
     async def stay(self) -> None:
-        """Have a watchdog until cancelled; another one replaces it if it was killed.
+        """Keep a watchdog running until cancelled; if it was killed, start another one.
 
-        After that the daemon may still take long to write everything out, without a watchdog.
+        After the mount the daemon may take long to write everything out: then there is no watchdog.
         """
         complained = False
         while True:
@@ -80,7 +83,7 @@ class Watched:
                     process.wait()
 
     def _start(self, its: socket.socket) -> subprocess.Popen[bytes]:
-        # the number may be another connection's later; the open file stays this one's
+        # another connection may get the number later; the open file stays that of this one
         abort = os.open(abort_file(self._device), os.O_WRONLY | os.O_CLOEXEC)
         try:
             itself = os.pidfd_open(os.getpid())

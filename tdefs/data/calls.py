@@ -4,9 +4,8 @@ Each call carries a label that names its place in the code, so that a test can m
 or lie. Errors are ``OSError``. Names are bytes, relative to a directory descriptor; offsets and sizes are bytes.
 Where a name may be empty, the call is about what the descriptor itself leads to, which may have no name any more.
 
-No call follows a symbolic link. What a name leads to may be exchanged at any time by whoever can write to the
-backing directory, so attributes are set, and hard links made, of what a descriptor leads to: tdefs.tree.places
-gives one, and has checked it.
+No call follows a symbolic link. A user who can write to the backing directory may exchange at any time what a name
+leads to. So attributes are set, and hard links are made, through a descriptor that tdefs.tree.places has checked.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class _FileHandle(ctypes.Structure):
 
 
 class Owner(NamedTuple):
-    """Whom a new node shall belong to."""
+    """The user and group to which a new node will belong."""
 
     uid: int
     gid: int
@@ -48,9 +47,9 @@ def _made_for(owner: Owner, mode: int, make: Callable[[], T]) -> T:
     """Call *make* so that what it makes belongs to *owner* from the first instant on, where that is possible.
 
     That takes root, or the capabilities CAP_SETUID and CAP_SETGID. A daemon that made a node and then gave it away
-    could die in between, and PostgreSQL would recover to a file that it may not open. Where *owner* may not do it
-    alone (a device, a directory that a supplementary group lets write to), or loses set-id bits that it should
-    not, the daemon makes the node, which still has to be given away.
+    could die in between, and PostgreSQL would recover to a file that it may not open. The daemon makes the node
+    itself, and it must still be given away, where *owner* may not make it (a device, or a directory that only a
+    supplementary group may write to), or would lose set-id bits.
     """
     # not for root: with a way back from root's user id the kernel takes away what the daemon may do to files
     if owner.uid not in (0, os.geteuid()) and not mode & (stat.S_ISUID | stat.S_ISGID):
@@ -68,7 +67,7 @@ def _made_for(owner: Owner, mode: int, make: Callable[[], T]) -> T:
 
 
 def _itself(fd: int) -> bytes:
-    """Return a path that leads to what *fd* is open for, be it without a name, and through no symbolic link."""
+    """Return a path that leads to the file of *fd*, even if it has no name, and through no symbolic link."""
     return b"/proc/self/fd/%d" % fd
 
 
@@ -115,7 +114,7 @@ class SystemCalls:
         try:
             got = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
         except OSError:
-            # EAGAIN: not in memory. EOPNOTSUPP: the file system below cannot tell. The waiting read says the rest.
+            # EAGAIN: not in memory. EOPNOTSUPP: the file system below does not know. The read that waits decides.
             return None
         return buffer if got == size else None
 
@@ -139,7 +138,7 @@ class SystemCalls:
             if error.errno == ENXIO:
                 return os.lseek(fd, 0, os.SEEK_END)
             if error.errno == EINVAL:
-                return offset  # the file system below cannot tell
+                return offset  # the file system below does not know
             raise
 
     def getxattr(self, label: str, fd: int, name: str) -> bytes:
@@ -169,7 +168,7 @@ class SystemCalls:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
     def handle(self, label: str, name: bytes, directory: int) -> bytes:
-        """Return what names the file *name* itself for all times on its file system, see name_to_handle_at(2)."""
+        """Return the handle of *name*, which no other file of its file system ever has: name_to_handle_at(2)."""
         found = _FileHandle(_MAX_HANDLE_SIZE)
         if _libc.name_to_handle_at(directory, name, ctypes.byref(found), ctypes.byref(ctypes.c_int()), 0) != 0:
             error = ctypes.get_errno()

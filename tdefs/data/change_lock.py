@@ -1,4 +1,4 @@
-"""The lock of an open file: who may read and change it at a time, and how often it was changed."""
+"""The lock of an open file: which threads may read and change it at a time, and how often it was changed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from threading import Condition, Lock
 class ChangeLock:
     """A lock that many threads share, or one holds alone; not reentrant. It counts the changes made under it.
 
-    A thread that waits to hold it alone keeps out those that come to share it, so it need not wait for ever.
+    No thread waits for ever. A thread that waits to hold it alone keeps out those that come to share it. When it
+    releases the lock, those that wait to share it at that moment come before the next one that wants it alone.
     """
 
-    __slots__ = ("_is_held", "_mutex", "_released", "_sharing", "_waiting", "_writing", "changes", "unsynced")
+    __slots__ = (
+        "_admitted",
+        "_is_held",
+        "_mutex",
+        "_released",
+        "_sharing",
+        "_waiting",
+        "_waiting_to_share",
+        "_writing",
+        "changes",
+        "unsynced",
+    )
 
     def __init__(self) -> None:
         self._mutex = Lock()
@@ -19,6 +31,9 @@ class ChangeLock:
         self._sharing = 0
         self._writing = 0
         self._waiting = 0
+        self._waiting_to_share = 0
+        #: How many may share the lock before the next thread holds it alone.
+        self._admitted = 0
         self._is_held = False
         #: How many changes have begun.
         self.changes = 0
@@ -32,8 +47,8 @@ class ChangeLock:
             being written it is -1, which is never equal.
         """
         with self._mutex:
-            while self._is_held or self._waiting:
-                self._released.wait()
+            if self._is_held or self._waiting:
+                self._wait_to_share()
             self._sharing += 1
             return -1 if self._writing else self.changes
 
@@ -47,8 +62,8 @@ class ChangeLock:
     def begin_pages(self) -> None:
         """Wait until no thread holds the lock alone, and share it for a write of whole pages."""
         with self._mutex:
-            while self._is_held or self._waiting:
-                self._released.wait()
+            if self._is_held or self._waiting:
+                self._wait_to_share()
             self._sharing += 1
             self._writing += 1
             self.changes += 1
@@ -68,10 +83,10 @@ class ChangeLock:
     def acquire(self) -> None:
         """Wait until no other thread has the lock in any way, and hold it alone."""
         with self._mutex:
-            if self._is_held or self._sharing:
+            if self._is_held or self._sharing or self._admitted:
                 self._waiting += 1
                 try:
-                    while self._is_held or self._sharing:
+                    while self._is_held or self._sharing or self._admitted:
                         self._released.wait()
                 finally:
                     self._waiting -= 1
@@ -89,6 +104,7 @@ class ChangeLock:
         """
         with self._mutex:
             self._is_held = False
+            self._admitted = self._waiting_to_share
             self.unsynced += written
             self._released.notify_all()
 
@@ -97,3 +113,16 @@ class ChangeLock:
         with self._mutex:
             unsynced, self.unsynced = self.unsynced, 0
         return unsynced
+
+    def _wait_to_share(self) -> None:
+        """Wait until the lock may be shared. The caller has the mutex."""
+        self._waiting_to_share += 1
+        try:
+            while self._is_held or (self._waiting and not self._admitted):
+                self._released.wait()
+        except BaseException:
+            self._released.notify_all()
+            raise
+        finally:
+            self._waiting_to_share -= 1
+            self._admitted = max(0, self._admitted - 1)

@@ -1,4 +1,4 @@
-"""What went wrong with the disk below: each failure is counted, and named in the log with what to do about it."""
+"""Failures of the disk below: each is counted, and the log names it and says what to do about it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Complaints:
     def failed(self, operation: str, subject: str, error: OSError) -> None:
         """Count a failure of the disk; log it once in a while for each file, operation and kind of failure.
 
-        What the log has named already is only counted.
+        A refusal that the log has explained already is only counted.
         """
         self.counts[operation] += 1
         if isinstance(error, LoggedRefusal):

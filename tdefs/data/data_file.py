@@ -16,8 +16,8 @@ from tdefs.format.content import Content
 class DataFile:
     """An open backing file, and what is read and written through it. It knows no names and no inode.
 
-    It owns all that changes of the file: descriptor, content, length, what a failed write left behind the end, the
-    number of changes, the bytes that are not synced, and the loss. Several threads may use it:
+    It owns everything about the file that changes: descriptor, content, length, what a failed write left behind
+    the end, the number of changes, the bytes that are not synced, and the loss. Several threads may use it:
 
     - A write that makes the file longer or changes parts of pages, a truncation, and an exchange of content or
       descriptor hold the lock alone.
@@ -53,7 +53,7 @@ class DataFile:
     ) -> None:
         """Take over *fd*.
 
-        :param losses: what may be lost of it, also from when it was open before.
+        :param losses: data of the file that may be lost, also since an earlier opening.
         :param sync_names: makes the directory entries above the file durable; raises ``OSError``. It is called on
             the event loop, and only while *names_durable* is not set.
         """
@@ -78,7 +78,10 @@ class DataFile:
         return self.content.state.length
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write all of *data* at plaintext *offset*. Raises ``OSError``."""
+        """Write all of *data* at plaintext *offset*.
+
+        :raises OSError: only a part was written, or nothing.
+        """
         lock, size = self.lock, len(data)
         lock.begin_pages()
         written = 0
@@ -96,13 +99,16 @@ class DataFile:
             lock.release(size)
 
     def truncate(self, length: int) -> None:
-        """Set the plaintext length. Raises ``OSError``."""
+        """Set the plaintext length.
+
+        :raises OSError: the length may be the old one.
+        """
         with self.changed_alone():
             self.content.truncate(length)
 
     @contextmanager
     def changed_alone(self) -> Iterator[None]:
-        """Let no other thread read or change the file for the time of a ``with`` block that changes it."""
+        """Keep all other threads from the file during a ``with`` block that changes it."""
         self.lock.acquire_for_change()
         try:
             yield

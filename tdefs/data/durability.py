@@ -1,7 +1,7 @@
-"""Making things durable: data, headers and directory entries, on the event loop or beside it.
+"""Making data, headers and directory entries durable, on the event loop or in a thread.
 
-A worker thread costs more than a quick fsync, and a slow fsync on the event loop holds up every other request, so
-each one goes where recent ones say it is cheaper.
+A thread costs more than a quick fsync. A slow fsync on the event loop holds up every other request. So the time of
+recent ones decides where the next one runs.
 """
 
 from __future__ import annotations

@@ -77,13 +77,13 @@ Form = Plain | Empty | Encrypted | Broken
 class Expectations:
     """What may be found in a volume.
 
-    ``plain_files``: whether files may lie in it that are not encrypted. Where no policy ever left one in the
-    clear, a file without a header was put there by somebody else, or lost its header.
+    ``plain_files``: whether it may hold files that are not encrypted. If no policy ever left a file in the clear,
+    a file without a header was put there by somebody else, or lost its header.
 
-    ``lost_headers``: whether its last session ended without a clean unmount, so that files may exist whose header
-    never became durable. No byte of these was ever promised.
+    ``lost_headers``: whether its last session ended without a clean unmount. Then files may exist whose header
+    never became durable. No byte of these was ever reported as durable.
 
-    ``lowest_suite``: files of a lower cipher suite were not made by this volume's tdefs.
+    ``lowest_suite``: this volume's tdefs made no files of a lower cipher suite.
     """
 
     volume_id: bytes
@@ -93,7 +93,7 @@ class Expectations:
 
 
 class Doubts(Protocol):
-    """What is asked of a file that starts with zeros."""
+    """Questions about a file that starts with zeros."""
 
     def should_be_encrypted(self) -> bool:
         """Return whether the policy would encrypt it today."""
@@ -102,7 +102,7 @@ class Doubts(Protocol):
         """Return whether it was made as a plain file."""
 
     def interrupted_length(self) -> int | None:
-        """Return how many zeros it held when somebody began to encrypt it; ``None`` if nobody did."""
+        """Return how many zeros it held when tdefs began to encrypt it; ``None`` if it never did."""
 
     def is_all_zero(self) -> bool:
         """Return whether it holds nothing but zeros."""
@@ -116,7 +116,7 @@ def look_at(page: bytes, size: int, expected: Expectations, doubts: Doubts) -> P
 
     :param page: the first bytes of the file: its header record, or where that is zero the header page.
     :param size: the stored size in bytes.
-    :param doubts: asked only where the first bytes do not tell.
+    :param doubts: asked only if the first bytes do not decide it.
     :raises FormatError: the file cannot be presented.
     """
     if size == 0:
@@ -143,8 +143,8 @@ def _without_header(size: int, expected: Expectations, doubts: Doubts) -> Plain 
         if expected.lost_headers and not doubts.had_header():
             return Empty()
         raise MissingHeader("the header is all zero: it was wiped")
-    # Here the header of a new file is made durable before anything else is written to the file, so a crash leaves
-    # zeros alone.
+    # In such a volume the header of a new file is durable before anything else is written to the file. So after a
+    # crash the file holds nothing but zeros.
     length = doubts.interrupted_length()
     if length is None and not doubts.should_be_encrypted():
         return Plain()
@@ -213,7 +213,7 @@ class FileForms:
     def renewed(self, header: Header, key_name: str | None) -> Header:
         """Return a header with a new file id for an empty file that had *header*, bound as that was.
 
-        Where no round of the data key may be used for new files, it stays under its own: the file is not new, and
+        If no round of the data key may be used for new files, the header keeps its round: the file is not new, and
         PostgreSQL has opened it to write to it.
         """
         try:

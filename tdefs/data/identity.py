@@ -24,7 +24,7 @@ _NAMED_KINDS = frozenset(
         Kind.SIGNAL,
     )
 )
-#: All others: they get their names by a rename from another one of the same class, and some of them all the time.
+#: All others: PostgreSQL renames them to names of the same class, some of them all the time.
 _CLASSES = {
     Kind.WAL: FileClass.WAL,
     Kind.RELCACHE: FileClass.RELATION_CACHE,

@@ -23,8 +23,8 @@ class LinkCipher:
     ) -> bytes:
         """Return the text of a link to *target* that may lie at *paths*, one or two, relative to the mount's root.
 
-        :param key_name: the data key, of which the newest round is taken; ``None``: the default one.
-        :param old: the link that it is to replace, whose key serves where the other one may not be used.
+        :param key_name: the data key, whose newest round is taken; ``None``: the default one.
+        :param old: the link that the new one replaces. Its key is taken if *key_name* may not be used.
         :raises RevokedKey: no round may be used for a new link.
         """
         key = self._key_for_new(key_name, old)
@@ -33,7 +33,7 @@ class LinkCipher:
         return encode_link(Link(head, places, target), self._ring().volume_id, derive_link_key(key, head.link_id))
 
     def decrypt(self, text: bytes) -> Link:
-        """Return what the stored *text* of a link says; where it may lie is for the caller to check.
+        """Return what the stored *text* of a link says; the caller checks whether it lies where it may.
 
         :raises FormatError: it cannot be presented.
         """

@@ -1,4 +1,4 @@
-"""Data of a file that may be lost: how long this is reported, and by whom.
+"""Data of a file that may be lost: how long this is reported, by tdefs or by the kernel.
 
 The kernel reports an error of a write or a sync of the backing file once, and then forgets it. A file with a loss
 fails every sync until all programs that might rely on the lost data have closed it, and until the loss was

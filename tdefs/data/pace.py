@@ -1,4 +1,4 @@
-"""On the event loop or beside it: what a disk's operation takes of late, against what a thread would cost."""
+"""How long operations of a disk took lately: a quick one runs on the event loop, a slow one in a thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Pace:
         return self._typical_seconds <= self._quick_seconds
 
     def timed(self, work: Callable[[], R]) -> R:
-        """Do *work* and learn from it, unless it fails. Two threads may lose a measurement, no more."""
+        """Do *work* and measure it, unless it fails. If two threads do so at once, one measurement may be lost."""
         start = time.perf_counter()
         result = work()
         self._typical_seconds += self._smoothing * (time.perf_counter() - start - self._typical_seconds)

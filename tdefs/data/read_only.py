@@ -1,4 +1,4 @@
-"""A volume that is only read: on a read-only file system, as of a snapshot, or because ``-o ro`` was asked for."""
+"""A volume that is only read: on a read-only file system (a snapshot), or because of the option ``-o ro``."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def is_read_only(directory: Path) -> bool:
 
 
 def control_places(backing: Path) -> list[Path]:
-    """Return where the daemon of a volume that is only read may have its control socket: the first is this user's.
+    """Return where the control socket of a volume that is only read may be: the first is this user's.
 
-    Root's is in /run, a user's in the directory that the login gave this user, if there is one.
+    Root's is in /run, a user's in the directory that the login made for this user, if there is one.
     """
     name = f"{hashlib.sha256(os.fsencode(backing)).hexdigest()[:32]}.control"
     root = _RUNTIME / name
     if os.geteuid() == 0:
         return [root]
-    # not what XDG_RUNTIME_DIR says: whoever sets a variable would choose where a daemon makes files
+    # not what XDG_RUNTIME_DIR says: a program that sets the variable would choose where a daemon makes files
     own = _LOGINS / str(os.geteuid())
     return [own / "tdefs" / name, root] if own.is_dir() and own.stat().st_uid == os.geteuid() else [root]
 
@@ -45,7 +45,7 @@ def _nothing_to_sync(*_: Any) -> None:
 
 
 class ReadOnlyCalls(SystemCalls):
-    """System calls of which none changes anything, whatever the kernel asks for: root may remount a mount "rw"."""
+    """System calls that change nothing, whatever the kernel asks for: root may remount a mount "rw"."""
 
     def open(self, label: str, name: bytes, flags: int, mode: int, directory: int) -> int:
         """Open for reading. Anything more fails with EROFS, as on a read-only file system."""

@@ -1,4 +1,4 @@
-"""Reading: at once what the kernel has in memory, beside the event loop what must be waited for."""
+"""Reading: data in the kernel's memory at once, data on a slow disk in a thread."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Reader:
     async def read(self, file: DataFile, offset: int, size: int) -> bytes:
         """Return *size* bytes of plaintext from *offset* on, fewer only at the end of the file.
 
-        A read beside which the file changed is done again, whatever came of it: the bytes, the length and the key
-        may be of different states of the file, and the descriptor may be another one.
+        If the file changed during the read, it is read again, even after an error: the bytes, the length and the
+        key may be of different states of the file, and the descriptor may be another one.
 
         :raises DamagedLength: the backing file ends before that.
         """
@@ -53,7 +53,7 @@ class Reader:
         return cast(bytes, self._read_again(file, offset, size))
 
     def _read_at_once(self, file: DataFile, offset: int, size: int) -> Plaintext | None:
-        """Return the plaintext if there is no need to wait, or not for long; ``None``: a thread has to wait."""
+        """Return the plaintext if there is no need to wait for long; ``None``: a thread must wait."""
         content = file.content
         ranges = content.ranges(offset, size)
         if not ranges:
@@ -69,7 +69,7 @@ class Reader:
         return content.decode(offset, size, stored)
 
     def _read_waiting(self, file: DataFile, offset: int, size: int) -> Plaintext:
-        """Wait for the disk, and hold no lock: what comes of it is right if the file did not change meanwhile."""
+        """Wait for the disk, and hold no lock: the result is right if the file did not change meanwhile."""
         content = file.content
         ranges = content.ranges(offset, size)
         stored = [self._pread(file.fd, count, at) for at, count in ranges]
@@ -87,6 +87,6 @@ class Reader:
             file.lock.release()
 
     def _pread(self, fd: int, size: int, offset: int) -> bytes:
-        """Read from the disk, and learn how long a small read takes."""
+        """Read from the disk, and measure a small read."""
         work = partial(self._calls.pread, "read", fd, size, offset)
         return self._pace.timed(work) if size <= _SMALL_BYTES else work()

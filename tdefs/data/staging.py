@@ -1,4 +1,4 @@
-"""The directory in which the next text of a symbolic link is made, before it takes the place of the old one."""
+"""The directory in which a symbolic link is made that will replace an old one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DIRECTORY = "staging"
 
 
 class Staging:
-    """A directory of tdefs's own, on the file system of the tree that is served. Errors are OSError."""
+    """A directory of tdefs's own, on the file system of the data directory. Errors are OSError."""
 
     def __init__(self, place: Path) -> None:
-        """Make the directory, if need be, and remove what a crash has left in it; the caller holds the lock."""
+        """Make the directory if it is missing, and empty it after a crash; the caller holds the lock."""
         with suppress(FileExistsError):
             place.mkdir(mode=0o700)
         self.fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -35,7 +35,7 @@ class Staging:
         return b"%d.%s" % (self._last, os.urandom(4).hex().encode())
 
     def open(self, name: bytes) -> int:
-        """Return an ``O_PATH`` descriptor of what was just made under *name*."""
+        """Return an ``O_PATH`` descriptor of the link that was just made under *name*."""
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """The threads that wait for a disk, beside the event loop: started early, and kept.
 
-A limit on processes (RLIMIT_NPROC, a container's pids limit) may be reached at any time, by others too. trio's own
-threads end when they are idle for a while and then cannot be had again, and each failure to start one would become
-an error of a sound disk.
+Other programs may use up a limit on processes (RLIMIT_NPROC, a container's pids limit) at any time. trio's own
+threads end after a while without work. Then no new one could be started, and a program would get an error although
+the disk is sound.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import trio
 
 R = TypeVar("R")
 
-#: How many may work at a time; more are started only while they have something to do.
+#: How many may work at a time; those beyond FIRST_THREADS are started when there is work for them.
 MOST_THREADS = 40
 #: How many there are from the beginning.
 FIRST_THREADS = 8
@@ -30,7 +30,7 @@ _END_SECONDS = 1.0
 
 
 class NoThreadError(Exception):
-    """Not one thread could be started."""
+    """There is no thread, and none could be started."""
 
     def __init__(self) -> None:
         super().__init__("no thread can be started: the limit on processes is reached (ulimit -u, or pids.max)")
@@ -47,7 +47,7 @@ class _Job(Generic[R]):
         self._value: R | None = None
 
     def run(self) -> None:
-        """Do the work, in a thread, and wake the task, which must not wait for ever."""
+        """Do the work in this thread, and wake the task that waits for it."""
         try:
             self._value = self._work()
         except BaseException as error:
@@ -80,19 +80,19 @@ class Workers:
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
         self._threads = 0
-        #: How many pieces of work are waited for.
+        #: How many tasks wait for their work.
         self.at_work = 0
 
     def start(self) -> int:
-        """Start those that shall be there from the beginning; return how many there are."""
+        """Start the first threads; return how many there are."""
         while self._threads < FIRST_THREADS and self._start_one():
             pass
         return self._threads
 
     async def run(self, work: Callable[[], R]) -> R:
-        """Do *work* in a thread, sooner or later; it cannot be cancelled.
+        """Do *work* in a thread; it cannot be cancelled.
 
-        :raises NoThreadError: there is none, and none can be started.
+        :raises NoThreadError: there is no thread, and none can be started.
         """
         if self.at_work >= self._threads and self._threads < MOST_THREADS:
             self._start_one()
@@ -108,7 +108,7 @@ class Workers:
         return job.result()
 
     def stop(self) -> None:
-        """End all threads; their number is free for other processes then. None may be at work."""
+        """End all threads, none of which may be at work, so that other processes can use their number."""
         for _ in range(self._threads):
             self._jobs.put(None)
         deadline = time.monotonic() + _END_SECONDS
@@ -120,7 +120,7 @@ class Workers:
         self._threads = 0
 
     def _start_one(self) -> bool:
-        """Start a thread; return whether there was one to be had."""
+        """Start a thread; return whether that was possible."""
         before = threading.stack_size(_STACK_BYTES)
         try:
             # not threading.Thread, which would wait for ever for a thread that lacks the memory to begin
@@ -135,18 +135,18 @@ class Workers:
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
             job.run()
-            del job  # what it holds must not live until the next one comes
+            del job  # it would live until the next one comes
         self._ended.put(None)
 
 
-#: Those of this process, which serves one mount.
+#: The threads of this process, which serves one mount.
 workers = Workers()
 
 
 async def in_thread(work: Callable[[], R]) -> R:
-    """Run *work*, which waits for a disk, in a thread. Where no thread can be had, run it here.
+    """Run *work*, which waits for a disk, in a thread; if there is no thread, run it here.
 
-    The loop that serves requests gives way while any is at work.
+    The loop that serves requests gives way to other tasks while a thread is at work.
     """
     try:
         return await workers.run(work)

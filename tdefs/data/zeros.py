@@ -1,4 +1,4 @@
-"""Files that start with zeros: what is behind these, and the mark that shows a plain one.
+"""Files that start with zeros: whether they are plain or encrypted, and the mark that shows it.
 
 A plain file may hold anything, zeros too, and its content is stored as it is. An encrypted file whose header was
 wiped starts with zeros as well. So that the two can be distinguished, a plain file carries a mark beside its
@@ -25,10 +25,7 @@ _NO_MARKS = (ENOTSUP, EACCES, EPERM)
 
 
 class StoredDoubts:
-    """What is asked of an open stored file where its first bytes do not tell what it is.
-
-    Errors are ``OSError``.
-    """
+    """Questions about an open stored file whose first bytes do not show what it is. Errors are ``OSError``."""
 
     def __init__(
         self,
@@ -54,13 +51,13 @@ class StoredDoubts:
         return self._mark() == _PLAIN
 
     def interrupted_length(self) -> int | None:
-        """Return how many zeros the file held when somebody began to encrypt it; ``None`` if nobody did."""
+        """Return how many zeros the file held when tdefs began to encrypt it; ``None`` if it never did."""
         mark = self._mark()
         digits = mark.removeprefix(_ZEROS)
         return int(digits) if mark != digits and digits.isdigit() and len(digits) < 20 else None
 
     def is_all_zero(self) -> bool:
-        """Return whether the file holds nothing but zeros; where it is a hole, nothing is read."""
+        """Return whether the file holds nothing but zeros; holes are not read."""
         offset = self._calls.seek_data("form:zeros", self._fd, 0)
         while offset < self._size:
             chunk = self._calls.pread("form:zeros", self._fd, min(_CHUNK_SIZE, self._size - offset), offset)
@@ -81,7 +78,10 @@ class StoredDoubts:
 
 
 def mark_plain(calls: SystemCalls, label: str, fd: int) -> None:
-    """Note that an open file is a plain one. Raises ``OSError``, but not where there are no such marks."""
+    """Note that an open file is a plain one.
+
+    :raises OSError: it could not be noted, on a file system that has such marks.
+    """
     _set_mark(calls, label, fd, _PLAIN)
 
 

@@ -1,1 +1,1 @@
-"""What weakens the promises of a mount: PostgreSQL's settings, where its files lie, the host."""
+"""Finding weaknesses of a mount: PostgreSQL's settings, the places of its files, the host."""

@@ -1,4 +1,4 @@
-"""What lies in a backing directory although tdefs did not encrypt it: links, special files, plain files."""
+"""Nodes in a backing directory that tdefs did not encrypt: links, special files, plain files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tdefs.volume.backing import weaknesses
 from tdefs.volume.believed import Believed
 from tdefs.volume.description import Volume
 
-#: So many files are opened at most, and for so long; relation files come last.
+#: At most so many files are opened, and for at most so long; relation files come last.
 _MOST_OPENED = 20_000
 _MOST_SECONDS = 10.0
 #: So many of a kind are named.
@@ -38,15 +38,15 @@ _NAMED = 10
 
 
 class BackingDirectory:
-    """Looks through one backing directory, once: a list of names, without the attributes of files."""
+    """Examines one backing directory, once: a list of names, without the attributes of files."""
 
     def __init__(self, volume: Volume, may: Statements, mountpoint: Path, mountpoints: list[Path]) -> None:
-        """Look through *volume*, which *may* do what its keystore says.
+        """Examine *volume*, which *may* do what its keystore says.
 
         :param mountpoints: of all tdefs mounts, among them *mountpoint*, where this one is served.
         """
         self._volume = volume
-        # whether a policy encrypts a file is known before it is looked at
+        # whether a policy encrypts a file is known before the file is opened
         self._believed = Believed(replace(may, policy_digest="", policy=""))
         self._mountpoint = mountpoint
         self._mountpoints = mountpoints
@@ -59,7 +59,7 @@ class BackingDirectory:
         self._unseen: list[str] = []
 
     def examine(self, policy: Policy | None) -> Iterator[Finding]:
-        """Yield what is in the clear there, or leads out of it.
+        """Yield findings about files in the clear, and links that lead out of all volumes.
 
         :param policy: what should be encrypted; ``None`` if that is not known.
         """
@@ -128,7 +128,8 @@ class BackingDirectory:
         try:
             target = os.readlink(place)  # noqa: PTH115 - what it says, which need not be a path as pathlib writes it
         except OSError as error:
-            # a mounted volume lives on; what is still there, and not for the daemon, was put there
+            # a mounted volume changes meanwhile; but if it is still there, and the daemon refuses it, it was
+            # planted
             if (self._volume.data / path).is_symlink():
                 self._planted.append(f"{path} ({error.strerror})")
             return
@@ -175,13 +176,13 @@ class BackingDirectory:
                 "tdefs ls lists all of them",
             )
         yield advice(
-            "the volume may hold plain files, since a policy has left some in the clear: who can write to the "
-            "backing directory can put plain files in the place of encrypted ones",
+            "the volume may hold plain files, since a policy has left some in the clear: a user who can write to "
+            "the backing directory can put plain files in the place of encrypted ones",
             "let nobody else write there; a new volume without such a policy refuses plain files",
         )
 
     def _state(self, path: str) -> str:
-        """Return the state of a file, empty where the header says that it is encrypted, or it is gone."""
+        """Return the state of a file, "" if it is encrypted by its header, or is gone."""
         try:
             with open_without_links(self._volume, path) as fd:
                 head = first_bytes(fd)
@@ -196,7 +197,7 @@ class BackingDirectory:
 
 @contextmanager
 def _entries(volume: Volume, directory: str) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """Look into a directory of the tree, which no symbolic link leads to, for the time of a ``with`` block."""
+    """List a directory of the tree, reached through no symbolic link, during a ``with`` block."""
     if directory.count("/") >= MOST_LEVELS:
         raise OSError(ELOOP, "it is nested too deeply")
     fd = open_directory(volume, [part for part in directory.split("/") if part], os.O_RDONLY)

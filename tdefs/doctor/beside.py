@@ -24,9 +24,9 @@ from tdefs.volume.description import PRIVATE_DIRECTORY
 
 #: Where distributions keep clusters.
 _USUAL_PLACES = (Path("/var/lib/postgresql"), Path("/var/lib/pgsql"))
-#: File systems that are looked into; others may be slow, or not answer.
+#: File systems that are searched; others may be slow, or not answer.
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "tmpfs", "overlay"})
-#: So many directories are looked at, and entries of each.
+#: So many directories are searched, and so many entries of each.
 _MOST_DIRECTORIES = 3000
 _MOST_ENTRIES = 2000
 _NAMED = 10
@@ -42,8 +42,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def examine_surroundings(mountpoint: Path, backing: Path, clusters: list[Path]) -> Iterator[Finding]:
     """Yield where the data of a mount's *clusters* seem to lie in the clear, too.
 
-    Looked at are the directories around *mountpoint* and *backing*, the home of their owner, and where
-    distributions keep clusters. The system identifier in pg_control distinguishes a copy from another cluster.
+    The search covers the directories around *mountpoint* and *backing*, the home of their owner, and the places
+    where distributions keep clusters. The system identifier in pg_control distinguishes a copy from another
+    cluster.
     """
     yield from _hidden(mountpoint)
     own = {_identifier(pgdata) for pgdata in clusters} - {None}
@@ -91,7 +92,7 @@ def _clear_clusters(mountpoint: Path, backing: Path) -> Iterator[Path]:
 
 
 def _names(directory: Path) -> set[str]:
-    """Return what lies in a directory; nothing where this user may not look."""
+    """Return the entries of a directory; nothing if this user may not read it."""
     with suppress(OSError), os.scandir(directory) as entries:
         return {entry.name for entry in islice(entries, _MOST_ENTRIES)}
     return set()
@@ -108,7 +109,7 @@ def _directories(directory: Path) -> list[Path]:
 
 
 def _hidden(mountpoint: Path) -> Iterator[Finding]:
-    """Yield what lies in the directory that the mount hides: what was copied there while nothing was mounted."""
+    """Yield what lies in the directory below the mount: somebody may have copied it there without a mount."""
     names = _names_below(mountpoint)
     if "PG_VERSION" in names:
         yield risk(
@@ -125,7 +126,7 @@ def _hidden(mountpoint: Path) -> Iterator[Finding]:
 
 
 def _names_below(mountpoint: Path) -> list[str]:
-    """Return what lies in a mount point below its mount; nothing where the kernel does not let one look.
+    """Return the entries of a mount point's directory below the mount; nothing if the kernel does not show them.
 
     A copy of the mount above it, without the mounts in that, shows the directory (open_tree(2)).
     """

@@ -12,13 +12,13 @@ from tdefs.private import read_regular
 
 #: For how long before it expires there is advice.
 SOON = timedelta(days=30)
-#: A file with more certificates than that is all that a system trusts: some of them have always expired.
+#: A file with more certificates is the list that a system trusts: some of these have always expired.
 MOST_CERTIFICATES = 20
 _MOST_BYTES = 1 << 20
 
 
 def examine_certificates(name: str, source: KeySource, now: datetime) -> Iterator[Finding]:
-    """Yield what is wrong with the certificate files of the key source *name*, or soon will be."""
+    """Yield what is wrong, or will be soon, with the certificate files of the key source *name*."""
     for certificate in source.certificates():
         what = f'key source "{name}": {certificate.role} {certificate.path}'
         try:

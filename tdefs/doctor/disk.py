@@ -1,4 +1,4 @@
-"""The disk below a backing directory: whether what was synced to it is there after a power failure."""
+"""The disk below a backing directory: whether synced data survives a power failure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MEMORY_DEVICES = ("ram", "zram")
 
 
 def examine_disk(backing: Path, sysfs: Path = Path("/sys")) -> Iterator[Finding]:
-    """Yield why the disk that *backing* lies on may lose what was synced.
+    """Yield the reasons why the disk below *backing* may lose synced data.
 
     :param sysfs: where the kernel describes block devices.
     """

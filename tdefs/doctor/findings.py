@@ -1,4 +1,4 @@
-"""What the doctor has found."""
+"""The findings of the doctor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Level(Enum):
     ADVICE = "advice"
     """It could be faster, or easier to recover."""
     NOTE = "note"
-    """Nothing is wrong; somebody should know."""
+    """Nothing is wrong, but worth knowing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing, in the manner of an error message: what, and what to do."""
+    """One finding, like an error message: what, and what to do."""
 
     level: Level
     what: str

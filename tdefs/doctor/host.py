@@ -1,4 +1,4 @@
-"""The host of a mount: the disk below, memory, limits, and what the daemon says of itself."""
+"""The host of a mount: the disk below, memory, limits, and the status of the daemon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ENOUGH_FILES = 4096
 
 
 def examine_host(volume: Volume, mountpoint: Path, daemon: DaemonStatus | None) -> Iterator[Finding]:
-    """Yield what weakens a mounted volume; *daemon* is what it answers to ``status``, if it does."""
+    """Yield weaknesses of a mounted volume; *daemon* is the status of the daemon, if it answers."""
     yield from examine_disk(volume.backing)
     if daemon is None:
         yield advice(

@@ -1,4 +1,4 @@
-"""What the next mount of a volume will find: its policy, the data keys that this names, its keystore."""
+"""The next mount of a volume: its policy, the data keys that the policy names, its keystore."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NO_START = "the next mount fails, and with it the start of the server"
 def next_policy(volume: Volume, may: Statements, settings: VolumeConfig) -> tuple[Policy | None, list[Finding]]:
     """Return the policy that the next mount will use, ``None`` if it cannot, and what is wrong with its file.
 
-    :param may: what the keystore says that the volume may do, unverified.
-    :param settings: what the configuration says of the volume.
+    :param may: what the volume may do, as the keystore says, unverified.
+    :param settings: what the configuration says about the volume.
     """
     file = policy_file(may, settings)
     if file is None:
@@ -58,10 +58,10 @@ def examine_next_mount(
     policy: Policy | None,
     daemon: DaemonStatus | None,
 ) -> Iterator[Finding]:
-    """Yield what will stop the next mount, or have it do otherwise than this one.
+    """Yield what will stop the next mount, or make it different from this one.
 
-    :param policy: what :func:`next_policy` returned.
-    :param daemon: what it answers to ``status``, if it does.
+    :param policy: the result of :func:`next_policy`.
+    :param daemon: the status of the daemon, if it answers.
     """
     keystore = settings.keystore or volume.keystore
     if _is_missing(keystore):

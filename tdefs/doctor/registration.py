@@ -14,9 +14,9 @@ from tdefs.volume.registry import Unseen, look, recognised
 
 
 def examine_registration(volume: Volume, status: DaemonStatus | None) -> Iterator[Finding]:
-    """Yield what is wrong between *volume* and its keystore; nothing where this user may not read that.
+    """Yield what is wrong between *volume* and its keystore; nothing if this user may not read the keystore.
 
-    :param status: what the daemon says of itself, if it answers.
+    :param status: the status of the daemon, if it answers.
     """
     try:
         keystore = load_keystore(Path(status.keystore) if status is not None else volume.keystore)

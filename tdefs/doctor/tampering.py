@@ -1,4 +1,4 @@
-"""What is not as the last unmount left it, as the daemon of a mount knows."""
+"""Files that are not as the last unmount left them, as the daemon of a mount knows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _NAMED = 10
 
 
 def examine_tampering(status: DaemonStatus | None) -> Iterator[Finding]:
-    """Yield what the daemon found; nothing where it does not answer.
+    """Yield what the daemon found; nothing if it does not answer.
 
-    :param status: what the daemon says of itself.
+    :param status: the status of the daemon.
     """
     found = status.tampering if status is not None else None
     if found is None:

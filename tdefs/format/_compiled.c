@@ -99,7 +99,7 @@ static PyObject *run(PageCipher *self, PyObject *const *args, Py_ssize_t count, 
     if (source.len < LONG_RUN) {
         done = process(context, encrypting, page, source.buf, target, source.len);
     } else {
-        /* the object's own context belongs to whoever holds Python's lock */
+        /* the object's own context belongs to the thread that holds Python's lock */
         EVP_CIPHER_CTX *own = EVP_CIPHER_CTX_new();
         done = own && EVP_CIPHER_CTX_copy(own, context);
         if (done) {

@@ -1,7 +1,7 @@
-"""What a file holds, as plaintext bytes over a store: one protocol for every form in which a file is stored.
+"""The content of a file, as plaintext bytes over a store: one protocol for every form in which a file is stored.
 
-A content has the methods, and a :class:`FileState` what changes. The caller that has the file open owns the state.
-It must let no two threads change the state at a time, and no thread read while another one changes it.
+A content has the methods, and a :class:`FileState` has what changes. The caller that has the file open owns the
+state. It must let no two threads change the state at a time, and no thread read while another one changes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Store(Protocol):
 
 
 class FileState:
-    """What changes of an open file beside its bytes."""
+    """The data about an open file that changes, apart from its bytes."""
 
     __slots__ = ("is_ragged", "is_tail_written", "length")
 
@@ -42,20 +42,20 @@ Range = tuple[int, int]
 
 
 class Content(Protocol):
-    """What a file holds, as plaintext bytes; offsets and sizes are in bytes. Errors are ``OSError``."""
+    """The content of a file, as plaintext bytes; offsets and sizes are in bytes. Errors are ``OSError``."""
 
-    #: What changes of the file beside its bytes.
+    #: The data about the file that changes, apart from its bytes.
     state: FileState
 
     def ranges(self, offset: int, size: int) -> Sequence[Range]:
-        """Return which stored bytes a read of *size* at *offset* needs; none where there is nothing to read."""
+        """Return the stored bytes that a read of *size* at *offset* needs; nothing if there is nothing to read."""
 
     def decode(
         self, offset: int, size: int, stored: Sequence[bytes | bytearray]
     ) -> bytes | bytearray | memoryview:
         """Return the plaintext of a read of *size* at *offset*, fewer bytes only at the end of the file.
 
-        :param stored: what is stored in each of its :meth:`ranges`, which are one or more.
+        :param stored: the stored bytes of each of its :meth:`ranges`; there is at least one.
         :raises DamagedLength: the stored file ends before that.
         """
 

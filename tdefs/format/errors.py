@@ -14,11 +14,11 @@ class FormatError(Exception):
 
 
 class DamagedHeader(FormatError):
-    """The header was once written by tdefs, and is no longer what was written."""
+    """The header is not as tdefs wrote it."""
 
 
 class MissingHeader(FormatError):
-    """The header page is all zero: its creation never reached the disk, or it was wiped."""
+    """The header page is all zero: it never reached the disk, or it was wiped."""
 
     hint = (
         "restore the file from a backup; if it was stored in the clear, accept a policy that leaves it so with "
@@ -33,7 +33,7 @@ class UnsupportedFormat(FormatError):
 
 
 class OldFormat(FormatError):
-    """An intact header of a format version that this tdefs reads no more."""
+    """An intact header of a format version that this tdefs does not read any more."""
 
     hint = "read the volume with the tdefs that made it, and copy its files into a new volume"
 
@@ -70,7 +70,7 @@ class DestroyedKey(FormatError):
 
 
 class RevokedKey(FormatError):
-    """A new file needs a data key of which every round is revoked."""
+    """A new file needs a data key, and every round of it is revoked."""
 
     hint = "make a new round with 'tdefs key rotate', or name another data key in the policy"
     errno = EKEYREVOKED
@@ -89,7 +89,7 @@ class SharedFileId(FormatError):
 
 
 class DamagedLength(FormatError):
-    """The stored length is one that no file of this format can have."""
+    """No file of this format can have the stored length."""
 
 
 class ForeignLink(FormatError):
@@ -102,7 +102,7 @@ class ForeignLink(FormatError):
 
 
 class DamagedLink(FormatError):
-    """A symbolic link with the beginning, but not with the form of those that tdefs makes."""
+    """A symbolic link that begins like one of tdefs, but has another form."""
 
     hint = "remove the link, and make it anew through the mount"
 

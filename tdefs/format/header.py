@@ -23,7 +23,7 @@ record or the new one. The rest of the header page is zero (a hole).
 An identity is: binding (1 byte), fork or class number (1), zero (2), database OID (4), relfilenode (4), segment
 (4), name digest (16). The bindings are those of :class:`Binding`; what a binding does not use is zero.
 
-The checksum tells damage from a wrong key without any key; the MAC tells a header of this key from a forgery.
+The checksum finds damage without a key. The MAC finds a header that was made without this key.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Binding(IntEnum):
 
 
 class FileClass(IntEnum):
-    """What files are that may take one another's place, as PostgreSQL renames them. The numbers are for ever."""
+    """Classes of files that PostgreSQL renames to each other's names. The numbers never change."""
 
     WAL = 1
     RELATION_CACHE = 2
@@ -213,8 +213,8 @@ def decode_header(record: bytes, volume_id: bytes | None) -> Header:
         raise ForeignFile(f"the file belongs to another volume ({volume.hex()})")
     key_name = name.rstrip(b"\0")
     if not _KEY_NAME.fullmatch(key_name):
-        # it is shown in messages, and whoever can write here can make a checksum
-        raise DamagedHeader("the header is damaged: its data key name is none")
+        # it is shown in messages, and a user who can write here can make a checksum
+        raise DamagedHeader("the header is damaged: its data key name is not valid")
     slots = (_decode_identity(first), _decode_identity(second))
     identities = tuple(identity for identity in slots if identity.binding != Binding.UNUSED)
     return Header(volume, file_id, key_name.decode("ascii"), key_round, fingerprint, identities, suite)
@@ -234,15 +234,15 @@ def verify_header(record: bytes, header: Header, mac_key: bytes, fingerprint: by
 
 
 def shown_file_id(record: bytes) -> bytes:
-    """Return the file id in the header *record*, of which nothing is checked."""
+    """Return the file id in the header *record*, unchecked."""
     return record[32:48]
 
 
 def resembles_header(record: bytes, volume_id: bytes) -> bool:
-    """Return whether *record* starts an encrypted file, be it a damaged one.
+    """Return whether *record* starts an encrypted file, even a damaged one.
 
-    A plain file is any file without a header, so a header with a flipped bit must not pass for one: the magic
-    and the volume id are two witnesses, and damage would have to hit both.
+    A plain file is any file without a header, so a header with a flipped bit must not count as plain. Either the
+    magic number or the volume id is enough, and damage would have to hit both.
     """
     if len(record) < len(MAGIC):
         # cut to a few bytes; fewer than these may well begin a plain file
@@ -251,7 +251,7 @@ def resembles_header(record: bytes, volume_id: bytes) -> bool:
 
 
 def _is_of_version_1(record: bytes) -> bool:
-    """Return whether *record* is an intact one of format version 1, whose checksum was elsewhere."""
+    """Return whether *record* is an intact header of format version 1, which had its checksum elsewhere."""
     old = record[:_OLD_RECORD_SIZE]
     return old.startswith(MAGIC + b"\x01\0") and _sha256(old[:_OLD_CHECKSUM_AT]) == old[_OLD_CHECKSUM_AT:]
 

@@ -1,6 +1,6 @@
 """The text of a symbolic link: its target, encrypted and authenticated, and bound to the place of the link.
 
-What a symbolic link in the backing directory holds is ASCII: the prefix ``tdefs:2:``, where the number is the
+The text of a symbolic link in the backing directory is ASCII: the prefix ``tdefs:2:``, where the number is the
 format version, and the following bytes in URL-safe base64 (RFC 4648, section 5) without padding. All integers are
 little-endian.
 
@@ -12,12 +12,12 @@ little-endian.
         60    n  ciphertext, n = 32 + length of the target
       60+n   16  tag
 
-The cipher is AES-256-GCM with a key of its own for each link id, which encrypts once, so the nonce is twelve zero
+The cipher is AES-256-GCM. Each link id has a key of its own, which encrypts once, so the nonce is twelve zero
 bytes. Associated data: prefix, volume id (16 bytes), bytes 0..59. The plaintext is two places of 16 bytes and the
 target. A place is the first 16 bytes of the SHA-256 of the link's path relative to the mount's root. The second
-one is zero, but while a rename is under way: then the link may lie at both.
+place is zero, except while a rename is under way: then the link may lie at both.
 
-A link is never changed, only replaced, so that whenever a rename stops, each text is one that was written whole.
+A link is never changed, only replaced. So whenever a rename stops, each text is whole.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ MAX_TARGET_BYTES = (MAX_STORED_BYTES - len(PREFIX)) * 3 // 4 - _OVERHEAD
 
 
 class LinkHead(NamedTuple):
-    """What a link says in the clear: the data key, 8 bytes that tell it from its namesakes, and the link id."""
+    """The part of a link in the clear: name, round and fingerprint (8 bytes) of its data key, and the link id."""
 
     key_name: str
     key_round: int
@@ -64,7 +64,7 @@ class LinkHead(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EncryptedLink:
-    """A stored text, taken apart, but not decrypted."""
+    """A stored text, parsed but not decrypted."""
 
     head: LinkHead
     encrypted: bytes
@@ -120,21 +120,21 @@ def encode_link(link: Link, volume_id: bytes, key: bytes) -> bytes:
 
 
 def decode_link(text: bytes) -> EncryptedLink:
-    """Take the stored *text* of a link apart; nothing of it is authenticated yet.
+    """Return the parts of the stored *text* of a link; nothing of it is authenticated yet.
 
     :raises ForeignLink: tdefs did not make the link.
-    :raises DamagedLink: tdefs may have made it, but not as it is.
+    :raises DamagedLink: tdefs may have made it, and it was changed.
     """
     if not text.startswith(PREFIX):
         raise ForeignLink("the symbolic link was not made by tdefs")
     coded = text.removeprefix(PREFIX)
     if target_length(len(text)) is None or not _BASE64.fullmatch(coded):
-        raise DamagedLink("the text of the symbolic link is none that tdefs writes")
+        raise DamagedLink("the text of the symbolic link is not in the form that tdefs writes")
     data = urlsafe_b64decode(coded + b"=" * (-len(coded) % 4))
     name, key_round, fingerprint, link_id = _HEAD.unpack(data[: _HEAD.size])
     key_name = name.rstrip(b"\0")
     if not _KEY_NAME.fullmatch(key_name) or urlsafe_b64encode(data).rstrip(b"=") != coded:
-        raise DamagedLink("the text of the symbolic link is none that tdefs writes")
+        raise DamagedLink("the text of the symbolic link is not in the form that tdefs writes")
     return EncryptedLink(LinkHead(key_name.decode("ascii"), key_round, fingerprint, link_id), data[_HEAD.size :])
 
 

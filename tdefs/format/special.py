@@ -1,6 +1,6 @@
-"""FIFOs, sockets and devices: each is stored as a file that is nothing but a header, which says what it is.
+"""FIFOs, sockets and devices: each is stored as a file that is only a header, which says what it is.
 
-So what lies in the backing directory as a FIFO, socket or device itself was put there by somebody else.
+So somebody else has made any real FIFO, socket or device in the backing directory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAMES = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device",
 
 
 class Special(NamedTuple):
-    """A FIFO, socket or device: the type bits of its mode, and the device's numbers, 0 where it is none."""
+    """A FIFO, socket or device: the type bits of its mode, and the numbers of a device, else 0."""
 
     type: int
     major: int = 0
@@ -37,7 +37,7 @@ class Special(NamedTuple):
 
 
 def special_of(identities: Iterable[Identity]) -> Special | None:
-    """Return what a file with these *identities* stands for; ``None`` for one that is a file to everybody."""
+    """Return what a file with these *identities* stands for; ``None`` for a regular file."""
     for identity in identities:
         if identity.binding == Binding.SPECIAL and identity.fork << _TYPE_SHIFT in _NAMES:
             return Special(identity.fork << _TYPE_SHIFT, identity.database, identity.relfilenode)

@@ -17,7 +17,7 @@ class Suite(Protocol):
     number: int
     #: What people call it.
     name: str
-    #: What the info of HKDF begins with when a file key is derived; no two suites have the same.
+    #: The beginning of the info of HKDF when a file key is derived; no two suites have the same.
     file_key_purpose: bytes
     #: The length of a file key in bytes.
     file_key_bytes: int
@@ -37,10 +37,10 @@ class Suite(Protocol):
         """Return the content of a file.
 
         :param store: its stored bytes, header page included.
-        :param state: what changes of it; the caller owns it.
+        :param state: its length, and what else changes; the caller owns it.
         :param file_key: derived with this suite's purpose.
         :param begin: called each time before an empty file gets longer. It returns the file key to use from then
-            on, if anything was ever encrypted under the present one. Raises ``OSError``.
+            on, if anything was ever encrypted under the present one. Its errors are ``OSError``.
         """
 
 
@@ -52,7 +52,7 @@ SUITES: dict[int, Suite] = {suite.number: suite for suite in (DEFAULT_SUITE,)}
 def suite_of(number: int) -> Suite:
     """Return the suite with that *number*.
 
-    :raises UnsupportedFormat: this tdefs knows none.
+    :raises UnsupportedFormat: this tdefs does not know it.
     """
     try:
         return SUITES[number]

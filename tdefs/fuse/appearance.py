@@ -1,4 +1,4 @@
-"""What a file, link or other node looks like to programs, where that is not what lies in the backing directory."""
+"""Type, rights and size of a node as programs see them, if they differ from those in the backing directory."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Appearance(NamedTuple):
 def appearance(files: Files, inode: Inode, status: os.stat_result) -> Appearance:
     """Return what *inode*, whose backing file has *status*, looks like.
 
-    What was planted in the backing directory can be listed and removed. A planted link is a link that cannot be
-    read. A planted FIFO, socket or device looks like an empty file, so that the kernel asks when somebody opens
-    it, instead of serving it itself.
+    A planted node can be listed and removed. A planted link is a link that cannot be read. A planted FIFO, socket
+    or device looks like an empty file, so that the kernel asks tdefs when a program opens it. Otherwise the kernel
+    would serve it.
 
-    :raises OSError: it cannot be found out at the moment.
+    :raises OSError: this cannot be found out now.
     """
     if not inode.is_file:
         return _of_no_file(inode, status)
     size = files.opener.length(inode, status)
     special = special_of(inode.form.header.identities) if isinstance(inode.form, Encrypted) else None
     if special is not None and (files.manifest.is_refused(inode) or not files.identities.may_be_special(inode)):
-        # the kernel would serve it without a question
+        # the kernel would serve it without asking tdefs
         return Appearance(stat.S_IFREG | stat.S_IMODE(status.st_mode), 0, 0)
     if special is not None:
         device = os.makedev(special.major, special.minor)

@@ -1,4 +1,4 @@
-"""Attributes and entries of directories, as the kernel wants to have them."""
+"""Attributes and entries of directories, in the form that the kernel gets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOREVER_SECONDS = 1e9
 
 
 class Entries:
-    """Makes what is answered to the kernel about inodes."""
+    """Makes the answers to the kernel about inodes."""
 
     def __init__(self, files: Files, namespace: Namespace) -> None:
         self._files = files
@@ -30,14 +30,17 @@ class Entries:
 
     @staticmethod
     def missing() -> EntryAttributes:
-        """Return the answer that there is nothing at a place; the kernel remembers that, too."""
+        """Return the answer that a name does not exist; the kernel remembers it."""
         missing = EntryAttributes()
         missing.st_ino = 0
         missing.entry_timeout = FOREVER_SECONDS
         return missing
 
     def looked_up(self, inode: Inode, status: os.stat_result) -> EntryAttributes:
-        """Return attributes for a reply that counts as a lookup. Raises OSError."""
+        """Return attributes for a reply that counts as a lookup.
+
+        :raises OSError: they cannot be found out.
+        """
         try:
             entry = self.attributes(inode, status)
         except OSError:
@@ -47,7 +50,10 @@ class Entries:
         return entry
 
     def attributes(self, inode: Inode, status: os.stat_result) -> EntryAttributes:
-        """Return the attributes of *inode*, whose backing file has *status*. Raises OSError."""
+        """Return the attributes of *inode*, whose backing file has *status*.
+
+        :raises OSError: they cannot be found out.
+        """
         entry = EntryAttributes()
         entry.st_ino = inode.number
         entry.generation = inode.generation
@@ -66,10 +72,12 @@ class Entries:
         return entry
 
     def list_directory(self, directory: DirectoryHandle, start: int, token: ReaddirToken) -> None:
-        """List a directory from the position *start* on, until the reply is full. Raises OSError.
+        """List a directory from the position *start* on, until the reply is full.
 
-        Positions count in the list of names that was taken when reading began (or began again): names that come
-        later are not in it, and those that go are left out, so no position ever shifts.
+        Positions count in the list of names as it was when reading began (or began again). Later names are not in
+        it, and removed names are left out, so no position ever shifts.
+
+        :raises OSError: the directory cannot be read.
         """
         inode = directory.inode
         if start == 0:
@@ -95,7 +103,7 @@ class Entries:
             found.looked_up()
 
     def _listed(self, directory: Inode, name: bytes) -> tuple[Inode, EntryAttributes] | None:
-        """Return what to list for *name*, which was there when reading began; nothing when it is gone."""
+        """Return the entry of *name*, which existed when reading began; ``None`` if it is gone."""
         inode: Inode | None = None
         status: os.stat_result | None = None
         try:
@@ -106,16 +114,16 @@ class Entries:
                 self._inodes.drop_if_unused(inode)
             if isinstance(error, FileNotFoundError):
                 return None
-            # nothing can be said of this one now; the others can be listed
+            # this one cannot be examined now, but the others can be listed
             path = b"/".join(part for part in (directory.path(), name) if part)
             self._files.complaints.failed("readdir", printable_path(path), error)
             return self._stand_in(path, status)
 
     def _stand_in(self, path: bytes, status: os.stat_result | None) -> tuple[Inode, EntryAttributes]:
-        """Return what to list for a file of which nothing can be said; the kernel asks again when it is used.
+        """Return an entry for a file that cannot be examined; the kernel asks again when the file is used.
 
-        :param status: its attributes in the backing directory. Without them its type is unknown, too: the kernel
-            lists the name so, and takes no inode for it.
+        :param status: its attributes in the backing directory. Without them its type is unknown, too. Then the
+            kernel lists the name without an inode.
         """
         inode = self._inodes.stand_in(path, status)
         if status is not None:

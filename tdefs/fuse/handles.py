@@ -20,7 +20,7 @@ class FileHandle:
     def __init__(self, inode: Inode, file: DataFile, flags: int) -> None:
         self.inode = inode
         self.file = file
-        #: Whether each write must be durable when it returns (O_DSYNC, of which O_SYNC is a superset).
+        #: Whether each write must be durable when it returns (O_DSYNC, which is a part of O_SYNC).
         self.durable_writes = bool(flags & os.O_DSYNC)
 
 
@@ -49,7 +49,7 @@ class Handles:
     def file(self, number: int) -> FileHandle:
         """Return a handle of a file.
 
-        :raises OSError: EBADF if there is none of that number.
+        :raises OSError: EBADF if no handle has that number.
         """
         try:
             return self._files[number]
@@ -59,7 +59,7 @@ class Handles:
     def directory(self, number: int) -> DirectoryHandle:
         """Return a handle of a directory.
 
-        :raises OSError: EBADF if there is none of that number.
+        :raises OSError: EBADF if no handle has that number.
         """
         try:
             return self._directories[number]
@@ -70,8 +70,8 @@ class Handles:
         """Add a handle of a file; return its number, and whether the kernel may keep what it has cached.
 
         PostgreSQL opens WAL with O_DSYNC under wal_sync_method = open_datasync. Past the kernel's cache such a
-        commit is one request, through it two. All handles that are open at a time are alike, and a handle that
-        follows direct ones does not find what the cache held before, so no view is ever stale.
+        commit is one request, through it two. All handles that are open at a time are alike, and the first handle
+        after direct ones empties the cache, so no program ever reads old data.
         """
         handle = FileHandle(inode, file, flags)
         keep_cache = True
@@ -87,7 +87,7 @@ class Handles:
     def close_file(self, number: int) -> Inode:
         """Take a handle of a file away; return its inode.
 
-        :raises OSError: EBADF if there is none of that number.
+        :raises OSError: EBADF if no handle has that number.
         """
         handle = self._files.pop(number, None)
         if handle is None:
@@ -106,7 +106,7 @@ class Handles:
     def close_directory(self, number: int) -> int:
         """Take a handle of a directory away; return its descriptor, which the caller closes.
 
-        :raises OSError: EBADF if there is none of that number.
+        :raises OSError: EBADF if no handle has that number.
         """
         handle = self.directory(number)
         del self._directories[number]

@@ -1,9 +1,9 @@
-"""Serving FUSE requests, without the detour over trio's scheduler: all that depends on pyfuse3's inside.
+"""Serving FUSE requests quickly: all code that depends on pyfuse3's internals.
 
-pyfuse3 3.5 serves requests with a pool of tasks; before each read of the FUSE descriptor a task calls the module's
-function ``_wait_fuse_readable``, which costs more than a quick request itself. The one here polls the descriptor
-for a moment before it gives way to trio. Where pyfuse3 is another version, or looks otherwise, its own is left in
-place: slower, and as right.
+pyfuse3 3.5 serves requests with a pool of tasks. Before each read of the FUSE descriptor a task calls the module's
+function ``_wait_fuse_readable``, which costs more than a quick request itself. The function here polls the
+descriptor for a moment before it gives way to trio. With another version of pyfuse3, its own function stays in
+place, which is slower and just as correct.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _POLL_MILLISECONDS = 20
 # At the latest after so many requests without a pause the other tasks (timers, signals, the control socket) run.
 _REQUESTS_BETWEEN_YIELDS = 64
 
-# after so many turns of the others, what the kernel had sent has been served
+# after so many turns of the other tasks, all requests that the kernel had sent have been served
 _TURNS = 16
 
 # What a request takes before any code of ours runs: the buffer of the task that reads it, and the data of a write.
@@ -52,7 +52,7 @@ _tasks_giving_way = 0
 
 
 async def after_earlier_requests(done: Callable[[], bool]) -> None:
-    """Let the requests be served that the kernel has sent already, until *done*, or until there are none."""
+    """Wait until *done*, or until all requests have been served that the kernel has sent already."""
     global _tasks_giving_way
     _tasks_giving_way += 1  # nobody may wait for a request that has not come
     try:
@@ -72,7 +72,7 @@ class PollingWait:
     """
 
     def __init__(self, fd: int, at_end: Callable[[], None] = lambda: None) -> None:
-        """:param at_end: is called when the connection has ended, as soon as that is seen."""
+        """:param at_end: is called as soon as the end of the connection is seen."""
         self._fd = fd
         self._at_end = at_end
         self._poll = select.poll()
@@ -81,12 +81,12 @@ class PollingWait:
         self._parked = trio.lowlevel.ParkingLot()
         self._standby = False
         self._served = 0
-        # others run right after the first request: the caller of the mount learns that it serves before the second
+        # other tasks run after each of the first requests: 'tdefs mount' learns at once that the mount serves
         self._first = 3
         self._reminded = 0.0
 
     async def __call__(self) -> bool:
-        """Return True when the descriptor can be read; also at the end of the mount, which the read then sees."""
+        """Return True when the descriptor can be read; also at the end of the mount, when the read fails."""
         while self._waiting:
             await self._parked.park()
             self._standby = False
@@ -101,7 +101,7 @@ class PollingWait:
                 await trio.lowlevel.checkpoint()
             while not _has_memory():
                 await self._await_memory()
-            # A processor that went to sleep takes longer to wake than a client to send its next request.
+            # To wake a sleeping processor takes longer than a client needs for its next request.
             until = time.perf_counter() + _SPIN_SECONDS
             while not (workers.at_work or _tasks_giving_way) and time.perf_counter() < until:
                 if events := self._poll.poll(0):
@@ -126,7 +126,7 @@ class PollingWait:
         return True
 
     async def _await_memory(self) -> None:
-        """Let requests that are under way end, and give back what they hold."""
+        """Let requests that are under way end, so that their memory is free."""
         now = time.monotonic()
         if now >= self._reminded:
             self._reminded = now + _MEMORY_REMINDER_SECONDS
@@ -139,8 +139,8 @@ class PollingWait:
 def _has_memory() -> bool:
     """Return whether the next request can be received.
 
-    libfuse takes a request from the kernel before it finds that it has no memory for it, and pyfuse3 drops a write
-    that it cannot copy. Neither request would ever be answered.
+    Without memory, libfuse takes a request from the kernel and then fails, and pyfuse3 drops a write that it
+    cannot copy. Neither request would ever be answered.
     """
     try:
         _new_bytes(None, _REQUEST_BYTES)
@@ -192,20 +192,19 @@ class Connection:
     def cut(self) -> None:
         """End the connection: all requests that wait for an answer fail, and all that come later.
 
-        Call it before waiting for anything that may itself wait for an answer: a thread that asks the mount, or
-        unmounts it. The kernel aborts the connection when the last descriptor of it is closed; libfuse
-        would go on to use a number that was closed.
+        Call it before waiting for a thread that may itself wait for an answer of the mount. The kernel aborts the
+        connection when its last descriptor is closed. The number stays open, since libfuse goes on to use it.
         """
         os.dup2(self._null, self._fd, inheritable=False)
 
     def close(self) -> None:
-        """Free what libfuse holds, once nothing is served any more. What is mounted stays mounted."""
+        """Free the memory of libfuse, once nothing is served any more; this does not unmount."""
         pyfuse3.close(unmount=False)
         os.close(self._null)
 
 
 def install_polling_wait(fd: int, at_end: Callable[[], None]) -> bool:
-    """Have the mounted session use :class:`PollingWait`; return whether this pyfuse3 is one where it can."""
+    """Have the mounted session use :class:`PollingWait`; return whether this version of pyfuse3 allows it."""
     has_both = hasattr(pyfuse3, "_wait_fuse_readable") and hasattr(pyfuse3, "_session_loop")
     if pyfuse3.__version__ != SUPPORTED_PYFUSE3 or not has_both:
         log.warning("pyfuse3 %s is not %s: using its own, slower loop", pyfuse3.__version__, SUPPORTED_PYFUSE3)
@@ -216,9 +215,9 @@ def install_polling_wait(fd: int, at_end: Callable[[], None]) -> bool:
 
 
 def surviving(serve: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
-    """Have a task of pyfuse3 that serves requests begin anew after a lack of memory, instead of ending the mount.
+    """Have a task of pyfuse3 begin anew after a lack of memory, instead of ending the mount.
 
-    A lack of memory in tdefs itself becomes ENOMEM; this one was in what pyfuse3 does around a request.
+    A lack of memory in tdefs itself becomes ENOMEM; this one is in pyfuse3's own code around a request.
     """
 
     async def surviving_task(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# 2**63 nanoseconds need no more, so no latency is too long for the list.
-_BUCKETS = 64
+#: 2**63 nanoseconds need no more, so no latency is too long for the list.
+MOST_BUCKETS = 64
 
 
 class Measured:
@@ -20,7 +20,7 @@ class Measured:
         self.bytes = 0
         #: How long all requests that ended took together.
         self.nanoseconds = 0
-        self._buckets = [0] * _BUCKETS
+        self._buckets = [0] * MOST_BUCKETS
 
     def took(self, nanoseconds: int) -> None:
         """Count a request that has ended after so many nanoseconds."""
@@ -55,7 +55,7 @@ class Latency:
         return self.total_us / self.count if self.count else 0.0
 
     def percentile_us(self, percent: float) -> int:
-        """Return so many microseconds that *percent* of the requests took less; a power of two, 0 without any."""
+        """Return the microseconds within which *percent* of the requests ended: a power of two; 0 without any."""
         wanted = self.count * percent / 100
         passed = 0
         for at, count in enumerate(self.buckets):

@@ -1,7 +1,7 @@
 """The FUSE operations: each translates one request into calls on the file core, and the result into a reply.
 
-What happens between two ``await`` expressions is atomic, since all requests are served on one event loop; only
-waiting reads and syncs leave it.
+Code between two ``await`` expressions is atomic, since all requests are served on one event loop. Only reads and
+syncs that wait for a disk leave it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class FuseOperations(Unsupported):
     enable_acl = False
 
     def __init__(self, files: Files, root_fd: int, staging: Staging | None = None) -> None:
-        """:param staging: where links are made anew; ``None`` for a volume that is only read."""
+        """:param staging: where a rename makes new links; ``None`` for a volume that is only read."""
         super().__init__(files.complaints)
         self._files = files
         self._calls = files.tree.calls
@@ -76,7 +76,7 @@ class FuseOperations(Unsupported):
         self._durability = Durability(self._calls)
         self._root_fd = root_fd
         self._handles = Handles()
-        #: Set as soon as the kernel and libfuse have agreed on how they talk: from then on requests are served.
+        #: Set when the kernel and libfuse have agreed on the protocol: from then on requests are served.
         self.serves = trio.Event()
 
     @property
@@ -94,14 +94,14 @@ class FuseOperations(Unsupported):
         self._files.tree.close()
 
     def init(self) -> None:
-        """Take note that the first request has come (FUSE_INIT)."""
+        """Note that the first request has come (FUSE_INIT)."""
         self.serves.set()
 
     # --- names ---------------------------------------------------------------------------------------------
 
     @reply
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
-        """Find a name; one that is not there is remembered by the kernel, too."""
+        """Find a name; the kernel remembers also a name that does not exist."""
         try:
             inode, status = self._namespace.lookup(self._inodes[parent_inode], name)
         except FileNotFoundError:
@@ -109,10 +109,16 @@ class FuseOperations(Unsupported):
         return self._entries.looked_up(inode, status)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Take back lookups. There is no reply, so nothing here may fail."""
+        """Take back lookups. There is no reply, so nothing here may fail.
+
+        A file that is only put aside is closed. The kernel forgets the directories above it next. If one of them
+        is moved after that, nobody knows where the file lies.
+        """
         for number, lookups in inode_list:
             try:
-                self._inodes.forget(number, lookups)
+                forgotten = self._inodes.forget(number, lookups)
+                if forgotten is not None:
+                    self._opener.close_idle(forgotten)
             except Exception:
                 log.exception("unexpected error in forget")
 
@@ -306,7 +312,7 @@ class FuseOperations(Unsupported):
         inode, file = handle.inode, handle.file
         try:
             if not file.writable:
-                # a write-back of pages that were made dirty through a descriptor closed since
+                # the kernel writes back pages that were changed through a descriptor that is closed by now
                 self._opener.make_writable(inode, file)
             if inode.bound and off + len(buf) > file.length:
                 self._manifest.will_change(inode)
@@ -338,7 +344,7 @@ class FuseOperations(Unsupported):
     # --- helpers -------------------------------------------------------------------------------------------
 
     def subject(self, operation: str, arguments: Sequence[object]) -> str:
-        """Return for the log which file, or directory, a request with these arguments was about."""
+        """Return for the log the file or directory of a request with these arguments."""
         number = arguments[0] if arguments else None
         try:
             if operation in _BY_HANDLE:
@@ -353,14 +359,14 @@ class FuseOperations(Unsupported):
         return printable_path(b"/".join(part for part in (inode.path(), name) if part)) if name else inode.shown()
 
     async def more_room(self, error: OSError) -> bool:
-        """Return whether there is more room since a request failed: that of files that were removed before."""
+        """Return whether there is more room since a request failed: removed files may be closed by now."""
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._places.held:
             return False
         await self._forgotten_is_closed()
         return True
 
     async def _forgotten_is_closed(self) -> None:
-        """Close what the kernel has forgotten before it sent this request, although it may report that later.
+        """Close the files that the kernel forgot before it sent this request, even if it reports them later.
 
         On a plain disk the space of a removed file is free when unlink(2) returns.
         """
@@ -370,7 +376,7 @@ class FuseOperations(Unsupported):
 
     @contextmanager
     def _making(self, parent: Inode, name: bytes) -> Iterator[None]:
-        """Have the kernel look again for what could not be made, when what there is of it could not be removed."""
+        """If a node could be made only in part, and not be removed, have the kernel look its name up again."""
         try:
             yield
         except OSError:
@@ -387,11 +393,11 @@ class FuseOperations(Unsupported):
         try:
             return self._attributes.pass_on_mtime(file, mtime_ns)
         except OSError as error:
-            # the kernel does this within a sync, which then has failed without asking for one
+            # the kernel does this within a sync, which fails then before it asks for a sync
             file.losses.failed(errno_of(error), Event.FAILED_ANSWERED)
             raise
 
 
 def _owner(ctx: RequestContext) -> Owner:
-    """Return the owner of what the caller makes."""
+    """Return the owner of nodes that the caller makes."""
     return Owner(ctx.uid, ctx.gid)

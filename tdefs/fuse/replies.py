@@ -44,10 +44,10 @@ _ORDINARY_ERRORS = frozenset(
 # the program; after ESTALE it looks the name up again.
 _BY_NUMBER = frozenset({"getattr", "link", "open", "opendir", "readlink", "setattr"})
 
-# Requests that move bytes, and how many, by what the operation returns.
+# Requests that move bytes; the function returns how many, from the result of the operation.
 _BYTES: dict[str, Callable[[Any], int]] = {"read": len, "write": int}
 
-# Operations that may be repeated after a failure: they have undone what they did, or do the same again.
+# Operations that may be repeated after a failure: they have undone their changes, or make the same ones again.
 _REPEATABLE = frozenset({"create", "link", "mkdir", "mknod", "open", "rename", "setattr", "symlink"})
 
 P = ParamSpec("P")
@@ -71,10 +71,10 @@ class Replies(ABC):
 
     @abstractmethod
     def subject(self, operation: str, arguments: Sequence[object]) -> str:
-        """Return for the log which file, or directory, a request with these arguments was about."""
+        """Return for the log the file or directory of a request with these arguments."""
 
     async def more_room(self, error: OSError) -> bool:
-        """Return whether there is more room since a request failed with *error*, for want of room."""
+        """Return whether there is more room since a request failed with *error*, a lack of room."""
         return False
 
     def failed(self, operation: str, arguments: Sequence[object], error: Exception) -> int:

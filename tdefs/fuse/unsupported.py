@@ -1,4 +1,4 @@
-"""Operations that the kernel is to do itself, or not at all: it is answered once, and asks no more."""
+"""Operations that the kernel does itself, or not at all: after the first answer it does not ask again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tdefs.fuse.replies import Replies, reply
 
 
 class Unsupported(Replies, pyfuse3.Operations):
-    """Answers ENOSYS, upon which the kernel stops asking."""
+    """Answers ENOSYS; then the kernel stops asking."""
 
     @reply
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
-        """Leave the answer to the kernel, which checks permissions itself on this mount and asks no more."""
+        """Leave the answer to the kernel, which checks permissions itself, and does not ask again."""
         raise FUSEError(errno.ENOSYS)
 
     # There are no extended attributes. ENOSYS makes the kernel stop asking, where ENOTSUP would cost a request
@@ -24,25 +24,25 @@ class Unsupported(Replies, pyfuse3.Operations):
 
     @reply
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        """Say once that there are none."""
+        """Answer once that there are no extended attributes."""
         raise FUSEError(errno.ENOSYS)
 
     @reply
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
-        """Say once that there are none."""
+        """Answer once that there are no extended attributes."""
         raise FUSEError(errno.ENOSYS)
 
     @reply
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        """Say once that there are none."""
+        """Answer once that there are no extended attributes."""
         raise FUSEError(errno.ENOSYS)
 
     @reply
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        """Say once that there are none."""
+        """Answer once that there are no extended attributes."""
         raise FUSEError(errno.ENOSYS)
 
     @reply
     async def flush(self, fh: FileHandleT) -> None:
-        """Say once that closing needs no request of its own: every write has been passed on already."""
+        """Answer once that closing needs no request of its own: every write has been passed on already."""
         raise FUSEError(errno.ENOSYS)

@@ -1,8 +1,8 @@
-"""Virtual files: what is in no volume, and can be read in ``.tdefs/`` at the root of a mount.
+"""Virtual files: files that are in no volume, and can be read in ``.tdefs/`` at the root of a mount.
 
-They have numbers of their own, so a request for one of them is seen by its number before it reaches the tree, and
-the operations of the tree know nothing of them. ``.tdefs`` is found by its name and is not listed: initdb sees an
-empty directory, and no backup copies it. It belongs to the owner of the mount's root, who alone may read it.
+They have numbers of their own. So a request for one of them is recognised by its number before it reaches the
+tree, whose operations know nothing of them. ``.tdefs`` can be opened by its name, and is not listed: initdb sees
+an empty directory, and no backup copies it. Only the owner of the mount's root may read it.
 
 A real file or directory of this name cannot be made, and nothing in ``.tdefs`` can be changed: EPERM, as for
 a file that chattr(1) has made immutable.
@@ -51,7 +51,7 @@ class VirtualFile(ABC):
 
     @abstractmethod
     async def content(self) -> bytes:
-        """Return the content as it is now. It is asked for at each open, so a reader sees one state."""
+        """Return the content as it is now. This is called at each open, so a reader sees one state."""
 
 
 class VirtualFiles(Replies):
@@ -71,7 +71,7 @@ class VirtualFiles(Replies):
         self._started_ns = time.time_ns()
 
     def subject(self, operation: str, arguments: Sequence[object]) -> str:
-        """Return for the log what a request with these arguments was about."""
+        """Return for the log the subject of a request with these arguments."""
         return "a virtual file in .tdefs"
 
     @reply
@@ -90,7 +90,7 @@ class VirtualFiles(Replies):
 
     @reply
     async def open(self, inode: InodeT, flags: int, *_: object) -> FileInfo:
-        """Open a file to read. What is read until it is closed is what the file holds now."""
+        """Open a file to read. Until it is closed, a reader sees the content as it is now."""
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             raise FUSEError(errno.EPERM)
         content = await self._files[inode].content()
@@ -142,17 +142,17 @@ class VirtualFiles(Replies):
 
     @reply
     async def flush(self, fh: FileHandleT) -> None:
-        """Say once that closing needs no request of its own."""
+        """Answer once that closing needs no request of its own."""
         raise FUSEError(errno.ENOSYS)
 
     @reply
     async def getxattr(self, *_: object) -> bytes:
-        """Say once that there are none."""
+        """Answer once that there are no extended attributes."""
         raise FUSEError(errno.ENOSYS)
 
     @reply
     async def listxattr(self, *_: object) -> Sequence[Any]:
-        """Say once that there are none."""
+        """Answer once that there are no extended attributes."""
         raise FUSEError(errno.ENOSYS)
 
     @reply
@@ -177,7 +177,7 @@ class VirtualFiles(Replies):
 
 
 class Dispatcher(pyfuse3.Operations):
-    """Passes each request on: to the virtual files if it is for one of them or their place, else to the tree."""
+    """Passes each request on: to the virtual files if it concerns one of them or their place, else to the tree."""
 
     supports_dot_lookup = FuseOperations.supports_dot_lookup
     enable_writeback_cache = FuseOperations.enable_writeback_cache
@@ -211,7 +211,7 @@ class Dispatcher(pyfuse3.Operations):
         name_new: FileNameT,
         *rest: Any,
     ) -> Any:
-        """Rename, but neither a virtual file nor to the place of one."""
+        """Rename, but not a virtual file, and not to the place of one."""
         if _is_virtual(parent_inode_old, name_old) or _is_virtual(parent_inode_new, name_new):
             return _refuse()
         return self._rename(parent_inode_old, name_old, parent_inode_new, name_new, *rest)

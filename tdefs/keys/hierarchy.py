@@ -32,7 +32,6 @@ KEY_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}", re.ASCII)
 _HEADER_MAC_PURPOSE = b"tdefs v1 header mac"
 _FINGERPRINT_PURPOSE = b"tdefs v1 key fingerprint"
 _LINK_PURPOSE = b"tdefs v1 symbolic link aes-256-gcm"
-_STATE_PURPOSE = b"tdefs v1 volume state"
 
 
 @dataclass(frozen=True)
@@ -117,15 +116,6 @@ def key_fingerprint(data_key: DataKey) -> bytes:
     "tdefs v1 key fingerprint", no terminator.
     """
     return hkdf_sha256(data_key.secret, _FINGERPRINT_PURPOSE, FINGERPRINT_BYTES)
-
-
-def derive_state_key(history_key: bytes) -> bytes:
-    """Return the 32-byte key of the MACs over what a daemon writes down about its volume: session, manifest.
-
-    HKDF-SHA256, input the 32 bytes of the history's key, no salt, ``info`` the 21 bytes of ASCII
-    "tdefs v1 volume state", no terminator.
-    """
-    return hkdf_sha256(history_key, _STATE_PURPOSE, SECRET_BYTES)
 
 
 class KeyRing:
@@ -213,9 +203,7 @@ class KeyRing:
 
     def _unknown(self, message: str) -> TdefsError:
         return TdefsError(
-            Exit.DATA_KEY_UNKNOWN,
-            message,
-            detail=f"the keystore has the data keys {', '.join(self.names())}",
+            Exit.DATA_KEY_UNKNOWN, message, detail=f"the keystore has the data keys {', '.join(self.names())}"
         )
 
 

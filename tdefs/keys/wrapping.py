@@ -1,6 +1,7 @@
-"""Deriving keys with HKDF, and wrapping one 32-byte key under another with AES-256-GCM.
+"""Deriving keys with HKDF, wrapping one 32-byte key under another with AES-256-GCM, and MACs with HMAC-SHA256.
 
-A wrapped key is bound to the place where it is kept.
+A wrapped key is bound to the place where it is kept. Each kind of record that has a MAC has a purpose of its own,
+and none of these begins another one.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ import os
 import struct
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 NONCE_BYTES = 12
 TAG_BYTES = 16
 WRAPPED_BYTES = NONCE_BYTES + 32 + TAG_BYTES
+
+_STATE_PURPOSE = b"tdefs v1 volume state"
 
 
 def hkdf_sha256(secret: bytes, info: bytes, length: int) -> bytes:
@@ -82,3 +86,43 @@ def unwrap_secret(wrapping_key: bytes, wrapped: bytes, context: WrapContext) -> 
         return AESGCM(wrapping_key).decrypt(nonce, ciphertext, context.to_bytes())
     except InvalidTag:
         raise UnwrapFailedError from None
+
+
+def derive_state_key(history_key: bytes) -> bytes:
+    """Return the 32-byte key of the MACs over what a daemon writes down about its volume: session, manifest.
+
+    HKDF-SHA256, input the 32 bytes of the history's key, no salt, ``info`` the 21 bytes of ASCII
+    "tdefs v1 volume state", no terminator.
+    """
+    return hkdf_sha256(history_key, _STATE_PURPOSE, 32)
+
+
+def make_mac(key: bytes, *pieces: bytes) -> bytes:
+    """Return the 32-byte MAC over *pieces*, one after the other; the first one begins with the purpose."""
+    return _hmac(key, pieces).finalize()
+
+
+def fits_mac(mac: bytes, key: bytes, *pieces: bytes) -> bool:
+    """Return whether :func:`make_mac` makes *mac* with these arguments, in constant time."""
+    try:
+        _hmac(key, pieces).verify(mac)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def state_mac(history_key: bytes, purpose: bytes, content: bytes) -> bytes:
+    """Return the 32-byte MAC over *content*, which is written down of a volume outside its keystore."""
+    return make_mac(derive_state_key(history_key), purpose, content)
+
+
+def fits_state_mac(history_key: bytes, purpose: bytes, content: bytes, mac: bytes) -> bool:
+    """Return whether :func:`state_mac` makes *mac*."""
+    return fits_mac(mac, derive_state_key(history_key), purpose, content)
+
+
+def _hmac(key: bytes, pieces: tuple[bytes, ...]) -> HMAC:
+    mac = HMAC(key, SHA256())
+    for piece in pieces:
+        mac.update(piece)
+    return mac

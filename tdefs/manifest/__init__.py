@@ -1,1 +1,1 @@
-"""What lies in a volume when it is at rest, written down under a MAC, and compared with what is found later."""
+"""The list of all files in a volume at rest, under a MAC; later the volume is compared with it."""

@@ -1,4 +1,4 @@
-"""Saying that what differs from the manifest is meant: of a volume that rests, and to the daemon of a mount."""
+"""Accepting differences from the manifest: of an unmounted volume, and through the daemon of a mounted one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tdefs.keys.mac import fits_mac, make_mac
+from tdefs.keys.wrapping import fits_mac, make_mac
 from tdefs.manifest.bound import Bound
 from tdefs.manifest.journal import prepare_journal
 from tdefs.manifest.record import Flag, Manifest
@@ -22,9 +22,9 @@ _PURPOSE = b"tdefs v1 accept differences"
 def accept(state: State, paths: Collection[bytes], *, older_copy: bool, left_clean: bool = True) -> None:
     """Write a manifest in which *paths* are as they are now; the caller holds the volume's lock.
 
-    :param older_copy: whether it is meant, too, that the volume is an older copy, or lost its manifest.
+    :param older_copy: whether it is accepted, too, that the volume is an older copy, or lost its manifest.
     :param left_clean: whether the last session is known to have ended cleanly.
-    :raises OSError: nothing has changed, but for the keystore's history, which may lack the counter.
+    :raises OSError: nothing has changed; or only the counter is missing in the keystore's history.
     """
     binding = state.binding
     if binding.key is None:
@@ -32,7 +32,7 @@ def accept(state: State, paths: Collection[bytes], *, older_copy: bool, left_cle
     if older_copy:
         state.older_than, state.lost = 0, ""
     if state.manifest is None and not left_clean:
-        # what a crash left half done must not be bound
+        # files that a crash left half done must not be bound
         counter = state.newest + 1
         id, older, flags = binding.volume.volume_id, state.older_than, Flag.INCOMPLETE
         manifest = Manifest(id, counter, {}, older, flags, binding.entry or "")
@@ -80,5 +80,5 @@ def answer(bound: Bound, state: State | None, asked: Mapping[str, Any]) -> dict[
 
 
 def _content(volume_id: bytes, counter: int, paths: Sequence[bytes], *, older_copy: bool) -> bytes:
-    """Return what the MAC of a request is over."""
+    """Return the bytes that the MAC of a request authenticates."""
     return _PURPOSE + volume_id + counter.to_bytes(8, "little") + bytes([older_copy]) + b"\0".join(paths)

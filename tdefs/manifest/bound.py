@@ -1,4 +1,4 @@
-"""What the manifest binds during a mount: what differs is refused, and what is about to change is noted before."""
+"""The manifest during a mount: files that differ are refused, and each change is noted before it is made."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from tdefs.volume.known import note_counter
 
 log = logging.getLogger(__name__)
 
-# How many names that go in one directory, shortly after one another, make it likely that its others follow.
+# After so many names were removed from one directory within a short time, others are likely to follow.
 _FEW_REMOVALS = 8
 _REMOVAL_SECONDS = 1.0
 _MOST_AT_ONCE = 1024
 # so many differences are named in the status
-_MOST_TOLD = 100
+_MOST_SHOWN = 100
 # and so many in the log: a user who can plant a million files must not fill the disk with it at each mount
 _MOST_LOGGED = 10_000
 
 
 class Node(Protocol):
-    """What is asked of a file, directory or link of the tree that is served."""
+    """A file, directory or link of the tree that is served, as far as the manifest needs it."""
 
     #: Whether the manifest may bind it.
     bound: bool
@@ -61,7 +61,7 @@ class Node(Protocol):
 class Bound:
     """The manifest of one mount. Without a state, as in a volume that was never unmounted, nothing is bound.
 
-    ``Inode.bound`` says what may be bound, at the cost of one look for each write; paths are made only once.
+    ``Inode.bound`` says whether a file may be bound, so each write costs only one check; paths are made only once.
     """
 
     def __init__(
@@ -72,34 +72,37 @@ class Bound:
         refuses: bool = True,
         left_plain: bool = False,
     ) -> None:
-        """:param refuses: whether what differs is refused, or only reported.
+        """:param refuses: whether files that differ are refused, or only reported.
 
-        :param left_plain: whether files may be in the clear where the policy encrypts that no manifest knows.
+        :param left_plain: whether files that no manifest knows may be in the clear where the policy encrypts.
         """
         self._left_plain = left_plain
-        #: The policies before the one in use: what these left in the clear, programs may have made.
+        #: The policies before the one in use: programs may have made files that these left in the clear.
         self._earlier_policies: list[Policy] = []
         self._calls = calls
         self._state = state
         self._manifest = state.manifest if state is not None else None
         self._refuses = refuses
         self._journal: Journal | None = None
-        self._told: set[bytes] = set()
+        self._logged: set[bytes] = set()
         self._accepted: set[bytes] = set()
-        # in which directory names go, how many went, and when the last one did
+        # the directory from which names are removed, how many were, and when the last one was
         self._going: tuple[bytes, int, float] = (b"", 0, 0.0)
 
     # --- the mount as a whole
 
     def begin(self) -> None:
-        """Begin to serve a volume that may be changed. Raises OSError."""
+        """Begin to serve a volume that may be changed.
+
+        :raises OSError: the journal cannot be begun.
+        """
         if self._state is None or self._manifest is None or self._state.binding.key is None:
             return
         binding = self._state.binding
         self._journal = Journal(self._calls, binding.volume, self._state.binding.key, self._manifest)
 
     def log(self) -> None:
-        """Say in the log what differs, and what the last sessions left unbound."""
+        """Log what differs, and what the last sessions left unbound."""
         if self._state is None:
             return
         state = self._state
@@ -128,7 +131,7 @@ class Bound:
             )
 
     def finish(self) -> None:
-        """Write the next manifest, once all is on the disk; after a failure the old one and its journal hold."""
+        """Write the next manifest, once all is on the disk; after a failure the old one and its journal stay."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -143,7 +146,7 @@ class Bound:
         except (OSError, UntrustedError) as error:
             log.error(
                 "the manifest could not be written: %s; the one before, with the journal of what changed since, "
-                "holds still (HINT: see that there is room on the disk)",
+                "stays valid (HINT: see that there is room on the disk)",
                 reason_of(error),
             )
             return
@@ -163,7 +166,7 @@ class Bound:
             self._journal = None
 
     def status(self) -> Tampering | None:
-        """Return for the status what is bound, and what differs; ``None`` without a state."""
+        """Return what is bound and what differs, for the status; ``None`` without a state."""
         state = self._state
         if state is None:
             return None
@@ -177,14 +180,16 @@ class Bound:
             count=len(names),
             differences=tuple(
                 ChangedFile(printable_path(path), found.change.value, found.detail)
-                for path, found in names[:_MOST_TOLD]
+                for path, found in names[:_MOST_SHOWN]
             ),
         )
 
     def accept(self, paths: Iterable[bytes], *, older_copy: bool) -> int:
-        """Have differences be meant from now on; return how many there are. Raises OSError.
+        """Accept differences; return how many there are.
 
-        What is accepted is not bound until the next manifest, which has it as it is then.
+        An accepted file is not bound until the next manifest, which has it as it is then.
+
+        :raises OSError: they could not be noted, or the volume is only read.
         """
         if self._state is None:
             return 0
@@ -204,13 +209,13 @@ class Bound:
 
     @property
     def differences(self) -> dict[bytes, Difference]:
-        """By path, what differs."""
+        """The differences, by path."""
         return self._state.differences if self._state is not None else {}
 
     # --- what is found
 
     def check(self, inode: Node) -> None:
-        """Refuse to open what differs.
+        """Check that *inode* does not differ.
 
         :raises OSError: EIO.
         """
@@ -222,7 +227,7 @@ class Bound:
                 self._refuse(path, found)
 
     def check_below(self, directory: Node) -> None:
-        """Refuse to move a directory in which something differs: at another place that could not be seen any more.
+        """Check that nothing differs in a directory that will be moved: at another place no check could see it.
 
         :raises OSError: EIO.
         """
@@ -236,14 +241,14 @@ class Bound:
         return any(map(self.is_refused_at, _paths(inode)))
 
     def is_refused_at(self, path: bytes) -> bool:
-        """Return whether what is at *path* is refused because it differs."""
+        """Return whether the file at *path* is refused because it differs."""
         found = self.differences.get(path) if self._refuses else None
         return found is not None and found.change is not Change.REMOVED
 
     def missing_in(self, directory: Node) -> list[bytes]:
-        """Return the names that were removed from *directory* and are to be listed, since a server acts on these.
+        """Return the names that somebody removed from *directory* and that are listed: a server acts on them.
 
-        Each of them is an error when it is looked at, see :meth:`check_missing`.
+        To look one of them up is an error, see :meth:`check_missing`.
         """
         if not self._refuses or not self.differences:
             return []
@@ -259,7 +264,7 @@ class Bound:
         return self._state is not None and any(map(self._state.binds, _paths(inode)))
 
     def check_header(self, inode: Node, head: bytes, size: int) -> None:
-        """Note whether a file of *size* stored bytes that starts with *head* is the one that was left here."""
+        """Note a difference if a file of *size* stored bytes that starts with *head* does not fit the manifest."""
         if self._manifest is None or not inode.bound:
             return
         for path in _paths(inode):
@@ -279,9 +284,9 @@ class Bound:
     def check_plain(self, inode: Node) -> None:
         """Note that *inode* is in the clear where the policy encrypts, unless it was so at the last unmount.
 
-        A file says of itself whether it is encrypted, and through a mount none gets to such a place in the clear.
-        So it is from before the policy, which the manifest knows, or somebody has put it there. Only where the
-        policy was changed after a session that did not end cleanly, the manifest cannot know all.
+        Through a mount no file comes to such a place in the clear. So the file is older than the policy, and the
+        manifest knows it, or somebody has put it there. The manifest may lack such files only if the policy was
+        changed after a session that did not end cleanly.
         """
         if self._state is None or self._state.binding.key is None or self._left_plain:
             return
@@ -295,7 +300,7 @@ class Bound:
                 log.error("%s: not as the last unmount left it: %s", printable_path(path), found)
 
     def note_policy(self, policy: Policy) -> None:
-        """Note a policy that was in use in this mount, and is exchanged for another one."""
+        """Note a policy of this mount that is replaced by another one."""
         if all(policy.digest() != known.digest() for known in self._earlier_policies):
             self._earlier_policies.append(policy)
 
@@ -305,7 +310,7 @@ class Bound:
         return any(not policy.decide(classify(text), text).encrypted for policy in self._earlier_policies)
 
     def check_missing(self, parent: Node, name: bytes) -> None:
-        """Refuse to say that there is nothing where something was, if PostgreSQL would act on that.
+        """Check that a missing file was not removed by somebody else, if PostgreSQL would act on its absence.
 
         :raises OSError: EIO.
         """
@@ -317,7 +322,7 @@ class Bound:
             self._refuse(path, found)
 
     def check_name(self, parent: Node, name: bytes) -> None:
-        """Refuse to say that there is something where its name alone would have an effect.
+        """Check that somebody else has not added a file whose name alone has an effect.
 
         :raises OSError: EIO.
         """
@@ -329,7 +334,7 @@ class Bound:
             self._refuse(path, found)
 
     def _is_listed(self, path: bytes) -> bool:
-        """Return whether a server finds what lies at *path* by reading the directory, and not by its name."""
+        """Return whether a server finds the file at *path* by reading the directory, and not by its name."""
         place = self._manifest.find(path) if self._manifest is not None else None
         is_link = place is not None and place[0].entry(place[1]).kind is NodeKind.LINK
         return is_link or _kind(path) in LISTED_KINDS
@@ -340,7 +345,7 @@ class Bound:
         return _kind(path + b"/-" if is_directory else path) in DISPENSABLE_KINDS
 
     def _refuse(self, path: bytes, found: Difference) -> None:
-        if path not in self._told or self._refuses:
+        if path not in self._logged or self._refuses:
             log.error(
                 "%s: %s: not as the last unmount left it: %s (HINT: restore it from a backup, or say with 'tdefs "
                 "accept' that it is meant)",
@@ -348,7 +353,7 @@ class Bound:
                 "refused" if self._refuses else "served",
                 found,
             )
-            self._told.add(path)
+            self._logged.add(path)
         if self._refuses:
             raise LoggedRefusal(EIO, os.strerror(EIO))
 
@@ -357,7 +362,7 @@ class Bound:
     def will_change(self, inode: Node, *, goes: bool = False) -> None:
         """Before the length or the header of *inode* changes: note that it is not bound any more.
 
-        :param goes: whether it is emptied, as a file that is about to be removed is.
+        :param goes: whether it is emptied, as before a removal.
         :raises OSError: it could not be noted, so nothing may be changed.
         """
         if not inode.bound:
@@ -368,12 +373,18 @@ class Bound:
         inode.bound = False
 
     def will_come(self, parent: Node, name: bytes) -> None:
-        """Before *name* is made in *parent*. Raises OSError as :meth:`will_change`."""
+        """Note that *name* will be made in *parent*.
+
+        :raises OSError: as :meth:`will_change`.
+        """
         if self._manifest is not None:
             self._unbind([join(parent.path(), name)])
 
     def will_go(self, inode: Node, parent: Node, name: bytes) -> None:
-        """Before *name* in *parent*, which leads to *inode*, goes. Raises OSError as :meth:`will_change`."""
+        """Note that *name* in *parent*, which leads to *inode*, will be removed.
+
+        :raises OSError: as :meth:`will_change`.
+        """
         if self._manifest is not None:
             path = join(parent.path(), name)
             self._unbind([path, *self._likely_next(path)])
@@ -381,31 +392,34 @@ class Bound:
             inode.bound = False
 
     def will_move(self, inode: Node, other: Node | None, old: bytes, new: bytes, *, exchange: bool) -> None:
-        """Before *inode* is renamed from *old* to *new*, where *other* is. Raises OSError."""
+        """Note that *inode* will be renamed from *old* to *new*, where *other* is.
+
+        :raises OSError: as :meth:`will_change`.
+        """
         if self._manifest is not None:
             paths = [old, new, *self._all_paths(inode)]
             if other is not None and exchange:
                 paths += self._all_paths(other)
             if inode.is_directory or (other is not None and other.is_directory):
                 paths += [old + b"/", new + b"/"]
-            # what lies in a directory may say something by the names that it gets now
+            # files in a directory may get names that have an effect
             self._unbind(paths, certain=[new + b"/"] if inode.is_directory and _may_hold_speaking(new) else ())
         inode.bound = False
         if other is not None and exchange:
             other.bound = False
 
     def _all_paths(self, inode: Node) -> list[bytes]:
-        """Return the paths of *inode*, with those by which the kernel does not know it."""
+        """Return the paths of *inode*, also those that the kernel does not know."""
         several = self._state.tree.several.get(inode.backing, ()) if self._state is not None else ()
         return list(dict.fromkeys([*_paths(inode), *several]))
 
     def _unbind(self, paths: Iterable[bytes], certain: Sequence[bytes] = ()) -> None:
-        """Note durably which of *paths* are not bound any more, if they were, and all that is *certain*.
+        """Note durably that *paths* are not bound any more: those that were, and all that are *certain*.
 
-        Raises OSError.
+        :raises OSError: as :meth:`will_change`.
         """
         if self._manifest is None or self._state is None or self._journal is None:
-            return  # where nothing is to be written, nothing can be changed
+            return  # without a journal, nothing can be changed
         wanted = [path for path in dict.fromkeys(paths) if path in certain or self._is_noted_when_it_changes(path)]
         if not wanted:
             return
@@ -431,10 +445,10 @@ class Bound:
         return self._state.is_speaking(path) and path not in self._state.unbound
 
     def _likely_next(self, path: bytes) -> list[bytes]:
-        """Return what is likely to go after *path*, and to be noted along with it, since each note is a sync.
+        """Return the paths that are likely to be removed after *path*, to note them in the same sync.
 
-        That is the rest of a relation; and, once several names of one directory went, as many others as went: DROP
-        DATABASE, or DROP SCHEMA with a thousand tables, must not wait a thousand times for the disk.
+        These are the rest of a relation; and, once several names of one directory were removed, as many others:
+        DROP DATABASE, or DROP SCHEMA with a thousand tables, must not wait a thousand times for the disk.
         """
         assert self._manifest is not None and self._state is not None  # noqa: S101
         directory = path.rpartition(b"/")[0]
@@ -478,7 +492,7 @@ def _rest_of_relation(listing: Listing, at: int, path: bytes) -> list[bytes]:
 
 
 def _may_hold_speaking(directory: bytes) -> bool:
-    """Return whether what lies in *directory* may say something by its name alone."""
+    """Return whether the name alone of a file in *directory* may have an effect."""
     kind = _kind(directory + b"/-")
     return kind in SPEAKING_KINDS or kind in (Kind.OTHER, Kind.STRAY)
 

@@ -1,4 +1,4 @@
-"""Comparing a whole volume with its manifest, headers too, with or without a mount."""
+"""Comparing a whole volume, headers included, with its manifest; it may be mounted."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tdefs.manifest.tree import join, open_directory, open_root, tag_in
 
 
 def examine(binding: Binding) -> State:
-    """Return what is known of a volume, with all that differs.
+    """Return the state of a volume, with all differences.
 
-    Where the volume is mounted, what is changed meanwhile is in its journal before it is changed, so nothing of
-    that is taken for tampering; what comes meanwhile is not known to the manifest, and is not reported.
+    If the volume is mounted, each change is in its journal before it is made, so it does not count as a
+    difference. New files are not in the manifest, and are not reported.
 
     :raises OSError: the data directory cannot be opened.
     """
@@ -26,7 +26,7 @@ def examine(binding: Binding) -> State:
     if state.differences:
         again = look(binding, compares=False)
         if again.manifest is None or again.manifest.counter != state.manifest.counter:
-            # unmounted meanwhile: the next manifest was made of what was found
+            # it was unmounted meanwhile, and there is a new manifest
             return examine(binding)
         for path in list(state.differences):
             changed_since = path in again.unbound or again.changed.everything
@@ -62,6 +62,6 @@ def _compare_listing(state: State, fd: int, directory: bytes, listing: Listing) 
         ):
             continue
         tag = tag_in(fd, name, entry.length, state.binding.volume.volume_id)
-        # what is in the clear may begin with zeros by now, and have no mark
+        # a file in the clear may begin with zeros by now, and have no mark
         if tag != entry.tag and (entry.tag, tag) != (PLAIN_TAG, NO_TAG):
             state.differences[path] = Difference(Change.HEADER, "its header is another one")

@@ -1,4 +1,4 @@
-"""What differs between a manifest and what is found, by name."""
+"""The differences between a manifest and the files that are found, by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tdefs.manifest.record import Entry, Listing, Manifest, NodeKind
 from tdefs.manifest.tree import Tree, join
 from tdefs.policy.paths import Kind
 
-#: What comes under such a name is found by it, and acted on: it is noted in the journal whenever it comes.
+#: PostgreSQL finds such a file by its name, and acts on it: a new one is always noted in the journal.
 SPEAKING_KINDS = frozenset(
     {
         Kind.SIGNAL,
@@ -24,14 +24,14 @@ SPEAKING_KINDS = frozenset(
         Kind.VERSION,
     }
 )
-#: Found by reading the directory that they lie in: one that is gone must not pass for one that never was.
+#: PostgreSQL finds these by reading their directory: a removed one must not look as if it had never existed.
 LISTED_KINDS = frozenset({Kind.TWO_PHASE, Kind.REPLICATION})
-#: What a server makes anew, or does without: its absence says nothing to anybody.
+#: A server makes these anew, or needs none: their absence has no effect.
 DISPENSABLE_KINDS = frozenset({Kind.LOG, Kind.STATISTICS, Kind.TEMP, Kind.RELCACHE, Kind.LOCK})
 
 
 class Change(StrEnum):
-    """In what a name differs."""
+    """How a name differs."""
 
     REMOVED = "removed"
     ADDED = "added"
@@ -44,7 +44,7 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What one path is not as it was left: ``detail`` says more, and may be empty."""
+    """How one path differs from the manifest: ``detail`` says more, and may be empty."""
 
     change: Change
     detail: str = ""
@@ -54,7 +54,7 @@ class Difference:
 
 
 def compare(manifest: Manifest, tree: Tree, is_added: Callable[[bytes], bool]) -> dict[bytes, Difference]:
-    """Return by path what differs; entries that are marked as unbound do not.
+    """Return the differences by path; entries that are marked as unbound have none.
 
     :param is_added: returns whether a path that the manifest does not know should not be there.
     """
@@ -92,7 +92,7 @@ def are_alike(before: Listing, now: Listing) -> bool:
 
 
 def difference(before: Entry, now: Entry) -> Difference | None:
-    """Return in what *now*, of which no header was read, differs from what it was before."""
+    """Return how *now*, whose header was not read, differs from *before*."""
     if before.kind != now.kind:
         return Difference(Change.KIND, f"it was a {_WORDS[before.kind]}, and is a {_WORDS[now.kind]}")
     if before.kind is NodeKind.LINK:

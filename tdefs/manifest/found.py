@@ -1,4 +1,4 @@
-"""What of a mounted volume is not as the last unmount left it, for people and for programs; pure."""
+"""Which files of a mounted volume are not as the last unmount left them, for people and for programs; pure."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class ChangedFile:
 
 @dataclass(frozen=True, slots=True)
 class Tampering:
-    """What of a volume is not as the last unmount left it."""
+    """Which files of a volume are not as the last unmount left them."""
 
     setting: str
     """``refuse`` or ``report``."""
     counter: int | None = None
     """The manifest's number; ``None`` where nothing is bound."""
     lost: str | None = None
-    """What is wrong where a manifest must be and is not."""
+    """What is wrong with the manifest, if there must be one and there is none."""
     older_than: int | None = None
-    """The newest counter that the keystore knows, where that of the manifest is older."""
+    """The newest counter that the keystore knows, if that of the manifest is older."""
     unbound: int = 0
     """How many files a session without a clean end has left unbound."""
     count: int = 0
-    """How many files differ, of which ``differences`` has the first."""
+    """How many files differ; ``differences`` has the first of them."""
     differences: tuple[ChangedFile, ...] = ()

@@ -1,7 +1,7 @@
 """The journal of changed files: what the manifest does not bind any more, durable before the change is made.
 
-The file ``.tdefs/changed`` is made with its full size, and written to in place: a full disk does not keep anybody
-from removing a file. ::
+The file ``.tdefs/changed`` is made with its full size, and written in place. So files can be removed on a full
+disk. ::
 
     0     8  magic "tdefsch1"
     8    16  volume id
@@ -12,9 +12,9 @@ from removing a file. ::
     2048 32  the same MAC over another purpose string, if nothing is bound any more; else zero
     4096  …  records: number of bytes of paths (4 bytes), the paths with a zero byte between two, MAC
 
-A record's MAC is over a purpose string, the MAC before it (the first time that at 80), and the record. So a record
-cannot be forged, exchanged or left out, nor come from the journal of another manifest; what is cut off at the end
-binds more, not less. A path that ends in "/" stands for a directory with all that is in it.
+A record's MAC is over a purpose string, the MAC before it (for the first record the one at 80), and the record. So
+a record cannot be forged, exchanged or left out, and cannot come from the journal of another manifest. If the end
+is cut off, more files are bound, not fewer. A path that ends in "/" stands for a directory with all that is in it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 
 from tdefs.data.calls import SystemCalls
 from tdefs.data.complaints import HINTS
-from tdefs.keys.mac import fits_mac, make_mac
+from tdefs.keys.wrapping import fits_mac, make_mac
 from tdefs.manifest.record import Manifest
 from tdefs.private import UntrustedError, own_directory
 from tdefs.reserve import with_own_rights
@@ -37,7 +37,7 @@ from tdefs.volume.description import Volume
 log = logging.getLogger(__name__)
 
 JOURNAL_FILE = "changed"
-#: What is there from the beginning: room for some thousands of paths.
+#: The size from the beginning: room for some thousands of paths.
 PREPARED_BYTES = 1 << 18
 
 _MAGIC = b"tdefsch1"
@@ -50,14 +50,14 @@ _MAC_BYTES = 32
 _ALL_AT = 2048
 _RECORDS_AT = 4096
 _SIZE = struct.Struct("<I")
-#: More is not read, and not written either: then nothing is bound any more. The journal may use what the disk
-#: keeps for root, which long names must not fill.
+#: More is never read or written: then nothing is bound any more. The journal may use the blocks that the disk
+#: keeps for root, and long names must not fill these.
 _MAX_BYTES = 1 << 26
 
 
 @dataclass(slots=True)
 class Changed:
-    """What a journal says: ``paths`` that changed, or ``everything``; ``end`` and ``mac`` are where it goes on."""
+    """What a journal says: ``paths`` that changed, or ``everything``; the next record goes after ``end``."""
 
     begun: bool = False
     everything: bool = False
@@ -67,9 +67,10 @@ class Changed:
 
 
 def read_journal(volume: Volume, key: bytes, manifest: Manifest) -> Changed:
-    """Return what the journal of *manifest* says; nothing if there is none that tdefs has made.
+    """Return what the journal of *manifest* says; nothing if tdefs has made none.
 
-    Raises OSError; UntrustedError where the directory is none of tdefs's own.
+    :raises OSError: it cannot be read.
+    :raises UntrustedError: the directory is not tdefs's own.
     """
     with own_directory(volume.private, last_link=False) as directory:
         try:
@@ -105,9 +106,12 @@ def _head_of(manifest: Manifest) -> bytes:
 
 
 def prepare_journal(volume: Volume) -> None:
-    """See that the file is there, with room for what comes, before a manifest relies on it.
+    """Make the file, with room for records, before a manifest relies on it.
 
-    What tdefs never makes there, such as a link or a FIFO, is taken away. Raises OSError, TdefsError.
+    A node that tdefs never makes there, such as a link or a FIFO, is moved away.
+
+    :raises OSError: there may be no journal.
+    :raises TdefsError: the directory is not tdefs's own.
     """
     with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
         directory.remove_planted(JOURNAL_FILE)
@@ -115,10 +119,10 @@ def prepare_journal(volume: Volume) -> None:
         try:
             size = os.fstat(fd).st_size
             if size > _MAX_BYTES:
-                # nobody reads so far, so nothing of it says anything
+                # no reader goes so far
                 os.ftruncate(fd, _MAX_BYTES)
             if size < PREPARED_BYTES:
-                # written, not only allocated: then a sync of a record need not change the file's own description
+                # written, not only allocated: then the sync of a record need not change the file's inode
                 os.pwrite(fd, bytes(PREPARED_BYTES - size), size)
                 os.fsync(fd)
                 directory.sync()
@@ -127,7 +131,11 @@ def prepare_journal(volume: Volume) -> None:
 
 
 def write_journal(volume: Volume, key: bytes, manifest: Manifest, changed: Changed) -> None:
-    """Write down what has *changed* since *manifest*, in place of what is there. Raises OSError, TdefsError."""
+    """Write what has *changed* since *manifest*, over the old journal.
+
+    :raises OSError: it is not complete.
+    :raises TdefsError: the directory is not tdefs's own.
+    """
     journal = Journal(SystemCalls(), volume, key, manifest)
     try:
         if changed.everything:
@@ -142,9 +150,10 @@ class Journal:
     """The journal of the manifest that binds now, open for writing."""
 
     def __init__(self, calls: SystemCalls, volume: Volume, key: bytes, manifest: Manifest) -> None:
-        """Go on with what is there, or begin: from then on files may come that no manifest knows.
+        """Go on with the journal that is there, or begin: from then on there may be files that no manifest knows.
 
-        Raises OSError, UntrustedError.
+        :raises OSError: it cannot be read or written.
+        :raises UntrustedError: the directory is not tdefs's own.
         """
         self._calls = calls
         self._key = key
@@ -155,7 +164,7 @@ class Journal:
             data = _read(self._fd)
             self._found = parse_journal(data, key, manifest)
             if self._found.begun:
-                # what an earlier session failed to sync the kernel takes for written, and would not write any more
+                # the kernel would not write again what an earlier session wrote and could not sync
                 self._put(data[: self._found.end])
             else:
                 self._begin(volume, manifest)
@@ -167,8 +176,8 @@ class Journal:
     def _begin(self, volume: Volume, manifest: Manifest) -> None:
         head = _head_of(manifest)
         mac = make_mac(self._key, _BEGIN_PURPOSE, head)
-        # what is written over is the journal of the manifest before, which a power cut would bring back if the
-        # sync of its successor's name has failed
+        # the journal of the manifest before is written over: after a power cut that manifest would come back if
+        # the sync of the new one's name has failed
         with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
             directory.sync()
         self._put((head + mac).ljust(_RECORDS_AT, b"\0"))
@@ -180,9 +189,9 @@ class Journal:
             self._calls.fdatasync("journal:begin", self._fd)
 
     def append(self, paths: Sequence[bytes]) -> bool:
-        """Note durably that *paths* are not bound any more; return whether anything still is.
+        """Note durably that *paths* are not bound any more; return whether any file still is.
 
-        Where there is no room for them, nothing is.
+        If there is no room for them, no file is.
 
         :raises OSError: nothing was noted, so nothing may be changed.
         """
@@ -217,7 +226,10 @@ class Journal:
         self._calls.fdatasync("journal:sync", self._fd)
 
     def end(self) -> None:
-        """Note durably that nothing is bound any more. Raises OSError."""
+        """Note durably that nothing is bound any more.
+
+        :raises OSError: it was not noted.
+        """
         with with_own_rights():
             everything = make_mac(self._key, _ALL_PURPOSE, self._head)
             self._calls.pwrite("journal:all", self._fd, everything, _ALL_AT)

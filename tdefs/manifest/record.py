@@ -1,4 +1,4 @@
-"""The manifest: what lay in a volume when it was last unmounted cleanly, as bytes under a MAC.
+"""The manifest: the files in a volume when it was last unmounted cleanly, as bytes under a MAC.
 
 ::
 
@@ -42,7 +42,7 @@ TAG_BYTES = 16
 NO_TAG = bytes(TAG_BYTES)
 PLAIN_TAG = b"\1" * TAG_BYTES
 MAC_BYTES = 32
-#: Of some ten million files: what is longer is none.
+#: The size for some ten million files. A longer file is not a manifest.
 MAX_BYTES = 1 << 30
 _PIECE = 1 << 20
 
@@ -61,11 +61,11 @@ class NodeKind(IntEnum):
 
 
 class Flag(IntFlag):
-    """What is to be known of a whole manifest."""
+    """Properties of a whole manifest."""
 
-    #: Files may lie in the volume that are not in it, and it is not known since when.
+    #: The volume may hold files that are not in it, and it is not known since when.
     INCOMPLETE = 1
-    #: The one before it had been removed or altered, and nobody has said that this was meant.
+    #: The manifest before it had been removed or altered, and nobody has accepted that.
     FOLLOWS_LOST = 2
 
 
@@ -81,12 +81,12 @@ class Entry(NamedTuple):
 
 
 class BadManifestError(Exception):
-    """The bytes are no manifest of this volume that was written with its key."""
+    """The bytes are not a manifest of this volume, or were not written with its key."""
 
 
 @dataclass(slots=True)
 class Listing:
-    """The entries of one directory by name, column by column; ``unbound`` marks those that hold no more."""
+    """The entries of one directory by name, column by column; ``unbound`` marks those that are not valid now."""
 
     names: list[bytes] = field(default_factory=list)
     kinds: bytes = b""
@@ -102,7 +102,7 @@ class Listing:
         return cls(list(names), bytes(kinds), array("Q", lengths), b"".join(tags), bytearray(len(rows)))
 
     def find(self, name: bytes) -> int:
-        """Return the position of *name*, -1 if it has none."""
+        """Return the position of *name*, -1 if it is not there."""
         at = bisect_left(self.names, name)
         return at if at < len(self.names) and self.names[at] == name else -1
 
@@ -132,7 +132,7 @@ class Manifest:
     entry: str = ""
 
     def find(self, path: bytes) -> tuple[Listing, int] | None:
-        """Return where the entry of *path* is; ``None`` if there is none."""
+        """Return the listing and the position of *path*; ``None`` if it has no entry."""
         directory, _, name = path.rpartition(b"/")
         listing = self.directories.get(directory)
         at = listing.find(name) if listing is not None else -1
@@ -163,9 +163,9 @@ def encode(manifest: Manifest, key: bytes) -> bytes:
 
 
 def is_genuine(fd: int, key: bytes) -> bool:
-    """Return whether the open file is a manifest under the state *key*, with little memory: it may be anything.
+    """Return whether the open file is a manifest under the state *key*, without reading it into memory.
 
-    Raises OSError.
+    :raises OSError: it cannot be read.
     """
     size = os.fstat(fd).st_size - MAC_BYTES
     if not 0 < size <= MAX_BYTES:
@@ -186,9 +186,9 @@ def is_genuine(fd: int, key: bytes) -> bool:
 
 
 def decode(data: bytes, volume_id: bytes, key: bytes) -> Manifest:
-    """Return the manifest that *data* is.
+    """Return the manifest in *data*.
 
-    :raises BadManifestError: it is none, or not of this volume, or was not written with the state *key*.
+    :raises BadManifestError: it is not a manifest of this volume, or was not written with the state *key*.
     """
     body, mac = data[:-MAC_BYTES], data[-MAC_BYTES:]
     try:

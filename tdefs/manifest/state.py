@@ -1,4 +1,4 @@
-"""What is known of a volume's files when somebody begins with it: manifest, what changed since, what differs."""
+"""What is known of a volume's files before it is used: the manifest, the changes since, and the differences."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tdefs.errors import TdefsError
-from tdefs.keys.hierarchy import KeyRing, derive_state_key
+from tdefs.keys.hierarchy import KeyRing
 from tdefs.keys.keystore.file import load_keystore
+from tdefs.keys.wrapping import derive_state_key
 from tdefs.manifest.comparing import SPEAKING_KINDS, Difference, compare
 from tdefs.manifest.journal import Changed, read_journal, write_journal
 from tdefs.manifest.record import MAX_BYTES, BadManifestError, Flag, Manifest, decode, encode, is_genuine
@@ -32,11 +33,11 @@ NAMED = 10
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What a manifest is made and checked with.
+    """What is needed to make and check a manifest.
 
-    ``key`` is the state key; None without a keystore that has a history: then nothing is bound. ``history_key``
-    and ``keystore`` are where the counter is kept, under ``entry``, the keystore's name for the volume; None for a
-    copy that it does not know at this place. ``known`` is what the keystore's history says.
+    ``key`` is the state key; None without a keystore that has a history: then nothing is bound. The history of
+    ``keystore``, under ``history_key``, keeps the counter. ``entry`` is the keystore's name for the volume; None
+    for a copy that it does not know at this place. ``known`` is what the keystore's history says.
     """
 
     volume: Volume
@@ -50,17 +51,18 @@ class Binding:
     def of(
         cls, volume: Volume, ring: KeyRing, keystore: Path, entry: str | None, known: KnownVolumes | None = None
     ) -> Binding:
-        """Return that of *volume*, given its keys, and what the history of its *keystore* knows."""
+        """Return the binding of *volume*, given its keys, and what the history of its *keystore* knows."""
         key = derive_state_key(ring.history_key) if ring.history_key is not None else None
         return cls(volume, key, ring.history_key, keystore, entry, known or KnownVolumes())
 
 
 @dataclass(slots=True)
 class State:
-    """What was found; ``manifest`` is None where nothing is bound, its entries marked where they hold no more.
+    """What was found. ``manifest`` is None if nothing is bound; entries that are not valid any more are marked.
 
-    ``unbound`` are the paths of the journal. ``lost`` says what is wrong where a manifest must be and is not;
-    ``older_than`` is the newest counter that the keystore knows, where that of the manifest is older, else 0.
+    ``unbound`` are the paths of the journal. ``lost`` says what is wrong with the manifest if there must be one
+    and there is none. ``older_than`` is the newest counter that the keystore knows if that of the manifest is
+    older, else 0.
     """
 
     binding: Binding
@@ -74,7 +76,7 @@ class State:
     older_than: int = 0
 
     def know_entry(self) -> None:
-        """Find out whether the keystore has come to know the volume at its place since, by ``tdefs volume``."""
+        """Find out whether the keystore knows the volume at its place by now, after a ``tdefs volume`` command."""
         binding = self.binding
         if binding.entry is not None or binding.history_key is None:
             return
@@ -95,17 +97,17 @@ class State:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether what the manifest does not know should not be there."""
+        """Return whether all files that the manifest does not know were added by somebody else."""
         return self.manifest is not None and not self.changed.begun and Flag.INCOMPLETE not in self.manifest.flags
 
     def is_added(self, path: bytes) -> bool:
-        """Return of a path that the manifest does not know whether it should not be there."""
+        """Return whether *path*, which the manifest does not know, was added by somebody else."""
         if path in self.unbound or self.changed.everything:
             return False
         return self.is_complete or self.is_speaking(path)
 
     def is_speaking(self, path: bytes) -> bool:
-        """Return whether the name alone says something to PostgreSQL, so that it is noted whenever it comes."""
+        """Return whether PostgreSQL acts on the name alone, so that a new file is always noted."""
         return self.manifest is not None and classify(os.fsdecode(path)).kind in SPEAKING_KINDS
 
     def binds(self, path: bytes) -> bool:
@@ -114,7 +116,7 @@ class State:
         return place is not None and not place[0].unbound[place[1]]
 
     def describe(self) -> list[str]:
-        """Return what to report, one line for each thing."""
+        """Return what to report, one line for each finding."""
         lines = self.describe_volume()
         if self.differences:
             lines.append(f"{counted(len(self.differences))} not as the last unmount left things: {self.named()}")
@@ -124,7 +126,7 @@ class State:
         """Return what to report about the volume as a whole."""
         lines = []
         if self.lost:
-            lines.append(f"the manifest of the volume's files {self.lost}: what changed at rest cannot be told")
+            lines.append(f"the manifest of the volume's files {self.lost}: what changed at rest is not known")
         if self.older_than:
             lines.append(
                 f"the volume is an older copy: the keystore knows of a newer one, with manifest {self.older_than}"
@@ -132,14 +134,14 @@ class State:
         return lines
 
     def named(self) -> str:
-        """Return the names of the first that differ, with what each is."""
+        """Return the first paths that differ, with their differences."""
         items = sorted(self.differences.items())
         shown = ", ".join(f"{printable_path(path)}: {found}" for path, found in items[:NAMED])
         return shown + (f", and {len(items) - NAMED} more" if len(items) > NAMED else "")
 
 
 class Unbound:
-    """Paths that a journal names; one that ends in "/" stands for all that is below it, too."""
+    """Paths that a journal names; one that ends in "/" includes all that is below it."""
 
     def __init__(self, paths: Iterable[bytes]) -> None:
         self.paths: set[bytes] = set()
@@ -164,7 +166,7 @@ class Unbound:
 def look(binding: Binding, *, compares: bool = True) -> State:
     """Return what is known of a volume that no process changes now; of a mounted one, as much as can be seen.
 
-    Names, kinds and lengths are compared; headers are when a file is opened, see tdefs.manifest.bound.
+    Names, kinds and lengths are compared. Headers are compared when a file is opened, see tdefs.manifest.bound.
 
     :raises OSError: the data directory cannot be opened.
     """
@@ -184,14 +186,14 @@ def look(binding: Binding, *, compares: bool = True) -> State:
         if state.newest:
             state.lost = f"is missing, and the keystore knows number {state.newest}"
     except (BadManifestError, UntrustedError) as error:
-        state.lost = f"is no good: {error}"
+        state.lost = f"cannot be used: {error}"
     except OSError as error:
         state.lost = f"cannot be read: {error.strerror}"
         state.manifest = None
     if state.manifest is None:
         return state
     if binding.entry is None and state.manifest.entry:
-        # a copy: of a moment that may be long ago
+        # a copy, which may be old
         state.newest = binding.known.counter(state.manifest.entry)
     if Flag.FOLLOWS_LOST in state.manifest.flags:
         state.lost = "before the last one was missing or altered"
@@ -206,7 +208,10 @@ def look(binding: Binding, *, compares: bool = True) -> State:
 
 
 def compare_again(state: State) -> None:
-    """Compare the manifest with what is there now. Raises OSError."""
+    """Compare the manifest with the files that are there now.
+
+    :raises OSError: the data directory cannot be opened.
+    """
     assert state.manifest is not None  # noqa: S101 - the callers have seen to it
     root = open_root(state.binding.volume)
     try:
@@ -214,7 +219,7 @@ def compare_again(state: State) -> None:
     finally:
         os.close(root)
     state.differences = compare(state.manifest, state.tree, state.is_added)
-    state.tree.directories = {}  # which would be as much memory as the manifest again
+    state.tree.directories = {}  # they need as much memory as the manifest
 
 
 def mark_unbound(manifest: Manifest, changed: Changed) -> None:
@@ -227,7 +232,7 @@ def mark_unbound(manifest: Manifest, changed: Changed) -> None:
 
 
 def mark(manifest: Manifest, path: bytes) -> bool:
-    """Mark the entry of *path*, with all below it if it ends in "/"; return whether there was a bound one."""
+    """Mark the entry of *path*, with all below it if it ends in "/"; return whether any of them was bound."""
     was_bound = False
     if path.endswith(b"/"):
         for directory, listing in manifest.directories.items():
@@ -259,7 +264,12 @@ def _why_of_another(manifest: Manifest, binding: Binding) -> str:
 
 
 def _read(volume: Volume, key: bytes) -> bytes:
-    """Return the manifest's bytes. Raises OSError, BadManifestError; UntrustedError for no file of tdefs's."""
+    """Return the manifest's bytes.
+
+    :raises OSError: it cannot be read.
+    :raises BadManifestError: it was not written with *key*.
+    :raises UntrustedError: it is not a file of tdefs's own.
+    """
     with (
         own_directory(volume.private, last_link=False) as directory,
         os.fdopen(directory.open(MANIFEST_FILE, os.O_RDONLY), "rb") as file,
@@ -270,7 +280,10 @@ def _read(volume: Volume, key: bytes) -> bytes:
 
 
 def write_manifest(volume: Volume, manifest: Manifest, key: bytes) -> None:
-    """Write a manifest down durably; until this returns the one before it is there. Raises OSError."""
+    """Write a manifest durably, in place of the one before it.
+
+    :raises OSError: the one before may still be there.
+    """
     with with_own_rights(), own_directory(volume.private, last_link=False) as directory:
         directory.write_durably(MANIFEST_FILE, encode(manifest, key))
 
@@ -278,8 +291,8 @@ def write_manifest(volume: Volume, manifest: Manifest, key: bytes) -> None:
 def rebind_manifest(old: Binding, new: Binding) -> None:
     """Write the manifest and the journal of the *old* binding anew for the *new* one.
 
-    To be called where a person with a secret has said that the volume is now another one in its keystore, or has
-    another keystore. Files that differ from the manifest still differ.
+    Call this if a person with a secret has said that the volume is now another one in its keystore, or has another
+    keystore. Files that differ from the manifest still differ.
 
     :raises OSError: it could not be written.
     """

@@ -1,4 +1,4 @@
-"""Taking the next manifest: at a clean unmount, or when somebody says that differences are meant."""
+"""Taking the next manifest: at a clean unmount, or when somebody accepts differences."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tdefs.manifest.tree import Tag, join, look_through, open_root, tag_in
 
 
 def take(state: State, *, accepted: Collection[bytes] = (), unclean: bool = False) -> Manifest:
-    """Return the manifest of what lies in the volume now, with the next counter.
+    """Return the manifest of the files in the volume now, with the next counter.
 
-    What the old manifest binds, and nobody changed through a mount, keeps its entry: a difference stays one until
-    it is *accepted*; ``state.differences`` gets what differs by now. Only new headers are read.
+    A file that the old manifest binds, and that did not change through a mount, keeps its entry. So a difference
+    stays until it is *accepted*; new ones are added to ``state.differences``. Only new headers are read.
 
-    :param unclean: whether what has changed since the old manifest stays unbound: then it may lie half done.
+    :param unclean: whether files that changed since the old manifest stay unbound, since they may be half written.
     :raises OSError: the tree cannot be read.
     """
     old = state.manifest
@@ -81,7 +81,7 @@ def _kept(
     unclean: bool,
     unread: bool = False,
 ) -> Listing:
-    """Return the listing to write down: what is there *now*, but for what has not changed through a mount."""
+    """Return the listing to write: *now*, with the old entries of files that did not change through a mount."""
     before = state.manifest.directories.get(directory) if state.manifest is not None else None
     changes: dict[bytes, Entry | None] = {}
     for at, name in enumerate(before.names if before is not None else ()):
@@ -106,7 +106,7 @@ def _kept(
         if found is not None and found.change is Change.ADDED:
             changes[name] = None
         elif unclean and name not in changes and _bound_entry(state.manifest, directory, name) is None:
-            # but what says something by its name alone must be known
+            # but a file whose name alone has an effect must be known
             is_known = path in state.unbound and state.is_speaking(path)
             changes[name] = _without_tag(now.entry(now.find(name))) if is_known else None
     if not changes:

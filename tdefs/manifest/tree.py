@@ -1,4 +1,4 @@
-"""What lies in a volume's data directory now, in the manifest's own form: by names, kinds and lengths, quickly."""
+"""The files in a volume's data directory now, in the form of the manifest: names, kinds and lengths."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tdefs.volume.description import Volume
 from tdefs.way import follow
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# PostgreSQL's trees have five levels, and other trees some more. Thousands of planted levels must not keep a mount
-# busy
+# PostgreSQL's trees have five levels, and other trees some more. Somebody may plant thousands of levels, and the
+# mount must not be busy with these.
 _MOST_LEVELS = 64
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 #: Returns the tag of a file, given its name and its length.
 Tag = Callable[[bytes, int], bytes]
-#: Returns what is asked for the tags of the files in a directory, given its descriptor and its path.
+#: Returns a function for the tags of the files in a directory, given its descriptor and its path.
 Tags = Callable[[int, bytes], Tag]
 
 
 @dataclass(slots=True)
 class Tree:
-    """What was seen; ``several`` has by device and inode number the paths of files with more than one name."""
+    """The files; ``several`` has the paths of files with more than one name, by device and inode number."""
 
     directories: dict[bytes, Listing] = field(default_factory=dict)
     unread: set[bytes] = field(default_factory=set)
@@ -47,11 +47,12 @@ def _no_tags(_fd: int, _path: bytes) -> Tag:
 
 
 def look_through(root: int, tags: Tags = _no_tags) -> Tree:
-    """Return what lies below the open directory *root*, following no link.
+    """Return the files below the open directory *root*; links are not followed.
 
-    What cannot be read, or is nested too deeply, is in ``unread``; what vanishes meanwhile is left out.
+    Directories that cannot be read, or are nested too deeply, are in ``unread``. Files that vanish meanwhile are
+    left out.
 
-    :param tags: asked for each directory, and what it returns for each regular file in it.
+    :param tags: is called for each directory; the function that it returns, for each regular file in it.
     """
     found = Tree()
     pending = [b""]
@@ -140,9 +141,9 @@ def fits(tag: bytes, head: bytes, volume_id: bytes) -> bool:
 
 
 def open_root(volume: Volume) -> int:
-    """Open the data directory of a volume, and nothing that a link in its place leads to, or in that of BACKING.
+    """Open the data directory of a volume; a link in its place, or in that of BACKING, is not followed.
 
-    Raises OSError.
+    :raises OSError: it cannot be opened.
     """
     with follow(volume.backing, last_link=False) as way:
         if way.path != volume.backing:  # which had no links when it was read
@@ -153,7 +154,7 @@ def open_root(volume: Volume) -> int:
 def open_directory(root: int, path: bytes) -> int:
     """Open the directory at *path* below *root*, one component at a time, so that no link leads elsewhere.
 
-    Raises OSError.
+    :raises OSError: it cannot be opened.
     """
     fd = os.open(b".", _DIRECTORY_FLAGS, dir_fd=root)
     for part in filter(None, path.split(b"/")):

@@ -22,14 +22,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class MountRefusal:
-    """What stands in the way of a mount, and what to do about it."""
+    """What prevents a mount, and what to do about it."""
 
     reason: str
     hint: str
 
 
 def why_not_mounted(mountpoint: Path, options: set[str]) -> MountRefusal:
-    """Return what keeps this process from mounting at *mountpoint*, after it has failed to."""
+    """Return why this process could not mount at *mountpoint*."""
     return (
         _device()
         or (_rights_of_root() if os.geteuid() == 0 else _helper() or _rights_of_user(mountpoint, options))

@@ -1,4 +1,4 @@
-"""tdefs's mounts on this host: which there are, and how one is taken away."""
+"""tdefs's mounts on this host: finding them, and unmounting."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _UMOUNT_NOFOLLOW = 8
 _MS_NOSUID = 2
 _MS_NODEV = 4
 _MS_NOEXEC = 8
-# how long, and how often, to try to unmount what is in use by a process that cannot be seen, or is mounted
-# elsewhere as well: on a busy machine a container takes seconds to get its own mounts
+# how long, and how often, to try to unmount if a process that cannot be seen uses the mount, or if it is mounted
+# elsewhere, too: on a busy machine a container takes seconds to get its own mounts
 _BUSY_SECONDS = 1.0
 _ELSEWHERE_SECONDS = 5.0
 _BUSY_PAUSE_SECONDS = 0.05
-#: What requests to a mount whose daemon is gone end with.
+#: The errors of requests to a mount whose daemon is gone.
 DEAD = (ENOTCONN, ECONNABORTED)
 
 # one request of the largest size ahead of the reader; as much dirty memory as any disk
@@ -55,11 +55,11 @@ class Mount:
     device: str
     """``MAJOR:MINOR``."""
     user: int | None = None
-    """Who mounted it, as the kernel says; everything else of a mount is what that user chose to say."""
+    """The user who mounted it, as the kernel says; that user could choose everything else about the mount."""
 
     @property
     def may_be_asked(self) -> bool:
-        """Return whether this process may wait for an answer: another user may serve it in order to give none."""
+        """Return whether this process may wait for an answer: another user's daemon may never answer."""
         return self.user in (None, 0, os.geteuid())
 
 
@@ -76,8 +76,8 @@ def mounts_of(users: Collection[int]) -> list[Mount]:
     """Return the tdefs mounts that one of these users has made.
 
     Every user can make a FUSE mount that claims to be tdefs's, of any volume. A command that looks for mounts by
-    itself believes only those that its own user has made. It must not even look at others: the process that serves
-    a mount can have a system call on it wait for ever.
+    itself believes only those of its own user. It must not even look at others: the process that serves a mount
+    can make a system call on it wait for ever.
     """
     return [mount for mount in tdefs_mounts() if mount.user in users]
 
@@ -93,20 +93,21 @@ def is_listed(device: str, backing: Path) -> bool:
 
 
 def is_living(device: str) -> bool:
-    """Return whether a file system that is not listed and whose connection has ended exists: detached, and in use.
+    """Return whether a file system still exists that is not listed, and whose connection has ended.
 
-    Wait for one that is just being taken away: it does not exist then. If that cannot be known, return True.
+    It exists if it was detached while in use. If the kernel is taking it away now, wait for that, and return
+    False. If this cannot be known, return True.
     """
     # ustat(2) is the one call that finds a file system by its device; other architectures lack it, and sandboxes
     # may forbid it
     if platform.machine() != "x86_64":
         return True
     if any(mount.device == device for mount in all_mounts()):
-        return False  # a newer one has got its number, and might keep us waiting
+        return False  # a newer one has its number, and might keep this process waiting
     major, minor = map(int, device.split(":"))
     buffer = ctypes.create_string_buffer(_USTAT_BYTES)
     if _libc.syscall(_SYS_USTAT, os.makedev(major, minor), buffer) == 0:
-        return False  # likewise, where it cannot be seen
+        return False  # a newer one has its number, in another namespace
     return ctypes.get_errno() != EINVAL
 
 
@@ -117,7 +118,7 @@ def find_mount(mountpoint: Path) -> Mount:
     """
     mounts = {mount.mountpoint: mount for mount in tdefs_mounts()}  # the topmost of each place
     above = mountpoint.absolute()
-    # the kernel's list comes first: the process that serves a mount may not answer
+    # the kernel's list comes first, since the daemon of a mount may not answer
     for path in (above, Path(os.path.realpath(above.parent)) / above.name):
         if path in mounts:
             return mounts[path]
@@ -134,9 +135,9 @@ def find_mount(mountpoint: Path) -> Mount:
 def raise_kernel_limits(device: str) -> bool:
     """Let the kernel read ahead and collect dirty pages as for a disk; return whether that was permitted.
 
-    :param device: the mount's, ``MAJOR:MINOR``.
-
     A FUSE mount starts with 128 KiB of read-ahead and 1 % of the dirty memory that a disk may have.
+
+    :param device: the mount's, ``MAJOR:MINOR``.
     """
     limits = _KERNEL_LIMITS / device
     try:
@@ -173,7 +174,7 @@ def abort_file(device: str) -> Path:
 
 
 def provide_connections() -> str:
-    """Have an :func:`abort_file`, as root by mounting; return why there is none, or an empty text."""
+    """Mount fusectl, if needed, so that there is an :func:`abort_file`; return why there is none, else ""."""
     if any(mount.kind == "fusectl" and mount.mountpoint == _CONNECTIONS for mount in all_mounts()):
         return ""
     if os.geteuid() != 0:
@@ -185,9 +186,9 @@ def provide_connections() -> str:
 
 
 def is_dead(mountpoint: Path) -> bool:
-    """Return whether *mountpoint* is a mount whose daemon is gone. Wait for a daemon that is there to answer."""
+    """Return whether *mountpoint* is a mount whose daemon is gone; if there is a daemon, wait for its answer."""
     try:
-        # unlike the answer to stat(2), the kernel never keeps this one
+        # the kernel never caches the answer to this one, unlike that to stat(2)
         os.statvfs(mountpoint)
     except OSError as error:
         return error.errno in DEAD
@@ -195,9 +196,9 @@ def is_dead(mountpoint: Path) -> bool:
 
 
 def detach_dead(mountpoint: Path) -> None:
-    """Take away a dead mount at once, even while it is used. A live one that has come in its place stays.
+    """Detach a dead mount at once, even while it is used. If a live one is there by now, it stays.
 
-    :raises TdefsError: MOUNT_BUSY, if others are mounted inside, which would vanish with it; MOUNT_FAILED.
+    :raises TdefsError: MOUNT_BUSY if others are mounted inside, which would vanish with it; MOUNT_FAILED.
     """
     refuse_mounts_inside(mountpoint)
     fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -222,7 +223,7 @@ def detach_dead(mountpoint: Path) -> None:
 
 
 def detach(mount: MountInfo) -> None:
-    """Take away a mount at once, even while it is used, if it is where the kernel's list has it."""
+    """Detach a mount at once, even while it is used, if it is at its place in the kernel's list."""
     fd = os.open(mount.mountpoint, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if mount_number(fd) == mount.number:
@@ -246,7 +247,7 @@ def unmount(mountpoint: Path) -> None:
 
     It is no error if another process was faster.
 
-    :raises TdefsError: MOUNT_BUSY, which names the processes that use it and the places; MOUNT_FAILED.
+    :raises TdefsError: MOUNT_BUSY, which names the processes that use it, or its other places; MOUNT_FAILED.
     """
     numbers = _numbers_at(mountpoint)
     in_use = TdefsError(
@@ -274,8 +275,8 @@ def unmount(mountpoint: Path) -> None:
                     detail=reason,
                     hint="unmount as root, or as the user who mounted it" if foreign else "",
                 )
-        # a process that only looks at the mount, as another umount does, holds it for an instant, and so does a
-        # service or a container that is being started, until it has its own mounts
+        # another umount holds the mount for a moment, and so does a service or a container that is being started,
+        # until it has its own mounts
         if time.monotonic() - began > (_ELSEWHERE_SECONDS if elsewhere else _BUSY_SECONDS):
             raise elsewhere or in_use
         time.sleep(_BUSY_PAUSE_SECONDS)
@@ -287,9 +288,9 @@ def _numbers_at(mountpoint: Path) -> list[int]:
 
 
 def _unmount_once(mountpoint: Path, numbers: list[int]) -> tuple[str, bool]:
-    """Try to unmount; return why it failed, or an empty text, and whether the reason is that it is in use.
+    """Try to unmount; return why it failed, "" if it did not, and whether the reason is that it is in use.
 
-    :param numbers: the numbers of the mounts at *mountpoint*; the last one is meant
+    :param numbers: the numbers of the mounts at *mountpoint*; the last one is unmounted.
     """
     if os.geteuid() == 0:
         return _unmount_itself(mountpoint, numbers)
@@ -303,8 +304,8 @@ def _unmount_once(mountpoint: Path, numbers: list[int]) -> tuple[str, bool]:
 def _unmount_itself(mountpoint: Path, numbers: list[int]) -> tuple[str, bool]:
     """Do what :func:`_unmount_once` does, as root.
 
-    Go through the directory that the mount point lies in, opened once. A mount point cannot be renamed, and no
-    link can take its place, but the owner of a directory above could have led the path to another one.
+    The directory above the mount point is opened once, and used for every step. A mount point cannot be renamed,
+    and no link can take its place. But the owner of a directory above could have led the path elsewhere.
     """
     above = os.open(mountpoint.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""The place of a mount: that nobody else can lead it elsewhere, and that what was mounted came to lie there."""
+"""The place of a mount: checking that nobody else can lead it elsewhere, and that the mount came to lie there."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _USER = re.compile(r"user_id=(\d+)")
 def refuse_exchangeable(way: Way, *, but: Collection[int] = ()) -> None:
     """Check that nobody else could exchange a component of the path of a mount point.
 
-    A mount that root makes, or takes away, would be another one than was meant.
+    Otherwise root would mount, or unmount, in another place.
 
-    :param but: users who may
+    :param but: users that may exchange them.
     :raises TdefsError: MOUNTPOINT_INVALID.
     """
     for one in way.exchangeable:
@@ -37,15 +37,15 @@ def refuse_exchangeable(way: Way, *, but: Collection[int] = ()) -> None:
 
 
 def refuse_foreign_way(mountpoint: Path, device: str) -> None:
-    """Check that *mountpoint*, as it was given, leads to the mount that was meant, before root takes it away.
+    """Before root unmounts: check that nobody else could lead *mountpoint*, as it was given, to another mount.
 
-    Whoever has mounted it could have led it to no mount but an own one, and so may.
+    The user who made the mount may do so.
 
-    :param device: the mount's, ``MAJOR:MINOR``
+    :param device: the mount's, ``MAJOR:MINOR``.
     :raises TdefsError: MOUNTPOINT_INVALID.
     """
     if os.geteuid() != 0:
-        return  # fusermount3 takes away none but the user's own
+        return  # fusermount3 unmounts only the user's own mounts
     users = {
         int(found[1])
         for mount in all_mounts()
@@ -53,7 +53,7 @@ def refuse_foreign_way(mountpoint: Path, device: str) -> None:
         for option in mount.options
         if (found := _USER.fullmatch(option))
     }
-    with suppress(OSError), follow(mountpoint) as way:  # dead mounts on the way: what is found is looked at later
+    with suppress(OSError), follow(mountpoint) as way:  # a dead mount on the way is found later
         refuse_exchangeable(way, but=users)
 
 
@@ -63,16 +63,16 @@ class MountPlace:
 
     path: Path
     target: str
-    """The same for libfuse: of a directory that is open, where this process mounts itself."""
+    """The path for libfuse: through an open directory, if this process mounts by itself."""
     before: frozenset[int]
-    """The numbers of the mounts there were."""
+    """The numbers of the mounts that existed before."""
 
     def device(self, backing: Path) -> str:
-        """Return the device of what was mounted just now; nothing if it was taken away already.
+        """Return the device of the new mount; "" if it was unmounted already.
 
-        Nothing is asked of the mount, which nobody serves yet.
+        No request is sent to the mount, which is not served yet.
 
-        :raises TdefsError: MOUNT_MISPLACED; it is taken away then.
+        :raises TdefsError: MOUNT_MISPLACED; it was unmounted again.
         """
         top = 0
         with suppress(OSError), follow(self.path, last_link=False) as way:
@@ -82,7 +82,7 @@ class MountPlace:
         for mount in new:
             if mount.number == top and mount.mountpoint == self.path:
                 return mount.device
-        # propagation gives a mount several places; none is the one that was meant
+        # propagation gives a mount several places; none of these is the right one
         for mount in new[::-1]:
             detach(mount)
         if new:
@@ -101,7 +101,7 @@ class MountPlace:
 
 @contextmanager
 def mount_place(mountpoint: Path) -> Iterator[MountPlace]:
-    """Reach *mountpoint*, a path without links, and keep it open for the time of a ``with`` block.
+    """Open *mountpoint*, a path without links, during a ``with`` block.
 
     :raises TdefsError: MOUNTPOINT_INVALID; MOUNT_MISPLACED for a path that leads elsewhere by now.
     """
@@ -115,7 +115,7 @@ def mount_place(mountpoint: Path) -> Iterator[MountPlace]:
                     detail="a directory on the way to it was replaced by a symbolic link",
                     hint="find out which process changes directories there, then mount again",
                 )
-            # fusermount3, which mounts for a user, is a process of its own and looks after that itself
+            # fusermount3, which mounts for a user, is a process of its own and checks the place itself
             target = f"/proc/self/fd/{way.fd}" if os.geteuid() == 0 else os.fspath(mountpoint)
             yield MountPlace(mountpoint, target, frozenset(mount.number for mount in all_mounts()))
     except FileNotFoundError:

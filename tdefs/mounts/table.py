@@ -26,19 +26,19 @@ class MountInfo:
     options: frozenset[str]
     """Those of the mount and those of the file system."""
     number: int = 0
-    """The mount's, of which no other has the same on this host, and in no namespace."""
+    """The number of the mount; no other mount on this host has it, in any namespace."""
     parent: int = 0
     """The number of the mount that the mount point lies in."""
     root: str = "/"
-    """What of the file system is seen at the mount point."""
+    """The directory of the file system that is seen at the mount point."""
     peers: str = ""
-    """The peer group that what is mounted and unmounted here is passed on to; empty for none."""
+    """The peer group to which mounts and unmounts here are passed on; empty for none."""
     master: str = ""
-    """The peer group from which what is mounted and unmounted comes here; empty for none."""
+    """The peer group from which mounts and unmounts come here; empty for none."""
 
     @property
     def user(self) -> int | None:
-        """Who mounted a FUSE file system; the kernel sees to it that nobody can say so of another."""
+        """The user who mounted a FUSE file system; the kernel ensures that this is true."""
         found = (option.removeprefix("user_id=") for option in self.options if option.startswith("user_id="))
         return next((int(number) for number in found if number.isdecimal()), None)
 
@@ -68,11 +68,11 @@ def all_mounts(process: Path = OWN) -> Iterator[MountInfo]:
 def strangers_mount(
     trusted: Collection[int], *, number: int = 0, device: str = "", place: Path | None = None
 ) -> int | None:
-    """Return the user who serves a FUSE mount, unless it is one of the *trusted*; ``None`` for any other mount.
+    """Return the user who serves a FUSE mount, if it is not one of the *trusted*; ``None`` for any other mount.
 
-    What lies there, whose it is and whether an answer ever comes, is what that user says.
+    That user decides what lies there, whose it is, and whether an answer ever comes.
 
-    :param number: the mount's, or its *device*, or the *place* where it is mounted
+    :param number: of the mount; or its *device*, or the *place* where it is mounted.
     """
     found = None
     for mount in all_mounts():
@@ -82,18 +82,18 @@ def strangers_mount(
 
 
 def source_name(backing: Path) -> str:
-    """Return *backing* as the name of a mount's source, in characters that any option parser leaves alone."""
+    """Return *backing* as the name of a mount's source, in characters that no option parser changes."""
     return quote(os.fsencode(backing))
 
 
 def backing_of(source: str) -> Path:
-    """Return the backing directory that :func:`source_name` has made *source* of."""
+    """Return the backing directory for a *source* made by :func:`source_name`."""
     return Path(os.fsdecode(unquote_to_bytes(source)))
 
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """What can be seen from one mount namespace, or from one root directory in it."""
+    """The mounts that can be seen from one mount namespace, or from one root directory in it."""
 
     process: Path
     """The directory in /proc of a process in it."""

@@ -1,6 +1,6 @@
-"""Who uses a mount: processes, mounts inside it, and other places where the same file system is mounted.
+"""The users of a mount: processes, mounts inside it, and other places where the same file system is mounted.
 
-Nothing here asks the file system itself: its daemon may be dead or suspended, or be the process that asks.
+Nothing here sends a request to the file system: its daemon may be dead or suspended, or be this process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _AT_STATX_DONT_SYNC = 0x4000
 
 
 def mounts_inside(mountpoint: Path) -> list[MountInfo]:
-    """Return what is mounted inside the topmost mount at *mountpoint*, the innermost first."""
+    """Return the mounts inside the topmost mount at *mountpoint*, the innermost first."""
     mounts = list(all_mounts())
     tops = [mount.number for mount in mounts if mount.mountpoint == mountpoint]
     return _inside(tops[-1], mounts) if tops else []
@@ -54,9 +54,9 @@ def _inside(number: int, mounts: Sequence[MountInfo]) -> list[MountInfo]:
 
 
 def refuse_mounts_inside(mountpoint: Path) -> None:
-    """Refuse to take away what others are mounted inside of.
+    """Check that nothing is mounted inside the mount at *mountpoint*.
 
-    :raises TdefsError: MOUNT_BUSY, saying what is mounted inside, and in which order that can be unmounted.
+    :raises TdefsError: MOUNT_BUSY, which names the mounts inside, in an order in which they can be unmounted.
     """
     inside = mounts_inside(mountpoint)
     if inside:
@@ -79,10 +79,7 @@ def _how_to_unmount(mount: MountInfo) -> str:
 
 
 def mounted_elsewhere(mountpoint: Path) -> TdefsError | None:
-    """Return an error that names the other places where the file system would stay mounted, or ``None``.
-
-    It is a MOUNT_BUSY that says where these are.
-    """
+    """Return the error MOUNT_BUSY, which names the other places where the file system stays mounted, if any."""
     seen = list(namespaces())
     target = next((mount for mount in reversed(seen[0].mounts) if mount.mountpoint == mountpoint), None)
     staying = list(_staying(target, seen)) if target else []
@@ -98,9 +95,9 @@ def mounted_elsewhere(mountpoint: Path) -> TdefsError | None:
 
 
 def refuse_users(mountpoint: Path) -> None:
-    """Refuse to take a mount away from the processes that use it.
+    """Check that no process uses the mount at *mountpoint*.
 
-    :raises TdefsError: MOUNT_BUSY, naming them.
+    :raises TdefsError: MOUNT_BUSY, which names the processes.
     """
     target = next((mount for mount in reversed(list(all_mounts())) if mount.mountpoint == mountpoint), None)
     users = users_of(target.device) if target else []
@@ -137,12 +134,12 @@ def who_keeps(device: str) -> list[str]:
 def _staying(target: MountInfo, seen: Iterable[Namespace]) -> Iterator[tuple[Namespace, MountInfo]]:
     """Yield the other mounts of *target*'s file system that stay when *target* is unmounted.
 
-    A copy that came by propagation goes with it, in whatever namespace: umount(2) takes away what is mounted in
-    the same place in every peer and slave of the mount that *target* lies in, unless something is mounted inside
-    the copy. If one is in use, umount(2) refuses (fs/pnode.c, propagate_mount_busy and propagate_umount).
+    A copy that came by propagation goes with it, in any namespace: umount(2) also unmounts the same place in every
+    peer and slave of the mount that *target* lies in, unless something is mounted inside the copy. If one of these
+    is in use, umount(2) refuses (fs/pnode.c, propagate_mount_busy and propagate_umount).
     """
     where: dict[int, tuple[Namespace, MountInfo]] = {}
-    # a process with a root directory of its own sees less, and under other paths than others in the namespace
+    # a process with a root directory of its own sees fewer mounts, under other paths
     for namespace in sorted(seen, key=lambda each: (each.process != OWN, -len(each.mounts))):
         for mount in namespace.mounts:
             where.setdefault(mount.number, (namespace, mount))
@@ -195,9 +192,7 @@ def _how_to_leave(namespace: Namespace, mount: MountInfo) -> str:
 
 
 def users_of(device: str) -> list[str]:
-    """Return the processes that use something on the file system *device*, as far as this user can see them.
-
-    Whatever mount they use it by, in whatever namespace.
+    """Return the processes that use the file system *device*, in any namespace, as far as this user can see them.
 
     :param device: ``MAJOR:MINOR``.
     """
@@ -228,12 +223,12 @@ def _used_on(process: Path, device: str) -> str:
 
 
 def device_behind(path: Path) -> str:
-    """Return the device of what lies at *path*, ``MAJOR:MINOR``, from the kernel alone, also of a dead mount.
+    """Return the device of *path*, ``MAJOR:MINOR``, without asking a daemon, also of a dead mount.
 
     :raises OSError: there is nothing at *path*.
     """
     answer = ctypes.create_string_buffer(_STATX_BYTES)
-    # a stat() would ask the daemon, and be refused where the mount is another user's
+    # a stat() would ask the daemon, and would fail if the mount is another user's
     if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, 0, answer) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), str(path))

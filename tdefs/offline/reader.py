@@ -338,7 +338,7 @@ class OfflineReader:
 
     @contextmanager
     def open(self, path: str) -> Iterator[Plaintext]:
-        """Open the file at *path* for the time of a ``with`` block.
+        """Open the file at *path* during a ``with`` block.
 
         :raises FormatError: it is damaged, or belongs to another place.
         :raises OSError: there is no such regular file, or it cannot be read.
@@ -414,7 +414,7 @@ def first_bytes(fd: int) -> bytes:
 
 @contextmanager
 def open_without_links(volume: Volume, path: str, access: int = os.O_RDONLY) -> Iterator[int]:
-    """Open a regular file for the time of a ``with`` block.
+    """Open a regular file during a ``with`` block.
 
     One component is opened at a time, so that no symbolic link leads out of the volume.
 

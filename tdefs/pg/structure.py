@@ -189,7 +189,7 @@ def _xact_gaps(
     for number in range(first, first + count):
         path = f"{prefix}pg_xact/{number % (_XIDS // XIDS_OF_SEGMENT):04X}"
         if path not in lengths:
-            yield Gap(path, "the file is missing: it tells which transactions were committed", _XACT_HINT)
+            yield Gap(path, "the file is missing: it says which transactions were committed", _XACT_HINT)
 
 
 def _partial_slru_segments(prefix: str, lengths: Mapping[str, int | None]) -> Iterator[Gap]:

@@ -208,7 +208,7 @@ class _Reader:
         self._problems.add(
             node.line,
             f"database must be a number from 0 to {MAX_OID}, not {describe(node)}",
-            hint="SELECT oid, datname FROM pg_database tells the number; 0 stands for shared relations.",
+            hint="SELECT oid, datname FROM pg_database shows the number; 0 stands for shared relations.",
         )
         return None
 
@@ -218,7 +218,7 @@ class _Reader:
             self._problems.add(
                 node.line,
                 f"expected a relfilenode or a range of them, not {describe(node)}",
-                hint="Write 16385 or 16390-16400; SELECT pg_relation_filepath('table') tells the relfilenode.",
+                hint="Write 16385 or 16390-16400; SELECT pg_relation_filepath('table') shows the relfilenode.",
             )
             return None
         first, last = match[1], match[2] or match[1]

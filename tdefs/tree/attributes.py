@@ -49,10 +49,10 @@ class Attributes:
     def change(self, inode: Inode, changes: Changes) -> os.stat_result:
         """Set attributes and return those that hold then.
 
-        The kernel passes on times of written files late, also when the file has been removed by then; where there
-        is nothing left to set, an error would fail a syncfs(2).
+        The kernel sets the times of written files late. If the file has been removed by then, this does nothing,
+        since an error would fail a syncfs(2).
 
-        :raises OSError: ESTALE when anything else is to be set of what cannot be reached any more.
+        :raises OSError: ESTALE if other attributes of a file are to be set that cannot be reached any more.
         """
         if inode.last_known is not None and inode.open_file is None and inode not in self._places.held:
             if (changes.size, changes.mode, changes.uid, changes.gid) != (None, None, None, None):
@@ -68,12 +68,12 @@ class Attributes:
             return self._change_closed(fd, changes)
 
     def pass_on_mtime(self, file: DataFile, mtime_ns: int) -> os.stat_result:
-        """Set the modification time that the kernel kept while it cached writes; it ignores what else is returned.
+        """Set the modification time that the kernel kept while it cached writes; the kernel ignores the reply.
 
-        Nothing here may look at the backing file's times. Where the file system below has multigrain timestamps
-        (Linux 6.13 and later), a write that follows a look gets a time of its own and moves the clock of all
-        other file systems, too: the kernel would have a new time to pass on after every write, which is one
-        request more for every commit.
+        Nothing here may read the backing file's times. If the file system below has multigrain timestamps
+        (Linux 6.13 and later), a write that follows such a read gets a time of its own, and moves the clock of all
+        other file systems. Then the kernel would send a new time after every write: one more request for every
+        commit.
         """
         self._calls.set_mtime("setattr:mtime", file.fd, mtime_ns)
         return file.status
@@ -92,7 +92,7 @@ class Attributes:
         return file.status
 
     def _change_closed(self, fd: int, changes: Changes) -> os.stat_result:
-        """Set attributes of what an ``O_PATH`` descriptor leads to."""
+        """Set attributes through an ``O_PATH`` descriptor."""
         if changes.uid is not None or changes.gid is not None:
             uid, gid = _or_keep(changes.uid), _or_keep(changes.gid)
             self._calls.chown("setattr:chown", b"", uid, gid, fd)

@@ -1,6 +1,6 @@
-"""Opening what an inode is in the backing directory, and nothing that lies in its place by now.
+"""Opening the backing file of an inode, and nothing that somebody has put in its place.
 
-Nothing else opens by name what the kernel knows already: each opening is compared with it before it is used.
+Whatever the kernel knows already is opened by name only here. The opened file is compared before it is used.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from tdefs.tree.inode import Inode
 
 log = logging.getLogger(__name__)
 
-# what opening what was once a file, or a directory, ends with when something of another type lies there
+# the errors of opening a file or a directory in whose place something of another type lies
 _OF_ANOTHER_TYPE = frozenset({ELOOP, ENOTDIR, EISDIR, ENXIO, ENODEV})
 
 
 class Exchanged(LoggedRefusal):
-    """Below the mount, something else was put in the place of what the kernel knows."""
+    """Somebody has put something else in the place of a file in the backing directory."""
 
 
 class CheckedOpening:
-    """Opens by name, and compares what it opened with what the kernel knows."""
+    """Opens by name, and compares the opened file with the inode."""
 
     def __init__(self, calls: SystemCalls, descriptors: Descriptors) -> None:
         self._calls = calls
@@ -74,5 +74,5 @@ class CheckedOpening:
 
 
 def stale() -> OSError:
-    """Return the error upon which the kernel looks a name up again."""
+    """Return the error that makes the kernel look a name up again."""
     return OSError(ESTALE, os.strerror(ESTALE))

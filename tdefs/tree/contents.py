@@ -1,4 +1,4 @@
-"""The content of an open backing file: its form becomes what is read and written, after the last checks."""
+"""Making the content of an open backing file from its form, after the last checks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Contents:
             if isinstance(form, Broken):
                 raise form.error
             if isinstance(form, Empty):
-                # it cannot be written to; where the header is lost, the rest is no content for anybody
+                # it cannot be written to; if the header is lost, nothing after it is content
                 size = form.length
             if isinstance(form, Encrypted):
                 self._identities.check_at_all_names(inode, form.header)
@@ -92,14 +92,14 @@ class Contents:
         return inode.open_file
 
     def _use_new_file_id(self, inode: Inode, fd: int) -> bytes | None:
-        """Before an open empty file gets its first byte: see that nothing was ever encrypted under its file id.
+        """Before an open empty file gets its first byte: give it a file id that was never used.
 
-        What was in the file before, in this session or an earlier one, was encrypted under the id that it has; and
-        a copy of its header has given that id to another file. At whatever moment this stops, a reader finds
-        the old header and the old content, or none, or the new header and none: the truncation is durable before
-        the new header is written, and that before the content.
+        The old content of the file, in this session or an earlier one, was encrypted under its old id; and a copy
+        of its header gives that id to another file. The truncation is durable before the new header is written,
+        and the header before the content. So at whatever moment this stops, a reader finds the old header with
+        the old content or without content, or the new header without content.
 
-        :returns: the file key of the new file id; ``None`` where the file's own was never used.
+        :returns: the file key of the new file id; ``None`` if the file's own id was never used.
         :raises OSError: the file is empty, and can be written to when there is no error any more.
         """
         form = inode.form

@@ -1,4 +1,4 @@
-"""Making files, encrypted or plain as the policy says; and deciding about files that are not yet either."""
+"""Making files, encrypted or plain as the policy says; and deciding about files that are neither yet."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Creator:
     def create(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> tuple[Inode, DataFile]:
         """Make a new file, encrypted or plain as the policy says, and open it.
 
-        :raises OSError: nothing is left of the file then.
+        :raises OSError: the file was not made.
         """
         path = path_of(parent, name)
         directory = self._places.directory_fd(parent)
@@ -88,9 +88,9 @@ class Creator:
         return inode, self._contents.open_file(inode, fd, content, status, writable=True)
 
     def create_special(self, parent: Inode, name: bytes, mode: int, owner: Owner, special: Special) -> None:
-        """Make the file that stands for a FIFO, socket or device. It is durable, since nobody can sync it later.
+        """Make the file that stands for a FIFO, socket or device, and sync it, since no program can do so later.
 
-        :raises OSError: nothing is left of the file then.
+        :raises OSError: the file was not made.
         """
         path = path_of(parent, name)
         if classify(path).kind in NEVER_SPECIAL:
@@ -110,7 +110,7 @@ class Creator:
     def settle(self, inode: Inode, fd: int, empty: Empty) -> Form:
         """Decide about a file that is neither encrypted nor plain as if it were created now.
 
-        :raises OSError: it is what it was.
+        :raises OSError: nothing has changed.
         """
         path = os.fsdecode(inode.path())
         decision = self._policy.decide(path)
@@ -143,8 +143,8 @@ class Creator:
     def _write_new_header(self, path: str, fd: int, header: Header, length: int = 0) -> None:
         """Write the header of a file of *length* zeros.
 
-        The size comes first: a file shorter than its header is damage. Where plain files may lie, too, a header
-        that a crash took away could not be distinguished from a plain file's zeros, so it must not get lost.
+        The size comes first: a file shorter than its header counts as damaged. In a volume with plain files the
+        header is synced: a header that a crash took away would look like the zeros of a plain file.
         """
         self._calls.ftruncate("create:size", fd, suite_of(header.suite).stored_size(length))
         try:

@@ -1,4 +1,4 @@
-"""Descriptors of directories: every system call on the tree goes by one of them, and none by a long path."""
+"""Descriptors of directories: every system call on the tree uses one of them, and never a long path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST = 512
 
 
 class DirectoryDescriptors:
-    """At most some hundred ``O_PATH`` descriptors; which was used longest ago is closed first."""
+    """At most some hundred ``O_PATH`` descriptors; the one used longest ago is closed first."""
 
     def __init__(
         self, opening: CheckedOpening, descriptors: Descriptors, held: Held, root: Inode, root_fd: int

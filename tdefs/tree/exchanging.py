@@ -16,7 +16,7 @@ class Exchanging:
         self._inodes = files.tree.inodes
 
     def exchange(self, inode: Inode, fd: int, status: os.stat_result) -> None:
-        """Note that the file that *fd* is open for has taken the place of *inode*'s, under all its names.
+        """Note that the open file *fd* has taken the place of *inode*'s backing file, under all its names.
 
         The new file holds the same plaintext, maybe under another key or in the clear. The inode keeps its number,
         generation, names, handles and losses; an open file keeps its descriptor's number. Before the new file
@@ -25,7 +25,7 @@ class Exchanging:
 
         :param fd: open for reading and writing; the caller closes it.
         :param status: of the new file.
-        :raises OSError: the new file cannot be presented. The inode has its old backing still.
+        :raises OSError: the new file cannot be presented. The inode still has its old backing file.
         """
         old_backing, old_form = inode.backing, inode.form
         self._files.shared_ids.forget(inode)

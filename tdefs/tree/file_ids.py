@@ -1,4 +1,4 @@
-"""Which backing file shows which file id: two that show the same one have one key, and must not be in use both."""
+"""Which backing file has which file id: two files with the same id have one key, and must not both be used."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _RECORD = struct.Struct("<16sQQ")
 _BUCKETS = 1024
 # a search must end, however deeply somebody has nested directories
 _MOST_LEVELS = 1000
-# a directory that has gone meanwhile, or that the daemon's user may not read
+# a directory that was removed meanwhile, or that the daemon's user may not read
 _NOT_THERE = (ENOENT, ENOTDIR, EACCES, EPERM)
 
 
 class FileIds:
-    """The file ids that were seen in one mount, and the files that showed them: 32 bytes of memory for each.
+    """The file ids that were seen in one mount, and their files: 32 bytes of memory for each.
 
-    What is noted here may have changed below, so a second file that is found is looked at again.
+    A file may have changed below since it was noted, so a second file with the same id is read again.
     """
 
     def __init__(self) -> None:
         self._buckets: dict[int, bytearray] = {}
 
     def add(self, file_id: bytes, backing: Backing) -> None:
-        """Note that the file *backing* shows *file_id*."""
+        """Note that the file *backing* has *file_id*."""
         bucket = self._buckets.setdefault(self._bucket(file_id), bytearray())
         if not bucket or backing not in self.backings(file_id):
             bucket.extend(_RECORD.pack(file_id, *backing))
 
     def remove(self, file_id: bytes, backing: Backing) -> None:
-        """Note that the file *backing* is gone, or shows *file_id* no more."""
+        """Note that the file *backing* is gone, or does not have *file_id* any more."""
         bucket = self._buckets.get(self._bucket(file_id))
         if bucket is not None:
             for at in self._places(bucket, file_id):
@@ -50,7 +50,7 @@ class FileIds:
                     return
 
     def backings(self, file_id: bytes) -> list[Backing]:
-        """Return the files that have shown *file_id*: more than one only where somebody made a copy."""
+        """Return the files that had *file_id* when they were read: several only if somebody made a copy."""
         bucket = self._buckets.get(self._bucket(file_id))
         if bucket is None:
             return []
@@ -88,7 +88,7 @@ class FileIds:
 
 
 class SharedFileIds:
-    """The other files of one mount that show a file's id at this moment."""
+    """Finds the files of one mount that have the same file id at this moment."""
 
     def __init__(self, calls: SystemCalls, inodes: InodeTable, places: Places) -> None:
         self._calls = calls
@@ -97,20 +97,20 @@ class SharedFileIds:
         self.ids = FileIds()
 
     def note(self, inode: Inode) -> None:
-        """Note that *inode* shows its file id, if it lies where it may be opened."""
+        """Note that *inode* has its file id, if it lies where it may be opened."""
         form = inode.form
         if isinstance(form, Encrypted) and inode.names and is_at_home(inode, form.header):
             self.ids.add(form.header.file_id, inode.backing)
 
     def forget(self, inode: Inode) -> None:
-        """Note that *inode* is gone, or is about to show another file id or have another backing file."""
+        """Note that *inode* is gone, or is about to get another file id or another backing file."""
         if isinstance(inode.form, Encrypted):
             self.ids.remove(inode.form.header.file_id, inode.backing)
 
     def others_with(self, inode: Inode, file_id: bytes) -> list[bytes]:
-        """Return the paths of the others; what was noted of them and is true no more is forgotten.
+        """Return the paths of the other files with *file_id*; forget those that do not have it any more.
 
-        :raises OSError: it cannot be found out.
+        :raises OSError: this cannot be found out.
         """
         if self.ids.are_only_of(file_id, inode.backing):
             return []
@@ -126,7 +126,7 @@ class SharedFileIds:
         return found
 
     def _path_of(self, backing: Backing, file_id: bytes) -> bytes | None:
-        """Return where the file *backing* lies, if it still shows *file_id*."""
+        """Return where the file *backing* lies, if it still has *file_id*."""
         inode = self._inodes.with_backing(backing)
         for parent, name in inode.names if inode is not None else ():
             with suppress(FileNotFoundError):
@@ -135,9 +135,9 @@ class SharedFileIds:
         return self._search(backing, file_id)
 
     def _search(self, backing: Backing, file_id: bytes) -> bytes | None:
-        """Look for a file that the kernel has forgotten: every directory is read, since its place was not kept.
+        """Look for a file that the kernel has forgotten: every directory is read, since its path was not kept.
 
-        It happens when somebody has made a copy, and never otherwise.
+        This happens only if somebody has made a copy.
         """
         pending = [b""]
         while pending:
@@ -176,7 +176,7 @@ class SharedFileIds:
         return fd
 
     def _shows(self, name: bytes, directory: int, backing: Backing, file_id: bytes) -> bool:
-        """Return whether *name* is the file *backing*, and shows *file_id*: one that may not be read does."""
+        """Return whether *name* is the file *backing*, and has *file_id*; also if it may not be read."""
         status = self._calls.stat("twin:stat", name, directory)
         if (status.st_dev, status.st_ino) != backing or not stat.S_ISREG(status.st_mode):
             return False
@@ -192,5 +192,5 @@ class SharedFileIds:
 
 
 def is_at_home(inode: Inode, header: Header) -> bool:
-    """Return whether a file belongs where it lies, under all names that are known."""
+    """Return whether *header* allows all known names of *inode*."""
     return all(header.accepts(identity_at(path_of(parent, name))) for parent, name in inode.names)

@@ -1,4 +1,4 @@
-"""What files say of themselves: reading it once for each inode, and writing headers of files that have one."""
+"""The forms of files: read once for each inode; and writing the headers of encrypted files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class Headers:
         self._shared_ids = shared_ids
 
     def form(self, inode: Inode) -> Form:
-        """Return what the file says of itself. Raises OSError."""
+        """Return the form of the file.
+
+        :raises OSError: it cannot be read.
+        """
         if inode.form is not None:
             return inode.form
         fd = self.open_closed("form:open", inode, os.O_RDONLY)
@@ -49,7 +52,7 @@ class Headers:
             self._places.descriptors.let_go("form:close", fd)
 
     def read(self, inode: Inode, fd: int) -> Form:
-        """Read what the file says of itself, unless that is known; log what is wrong with it."""
+        """Return the form of the open file, read now if it is not known; log what differs from the manifest."""
         if inode.form is None:
             size = self._calls.fstat("form:stat", fd).st_size
             page = self._calls.pread("form:read", fd, RECORD_SIZE, 0)
@@ -71,11 +74,17 @@ class Headers:
         return inode.form
 
     def write_header(self, label: str, fd: int, header: Header) -> None:
-        """Write a header over the old one. Raises OSError."""
+        """Write a header over the old one.
+
+        :raises OSError: the write failed.
+        """
         self._calls.pwrite(label, fd, self._forms.encode(header), 0)
 
     def sync_header(self, label: str, inode: Inode, fd: int) -> None:
-        """Make a header durable. Raises OSError."""
+        """Make a header durable.
+
+        :raises OSError: it may be lost.
+        """
         try:
             self._calls.fdatasync(label, fd)
         except OSError as error:
@@ -84,8 +93,11 @@ class Headers:
             raise
 
     def replace(self, inode: Inode, header: Header) -> None:
-        """Write another header for the same content and key, and make it durable. Raises OSError."""
-        # not by way of an open content: what is wrong with the content is no reason to leave the header behind
+        """Write another header for the same content and key, and make it durable.
+
+        :raises OSError: the old header may still be there.
+        """
+        # not through an open content: a header can be replaced even if the content is damaged
         file = inode.open_file
         own = file is None or not file.writable
         fd = self.open_closed("bind:open", inode, os.O_RDWR) if file is None or own else file.fd
@@ -100,10 +112,10 @@ class Headers:
         inode.form = Encrypted(header, unused=unused)
 
     def open_closed(self, label: str, inode: Inode, flags: int) -> int:
-        """Open a file also where its mode keeps its own owner out, who is the daemon's user.
+        """Open a file of the daemon's user, even if its mode does not allow that to its owner.
 
-        The kernel has checked who may do what; the daemon must read the header, and the rest of a page of which
-        a part is written, whatever the mode.
+        The kernel has checked the caller's rights. Whatever the mode is, the daemon must read the header, and the
+        rest of a page that is written in part.
         """
         try:
             return self._places.open_inode(label, inode, flags)

@@ -1,8 +1,8 @@
 """Descriptors of what lost its last name while the kernel still knows it.
 
-Between the moment the kernel has found a name and the moment it opens what it found, another process may remove
-or replace that name. On a plain disk the file is opened all the same; here that needs a descriptor, from before
-the name goes until the kernel forgets the inode. It forgets at once what nobody uses; then the space is free.
+After the kernel has found a name, and before it opens the file, another process may remove or replace that name.
+On a plain disk the file is opened all the same. Here that needs a descriptor, opened before the name goes and kept
+until the kernel forgets the inode. The kernel forgets an unused inode at once; then the space is free.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Held:
             self._descriptors.let_go("held:close", fd)
 
     def give_up(self) -> bool:
-        """Close some, but not the one used last, which may be in use just now; return whether there were any."""
+        """Close some, but not the one used last, which may be in use now; return whether there were any."""
         before = len(self._fds)
         while len(self._fds) > max(1, before - _GIVEN_UP):
             self._close_oldest()

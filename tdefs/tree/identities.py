@@ -22,7 +22,7 @@ from tdefs.tree.places import Places
 from tdefs.tree.refusals import refusal
 from tdefs.tree.unsynced_names import UnsyncedNames
 
-#: A FIFO in the place of such a file would be waited for. The name alone shows that it is none.
+#: A program would wait for a FIFO in the place of such a file. The name alone shows that it must be a file.
 NEVER_SPECIAL = frozenset(
     {
         *(Kind.RELATION, Kind.CATALOG, Kind.RELATION_MAP, Kind.CONTROL, Kind.VERSION, Kind.CONFIGURATION),
@@ -68,9 +68,9 @@ class Identities:
         self._headers.replace(inode, form.header.bound_to(*identities))
 
     def give_up(self, inode: Inode, new_identity: Identity) -> tuple[Identity, ...]:
-        """Before a hard link under *new_identity*: a file with two identities is bound to none.
+        """Before a hard link under *new_identity*: bind a file that would have two identities to no place.
 
-        :returns: what it was bound to, to be restored if there will be no link; nothing if that did not change.
+        :returns: what it was bound to, for the case that the link is not made; nothing if that did not change.
         """
         bound = self.bound(inode)
         if not bound or new_identity in bound or ANY_PLACE in bound or special_of(bound) is not None:
@@ -79,7 +79,7 @@ class Identities:
         return bound
 
     def end_rename(self, inode: Inode, header: Header, fd: int) -> None:
-        """End a rename that a crash left half done: bind an open file to the place alone where it lies now."""
+        """End a rename that a crash interrupted: bind an open file only to the place where it lies now."""
         if len(header.identities) < 2 or not inode.names or not self._unsynced_names.is_entry_durable(inode):
             return
         settled = header.bound_to(identity_at(os.fsdecode(inode.path())))
@@ -93,16 +93,16 @@ class Identities:
         inode.form = Encrypted(settled)
 
     def under_all_names(self, inode: Inode) -> Identity:
-        """Return what a file without a header is to be bound to: to no place, if it has names in several."""
+        """Return the identity for a file without a header: of any place, if its names have different ones."""
         places = {identity_at(path) for path in self._places.paths(inode)}
         return places.pop() if len(places) == 1 else ANY_PLACE
 
     # --- checking it
 
     def check_may_lie_at(self, inode: Inode, path: str) -> None:
-        """Refuse to let a plain file get a name under which the policy encrypts.
+        """Check that *path* is not a place where the policy encrypts, if the file is plain.
 
-        :raises OSError: EXDEV, upon which mv(1) copies, and the copy is encrypted; PostgreSQL removes a WAL
+        :raises OSError: EXDEV. Then mv(1) copies, and the copy is encrypted; PostgreSQL removes a WAL
             segment that it cannot recycle.
         """
         if isinstance(self._headers.form(inode), Plain) and self._policy.encrypts(path):
@@ -111,10 +111,10 @@ class Identities:
     def check_at_all_names(self, inode: Inode, header: Header) -> None:
         """Check that a file lies where it belongs, under all names that are known.
 
-        A link that is made through the mount gives the identity up; one that was made in the backing directory
-        puts the file in another's place.
+        A hard link made through the mount frees the file from its identity. A hard link made in the backing
+        directory puts the file in the place of another one.
 
-        :raises IdentityMismatch: under one of them it does not.
+        :raises IdentityMismatch: it does not belong under one of them.
         """
         if is_at_home(inode, header):
             return
@@ -136,10 +136,11 @@ class Identities:
         self.check_file_id_is_unique(inode)
 
     def check_file_id_is_unique(self, inode: Inode) -> None:
-        """Refuse both of two files with one file id, since they have one key.
+        """Check that no other file has the file id of *inode*; both are refused then, since they have one key.
 
-        What is open already goes on: it is not known which of them is the copy, and no new content is mixed with
-        old as long as no program can open the other. The same is true of a copy that the manifest refuses.
+        A file that is open already stays in use: it is not known which of them is the copy, and no new content is
+        mixed with old as long as no program can open the other. The same is true of a copy that the manifest
+        refuses.
 
         :raises OSError: EIO.
         """

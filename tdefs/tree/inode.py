@@ -30,7 +30,7 @@ class Backing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LastKnown:
-    """What was last known of a file without a name: attributes, plaintext length, links left, path."""
+    """What was last known of a file that has no name any more."""
 
     status: os.stat_result
     length: int
@@ -71,7 +71,7 @@ class Inode:
         self.type = file_type
         #: Where it lies: parent and name, several for hard links, none when it is unlinked.
         self.names: list[tuple[Inode, bytes]] = []
-        #: What the file says of itself, once it was read.
+        #: The form of the file, once it was read.
         self.form: Form | None = None
         self.open_file: DataFile | None = None
         #: Whether the manifest may bind it: until its length, header or name changes; see tdefs.manifest.bound.
@@ -165,7 +165,7 @@ class Inode:
     # --- where it lies
 
     def path(self) -> bytes:
-        """Return the path relative to the mount point, for the classifier; without a name, the last one."""
+        """Return the path relative to the mount point; without a name, the last one."""
         parts: list[bytes] = []
         node = self
         while node.number != ROOT_NUMBER:
@@ -177,7 +177,7 @@ class Inode:
         return b"/".join(reversed(parts))
 
     def shown(self) -> str:
-        """Return the path for the log, where another file may have that path by now."""
+        """Return the path for the log, marked if the file was removed, since another file may have it by now."""
         return printable_path(self.path() or b".") + (" (removed)" if self.last_known is not None else "")
 
 

@@ -1,8 +1,8 @@
 """The inodes that the kernel knows, by number and by backing file.
 
-An inode's number is that of the backing file where this is possible, so that tools see what a plain directory
-would show. A number lives as long as the kernel may use it; a backing file that got the number of an inode which
-the kernel has not forgotten yet takes one from a range of its own.
+An inode has the number of its backing file if possible, so that tools see what a plain directory would show. The
+number stays in use until the kernel forgets the inode. If a new backing file has such a number, its inode gets one
+from a range of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class InodeTable:
         # a plain pair finds a backing, too, and costs less to make
         self._by_backing: dict[tuple[int, int], Inode] = {root.backing: root}
         self._next_private = _FIRST_PRIVATE_NUMBER
-        # not the same as in another mount, where the kernel's handles may be from
+        # random, since the kernel may have handles from an earlier mount
         self._next_generation = int.from_bytes(os.urandom(4), "little")
         #: Losses of files that the kernel has forgotten.
         self._lost: dict[Backing, Losses] = {}
@@ -116,13 +116,17 @@ class InodeTable:
         inode.backing = backing
         inode.exchanged = False
 
-    def forget(self, number: int, lookups: int) -> None:
-        """Take back *lookups*; at zero, and when nothing holds the file open, the inode is dropped."""
+    def forget(self, number: int, lookups: int) -> Inode | None:
+        """Take back *lookups*; at zero, and when nothing holds the file open, the inode is dropped.
+
+        :returns: the inode, if the kernel does not know it any more, but its file is open.
+        """
         inode = self._by_number.get(number)
         if inode is None or inode is self.root:
-            return
+            return None
         inode.forgotten(lookups)
         self.drop_if_unused(inode)
+        return inode if inode.lookups <= 0 and inode.open_file is not None else None
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Drop *inode* when neither the kernel nor an open file refers to it."""
@@ -137,11 +141,11 @@ class InodeTable:
         self._held.drop(inode)
 
     def stand_in(self, path: bytes, status: os.stat_result | None) -> Inode:
-        """Return an inode to be listed in place of a file of which nothing can be said at the moment.
+        """Return an inode to list in place of a file that cannot be examined at the moment.
 
-        It has a number that no file ever has, so what the kernel learns of it is never taken for the file's.
+        It has a number that no file ever has, so the kernel never confuses it with the file.
 
-        :param status: its attributes in the backing directory, if at least these are known.
+        :param status: the file's attributes in the backing directory, if they are known.
         """
         self._next_private += 1
         mode = stat.S_IFMT(status.st_mode) if status is not None else 0
@@ -152,7 +156,7 @@ class InodeTable:
         return inode
 
     def _generation(self, parent: Inode, name: bytes) -> int:
-        """Return what distinguishes a file from those that have its number before or after it.
+        """Return a number that distinguishes a file from earlier and later ones with the same inode number.
 
         The handle that the file system below gives out for it holds a generation, which changes when the number
         is used again. CRC-32 finds every change within 32 bits, so files with one number get different checksums.

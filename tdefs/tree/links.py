@@ -1,9 +1,9 @@
 """Symbolic links of a mount, whose targets are encrypted.
 
-The text of a link says where it may lie. It cannot be changed in place, so a rename puts a link that may lie at
-both places there first, renames that, and then replaces it by one that may lie at the new place alone. Each text
-is in an inode of its own in the backing directory, and takes the place of another one by rename(2): whenever this
-stops, and whichever of these steps a crash takes back, each link can be read where it lies.
+The text of a link says where it may lie, and cannot be changed in place. So a rename first replaces the link by
+one that may lie at both places, then renames it, and then replaces it by one that may lie only at the new place.
+Each new link is made aside and takes the place of the old one by rename(2). Whenever this stops, and whichever of
+these steps a crash takes back, each link can be read where it lies.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Links:
         self._calls.symlink("symlink", text, name, self._places.directory_fd(parent), owner)
 
     def read(self, inode: Inode) -> bytes:
-        """Return where a link leads to, and end a rename of it that a crash left half done.
+        """Return where a link leads to, and end a rename of it that a crash interrupted.
 
         :raises OSError: EIO or ENOKEY for a link that cannot be presented; the log says why.
         """
@@ -78,7 +78,7 @@ class Links:
         return link.target
 
     def copy(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """Make a link like *inode* at another place: what stands for a hard link of it.
+        """Make a link like *inode* at another place, in place of a hard link.
 
         :raises OSError: as :meth:`read`, and EEXIST.
         """
@@ -92,8 +92,8 @@ class Links:
     def bind_both(self, inode: Inode, old_path: str, new_path: str) -> MovingLink | None:
         """Before a rename: let a link lie at both places.
 
-        ``None`` for one that cannot be read: it can be renamed, and is refused at its new place, too, unless that
-        is where it belongs.
+        :returns: ``None`` for a link that cannot be read. It can be renamed, and can be read at the new place only
+            if it belongs there.
         """
         old, new = os.fsencode(old_path), os.fsencode(new_path)
         if old == new:
@@ -114,7 +114,7 @@ class Links:
         self._replace(moving.inode, moving.link, moving.status, (moving.old_path,))
 
     def _open(self, inode: Inode, paths: list[bytes]) -> tuple[Link, os.stat_result]:
-        """Return the link that *inode* is, which must belong at all of *paths*, and its attributes.
+        """Return the link of *inode*, which must belong at all of *paths*, and its attributes.
 
         :raises FormatError: it cannot be presented.
         """
@@ -166,7 +166,7 @@ class Links:
         try:
             status = self._calls.fstat("relink:made", fd)
             if (status.st_uid, status.st_gid) != (like.st_uid, like.st_gid):
-                # a daemon that is not root's may not give away to every group; it means nothing for a link
+                # only root may give a link to every group; the group of a link has no effect
                 with suppress(PermissionError):
                     self._calls.chown("relink:chown", b"", like.st_uid, like.st_gid, fd)
             self._calls.utimens("relink:times", b"", like.st_atime_ns, like.st_mtime_ns, fd)

@@ -25,7 +25,7 @@ class Names:
     def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
         """Return the inode at a place and its attributes in the backing directory.
 
-        :raises OSError: ENOENT if there is none.
+        :raises OSError: ENOENT if there is nothing.
         """
         if _is_private(parent, name):
             raise OSError(ENOENT, os.strerror(ENOENT))
@@ -38,7 +38,10 @@ class Names:
         return self._inodes.enter(parent, name, status), status
 
     def exists(self, parent: Inode, name: bytes) -> bool:
-        """Return whether there is something at a place. Raises OSError."""
+        """Return whether there is something at a place.
+
+        :raises OSError: this cannot be found out.
+        """
         try:
             self._calls.stat("exists", name, self._places.directory_fd(parent))
         except FileNotFoundError:
@@ -46,7 +49,10 @@ class Names:
         return True
 
     def names_in(self, directory: Inode) -> list[bytes]:
-        """Return the names in a directory, without ``.`` and ``..``. Raises OSError."""
+        """Return the names in a directory, without ``.`` and ``..``.
+
+        :raises OSError: it cannot be read.
+        """
         fd = self._places.open_inode("readdir:open", directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             names = self._calls.listdir("readdir", fd)

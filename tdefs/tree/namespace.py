@@ -24,10 +24,10 @@ from tdefs.tree.renaming import Renaming
 
 
 class Namespace:
-    """Everything that a program can do with names; making and linking is done here, the rest is handed on."""
+    """Everything that a program can do with names; other classes look up, remove and rename."""
 
     def __init__(self, files: Files, staging: Staging | None = None) -> None:
-        """:param staging: where links are made anew; ``None`` for a volume that is only read."""
+        """:param staging: where a rename makes new links; ``None`` for a volume that is only read."""
         self._calls = files.tree.calls
         self._inodes = files.tree.inodes
         self._places = files.tree.places
@@ -48,13 +48,12 @@ class Namespace:
         self.rename = Renaming(files, names, removing, self._links).rename
 
     def hand_over(self, parent: Inode, name: bytes, mode: int, owner: Owner) -> tuple[Inode, os.stat_result]:
-        """Give a node that was just made to the caller, if it is not the caller's yet, and return it.
+        """Make the caller the owner of a node that was just made, and return it.
 
-        In a directory with the set-group-ID bit the group is the directory's, which the backing file system has
-        already seen to.
+        In a directory with the set-group-ID bit the backing file system has set the directory's group already.
 
-        :param mode: with the bits of the type for a directory.
-        :raises OSError: the node is gone again.
+        :param mode: with the type bits for a directory.
+        :raises OSError: the node was removed again.
         """
         directory = self._places.directory_fd(parent)
         try:
@@ -117,13 +116,13 @@ class Namespace:
         return self._links.read(inode)
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
-        """Give a file one more name, and return it. Under another identity it is bound to none from then on.
+        """Give a file one more name, and return it. A name of another identity lets the file lie anywhere.
 
-        A symbolic link belongs to one place, so another one with its target is made.
+        A symbolic link belongs to one place, so a second one with the same target is made.
         """
         refuse_private(parent, name)
         refuse_planted(self._places, inode)
-        self._manifest.check(inode)  # under another name nobody could see that it differs
+        self._manifest.check(inode)  # under another name a difference would not be seen
         if inode.is_link:
             self._manifest.will_come(parent, name)
             self._links.copy(inode, parent, name)

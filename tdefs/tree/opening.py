@@ -1,4 +1,4 @@
-"""Opening files, once for each inode, and keeping those open for a while that no program has open any more."""
+"""Opening files, once for each inode, and keeping them open for a while after the last program has closed them."""
 
 from __future__ import annotations
 
@@ -89,27 +89,30 @@ class Opener:
         except BaseException:
             self._places.descriptors.let_go("open:undo", fd)
             raise
-        # what is not settled yet is settled when it is opened to write for the first time
+        # a file that is neither plain nor encrypted is settled when it is first opened for writing
         can_write = can_write and not isinstance(form, Empty)
         return self._contents.open_file(inode, fd, content, status, writable=can_write)
 
     def make_writable(self, inode: Inode, file: DataFile) -> None:
-        """Let *file*, the open file of *inode*, be written, after the checks of an opening.
+        """Make *file*, the open file of *inode*, writable, after the checks of an opening.
 
-        :raises OSError: the file is open as it was.
+        :raises OSError: the file is open as before.
         """
         self._check_open(inode)
         if not file.writable:
             self._exchange_descriptor(inode, file)
 
     def _check_open(self, inode: Inode) -> None:
-        """Check again what may have changed below since the file of *inode* was opened. Raises OSError."""
+        """Check again what may have changed below since the file of *inode* was opened.
+
+        :raises OSError: EIO; the log says why.
+        """
         self._manifest.check(inode)
         refuse_planted(self._places, inode)
         self._identities.check_open(inode)
 
     def _exchange_descriptor(self, inode: Inode, file: DataFile) -> None:
-        """Exchange a read-only descriptor for one that can write, under the same number, and settle the file."""
+        """Replace a read-only descriptor by one that can write, under the same number, and settle the file."""
         fd = self._headers.open_closed("open:rw", inode, os.O_RDWR)
         with file.changed_alone():
             try:
@@ -138,7 +141,7 @@ class Opener:
     def length(self, inode: Inode, status: os.stat_result) -> int:
         """Return the plaintext length of a regular file whose backing file has *status*.
 
-        :raises OSError: it cannot be found out at the moment. The kernel would remember a wrong answer.
+        :raises OSError: it cannot be found out now. The kernel would remember a wrong answer.
         """
         if inode.open_file is not None:
             return inode.open_file.length
@@ -155,7 +158,7 @@ class Opener:
             suite = suite_of(form.header.suite) if isinstance(form, Encrypted) else DEFAULT_SUITE
             return suite.plaintext_length(status.st_size)
         except DamagedLength:
-            # of a file that cannot be opened; others in the directory can be, so it must be possible to list it
+            # the file cannot be opened, but it must be possible to list its directory
             return max(0, status.st_size - HEADER_SIZE)
 
     # --- what is open, but not used
@@ -173,7 +176,7 @@ class Opener:
             self._close_idle_file(self._idle.popitem(last=False)[0])
 
     def close_idle(self, inode: Inode) -> None:
-        """Close the file of *inode* if it is only put aside; without a name its descriptor is held."""
+        """Close the file of *inode* if it is only put aside; if it has no name, its descriptor is held."""
         if inode in self._idle:
             del self._idle[inode]
             self._close_idle_file(inode)
@@ -184,7 +187,7 @@ class Opener:
             self._close_idle_file(self._idle.popitem()[0])
 
     def _close_some_idle(self) -> bool:
-        """Close what was put aside longest ago, at last what has no name; return whether there was anything."""
+        """Close some files that were put aside longest ago, then some held descriptors; return whether any was."""
         closed = 0
         while self._idle and closed < _IDLE_FILES_GIVEN_UP:
             self._close_idle_file(self._idle.popitem(last=False)[0])
@@ -196,27 +199,27 @@ class Opener:
         self._close(inode, inode.open_file)
 
     def _close(self, inode: Inode, file: DataFile) -> None:
-        """Close. No program asked for that, so an error is reported to the next one that syncs."""
+        """Close. No program asked for it, so the next program that syncs gets the error."""
         path = inode.shown()
         inode.open_file = None
         if not inode.names and inode.lookups > 0:
             links = self._note_last_status(inode, file)
             if inode not in self._places.held:
                 if links == 0:
-                    # there is nothing left to lose, so no program need learn of an error of close(2)
+                    # nothing can be lost, so no program needs the error of close(2)
                     self._places.held.keep(inode, file.fd)
                     return
                 self._hold_linked(inode, file)
         try:
             self._calls.close("file:close", file.fd)
         except OSError as error:
-            # a network file system writes then
+            # a network file system may write at close(2)
             self._complaints.failed("close", path, error)
             inode.losses.failed(errno_of(error), Event.FAILED_UNNOTICED)
         self._inodes.drop_if_unused(inode)
 
     def _note_last_status(self, inode: Inode, file: DataFile) -> int:
-        """Note what the kernel may still ask of a file without a name; return how many links are left of it."""
+        """Note what the kernel may still ask about a file without a name; return how many links it has left."""
         try:
             file.status = self._calls.fstat("file:last", file.fd)
         except OSError as error:
@@ -225,7 +228,7 @@ class Opener:
         return file.status.st_nlink
 
     def _hold_linked(self, inode: Inode, file: DataFile) -> None:
-        """Keep a descriptor of a file that has names, but none here, so that its own can be closed."""
+        """Hold an ``O_PATH`` descriptor of a file whose other names are not known, before its own is closed."""
         try:
             fd = self._places.descriptors.open_at("close:hold", b"", os.O_PATH, 0, file.fd)
         except OSError as error:
@@ -236,7 +239,7 @@ class Opener:
     # --- other keys, another policy
 
     def use_ring(self, ring: KeyRing) -> None:
-        """Use other keys from now on. What programs have open stays readable to them until they close it."""
+        """Use other keys from now on. Programs can go on reading the files that they have open."""
         self._forms.use_ring(ring)
         self.close_all_idle()
         for inode in self._inodes:
@@ -246,7 +249,7 @@ class Opener:
     def use_policy(self, policy: Policy) -> None:
         """Decide by another policy from now on. A file that programs have open stays as it is.
 
-        Whether a file that starts with zeros is plain depends on the policy, so that is found out again.
+        Whether a file that starts with zeros is plain depends on the policy, so it is found out again.
         """
         self._policy.use(policy)
         self.close_all_idle()

@@ -1,4 +1,4 @@
-"""The one way from an inode to what it is in the backing directory: by a name, or by a descriptor of its own."""
+"""The one way from an inode to its backing file: by a name, or by a descriptor of its own."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Places:
     def place(self, inode: Inode) -> tuple[bytes, int]:
         """Return a name and the descriptor of its directory through which *inode* can be reached.
 
-        Where it has no name any more, the name is empty, and the descriptor its own.
+        If it has no name any more, the name is empty, and the descriptor is its own.
 
-        :raises OSError: ESTALE when there is neither.
+        :raises OSError: ESTALE if it has neither.
         """
         if len(inode.names) == 1:
             parent, name = inode.names[0]
@@ -64,7 +64,7 @@ class Places:
     def has_name(self, inode: Inode) -> bool:
         """Return whether *inode*, which has just lost a name, can be reached by another one.
 
-        :raises OSError: that cannot be found out.
+        :raises OSError: this cannot be found out.
         """
         return len(inode.names) == 1 or self._named_place(inode) is not None
 
@@ -83,7 +83,7 @@ class Places:
         return None
 
     def open_inode(self, label: str, inode: Inode, flags: int) -> int:
-        """Open what *inode* is in the backing directory, and nothing that lies in its place by now.
+        """Open the backing file of *inode*, and nothing that somebody has put in its place.
 
         :param flags: of open(2); none of them may change anything, since the check comes after.
         :raises OSError: EIO when something else lies there; the log names it.
@@ -93,7 +93,7 @@ class Places:
 
     @contextmanager
     def reached(self, label: str, inode: Inode) -> Iterator[int]:
-        """Give, for the time of a ``with`` block, an ``O_PATH`` descriptor of what *inode* is.
+        """Give an ``O_PATH`` descriptor of the backing file of *inode* during a ``with`` block.
 
         :raises OSError: as :meth:`open_inode`.
         """
@@ -105,9 +105,9 @@ class Places:
 
     @contextmanager
     def reached_new(self, label: str, parent: Inode, name: bytes, status: os.stat_result) -> Iterator[int]:
-        """Give a descriptor as :meth:`reached`, of what was just made and has *status*.
+        """Give a descriptor of a node that was just made and has *status*, as :meth:`reached`.
 
-        :raises OSError: EIO when something else lies there by now, or it was a hard link of something else.
+        :raises OSError: EIO when something else lies there by now, or the node is a hard link of something else.
         """
         made = Inode(0, Backing.of(status), stat.S_IFMT(status.st_mode), 0)
         made.names.append((parent, name))
@@ -124,21 +124,21 @@ class Places:
         self._opening.check(inode, status)
 
     def hold(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """Before a name goes: get what is needed to reach *inode* after it went, and until the kernel forgets it.
+        """Before a name is removed: keep a descriptor of *inode*, until the kernel forgets it.
 
-        An open file is reached through its own descriptor.
+        An open file has its own descriptor.
 
-        :raises OSError: there is no descriptor to be had. The name may go all the same: the kernel gets ESTALE
-            then, and looks the name up again.
+        :raises OSError: no descriptor can be opened. The name may be removed all the same: then the kernel gets
+            ESTALE, and looks the name up again.
         """
         if inode.lookups > 0 and inode.open_file is None:
             above = self._directories.fd(parent)
             self.held.keep(inode, self._opening.open_checked("inodes:hold", inode, name, os.O_PATH, above))
 
     def paths(self, inode: Inode) -> list[str]:
-        """Return the known paths of *inode*; of several, those that still lead to it, as in :meth:`place`.
+        """Return the known paths of *inode*; if there are several, only those that still lead to it.
 
-        :raises OSError: that cannot be found out.
+        :raises OSError: this cannot be found out.
         """
         if len(inode.names) == 1:
             return [path_of(*inode.names[0])]

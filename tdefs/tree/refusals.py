@@ -23,7 +23,7 @@ def refusal(places: Places, inode: Inode, error: FormatError) -> LoggedRefusal:
 
 
 def refuse_planted(places: Places, inode: Inode) -> None:
-    """Refuse what was put into the backing directory and is no file, directory or link.
+    """Refuse a FIFO, socket or device that somebody has put into the backing directory.
 
     :raises OSError: EIO; the log says why.
     """

@@ -1,4 +1,4 @@
-"""Removing names, and keeping what lost its last one within reach as long as the kernel may ask for it."""
+"""Removing names, and keeping a file without a name within reach until the kernel forgets it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Removing:
         self.removed(inode, parent, name, status, status.st_size)
 
     def length(self, inode: Inode, status: os.stat_result) -> int:
-        """Return the length to remember of what is about to be removed; a file that cannot be read can go, too."""
+        """Return the length to remember of a file that is about to be removed; 0 if it cannot be read."""
         if not inode.is_file:
             return status.st_size
         try:
@@ -51,7 +51,7 @@ class Removing:
 
     @contextmanager
     def held(self, inode: Inode | None, parent: Inode, name: bytes) -> Iterator[None]:
-        """Keep *inode*, if any, within reach of the kernel while a name of it goes, and after it went."""
+        """Keep *inode*, if any, within reach of the kernel while a name of it is removed, and afterwards."""
         if inode is None:
             yield
             return
@@ -67,7 +67,7 @@ class Removing:
             raise
 
     def removed(self, inode: Inode, parent: Inode, name: bytes, status: os.stat_result, length: int) -> None:
-        """Note that a name is gone, and what was known of a file that lost its last one."""
+        """Note that a name is gone; if it was the last one, also what is known of the file."""
         last = inode.is_directory or status.st_nlink == 1
         path = inode.path()
         self._inodes.removed(inode, parent, name, last=last)
@@ -75,7 +75,7 @@ class Removing:
             self._files.tree.unsynced_names.directory_removed(inode)
         if last:
             self._files.shared_ids.forget(inode)
-        with suppress(OSError):  # if it is unknown which other names lead to it, they and the descriptor stay
+        with suppress(OSError):  # if its other names cannot be checked, they and the descriptor stay
             if self._places.has_name(inode):
                 self._places.held.drop(inode)
             else:

@@ -1,4 +1,4 @@
-"""Renaming, replacing and exchanging, with what each means for headers and links."""
+"""Renaming, replacing and exchanging, with the changes of headers and links that each needs."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Renaming:
     def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
         """Rename, replace or exchange; a relation file's identity goes along.
 
-        A header that must change names both identities, durably, before the name changes, and only the new one
-        afterwards: whenever this stops, each file can be opened where it lies. The same is done with links, which
-        are made anew for that.
+        A header that must change first gets both identities, durably; then the name changes; then the header gets
+        only the new one. So whenever this stops, each file can be opened where it lies. The same is done with
+        links, which are made anew for that.
         """
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise OSError(EINVAL, os.strerror(EINVAL))
@@ -107,14 +107,14 @@ class Renaming:
         self._unsynced_names.moved(new_parent, inode)
 
     def _check_left(self, inode: Inode) -> None:
-        """Refuse to move what is not as the last unmount left it: at another place nobody could see that.
+        """Check that what will be moved is as the last unmount left it: at another place no check could see that.
 
         :raises OSError: EIO.
         """
         if inode.is_directory:
             self._manifest.check_below(inode)
         elif inode.is_file and not inode.is_planted and inode.bound:
-            with suppress(OSError):  # what cannot be read can be moved, and is refused there, too
+            with suppress(OSError):  # an unreadable file can be moved, and is refused at its new place, too
                 self._files.headers.form(inode)
         self._manifest.check(inode)
 
@@ -127,12 +127,12 @@ class Renaming:
         rebound: list[_Rebound],
         links: list[MovingLink],
     ) -> None:
-        """Bind what is about to be renamed to its old and its new identity, and links to both places.
+        """Bind the files that will be renamed to their old and new identities, and links to both places.
 
-        What changed is added to *rebound* and *links*.
-        A file with other names under the old identity gives it up.
+        Those that changed are added to *rebound* and *links*. A file that has other names under the old identity
+        loses it.
 
-        :raises OSError: EXDEV where a plain file would come to lie in a place of encrypted ones.
+        :raises OSError: EXDEV if a plain file would come to a place where the policy encrypts.
         """
         pending = [(inode, names, old_path, new_path)]
         directories: list[Inode] = []
@@ -161,7 +161,7 @@ class Renaming:
         rebound: list[_Rebound],
         links: list[MovingLink],
     ) -> None:
-        """Do what :meth:`_bind_both` does for what is no directory."""
+        """Do what :meth:`_bind_both` does, for one file or link."""
         if inode.is_link:
             moving = self._links.bind_both(inode, old_path, new_path)
             if moving is not None:
@@ -175,9 +175,9 @@ class Renaming:
                 self._identities.bind(inode, old, becomes)
 
     def _forget_old_places(self, parent: Inode, new_parent: Inode, rebound: list[_Rebound]) -> None:
-        """After a rename: bind what was renamed to its new identity alone.
+        """After a rename: bind the renamed files only to their new identities.
 
-        The name has changed by now, and the headers name both places, so a failure here is none of the rename's.
+        The name has changed, and the headers allow both places. So a failure here does not fail the rename.
         """
         try:
             # a header must not forget the old name while a crash could still bring it back
@@ -191,7 +191,7 @@ class Renaming:
             self._inodes.drop_if_unused(node)
 
     def _settle(self, new_parent: Inode, links: list[MovingLink]) -> None:
-        """After a rename: let each link lie at its new place alone. A failure is none of the rename's."""
+        """After a rename: let each link lie only at its new place. A failure here does not fail the rename."""
         for link in links:
             try:
                 self._links.settle(link)

@@ -1,7 +1,7 @@
 """Names that may not be on the disk yet: which directories have them, and making them durable.
 
-Each open file has a flag for this (``DataFile.names_durable``), which is set here when a name above it comes or is
-synced. So a sync of a file whose names are durable asks nobody.
+Each open file has a flag for this (``DataFile.names_durable``). It is set here when a name above the file is added
+or synced. So a sync of a file whose names are durable needs no search.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class UnsyncedNames:
         waiting = [parent for parent, _ in inode.names]
         while waiting and self._last:
             directory = waiting.pop(0)
+            # if the kernel forgot it, it may lie elsewhere by now, and is another inode
+            directory = self._inodes.with_backing(directory.backing) or directory
             if directory.backing in self._last and directory not in found:
                 found.append(directory)
             if directory is not self._inodes.root:

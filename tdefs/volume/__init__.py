@@ -1,1 +1,1 @@
-"""What a volume is: its directory, what it says of itself, and what is believed of it."""
+"""Volumes: the directory, its description, and how much of it is believed."""

@@ -1,8 +1,8 @@
-"""Which policy a mounted volume may use now, as its keystore's history proves it to a daemon without a secret.
+"""Which policy a mounted volume may use now: the keystore's history proves it to a daemon without a secret.
 
-What a volume may do stands in the keystore under a MAC of the master key, which a daemon does not keep. A policy
-that is accepted while the volume is mounted is also written into the keystore's history, under a key that the
-daemon has.
+The keystore says what a volume may do, under a MAC of the master key, which a daemon does not keep. If a policy is
+accepted while the volume is mounted, it is also written to the keystore's history, under a key that the daemon
+has.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def statements_now(
     """Return what *volume* may do now.
 
     :param before: what it might do when it was mounted.
-    :param since: the keystore's revision of that moment.
-    :param newest: the newest revision that is known: an older keystore was put in its place.
+    :param since: the keystore's revision at that moment.
+    :param newest: the newest known revision: a keystore with an older one was put back.
     :raises TdefsError: the keystore cannot be read, or it or its history is not as tdefs wrote it.
     """
     document = load_keystore(keystore).document
@@ -73,6 +73,6 @@ def statements_now(
 
 
 def _place(document: Document, id: str, digest: str) -> str:
-    """Return where the policy of that digest lies. It need not be proven: what counts is the digest."""
+    """Return where the policy of that digest lies. This needs no proof, since the digest is checked."""
     known = next(entry.statements for entry in document.volumes if entry.id == id)
     return known.policy if digest and known.policy_digest == digest else ""

@@ -35,7 +35,7 @@ _FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_data(volume: Volume) -> int:
     """Open the tree that the mount shows; a symbolic link is not followed.
 
-    :raises TdefsError: FILE_UNTRUSTED the backing directory belongs to another user, or others may write to it.
+    :raises TdefsError: FILE_UNTRUSTED if the backing directory belongs to another user, or others may write to it.
     :raises OSError: there is no such directory.
     """
     with _opened(volume.backing) as backing:
@@ -46,8 +46,8 @@ def open_data(volume: Volume) -> int:
 def claim(volume: Volume, *, read_only: bool) -> list[str]:
     """Before a mount: check that BACKING and ``.tdefs`` are this user's, and take rights from others.
 
-    Rights to read and to search are taken away without a question: with them others see ciphertext, names and
-    sizes, but change nothing.
+    Rights to read and to search are taken away without an error: with them others see ciphertext, names and sizes,
+    but change nothing.
 
     :param read_only: whether the rights must stay as they are.
     :returns: warnings: which modes were too wide.
@@ -82,7 +82,7 @@ def claim(volume: Volume, *, read_only: bool) -> list[str]:
 
 
 def weaknesses(volume: Volume, owner: int | None) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the owners and modes of a volume's directories, each with what mends it.
+    """Yield the faults in the owners and modes of a volume's directories, each with its remedy.
 
     :param owner: the user who should own them; ``None``: the owner of ``.tdefs``.
     """
@@ -123,7 +123,7 @@ def _who_exchanges(one: Exchangeable) -> str:
 
 
 def _what_is_wrong(place: Path, status: os.stat_result, owner: int | None) -> tuple[str, str] | None:
-    """Return what is wrong with a directory, with the command that mends it; ``None`` if nothing is."""
+    """Return the fault of a directory, with the command that mends it; ``None`` if it has no fault."""
     quoted = shlex.quote(os.fspath(place))
     if not stat.S_ISDIR(status.st_mode):
         return f'"{place}" is not a directory', f"rm {quoted}"
@@ -142,7 +142,7 @@ def _what_is_wrong(place: Path, status: os.stat_result, owner: int | None) -> tu
 
 @contextmanager
 def _opened(place: Path, above: int | None = None) -> Iterator[int]:
-    """Open a directory for the time of a ``with`` block; with *above*, its name in that directory."""
+    """Open a directory during a ``with`` block; with *above*, by its name in that directory."""
     fd = os.open(place if above is None else place.name or ".", os.O_RDONLY | _FLAGS, dir_fd=above)
     try:
         yield fd

@@ -1,7 +1,7 @@
-"""What is believed of a volume before it is mounted: what it may do, and how its last session ended.
+"""What tdefs believes about a volume before it is mounted: what it may do, and how its last session ended.
 
-Its keystore says the former, and the latter is proven by MACs under the keystore's keys. Of what lies in the
-volume's own directory nothing else is believed.
+The keystore says what it may do. MACs under the keystore's keys prove how its last session ended. Nothing else in
+the volume's own directory is believed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def _never(_path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Believed:
-    """What is believed of a volume. As it is made without arguments it is the strictest.
+    """What is believed about a volume. Without arguments it is as strict as possible.
 
-    ``had_header`` tells of a path whether its header is known to have been on the disk, so that no crash of the
+    ``had_header`` returns whether the header of a path is known to have been on the disk, so that no crash of the
     last session has lost it.
     """
 
@@ -56,7 +56,7 @@ class Believed:
         )
 
     def policy(self) -> Policy:
-        """Return the policy that was accepted; one that encrypts all where that cannot be read any more."""
+        """Return the policy that was accepted; if it cannot be read any more, one that encrypts everything."""
         if not self.statements.policy_digest or not self.statements.policy:
             return Policy.everything()
         try:
@@ -66,13 +66,13 @@ class Believed:
         return policy if policy.digest() == self.statements.policy_digest else Policy.everything()
 
 
-#: What is believed of a volume of which nothing is known.
+#: For a volume of which nothing is known.
 STRICTEST = Believed()
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A volume whose keystore is unlocked, and what that makes certain.
+    """A volume whose keystore is unlocked, and what the keystore proves about it.
 
     ``entry`` is the id of the volume's entry in the keystore, ``None`` for a copy that it does not know; ``known``
     is what its history knows; ``book`` is for a daemon's own session.
@@ -86,7 +86,7 @@ class Opened:
 
 
 def opened(volume: Volume, unlocked: Unlocked, keystore: Path) -> Opened:
-    """Return what the *unlocked* keystore, which lies at *keystore*, makes certain of *volume*.
+    """Return what the *unlocked* keystore, which lies at *keystore*, proves about *volume*.
 
     :raises OSError: the volume's own directory cannot be looked at.
     """
@@ -99,16 +99,16 @@ def opened(volume: Volume, unlocked: Unlocked, keystore: Path) -> Opened:
 
 
 def book_of(volume: Volume, entry: str, unlocked: Unlocked, keystore: Path) -> SessionBook:
-    """Return where sessions of *volume* are written down, which is *entry* in the *unlocked* keystore."""
+    """Return the book for the sessions of *volume*, which is *entry* in the *unlocked* keystore."""
     key = history_key_of(unlocked.ring)
     return SessionBook(volume, entry, keystore, key, known_volumes(keystore, unlocked.document, key))
 
 
 def shown(volume: Volume, document: Document | None) -> Believed:
-    """Return what can be shown of *volume* without a secret, which may be false: for people alone.
+    """Return what can be shown about *volume* without a secret; it is for people only, since it may be false.
 
-    :param document: that of its keystore; ``None`` if that cannot be read. Then a file that is in the clear is
-        shown as one, whether it may be there or not.
+    :param document: of its keystore; ``None`` if that cannot be read. Then a file in the clear is shown as plain,
+        whether the policy allows it or not.
     """
     session = read_session(volume)
     ending = Ending.CLEAN if session is None or session.clean else Ending.UNCLEAN

@@ -1,28 +1,24 @@
-"""A volume: a backing directory with tdefs's own directory in it, and the lock that admits one user at a time."""
+"""A volume: a backing directory with tdefs's own directory in it, and what it says of itself."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shlex
 import shutil
 import stat
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdefs.errors import Exit, TdefsError, VolumeInUseError
+from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import VOLUME_ID_BYTES
 from tdefs.keys.keystore.entries import MAC_BYTES
-from tdefs.keys.mac import fits_state_mac, state_mac
+from tdefs.keys.wrapping import fits_state_mac, state_mac
 from tdefs.private import OwnDirectory, own_directory
 from tdefs.volume.backing import refuse_others
-from tdefs.volume.session_record import read_session
 
 PRIVATE_DIRECTORY = ".tdefs"
 DATA_DIRECTORY = "data"
@@ -39,17 +35,13 @@ _DESCRIPTION = "volume.json"
 _PURPOSE = b"tdefs v1 volume description"
 _MAX_BYTES = 1 << 16
 
-# a process that asks whether the volume is in use holds the lock for an instant
-_LOCK_TRIES = 5
-_LOCK_PAUSE_SECONDS = 0.03
-
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """What a volume remembers of itself. None of it is trusted: users who can write to the directory can alter it.
+    """The description in a volume. It is not trusted: users who can write to the directory can alter it.
 
-    What the volume may do stands in its keystore. ``keystore`` is where that was when it was written down, and
-    ``keystore_mac`` the MAC that its keys made over that: see :func:`remembers_truly`.
+    The keystore says what the volume may do. ``keystore`` is its place when the description was written, and
+    ``keystore_mac`` the MAC over that place, by the keystore's keys: see :func:`remembers_truly`.
     """
 
     backing: Path
@@ -71,7 +63,7 @@ class Volume:
     def log_file(self) -> Path:
         """Where the daemon logs by default.
 
-        Not in a volume of root's: the programs that are served write there, too, through the mount.
+        A daemon of root does not log into the volume: the programs that it serves write to that disk, too.
         """
         try:
             is_roots = self.private.lstat().st_uid == 0
@@ -88,7 +80,8 @@ class Volume:
 def log_name(backing: Path) -> str:
     """Return the name of a volume's log in a directory for all volumes: it contains the volume's path.
 
-    As systemd.unit(5) escapes paths, so that no two have one name: ``/srv/tdefs/main`` is ``srv-tdefs-main.log``.
+    The path is escaped as in systemd.unit(5), so no two have the same name: ``/srv/tdefs/main`` becomes
+    ``srv-tdefs-main.log``.
     """
     name = "".join(
         "-" if byte == 0x2F else chr(byte) if chr(byte) in _PLAIN_CHARACTERS else f"\\x{byte:02x}"
@@ -100,9 +93,9 @@ def log_name(backing: Path) -> str:
 
 
 def create_volume(backing: Path, keystore: Path | None) -> Volume:
-    """Make the backing directory, if need be, and tdefs's own in it; :func:`save_volume` completes it.
+    """Make the backing directory, if it is missing, and tdefs's own in it; :func:`save_volume` completes it.
 
-    The caller takes the volume's lock then, and calls :func:`refuse_existing` again.
+    Then the caller takes the volume's lock, and calls :func:`refuse_existing` again.
 
     :raises TdefsError: VOLUME_EXISTS when the directory is a volume or holds anything else; FILE_UNTRUSTED when it
         belongs to another user.
@@ -144,7 +137,7 @@ def _check_owner(backing: Path) -> None:
     if owner != os.geteuid():
         raise TdefsError(
             Exit.FILE_UNTRUSTED,
-            f'directory "{backing}" belongs to the user with the number {owner}, not to the one who runs this',
+            f'directory "{backing}" belongs to the user with the number {owner}, not to the user who runs this',
             detail="its owner can put other files in the place of the volume's",
             hint="run 'tdefs init' as the user who will mount the volume; let it make the directory, or give it "
             f"to that user: chown {os.geteuid()} {shlex.quote(str(backing))}",
@@ -165,9 +158,9 @@ def refuse_existing(backing: Path) -> None:
 
 
 def save_volume(volume: Volume, history_key: bytes) -> None:
-    """Write down what the volume remembers; from the first time on the directory is a volume.
+    """Write the description; this makes the directory a volume.
 
-    :param history_key: that of its keystore; it authenticates the place of the keystore.
+    :param history_key: of its keystore; it authenticates the place of the keystore.
     """
     description = {
         "format_version": VOLUME_VERSION,
@@ -176,12 +169,12 @@ def save_volume(volume: Volume, history_key: bytes) -> None:
         "keystore_mac": state_mac(history_key, _PURPOSE, _remembered(volume)).hex(),
     }
     text = json.dumps(description, indent=2) + "\n"
-    with _private(volume) as directory:
+    with private_directory(volume) as directory:
         directory.write_durably(_DESCRIPTION, text.encode())
 
 
 def remembers_truly(volume: Volume, history_key: bytes) -> bool:
-    """Return whether a tdefs that had the keys of the keystore wrote down that it is at ``volume.keystore``."""
+    """Return whether a tdefs with the keys of the keystore wrote that it is at ``volume.keystore``."""
     return fits_state_mac(history_key, _PURPOSE, _remembered(volume), volume.keystore_mac)
 
 
@@ -190,14 +183,14 @@ def _remembered(volume: Volume) -> bytes:
 
 
 def abandon_volume(volume: Volume) -> None:
-    """Undo :func:`create_volume` after a failure; the caller holds the lock, so nobody else's work is there."""
+    """Undo :func:`create_volume` after a failure; the caller holds the lock, so no other process uses it."""
     with suppress(OSError):
         volume.data.rmdir()
         shutil.rmtree(volume.private)
 
 
 def read_volume(backing: Path) -> Volume:
-    """Read what the volume in *backing* remembers.
+    """Return the volume in *backing*, by its description.
 
     :raises TdefsError: NOT_A_VOLUME, VOLUME_DAMAGED or FILE_UNTRUSTED.
     """
@@ -222,13 +215,16 @@ def read_volume(backing: Path) -> Volume:
     return volume
 
 
-def _private(volume: Volume) -> AbstractContextManager[OwnDirectory]:
-    """Open the directory that is tdefs's own for the time of a ``with`` block."""
+def private_directory(volume: Volume) -> AbstractContextManager[OwnDirectory]:
+    """Open tdefs's own directory during a ``with`` block."""
     return own_directory(volume.private, last_link=False)
 
 
 def _read_json(data: bytes) -> Any:
-    """Return the value of JSON. Raises ValueError."""
+    """Return the value of JSON.
+
+    :raises ValueError: it is too long, or not JSON.
+    """
     if len(data) > _MAX_BYTES:
         raise ValueError("too long")
     try:
@@ -259,7 +255,7 @@ def parse_description(data: bytes, path: Path, backing: Path) -> Volume:
         raise _damaged(path, "a field is missing or of the wrong type")
     volume_id, keystore, mac = map(str, texts)
     if not _is_absolute_path(keystore):
-        raise _damaged(path, "the place of the keystore is no absolute path")
+        raise _damaged(path, "the place of the keystore is not an absolute path")
     return Volume(
         backing,
         _read_hex(path, "volume id", volume_id, VOLUME_ID_BYTES),
@@ -299,144 +295,3 @@ def _damaged(path: Path, what: str) -> TdefsError:
         f'"{path}" is damaged: {what}',
         hint="restore it from a backup of the backing directory",
     )
-
-
-class VolumeLock:
-    """The right to be the one writer of a volume: the process has it that has locked tdefs's own directory.
-
-    The directory itself is locked, so to remove, replace or plant something in it lets no second writer in. The
-    kernel takes the lock back when the process dies, for whatever reason, so no lock is ever stale.
-    """
-
-    def __init__(self, volume: Volume) -> None:
-        self._volume = volume
-        self._fd: int | None = None
-
-    def acquire(self) -> None:
-        """Take the lock.
-
-        :raises TdefsError: VOLUME_IN_USE, which names the process that holds it; FILE_UNTRUSTED.
-        """
-        fd = _open_to_lock(self._volume)
-        if not _lock(fd):
-            os.close(fd)
-            holder, hint = _who_uses(self._volume)
-            raise VolumeInUseError(f'volume "{self._volume.backing}" is in use', detail=holder, hint=hint)
-        self._fd = fd
-        try:
-            self.verify()
-        except TdefsError:
-            self.release()
-            raise
-
-    def verify(self) -> None:
-        """Check that the lock is held: its descriptor is the directory that others find there, and has it locked.
-
-        Call it after anything that could have closed the descriptor: a fork that closes files, a dup2.
-
-        :raises TdefsError: VOLUME_IN_USE: nothing keeps other processes away.
-        """
-        try:
-            held = os.fstat(self.descriptor)
-            is_held = os.path.samestat(held, self._volume.private.lstat()) and _lock(self.descriptor)
-        except OSError:
-            is_held = False
-        if not is_held:
-            raise VolumeInUseError(
-                f'the lock on volume "{self._volume.backing}" is lost',
-                detail=f'"{self._volume.private}" was replaced or removed, or another process has it locked',
-                hint="see that no other process uses the volume, then try again",
-            )
-
-    @property
-    def descriptor(self) -> int:
-        """The descriptor that holds the lock; a process that closes it gives the lock back."""
-        if self._fd is None:
-            raise ValueError("the lock is not held")
-        return self._fd
-
-    def release(self) -> None:
-        """Give the lock back."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-
-def _open_to_lock(volume: Volume) -> int:
-    """Open the directory that is locked. flock(2) needs no right to write, so a read-only copy has a lock, too."""
-    with _private(volume) as directory:
-        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.fd)
-
-
-def _lock(fd: int) -> bool:
-    for attempt in range(_LOCK_TRIES):
-        if attempt:
-            time.sleep(_LOCK_PAUSE_SECONDS)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        return True
-    return False
-
-
-def _who_uses(volume: Volume) -> tuple[str, str]:
-    """Return who holds the volume's lock, and what to do about it."""
-    session = read_session(volume)
-    if session is not None and not session.clean and is_running(session.pid):
-        return (
-            f'process {session.pid} has it mounted at "{session.mountpoint}"',
-            "unmount it with 'tdefs umount' first",
-        )
-    # the last session's record says nothing of a command that is about to mount
-    pid = _holder_of_lock(volume)
-    who = f"process {pid}" if pid is not None and is_running(pid) else "another process"
-    return f"{who} is about to mount it, or to unmount it", "try again when it has ended"
-
-
-def _holder_of_lock(volume: Volume) -> int | None:
-    """Return the process that took the lock, as the kernel shows it in /proc/locks (proc(5))."""
-    with suppress(OSError, ValueError, IndexError):
-        status = volume.private.lstat()
-        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            fields = line.split()
-            if fields[1:4:2] == ["FLOCK", "WRITE"] and fields[5] == place:
-                return int(fields[4])
-    return None
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process of this number runs. One that has ended does not, even if it was not waited for."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    # proc(5): the state follows the name, which may hold anything
-    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
-
-
-def is_in_use(volume: Volume) -> bool:
-    """Return whether some process holds the volume's lock."""
-    try:
-        fd = _open_to_lock(volume)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
-@contextmanager
-def exclusive(volume: Volume) -> Iterator[None]:
-    """Hold the volume's lock for the time of a ``with`` block."""
-    lock = VolumeLock(volume)
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

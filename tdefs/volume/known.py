@@ -1,7 +1,7 @@
-"""What the history of a keystore knows of its volumes, and what is written into it of them.
+"""What the history of a keystore knows about its volumes.
 
-The history may lie elsewhere than the volumes, and nobody without the keys can add to it unseen. So it says which
-record of a session, and which manifest, is the newest one.
+The history may lie on another disk than the volumes, and nobody without the keys can add to it unseen. So it
+proves which record of a session, and which manifest, is the newest one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tdefs.keys.keystore.history import append, read_history
 from tdefs.keys.keystore.history_checking import History, check_history
 from tdefs.private import UntrustedError, reason_of
 
-#: The events of a session: its begin, its clean end, and that the one of a copy counts as the newest.
+#: The events of a session: its begin, its clean end, and that the session of a copy counts as the newest.
 BEGIN, END, TAKEN_OVER = "mount", "unmount", "session taken over"
 #: The event of a new manifest.
 MANIFEST = "manifest"
@@ -25,8 +25,8 @@ MANIFEST = "manifest"
 class KnownVolumes:
     """What the history knows of each volume, by the id of its entry in the keystore.
 
-    ``newest`` are the number and the id of its newest session, and whether that was ended. ``counters`` are the
-    newest counters of its manifests. ``fault`` says why the history proves nothing of sessions, or is empty;
+    ``newest`` has the number and the id of its newest session, and whether that has ended. ``counters`` has the
+    newest counters of its manifests. ``fault`` says why the history proves nothing about sessions, or is empty;
     ``is_read`` is whether the history could be read at all.
     """
 
@@ -55,7 +55,7 @@ def known_volumes(keystore: Path, document: Document, history_key: bytes) -> Kno
 
 
 def known_in(history: History) -> KnownVolumes:
-    """Return what a history knows that was checked with its key."""
+    """Return what a checked history knows."""
     newest: dict[str, tuple[int, str, bool]] = {}
     counters: dict[str, int] = {}
     for record in history.by_key:
@@ -75,6 +75,6 @@ def note_counter(keystore: Path, key: bytes, entry: str, counter: int) -> None:
     """Write the counter of a volume's new manifest into the history.
 
     :raises OSError: it was not written.
-    :raises UntrustedError: a file of the history is none of tdefs's own.
+    :raises UntrustedError: a file of the history is not tdefs's own.
     """
     append(keystore, MANIFEST, {"volume": entry, "counter": counter}, key)

@@ -1,4 +1,4 @@
-"""Which policy a volume uses, and whether it is the one that was accepted for it."""
+"""The policy that a volume uses, and whether it was accepted for the volume."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _SHOWN_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class PolicyChoice:
-    """A policy, and the absolute path of its file; ``None`` where everything is encrypted without one."""
+    """A policy, and the absolute path of its file; ``None`` if everything is encrypted without a file."""
 
     file: Path | None
     policy: Policy
 
     @property
     def digest(self) -> str:
-        """What the keystore has of the policy when it is accepted; nothing for one that encrypts everything."""
+        """What the keystore holds of an accepted policy; "" for a policy that encrypts everything."""
         digest = self.policy.digest()
         return "" if digest == Policy.everything().digest() else digest
 
 
 def remembered_policy(statements: Statements) -> PolicyChoice:
-    """Return the policy at the place that the keystore has, which need not be the accepted one any more.
+    """Return the policy at the place that the keystore names; it may differ from the accepted one by now.
 
     :raises TdefsError: POLICY_INVALID.
     """
@@ -64,7 +64,7 @@ def check_accepted(choice: PolicyChoice, statements: Statements, volume: Volume)
 
 
 def shown(digest: str) -> str:
-    """Return as much of a digest as is shown."""
+    """Return the beginning of a digest, as it is shown."""
     return digest[:_SHOWN_DIGITS]
 
 
@@ -82,5 +82,5 @@ def check_key_names(choice: PolicyChoice, ring: KeyRing) -> None:
             hint="use one of the keystore's data keys in the policy, or make those with 'tdefs key create' first",
         )
     for name in choice.policy.key_names():
-        # refused now: later it would be a database that cannot create files
+        # refused now: later a database could not create files
         ring.current(name)

@@ -1,7 +1,7 @@
-"""Which volumes a keystore knows, and whether each is where it is known to be.
+"""Which volumes a keystore knows, and whether each is at its known place.
 
-A copy of a volume holds all that the volume holds, its id and its description too. Only the place differs: the
-path, and the inode number of the directory that is tdefs's own.
+A copy of a volume holds all that the volume holds, also its id and its description. Only the place differs: the
+path, and the inode number of tdefs's own directory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from tdefs.volume.description import PRIVATE_DIRECTORY, Volume, read_volume
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """A volume that a keystore knows and that is not at its known place; the reason is a text for people."""
+    """A volume that a keystore knows, and that is not at its known place; ``reason`` is a text for people."""
 
     entry: VolumeEntry
     reason: str
 
 
 def place_of(volume: Volume) -> Place:
-    """Return where *volume* lies now. Raises OSError."""
+    """Return where *volume* lies now.
+
+    :raises OSError: its own directory cannot be examined.
+    """
     status = volume.private.stat()
     return Place(os.fspath(volume.backing), status.st_dev, status.st_ino)
 
@@ -36,7 +39,7 @@ def recognised(document: Document, volume: Volume) -> VolumeEntry | None:
     It is known at its path, at any other path of the same directory (a bind mount), and where it was renamed
     to within its file system.
 
-    :raises OSError: the volume's own directory cannot be looked at.
+    :raises OSError: the volume's own directory cannot be examined.
     """
     here = place_of(volume)
     return next((entry for entry in document.volumes if _is_here(entry, here)), None)
@@ -47,7 +50,7 @@ def statements_of(document: Document, volume: Volume) -> Statements:
 
     A volume that is not known at its place may be a copy of any known one, so it may do only what all of them may.
 
-    :raises OSError: the volume's own directory cannot be looked at.
+    :raises OSError: the volume's own directory cannot be examined.
     """
     known = recognised(document, volume)
     if known is not None:
@@ -80,15 +83,15 @@ def _is_here(entry: VolumeEntry, here: Place) -> bool:
         there = _private_directory(entry)
         if there is not None:
             return (there.st_dev, there.st_ino) == (here.device, here.inode)
-        # renamed: a number is given again only after the directory that had it is gone. What lies above the old
-        # path must be of the file system, too: a clone of a disk that is not mounted now may have its numbers
+        # renamed: an inode number is used again only after its directory is gone. The directory above the old path
+        # must be on the same file system: the clone of a disk that is not mounted now may have its numbers
         return entry.device == here.device == _device_above(Path(entry.path))
     except OSError:
-        return False  # what cannot be looked at may still be there
+        return False  # a directory that cannot be examined may still be there
 
 
 def _private_directory(entry: VolumeEntry) -> os.stat_result | None:
-    """Return the attributes of tdefs's own directory at the place of *entry*, ``None`` if there is none."""
+    """Return the attributes of tdefs's own directory at the place of *entry*, ``None`` if it does not exist."""
     try:
         return Path(entry.path, PRIVATE_DIRECTORY).stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -96,7 +99,10 @@ def _private_directory(entry: VolumeEntry) -> os.stat_result | None:
 
 
 def _device_above(path: Path) -> int:
-    """Return the device of the first directory above *path* that there is. Raises OSError."""
+    """Return the device of the nearest existing directory above *path*.
+
+    :raises OSError: it cannot be examined.
+    """
     return next(parent for parent in path.parents if parent.exists()).stat().st_dev
 
 

@@ -1,9 +1,9 @@
 """The record of a volume's session: whether everything was written out when the volume was last mounted.
 
 A user who can write to the backing directory can invent a record, or put an older one back. So the record has a
-MAC under the keys of the keystore. It names the volume's entry there, a number that grows and a random id, and the
-keystore's history has the begin and the end of each session. Only through :func:`last_session` does the record
-make tdefs less strict. :func:`read_session` is for people: which process has the volume mounted, and where.
+MAC under the keys of the keystore. It names the volume's entry there, a growing number and a random id. The
+keystore's history has the begin and the end of each session. Only :func:`last_session` may make tdefs less strict
+because of a record. :func:`read_session` is for people: which process has the volume mounted, and where.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tdefs.keys import fields
 from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import KEY_NAME
 from tdefs.keys.keystore.history import append
-from tdefs.keys.mac import fits_state_mac, state_mac
+from tdefs.keys.wrapping import fits_state_mac, state_mac
 from tdefs.private import UntrustedError, own_directory, reason_of
 from tdefs.volume.known import BEGIN, END, TAKEN_OVER, KnownVolumes
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the lock of a volume reads here which process holds it
     from tdefs.volume.description import Volume
 
 SESSION_FILE = "session.json"
-#: The beginning of the sentence that a reason of :class:`LastSession` ends.
+#: The beginning of a sentence; a reason of :class:`LastSession` is its end.
 UNPROVEN = "the record of the last session is not believed:"
 
 _PURPOSE = b"tdefs v1 session record"
@@ -43,7 +43,7 @@ SEVERAL_POLICIES = "several"
 class Session:
     """One mount of the volume; ``clean`` is True once everything was written out at its end.
 
-    ``plain_files``: whether files might be in the clear then, so that headers were made durable at once.
+    ``plain_files``: whether files might be in the clear, so that headers were made durable at once.
     ``policy`` is the digest of the policy, or :data:`SEVERAL_POLICIES`. ``volume`` is the id of the entry in the
     keystore, or empty for a copy that it does not know; ``number`` counts the sessions of that entry, and ``id``
     is 16 random bytes in hexadecimal. ``mac`` is over all of it.
@@ -80,12 +80,12 @@ class Ending(Enum):
     UNCLEAN = "unclean"
     """Files may exist whose header never reached the disk."""
     UNPROVEN = "unproven"
-    """The record is not the last one that tdefs wrote: nothing is made less strict, or counts as durable."""
+    """The record is not the last one that tdefs wrote: tdefs is as strict as possible, and nothing is durable."""
 
 
 @dataclass(frozen=True, slots=True)
 class LastSession:
-    """How the last session ended; ``reason`` says why that is unproven, where it is.
+    """How the last session ended; if that is unproven, ``reason`` says why.
 
     ``plain_files`` and ``policy`` are those of :class:`Session`, for a session that ended uncleanly.
     """
@@ -100,7 +100,7 @@ class LastSession:
 
 
 def read_session(volume: Volume) -> Session | None:
-    """Return what the record says, true or not; ``None`` if there is none or it cannot be read."""
+    """Return what the record says, true or not; ``None`` if it cannot be read."""
     try:
         return parse_session(_read(volume))
     except (OSError, UntrustedError):
@@ -131,10 +131,11 @@ def parse_session(data: bytes) -> Session | None:
 
 
 def write_session(volume: Volume, session: Session) -> None:
-    """Write down durably how the volume is being used.
+    """Write the record durably.
 
-    In place, in a file of constant size: a full disk must not keep a volume from being mounted. What a torn write
-    leaves proves nothing, and need not: whenever a record is written, all that was there before is on the disk.
+    It is written in place, in a file of constant size, so that a volume can be mounted on a full disk. A torn
+    write leaves an invalid record, which does no harm: whenever a record is written, everything before it is on
+    the disk.
     """
     _write(volume, as_record(session))
 
@@ -161,7 +162,7 @@ def _write(volume: Volume, record: bytes) -> None:
         finally:
             os.close(fd)
         if is_new:
-            # without its name the first session, too, would pass for one that never was
+            # without its name, even the first session would look as if it had never been
             directory.sync()
 
 
@@ -171,8 +172,8 @@ def _write(volume: Volume, record: bytes) -> None:
 def last_session(volume: Volume, entry: str | None, known: KnownVolumes, history_key: bytes) -> LastSession:
     """Return how the last session of *volume* ended.
 
-    Only a record that the history confirms says that it ended uncleanly: with this, files whose header is zero are
-    taken for empty. Nothing is gained by inventing a clean end, which is the stricter answer.
+    An unclean end is believed only if the history confirms it, since files whose header is zero then count as
+    empty. A clean end needs no confirmation, since it is the stricter answer.
 
     :param entry: the id of the volume's entry in the keystore; ``None`` for a copy that the keystore does not
         know, which may be one of any entry, in the middle of its newest session.
@@ -215,9 +216,9 @@ def _unproven(reason: str) -> LastSession:
 
 
 class SessionBook:
-    """Where a daemon writes down its session: in the volume, and in the history of the keystore.
+    """Writes the records of a daemon's session: in the volume, and in the history of the keystore.
 
-    A copy that the keystore does not know at its place is written down in itself alone.
+    The sessions of a copy that the keystore does not know at its place are recorded only in the copy.
     """
 
     def __init__(
@@ -232,16 +233,16 @@ class SessionBook:
         self._session: Session | None = None
 
     def begin(self, pid: int, mountpoint: str, *, plain_files: bool, policy: str = "") -> str:
-        """Write down that the volume is in use from now on; return why the history has it not, or nothing.
+        """Write that the volume is in use from now on; return why the history does not have it, "" if it has.
 
-        The history comes first: a crash in between leaves a record that is not the newest, and before the begin of
-        a session nothing is left to make less strict.
+        The history is written first. A crash in between leaves a record that is not the newest one, which is
+        harmless before a session has begun.
 
         :param policy: the digest of the policy that decides about new files from now on.
         :raises OSError: the record cannot be written.
         """
         last = read_session(self._volume)
-        # a history that was lost, or could not be written, must not make a number stand twice
+        # if the history was lost, or could not be written, a number must still not be used twice
         is_own = last is not None and last.volume == self._entry and last.is_authentic(self._key)
         before = last.number if last is not None and is_own else 0
         if last is not None and is_own and not last.clean and last.policy != policy:
@@ -257,27 +258,28 @@ class SessionBook:
             number=number,
             id=os.urandom(_ID_BYTES).hex(),
         )
-        fault = self._tell_history(BEGIN)
+        fault = self._note_in_history(BEGIN)
         self._write()
         return fault
 
     def end(self) -> str:
-        """Write down that the session has ended, and everything is on the disk; as :meth:`begin`."""
+        """Write that the session has ended, and everything is on the disk; as :meth:`begin`."""
         if self._session is None:
             raise ValueError("no session was begun")
         self._session = replace(self._session, clean=True)
-        fault = self._tell_history(END)
+        fault = self._note_in_history(END)
         self._write()
         return fault
 
     def change_policy(self, policy: str, *, plain_files: bool) -> None:
-        """Write down, before it is used, that another policy decides about new files from now on.
+        """Write, before it is used, that another policy decides about new files from now on.
 
-        Unlike other records this one is written while files are in use, so it is there whole after a crash.
+        Other records are written while no file is in use. This one is replaced as a whole, so it survives a crash.
 
         :param policy: the digest of the new one.
         :param plain_files: whether files may be in the clear from now on.
-        :raises OSError: the record cannot be written, and says what it said before; UntrustedError likewise.
+        :raises OSError: the record cannot be written, and is as before.
+        :raises UntrustedError: the directory is not tdefs's own; the record is as before.
         """
         if self._session is None:
             raise ValueError("no session was begun")
@@ -292,9 +294,9 @@ class SessionBook:
         self._session = changed
 
     def take_over(self, last: Session) -> str:
-        """Have the unfinished session *last*, of a copy, count as the newest one of the volume; as :meth:`begin`.
+        """Let the unfinished session *last*, of a copy, count as the newest one of the volume; as :meth:`begin`.
 
-        To be called where a person with a secret has said that the copy is meant.
+        Call this if a person with a secret has said that the copy is wanted.
         """
         self._session = replace(
             last,
@@ -302,7 +304,7 @@ class SessionBook:
             number=1 + self._known.number(self._entry or ""),
             id=os.urandom(_ID_BYTES).hex(),
         )
-        fault = self._tell_history(TAKEN_OVER)
+        fault = self._note_in_history(TAKEN_OVER)
         self._write()
         return fault
 
@@ -310,7 +312,7 @@ class SessionBook:
         if self._session is not None:
             write_session(self._volume, self._session.authenticated(self._key))
 
-    def _tell_history(self, event: str) -> str:
+    def _note_in_history(self, event: str) -> str:
         if self._entry is None or self._session is None:
             return ""
         what: dict[str, Any] = {

@@ -13,7 +13,8 @@ import pytest
 
 from tdefs.cli.common.background import run_in_background
 from tdefs.errors import Exit, TdefsError
-from tdefs.volume.description import VolumeLock, is_in_use, read_volume
+from tdefs.volume.description import read_volume
+from tdefs.volume.lock import VolumeLock, is_in_use
 from tests.support.volume import LIMIT, TDEFS, Volume
 
 COMBINATIONS = [closed for count in (1, 2, 3) for closed in itertools.combinations(range(3), count)]

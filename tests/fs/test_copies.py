@@ -235,7 +235,7 @@ def test_a_copy_at_the_same_path_of_another_host_is_a_copy(volume: Volume, copy:
         tdefs_in(f"{mount}; {shlex.join([str(TDEFS), *map(str, moved)])}", words), copy.backing, volume.backing
     )
     assert done.returncode == Exit.OK, done.stderr
-    assert "could not be told" not in done.stderr  # there is no daemon, though the volume is locked meanwhile
+    assert "did not get the keys" not in done.stderr  # there is no daemon, though the volume is locked meanwhile
     assert volume.keystore.read_bytes() == before
     assert json.loads((copy.backing / ".tdefs/volume.json").read_text())["keystore"] == str(brought)
 
@@ -306,7 +306,7 @@ def test_every_daemon_that_uses_the_keystore_is_told_and_its_files_are_seen(volu
     ):
         said = change(volume, *words)
         for one in (volume, copy):
-            assert f'the daemon of volume "{one.backing}" was told' in said
+            assert f'the daemon of volume "{one.backing}" got the change' in said
     assert (revision(volume), revision(copy)) == (7, 7)
     for one in (volume, copy):
         (one.mountpoint / "new").write_bytes(CONTENT)
@@ -328,7 +328,7 @@ def test_every_daemon_that_uses_the_keystore_is_told_and_its_files_are_seen(volu
 @pytest.mark.usefixtures("filled")
 def test_a_mounted_copy_that_the_keystore_does_not_know_is_told_and_seen_too(volume: Volume, copy: Volume) -> None:
     copy.mount()
-    assert f'the daemon of volume "{copy.backing}" was told' in change(volume, "key", "rotate", "dk_1")
+    assert f'the daemon of volume "{copy.backing}" got the change' in change(volume, "key", "rotate", "dk_1")
     change(volume, "key", "revoke", "dk_1", "--round", "1")
     volume.mount()
     (volume.mountpoint / FILE).unlink()
@@ -357,13 +357,13 @@ def test_a_daemon_that_cannot_be_told_is_named_and_the_others_are_told(
     with pytest.raises(TdefsError) as caught:
         Command(capsys).run(key, "rotate", "dk_1", "--volume", volume.backing, *volume.unlock)
     assert caught.value.exit_code == Exit.DAEMON_NOT_TOLD
-    assert f'the daemon of volume "{copy.backing}" could not be told' in caught.value.message
+    assert f'the daemon of volume "{copy.backing}" did not get the keys' in caught.value.message
     said = capsys.readouterr().err
-    assert f'the daemon of volume "{volume.backing}" was told' in said
+    assert f'the daemon of volume "{volume.backing}" got the change' in said
     assert "the keystore is changed" in said
     assert revision(volume) == 3
-    # protectors are not a daemon's affair: what could not be told is a note
-    assert f'"{copy.backing}" could not be told' in change(volume, "protector", "label", "pr_1", "x")
+    # a daemon needs no protectors: that it did not get the change is a note
+    assert f'"{copy.backing}" did not get the keys' in change(volume, "protector", "label", "pr_1", "x")
 
 
 def test_a_daemon_with_another_keystore_is_not_told(volume: Volume, copy: Volume) -> None:
@@ -406,7 +406,7 @@ def test_what_takes_something_away_needs_to_see_every_volume(volume: Volume, cop
 
     for words in ADDING.values():
         said = change(volume, *words)
-        assert ("its daemon, if there is one, was not told" in said) == (words[0] == "key")
+        assert ("its daemon, if there is one, did not get the change" in said) == (words[0] == "key")
     meant = ("--unseen-volume", "vol_2")
     for words in TAKING.values():
         more = ("--destroy-files-of", "dk_1") if "destroy" in words else ()
@@ -470,7 +470,7 @@ def test_a_volume_that_was_made_to_use_anothers_keystore_is_not_known_to_it(
     change(standby, "key", "rotate", "dk_1", code=Exit.KEYSTORE_FOREIGN)
     # said, and so remembered, it is one of two
     description.write_text(json.dumps(fields))
-    assert "could not be told" not in say(standby, "add", "--keystore", volume.keystore)
+    assert "did not get the keys" not in say(standby, "add", "--keystore", volume.keystore)
     change(standby, "key", "rotate", "dk_1")
     assert [one["path"] for one in listed(volume)] == [str(volume.backing), str(standby.backing)]
 

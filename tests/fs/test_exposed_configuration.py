@@ -15,10 +15,9 @@ import pytest
 from tdefs.cli.common.terminal import warn
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.private_files import read_file
+from tdefs.keys.private_files import read_file, read_passphrase_file
 from tdefs.keys.protectors.command import KeyCommand
-from tdefs.keys.protectors.command_files import command_directory
-from tdefs.keys.secret_files import read_passphrase_file
+from tdefs.keys.protectors.command_text import command_directory
 from tdefs.policy.parse import load_policy
 from tests.support.children import in_child, needs_root
 from tests.support.volume import TDEFS, Volume

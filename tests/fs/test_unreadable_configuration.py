@@ -176,7 +176,7 @@ def test_a_file_of_a_volume_in_an_unreadable_directory_is_an_error_that_says_wha
     assert codes == [0, Exit.OS_ERROR, Exit.NO_SECRET, Exit.NO_SECRET, Exit.POLICY_INVALID, Exit.POLICY_INVALID]
     for number in (1, 3, 4, 5):
         assert f'"{there}"' in answers[number][1]
-        assert 'HINT:  let this user read "/etc/tdefs", or run the command as one who may' in answers[number][1]
+        assert 'HINT:  let this user read "/etc/tdefs", or run the command as a user who may' in answers[number][1]
 
 
 def test_configuration_that_is_missing_and_was_asked_for_is_an_error(host: Host) -> None:

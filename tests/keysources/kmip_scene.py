@@ -15,8 +15,8 @@ from tdefs.errors import TdefsError
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import WrappedProtectorKey
-from tdefs.keys.sources.kinds import make_key_source
-from tdefs.keys.sources.kmip import KmipSource
+from tdefs.keys.sources.base import make_key_source
+from tdefs.keys.sources.kmip.source import KmipSource
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.certificates import Authority, Pair
 from tests.keysources.kmip_server import KmipDatabase, KmipServer, PlainServer

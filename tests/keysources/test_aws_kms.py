@@ -23,7 +23,7 @@ from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import WrongSecretError
 from tdefs.keys.sources.aws_kms.source import AwsKms
-from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.base import make_key_source
 from tdefs.keys.sources.settings import is_safe
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.aws_stand_in import (
@@ -397,7 +397,7 @@ def test_parameters_that_are_never_written_are_damage(site: Site, key_id: str, c
     ("key_name", "line", "message"),
     [
         ("not a key", "profile: x", "key_id must be"),
-        ("alias/a", "endpoint: x", "unknown field 'endpoint'"),
+        ("alias/a", "endpoint: x", 'unknown field "endpoint"'),
         ("alias/a", "encryption_context: [hunter2]", "encryption_context must be"),
         ("alias/a", "encryption_context: [a=b, a=hunter2]", "encryption_context must be"),
         ("alias/a", "encryption_context: [tdefs-volume=hunter2]", "encryption_context must be"),

@@ -19,12 +19,12 @@ from tdefs.keys.keystore.changes import label_protector
 from tdefs.keys.keystore.entries import Place
 from tdefs.keys.keystore.file import create_keystore, load_keystore
 from tdefs.keys.keystore.text import serialise
+from tdefs.keys.private_files import read_passphrase_file
 from tdefs.keys.protectors.base import Protector
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector, ScryptCost
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector, new_code, show_code
-from tdefs.keys.secret_files import read_passphrase_file
-from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.base import make_key_source
 from tests.keysources.aws_stand_in import ENVIRONMENT, REGION, KmsStandIn
 from tests.keysources.kmip_scene import KmipScene
 from tests.keysources.soft_token import LABEL, MODULE, PIN, SoftToken

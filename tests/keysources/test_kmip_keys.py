@@ -18,9 +18,9 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.failures import UnusableError
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
-from tdefs.keys.sources.kinds import make_key_source
-from tdefs.keys.sources.kmip import KmipSource
+from tdefs.keys.sources.base import make_key_source
 from tdefs.keys.sources.kmip.client import Client
+from tdefs.keys.sources.kmip.source import KmipSource
 from tests.keysources.kmip_scene import CONTEXT, SECRET, KmipScene, entry_of, refusal
 from tests.support.workspace import Workspace
 

@@ -1,4 +1,4 @@
-"""A volume whose passphrase systemd hands to the unit. Covers tdefs/keys/secret_files.py through the commands."""
+"""A volume whose passphrase systemd hands to the unit. Covers tdefs/keys/private_files.py through the commands."""
 
 from __future__ import annotations
 

@@ -23,11 +23,11 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import NotMineError, WrongSecretError
-from tdefs.keys.sources.kinds import make_key_source
-from tdefs.keys.sources.pkcs11 import process
-from tdefs.keys.sources.pkcs11.answers import refusal_before_login
+from tdefs.keys.sources.base import make_key_source
+from tdefs.keys.sources.pkcs11 import source
 from tdefs.keys.sources.pkcs11.request import Request
 from tdefs.keys.sources.pkcs11.source import Pkcs11
+from tdefs.keys.sources.pkcs11.token import refusal_before_login
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.soft_token import LABEL, MODULE, PIN, SoftToken, compiled_module
 from tests.support.offline_volumes import Command
@@ -70,8 +70,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         operations.append(request.operation)
         return real(request, timeout_seconds)
 
-    real = process.ask
-    monkeypatch.setattr(process, "ask", ask)
+    real = source.ask
+    monkeypatch.setattr(source, "ask", ask)
     return operations
 
 

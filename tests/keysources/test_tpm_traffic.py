@@ -1,6 +1,6 @@
 """Who listens between processor and TPM learns no key; and what the TPM asks of the machine by default.
 
-Covers tdefs/keys/tpm.py, tdefs/keys/machine.py and tdefs/cli/auto_open.py.
+Covers tdefs/keys/tpm.py, tdefs/keys/protectors/this_host.py and tdefs/cli/auto_open.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tdefs.keys.machine import secure_boot_is_on
+from tdefs.keys.protectors.this_host import secure_boot_is_on
 from tdefs.keys.tpm import Tpm
 from tests.keysources.machines import Machine
 from tests.keysources.tpm_listener import TpmListener

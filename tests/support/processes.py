@@ -65,6 +65,15 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether every thread of the process is stopped, which takes a moment after SIGSTOP."""
+    try:
+        states = [(thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return False  # a thread has just ended
+    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
+
+
 def send(pid: int, number: signal.Signals) -> None:
     """Send a signal; a process that is gone already is no error."""
     with suppress(ProcessLookupError):

@@ -142,6 +142,44 @@ def test_a_wrong_secret_is_tried_once_and_leaves_postgresql_stopped(machine: Mac
     assert rows(machine) == "1000"
 
 
+def test_systemctl_reload_has_the_mount_use_a_changed_policy_once_it_is_accepted(
+    machine: Machine, srv: Path
+) -> None:
+    policy = "/etc/tdefs/policy.yaml"
+    serving = daemon_of(machine), machine.show(SERVER, "MainPID")
+
+    def is_plain(name: str) -> bool:
+        """Makes a configuration file of the cluster; returns whether it is in the clear on the disk."""
+        machine.run("sh", "-c", f"echo a secret >/srv/postgresql/15/main/{name} && sync")
+        return b"a secret" in (srv / "main/data/main" / name).read_bytes()
+
+    accept = ["tdefs", "policy", "accept", "--volume", "/srv/tdefs/main", "--yes"]
+    machine.systemctl("reload", TDEFS)
+    assert not is_plain("before.conf")
+    machine.run("sh", "-c", f"printf 'version: 1\\nkinds: {{configuration: plain}}\\n' >{policy}")
+    machine.run(*accept, "--policy", policy)
+    assert not is_plain("accepted.conf")
+    machine.systemctl("reload", TDEFS)
+    assert is_plain("reloaded.conf")
+
+    # a change that nobody accepted: the reload fails, and the mount goes on with the old policy
+    machine.run("sh", "-c", f"printf 'version: 1\\nkinds: {{configuration: plain, log: plain}}\\n' >{policy}")
+    assert "failed" in machine.run("systemctl", "reload", TDEFS, check=False)
+    assert "was not accepted" in machine.journal(f"--unit={TDEFS}", "--lines=20")
+    assert not is_plain("server.log")
+    assert is_plain("refused.conf")
+
+    machine.run(*accept, "--no-policy")
+    machine.systemctl("reload", TDEFS)
+    assert not is_plain("after.conf")
+    machine.run("rm", policy)
+    for name in ("before.conf", "accepted.conf", "reloaded.conf", "server.log", "refused.conf", "after.conf"):
+        machine.run("rm", f"/srv/postgresql/15/main/{name}")
+    assert (daemon_of(machine), machine.show(SERVER, "MainPID")) == serving
+    assert machine.show(TDEFS, "ActiveState") == "active"
+    assert rows(machine) == "1000"
+
+
 def test_stopping_the_volume_stops_postgresql_first_and_ends_clean(machine: Machine, srv: Path) -> None:
     machine.systemctl("stop", TDEFS)
     assert machine.show(TDEFS, "Result") == machine.show(SERVER, "Result") == "success"

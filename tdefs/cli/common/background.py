@@ -15,10 +15,10 @@ _READY = {"ready": True}
 
 
 def run_in_background(work: Callable[[Callable[[], None]], None], *, keep: int, check: Callable[[], None]) -> None:
-    """Fork; the child runs *work*, which is given a function to call once it serves; the parent waits for that.
+    """Fork; the child runs *work*, which gets a function to call once it serves; the parent waits for that.
 
-    Of the descriptors that were open the child keeps *keep* and the standard ones. It calls *check* each time that
-    it has changed what is open.
+    The child keeps only the descriptors *keep* and the standard ones. It calls *check* each time after it has
+    closed or replaced descriptors.
 
     :raises TdefsError: what *work* raised before it served, or MOUNT_FAILED if the child died.
     """
@@ -90,7 +90,7 @@ def _run_child(
 
 
 def _close_all_but(keep: set[int]) -> None:
-    """Close what the caller's shell left open: it would hold foreign files, and pipes, as long as the mount."""
+    """Close the descriptors that the caller's shell left open: they would hold its files and pipes open."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd > 2 and fd not in keep:

@@ -1,4 +1,4 @@
-"""Telling the daemons of mounted volumes about changed keys, so that they use them at once."""
+"""Sending changed keys to the daemons of mounted volumes, so that they use them at once."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from tdefs.errors import DaemonNotToldError, TdefsError
 from tdefs.keys.hierarchy import DataKey, KeyRing
 from tdefs.keys.ring_message import RingRefusedError, encrypt_ring
 from tdefs.text import printable
-from tdefs.volume.description import Volume, is_in_use
+from tdefs.volume.description import Volume
+from tdefs.volume.lock import is_in_use
 
-# a mount that is just being made answers soon
+# a mount that is being made now answers soon
 _PATIENCE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.2
 
 
 class _NotToldError(Exception):
-    """A daemon does not know of the keys; the text says why."""
+    """A daemon did not get the keys; the text says why."""
 
 
 def daemon_status(volume: Volume) -> DaemonStatus | None:
-    """Return what the daemon of *volume* says of itself; ``None`` if the volume is not mounted.
+    """Return the status of the daemon of *volume*; ``None`` if the volume is not mounted.
 
     :raises TdefsError: DAEMON_NOT_TOLD if it does not answer.
     """
@@ -46,15 +47,16 @@ def tell_daemons(
     patience: float | None = None,
     silent: bool = False,
 ) -> list[Volume]:
-    """Have each daemon of *volumes* that uses *keystore* use the keys *new*; return and say which ones do.
+    """Send the keys *new* to each daemon of *volumes* that uses *keystore*; return and print which ones got them.
 
-    What answers is taken for the daemon only if its user may have read the *keystore*. Who owns the volume's root
-    can put a socket in the daemon's place, and would get all keys by saying that it holds none, or leaked ones.
+    A process counts as the daemon only if its user may have read the *keystore*. The owner of the volume's
+    directory can put a socket in the daemon's place. It could claim to hold no keys, or leaked ones, and would get
+    all keys.
 
-    :param old: the keys of before the change, by which they know us.
-    :param patience: how many seconds a mount gets that is just being made, if not as many as it needs.
+    :param old: the keys before the change; they prove to the daemons that this process may send keys.
+    :param patience: for how many seconds to wait for a mount that is being made; ``None``: the usual time.
     :param silent: do not print which daemons got the keys.
-    :raises TdefsError: DAEMON_NOT_TOLD, once all were tried, naming those that do not know.
+    :raises TdefsError: DAEMON_NOT_TOLD, after all were tried; it names those that did not get the keys.
     """
     told: list[Volume] = []
     refused: list[tuple[Volume, str]] = []
@@ -68,7 +70,7 @@ def tell_daemons(
         told.append(volume)
         if not silent:
             place = printable(str(volume.backing))
-            print(f'tdefs: the daemon of volume "{place}" was told of the change', file=sys.stderr)
+            print(f'tdefs: the daemon of volume "{place}" got the change', file=sys.stderr)
     if refused:
         raise _not_told(refused)
     return told
@@ -124,7 +126,7 @@ def _not_told(refused: list[tuple[Volume, str]]) -> TdefsError:
     names = ", ".join(f'"{printable(str(volume.backing))}"' for volume, _ in refused)
     one = len(refused) == 1
     return DaemonNotToldError(
-        f"the {'daemon' if one else 'daemons'} of {'volume' if one else 'volumes'} {names} could not be told of"
+        f"the {'daemon' if one else 'daemons'} of {'volume' if one else 'volumes'} {names} did not get"
         f" the keys, and {'goes on with those it has' if one else 'go on with those they have'}",
         detail="\n".join(f"{reason}" if one else f'"{volume.backing}": {reason}' for volume, reason in refused),
         hint="try 'tdefs key reload' as root or as the daemon's user; else unmount, and mount again",

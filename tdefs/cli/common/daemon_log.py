@@ -14,14 +14,14 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class _SystemLog(SysLogHandler):
-    """The system's log; where there is none, what is logged goes nowhere until there is one."""
+    """The system's log; while there is none, lines are dropped."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Do nothing: the user was warned at the mount, and needs no traceback for each line."""
 
 
 def log_handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:
-    """Return what the daemon logs to; without a file that is the system's log, if there is one."""
+    """Return the handler for the daemon's log; without a file that is the system's log, if there is one."""
     if foreground:
         return logging.StreamHandler(sys.stderr)
     if log_file is not None:
@@ -32,6 +32,6 @@ def log_handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:
 
 
 def log_to(handler: logging.Handler, level: str) -> None:
-    """Have this process log to *handler* alone, from *level* on."""
+    """Let this process log only to *handler*, from *level* on."""
     handler.setFormatter(logging.Formatter(_LOG_FORMAT))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

@@ -34,10 +34,9 @@ from tdefs.volume.description import DATA_DIRECTORY, PRIVATE_DIRECTORY, Volume, 
 def named_cluster(access: KeystoreAccess, volume: Volume, pgdata: Path) -> HomeCluster:
     """Return the cluster that *volume* is a part of: *pgdata* is its data directory, or in a backing directory.
 
-    :param access: that of the command line. Where the configuration does not say how to unlock that volume, the
-        secret of the other one is used.
-    :raises TdefsError: USAGE if there is no cluster, or more than one; what is wrong with the volume's keystore or
-        secret.
+    :param access: of the command line. If the configuration does not say how to unlock the cluster's volume, the
+        secret of *volume* is used.
+    :raises TdefsError: USAGE if there is no cluster, or more than one; errors of the keystore or the secret.
     """
     place = pgdata.resolve()
     if (place / PRIVATE_DIRECTORY).exists():
@@ -53,7 +52,7 @@ def named_cluster(access: KeystoreAccess, volume: Volume, pgdata: Path) -> HomeC
         )
 
     def known_of(other: Volume) -> Opened:
-        # the keystore that the command line names is that of the volume that is verified
+        # the command line names the keystore of the volume that is verified
         return unlock(access.configured(other) or access.of_another_volume(), other)
 
     mountpoints = mountpoints_of(volume, access.invocation.config)
@@ -62,10 +61,10 @@ def named_cluster(access: KeystoreAccess, volume: Volume, pgdata: Path) -> HomeC
 
 
 def linking_clusters(access: KeystoreAccess, volume: Volume) -> Iterator[HomeCluster]:
-    """Yield the clusters that can be found whose pg_tblspc or pg_wal leads to where *volume* is, or was, mounted.
+    """Yield the clusters whose pg_tblspc or pg_wal leads to the place where *volume* is, or was, mounted.
 
-    Looked for on the mounts of other volumes, beside the mount point, and in the backing directories that the
-    configuration names. A cluster that cannot be read is a warning. Nobody is asked for a secret.
+    They are searched on the mounts of other volumes, beside the mount point, and in the backing directories that
+    the configuration names. A cluster that cannot be read is a warning. Nobody is asked for a secret.
     """
     config = access.invocation.config
 
@@ -95,7 +94,7 @@ def linking_clusters(access: KeystoreAccess, volume: Volume) -> Iterator[HomeClu
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A data directory: where it is stored, where its files can be read, and in which volume, if in one."""
+    """A data directory: where it is stored, where its files can be read, and its volume, if it has one."""
 
     stored: Path
     pgdata: Path
@@ -105,7 +104,7 @@ class _Candidate:
 def _candidates(volume: Volume, unmounted: list[Path], mountpoints: set[Path]) -> Iterator[_Candidate]:
     """Yield data directories.
 
-    What is mounted is read in its backing directory, so that a daemon that does not answer does not matter here.
+    Mounted volumes are read in their backing directories, so a daemon that does not answer does no harm here.
     """
     mounts = [mount for mount in trusted_mounts(volume) if mount.backing != volume.backing]
     for mount in mounts:
@@ -152,7 +151,7 @@ def _wal_directory(home: _Candidate, mountpoints: set[Path], known_of: Callable[
 
 
 def _lies_on(target: Path, pgdata: Path, mountpoint: Path) -> bool:
-    """Return whether a part of the cluster is on a mount that the rest is not on: not a mount around all of it."""
+    """Return whether a part of the cluster is on a mount of its own, and not on the mount of the whole cluster."""
     return target.is_relative_to(mountpoint) and not pgdata.is_relative_to(mountpoint)
 
 

@@ -1,4 +1,4 @@
-"""One run of a command: its name, its configuration, and what it has done and reported so far."""
+"""One run of a command: its name, its configuration, its changes and its warnings so far."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from pathlib import Path
 
 from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import Config, load_config
-from tdefs.keys.sources.base import KeySource
-from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.base import KeySource, make_key_source
 
 
 class Invocation:
-    """What the parts of one command share. It is made once, before the command line is parsed."""
+    """The values that the parts of one command share. It is made once, before the command line is parsed."""
 
     def __init__(self, command: str = "", config_file: Path | None = None) -> None:
         #: The words that name the command, such as ``key rotate``. The keystore's history has them.
         self.command = command
-        #: What ``--config`` names.
+        #: The file that ``--config`` names.
         self.config_file = config_file
         #: Whether the command has changed something.
         self.changed = False
-        #: Whether the user has been told that the keystore does not know the volume.
+        #: Whether the user was warned that the keystore does not know the volume.
         self.registration_reported = False
         #: Whether the user has been warned of a cheap passphrase.
         self.cost_reported = False

@@ -1,4 +1,4 @@
-"""What all commands that change a keystore do: lock it, unlock its keys, save, and say what happened."""
+"""The steps of all commands that change a keystore: lock it, unlock its keys, save, and report."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ class OpenChange:
         users: KeystoreUsers,
     ) -> None:
         self._invocation = invocation
-        #: The place of the keystore as commands that unlock name it, by which a key command finds its directory.
+        #: The place of the keystore as the command line names it: a key command finds its directory by that.
         self.path = path
         self._change = change
         self._protector = protector
         self.unlocked = unlocked
         #: The volumes that use the keystore.
         self.users = users
-        #: The ids of those that cannot be seen, where that is meant.
+        #: The ids of those that cannot be seen, if the command line names them.
         self.unseen: list[str] = []
-        #: Whether it was tried to save; the history then has a record of that.
+        #: Whether this process tried to save it; then the history has a record of that.
         self.was_tried = False
 
     @property
     def protector(self) -> Protector:
-        """What unlocked the keystore."""
+        """The protector that unlocked the keystore."""
         return self._protector
 
     @property
@@ -75,10 +75,10 @@ class OpenChange:
         maker: Protector | None = None,
         **what: str | int | None,
     ) -> None:
-        """Write the new keystore; *secrets* are what must open it, by default what opened the old one.
+        """Write the new keystore; *secrets* must open it, by default the one that opened the old keystore.
 
-        :param maker: the protector of the new entries; what it made elsewhere is removed if they are not saved.
-        :param what: what the history says of the change.
+        :param maker: the protector of the new entries; if they are not saved, what it made elsewhere is removed.
+        :param what: the details for the history.
         """
         self.was_tried = True
         if self.unseen:
@@ -103,12 +103,12 @@ class OpenChange:
     def tell(self, old: KeyRing) -> None:
         """Send a change of keys to every daemon that uses the keystore; *old* are the keys before.
 
-        :raises TdefsError: DAEMON_NOT_TOLD. That of a volume that cannot be seen is a note.
+        :raises TdefsError: DAEMON_NOT_TOLD. For a volume that cannot be seen there is only a note.
         """
         for one in self.users.unseen:
             print(
                 f"tdefs: {shown_unseen(one)}\n"
-                "DETAIL:  its daemon, if there is one, was not told, and goes on with the keys it has",
+                "DETAIL:  its daemon, if there is one, did not get the change, and goes on with the keys it has",
                 file=sys.stderr,
             )
         try:
@@ -118,7 +118,7 @@ class OpenChange:
             raise
 
     def tell_revision(self, *, unmounted: Volume | None = None) -> None:
-        """Send every daemon a change that leaves its keys as they are. One that does not get it needs nothing.
+        """Send every daemon a change that leaves its keys as they are. It is harmless if a daemon does not get it.
 
         :param unmounted: a volume that has no daemon, since the caller holds its lock.
         """
@@ -135,7 +135,7 @@ class OpenChange:
 
 
 def _subject(about: Mapping[str, str | int | None]) -> dict[str, str | int]:
-    """Return which key or protector a command names, for the history; not what cannot be the name of one."""
+    """Return the key or protector that a command names, for the history, if it can be the name of one."""
     return {
         what: given
         for what, given in about.items()
@@ -153,14 +153,14 @@ def changing(
     unseen: Sequence[str] | None = None,
     registers: bool = False,
 ) -> Iterator[OpenChange]:
-    """Hold the right to change the keystore of *volume* for the time of a ``with`` block.
+    """Lock and unlock the keystore of *volume* for a change, during a ``with`` block.
 
     :param about: the key, its round, or the protector that the command names, for the history.
     :param unseen: for a change that takes something away: the volumes that the command line names although they
         cannot be seen. All others that use the keystore must be seen.
     :param registers: whether the command itself says what *volume* is; then the keystore need not know it.
-    :raises TdefsError: KEYSTORE_BUSY; VOLUME_NOT_REGISTERED for a copy; VOLUME_UNSEEN; and what is wrong with the
-        keystore, its secret or the configuration.
+    :raises TdefsError: KEYSTORE_BUSY; VOLUME_NOT_REGISTERED for a copy; VOLUME_UNSEEN; and errors of the keystore,
+        its secret or the configuration.
     """
     command = access.invocation.command
     path = keystore_path(access, volume)
@@ -188,7 +188,7 @@ def changing(
 
 
 def _refuse_copy(change: OpenChange, volume: Volume) -> None:
-    """Check that the keystore knows *volume* at its place, and have the change note what that is called now.
+    """Check that the keystore knows *volume* at its place, and note the present path in the change.
 
     :raises TdefsError: VOLUME_NOT_REGISTERED.
     """

@@ -33,7 +33,7 @@ class KeystoreUsers:
 def users_of(document: Document, keystore: Path, volume: Volume) -> KeystoreUsers:
     """Return the volumes that use *keystore*, which has the *document*: *volume* first, known to it or not.
 
-    :raises OSError: *volume* cannot be looked at.
+    :raises OSError: *volume* cannot be examined.
     """
     seen, unseen = [volume], []
     known = recognised(document, volume)
@@ -49,10 +49,10 @@ def users_of(document: Document, keystore: Path, volume: Volume) -> KeystoreUser
 
 
 def _mounted_with(keystore: Path, volume_id: bytes, known: Sequence[Volume]) -> list[Volume]:
-    """Return the volumes that are mounted on this host with *keystore*, beside those that are *known*.
+    """Return the volumes that are mounted on this host with *keystore*, apart from those that are *known*.
 
-    Every user can mount something that looks like a tdefs volume. Only mounts that a reader of the keystore has
-    made, and whose volumes belong to one, are looked at.
+    Every user can mount something that looks like a tdefs volume. So only mounts of users that can read the
+    keystore are examined, and only if the volumes belong to such users.
     """
     found = []
     places = set(map(_directory, known))
@@ -76,7 +76,7 @@ def _directory(volume: Volume) -> tuple[int, int]:
 
 
 def uses(volume: Volume, keystore: Path) -> bool:
-    """Return whether *volume* may use *keystore*: its daemon says so, or no other one is known to be its own."""
+    """Return whether *volume* may use *keystore*: its daemon says so, or it is not known to use another one."""
     status = ask_status(volume)
     try:
         if status is not None:
@@ -92,13 +92,13 @@ def uses(volume: Volume, keystore: Path) -> bool:
 def is_same_file(one: Path, other: Path) -> bool:
     """Return whether two paths lead to the same file.
 
-    :raises OSError: one of them cannot be looked at.
+    :raises OSError: one of them cannot be examined.
     """
     return os.path.samestat(one.stat(), other.stat())
 
 
 def add_unseen(parser: argparse.ArgumentParser) -> None:
-    """Add the option with which a change is made although a volume that uses the keystore cannot be seen."""
+    """Add the option that allows a change although a volume that uses the keystore cannot be seen."""
     parser.add_argument(
         "--unseen-volume",
         metavar="ID",
@@ -127,8 +127,8 @@ def meant_unseen(named: Sequence[str], document: Document, users: KeystoreUsers)
             " cannot be seen, so the effect of this change on it is not known",
             detail="\n".join(shown_unseen(one) for one in refused),
             hint="make it visible (is its disk mounted?); if it was moved, say so there with 'tdefs volume moved';"
-            f" if it is no more, 'tdefs volume forget {ids[0]}'; if the change is meant all the same, add "
-            + " ".join(f"--unseen-volume {id}" for id in ids),
+            f" if it does not exist any more, 'tdefs volume forget {ids[0]}'; if you want the change all the same,"
+            " add " + " ".join(f"--unseen-volume {id}" for id in ids),
         )
     return [one.entry.id for one in users.unseen]
 

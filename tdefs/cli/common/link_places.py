@@ -16,7 +16,7 @@ from tdefs.volume.session_record import read_session
 
 
 def mountpoints_of(volume: Volume, config: Config) -> set[Path]:
-    """Return where *volume* is mounted, was mounted last, or is to be mounted."""
+    """Return where *volume* is mounted, was mounted last, or will be mounted."""
     configured = config.for_backing(volume.backing).mountpoint
     found = {configured.resolve()} if configured is not None else set()
     found |= {mount.mountpoint for mount in trusted_mounts(volume) if mount.backing == volume.backing}
@@ -36,7 +36,7 @@ def trusted_mounts(volume: Volume) -> list[Mount]:
 
 
 def link_judge(config: Config, volume: Volume) -> Callable[[str, str], bool]:
-    """Return a function that says of a link of *volume*, by path and target, whether it leads to no volume."""
+    """Return a function that returns whether a link of *volume*, given its path and target, leads to no volume."""
     own = mountpoints_of(volume, config)
     others = {mount.mountpoint for mount in trusted_mounts(volume)}
     others |= {one.mountpoint for one in config.volumes.values() if one.mountpoint is not None}

@@ -23,10 +23,14 @@ _MOST_FILES = 3
 
 
 class LogFile(_Handler):
-    """A log that its owner alone can read, in a directory that is opened once; it never fails on a name."""
+    """A log that only its owner can read, in a directory that is opened once; it never fails because of a name."""
 
     def __init__(self, path: Path) -> None:
-        """Raises TdefsError(FILE_UNTRUSTED), OSError."""
+        """Open the log.
+
+        :raises TdefsError: FILE_UNTRUSTED.
+        :raises OSError: it cannot be opened.
+        """
         self._file_name = path.name
         with ExitStack() as stack:
             self._directory = stack.enter_context(own_place(path))
@@ -42,7 +46,7 @@ class LogFile(_Handler):
             super().emit(record)
 
     def _put_aside(self) -> None:
-        """Begin a new file: the old ones are NAME.1, NAME.2, of which the last goes."""
+        """Begin a new file: the old ones become NAME.1, NAME.2 and so on, and the oldest is removed."""
         for number in range(_MOST_FILES - 1, 0, -1):
             old = f"{self._file_name}.{number - 1}" if number > 1 else self._file_name
             with suppress(FileNotFoundError):
@@ -66,7 +70,7 @@ def have_roots_logs() -> None:
 
 
 def default_log(path: Path) -> Path | None:
-    """Return *path*, once there is a directory for it; ``None`` where there is no safe one: to the system's log.
+    """Return *path*, and make its directory; ``None`` if there is no safe one: then the system's log is used.
 
     :raises OSError: it cannot be made.
     """

@@ -1,4 +1,4 @@
-"""What a mount needs before it begins: the volume's lock, and a mount point that nobody else uses."""
+"""Before a mount begins: taking the volume's lock, and checking that nobody else uses the mount point."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tdefs.errors import Exit, TdefsError, VolumeInUseError
 from tdefs.mounts.known import DEAD, detach_dead, is_dead, mounts_of, tdefs_mounts
 from tdefs.mounts.place import refuse_exchangeable
 from tdefs.mounts.users import places_of
-from tdefs.volume.description import Volume, VolumeLock, is_running
+from tdefs.volume.description import Volume
+from tdefs.volume.lock import VolumeLock, is_running
 from tdefs.volume.session_record import read_session
 from tdefs.way import follow
 
@@ -19,7 +20,7 @@ _MOUNTING_SECONDS = 1.0
 
 
 def acquire(lock: VolumeLock, volume: Volume) -> None:
-    """Take the volume's lock; say so where the daemon that has it is no longer mounted."""
+    """Take the volume's lock; the error says so if the daemon that holds it is not mounted any more."""
     try:
         lock.acquire()
     except VolumeInUseError as error:
@@ -47,7 +48,7 @@ def acquire(lock: VolumeLock, volume: Volume) -> None:
 
 
 def _appears(mountpoint: Path) -> bool:
-    """Return whether there is a mount; one that another process is about to make gets the time for that."""
+    """Return whether there is a mount; wait for one that another process is about to make."""
     deadline = time.monotonic() + _MOUNTING_SECONDS
     while all(mount.mountpoint != mountpoint for mount in tdefs_mounts()):
         if time.monotonic() > deadline:
@@ -57,7 +58,7 @@ def _appears(mountpoint: Path) -> bool:
 
 
 def prepare_mountpoint(mountpoint: Path | None, volume: Volume) -> Path:
-    """Check the mount point; clean up what a daemon that died left there."""
+    """Check the mount point, and detach the mount of a dead daemon there."""
     if mountpoint is None:
         raise TdefsError(
             Exit.USAGE,

@@ -1,4 +1,4 @@
-"""Printing for people and for programs: what is printed may hold any byte that a file name can."""
+"""Printing for people and for programs: the text may hold any byte that a file name can hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Cell = str | int | None
 
 
 def print_line(text: str = "") -> None:
-    """Print one line; what the output's encoding cannot express is escaped."""
+    """Print one line; characters that the output's encoding lacks are escaped."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, errors="backslashreplace").decode(encoding))
 

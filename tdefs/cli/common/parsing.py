@@ -8,25 +8,58 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any, NoReturn, TypeAlias, TypeVar, get_type_hints
 
 from tdefs.cli.common.invocation import Invocation
 from tdefs.errors import Exit
 
 PROGRAM = "tdefs"
+METAVAR = "COMMAND"
+#: What argparse says, and the same in plain words.
+_PLAINER = {
+    r"expected one argument$": "needs a value",
+    r"ignored explicit argument '(.*)'$": r'takes no value, but "\1" was given',
+}
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Options = TypeVar("Options")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors show the usage of the subcommand that was meant, and what is close to a wrong word."""
+    """A parser whose errors show the usage of the right subcommand, and words similar to a wrong one."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return what *args* say; end the process for an option that this command does not know.
+
+        It comes before what is missing: a user who mistypes an option often misses its value, too.
+        """
+        wrong = self._unknown_option(sys.argv[1:] if args is None else args)
+        if wrong is not None:
+            self.error(_unknown(wrong, self))
+        return super().parse_known_args(args, namespace)
+
+    def _unknown_option(self, words: Sequence[str]) -> str | None:
+        """Return the first of *words* that is a long option of no kind that this parser has."""
+        own = takewhile(lambda word: word != "--", words)
+        if self._subparsers is not None:
+            own = takewhile(lambda word: word.startswith("-"), own)
+        for word in own:
+            option = word.partition("=")[0]
+            # argparse takes a word with a space for a value, and the beginning of an option for the option
+            if option.startswith("--") and " " not in word and not self._options_like(option):
+                return word
+        return None
+
+    def _options_like(self, beginning: str) -> list[str]:
+        return [name for name in self._option_string_actions if name.startswith(beginning)]
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return what *args* say; end the process for a word that the subcommand does not know."""
+        """Return the parsed *args*; end the process for a word that the subcommand does not know."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser: argparse.ArgumentParser = vars(found).get("leaf_parser", self)
@@ -36,14 +69,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and what is wrong, and end the process."""
         self.print_usage(sys.stderr)
+        for words, plainer in _PLAINER.items():
+            message = re.sub(words, plainer, message)
+        if message.endswith(f"required: {METAVAR}"):
+            message += f"\nHINT:  {self._list_of_commands()}"
         self.exit(Exit.USAGE, f"{self.prog}: error: {message}\n")
+
+    def _list_of_commands(self) -> str:
+        (commands,) = (one for one in self._actions if isinstance(one, argparse._SubParsersAction))
+        return f"the commands are {', '.join(commands.choices)}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             raise argparse.ArgumentError(
                 None,
-                f'unknown command "{value}"'
-                + _suggestion(value, action.choices, f"the commands are {', '.join(action.choices)}"),
+                f'unknown command "{value}"' + _suggestion(value, action.choices, self._list_of_commands()),
             )
         super()._check_value(action, value)
 
@@ -57,20 +97,20 @@ def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _suggestion(word: str, known: Collection[str], otherwise: str) -> str:
-    """Return the line with what was probably meant."""
+    """Return the line that suggests similar words."""
     close = get_close_matches(word, known, n=2)
     return f"\nHINT:  did you mean {' or '.join(close)}?" if close else f"\nHINT:  {otherwise}"
 
 
 def subcommands(parser: argparse.ArgumentParser) -> Subcommands:
     """Return what adds the subcommands of a command."""
-    return parser.add_subparsers(metavar="COMMAND", required=True)
+    return parser.add_subparsers(metavar=METAVAR, required=True)
 
 
 def takes(
     parser: argparse.ArgumentParser, options: type[Options], run: Callable[[Invocation, Options], int]
 ) -> None:
-    """Have the command of *parser* be *run*, with *options*, which are filled from its arguments."""
+    """Let *parser* run the function *run*, with *options* filled from its arguments."""
     command = parser.prog.removeprefix(f"{PROGRAM} ")
 
     def start(args: argparse.Namespace) -> int:

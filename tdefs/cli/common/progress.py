@@ -1,4 +1,4 @@
-"""How far a long read has come: a bar on a terminal, and where there is none a line now and then."""
+"""The progress of a long read: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINE_SECONDS = 10.0
 
 
 class ReadProgress:
-    """The progress of reading *files* files of *size* bytes, shown on standard error for the time of a block."""
+    """The progress of reading *files* files of *size* bytes, shown on standard error during a ``with`` block."""
 
     def __init__(self, files: int, size: int, *, quiet: bool) -> None:
         self._files = files

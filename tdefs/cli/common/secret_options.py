@@ -1,4 +1,4 @@
-"""The options that say what unlocks a keystore, and what a new secret of it is."""
+"""The options for the secret that unlocks a keystore, and for a new secret of it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.common.terminal import ask_passphrase, lent_terminal, warn
 from tdefs.config import VolumeConfig
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.protectors.base import Protector
-from tdefs.keys.protectors.command import CommandProtector
-from tdefs.keys.protectors.passphrase import DEFAULT_COST, LEAST_COST, MOST_COST, PassphraseProtector, ScryptCost
-from tdefs.keys.protectors.recovery import RecoveryCodeProtector, new_code, show_code
-from tdefs.keys.secret_files import (
+from tdefs.keys.private_files import (
     read_passphrase_credential,
     read_passphrase_descriptor,
     read_passphrase_file,
 )
+from tdefs.keys.protectors.base import Protector
+from tdefs.keys.protectors.command import CommandProtector
+from tdefs.keys.protectors.passphrase import DEFAULT_COST, LEAST_COST, MOST_COST, PassphraseProtector, ScryptCost
+from tdefs.keys.protectors.recovery import RecoveryCodeProtector, new_code, show_code
 
 _OTHER_NEW_OPTIONS = "use --new-passphrase-file, --new-passphrase-fd, --new-key-command or --new-key-source"
 
@@ -41,7 +41,7 @@ class SecretOptions:
     authprompt: bool = False
     """Whether a key command may use the terminal."""
     new_key_command: str | None = None
-    """The key command of a new secret, which ``authprompt`` may be for."""
+    """The key command of a new secret; ``authprompt`` may apply to it, too."""
 
     @property
     def is_given(self) -> bool:
@@ -60,7 +60,7 @@ class SecretOptions:
         )
 
     def or_configured(self, settings: VolumeConfig) -> SecretOptions:
-        """Return these options, or where the command line names no source, what the configuration names."""
+        """Return these options; if the command line names no source, those of the configuration."""
         if self.is_given:
             return self
         return replace(
@@ -74,7 +74,7 @@ class SecretOptions:
 
 @dataclass(frozen=True, slots=True)
 class CostOption:
-    """What a new passphrase costs a person who tries one."""
+    """How expensive it is to try one passphrase."""
 
     invocation: Invocation
     scrypt_cost: int = DEFAULT_COST
@@ -186,8 +186,8 @@ def add_secret(parser: argparse.ArgumentParser, *, recovery: bool = False, recov
 
     None of them takes the secret itself: every user of the host can see arguments.
 
-    :param recovery: whether to add those for what unlocks, but is never the first secret of a keystore: a recovery
-        code, and this host.
+    :param recovery: whether to add those for secrets that are never the first one of a keystore: a recovery code,
+        and this host.
     :param recovery_prompt: whether to add ``--recovery-code``, which means something else for ``protector add``.
     """
     group = parser.add_mutually_exclusive_group()
@@ -265,7 +265,7 @@ def add_new_secret(parser: argparse.ArgumentParser, *recovery_options: str) -> N
 
 
 def add_cost(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says what a new passphrase costs, to a command that may make one."""
+    """Add the option for the cost of a new passphrase, to a command that may make one."""
     parser.add_argument(
         "--scrypt-cost",
         metavar="N",

@@ -1,4 +1,4 @@
-"""Standard input, output and error, open whatever the caller closed."""
+"""Opening standard input, output and error, if the caller has closed them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _FIRST_OTHER = 3
 def open_standard_descriptors() -> None:
     """Open each of the descriptors 0, 1 and 2 that is closed, on /dev/null.
 
-    To be called before anything else opens a file. The next file to be opened would get the number: a lock on
-    descriptor 0 is lost as soon as a daemon gives itself an empty standard input, and what is printed would go
-    into whatever file has descriptor 1. Python leaves ``sys.stdin`` and the others ``None`` then.
+    Call this before anything else opens a file. Otherwise the next opened file gets such a number. A lock on
+    descriptor 0 would be lost when a daemon gives itself an empty standard input, and output would go into the
+    file that has descriptor 1. Python leaves ``sys.stdin`` and the others ``None``.
     """
     for number in range(_FIRST_OTHER):
         try:

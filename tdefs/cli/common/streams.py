@@ -1,4 +1,4 @@
-"""Standard output and standard error that never stop the work: what cannot be written is lost, and remembered."""
+"""Standard output and standard error that never stop the work: errors of writing are kept for the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOBODY_READS = errno.EPIPE
 
 
 class _Descriptor(io.RawIOBase):
-    """Writes to one descriptor, drops what it does not take, and keeps the first error."""
+    """Writes to one descriptor, drops what cannot be written, and keeps the first error."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -56,7 +56,7 @@ class SteadyStream(io.TextIOWrapper):
     """A text stream whose writes succeed, whether or not anybody reads it."""
 
     def __init__(self, fd: int, like: TextIO | None, *, errors: str, line_buffering: bool) -> None:
-        """Take the place of the stream *like*; ``None`` is one that was closed before tdefs started."""
+        """Replace the stream *like*; ``None`` if it was closed before tdefs started."""
         # its number may belong to any other file by now
         self._descriptor = _Descriptor(-1 if like is None else fd)
         if like is None:
@@ -70,7 +70,7 @@ class SteadyStream(io.TextIOWrapper):
 
     @property
     def loss(self) -> OSError | None:
-        """Return the first error for which something that was printed did not arrive."""
+        """Return the first error that has lost output."""
         return self._descriptor.loss
 
 
@@ -86,18 +86,18 @@ def steady_streams() -> None:
 
 
 def output_loss() -> OSError | None:
-    """Return why standard output did not arrive, after having written out what was printed; ``None`` if it did."""
+    """Write out what was printed; return why it did not arrive, ``None`` if it did."""
     sys.stdout.flush()
     return sys.stdout.loss if isinstance(sys.stdout, SteadyStream) else None
 
 
 def nobody_reads(loss: OSError) -> bool:
-    """Return whether the reader has gone (``head``, ``grep -q``), or never was: no failure of the output."""
+    """Return whether there is no reader any more (``head``, ``grep -q``), which is not a failure of the output."""
     return loss.errno == _NOBODY_READS
 
 
 def check_output() -> None:
-    """Stop a command whose output is all its work once that cannot be written; not because nobody reads it.
+    """Stop a command that only prints if its output cannot be written; but not if nobody reads it.
 
     :raises OSError: the output's disk is full, or fails.
     """
@@ -109,10 +109,10 @@ def check_output() -> None:
 def end_output(code: int, *, changed: bool) -> int:
     """Write out what was printed, say so if that failed, and return the exit code of the command.
 
-    The work decides it, not the output. Only a command that did nothing but print has failed if that is lost.
+    The work decides it, not the output. Only a command that changed nothing has failed if its output is lost.
 
-    :param code: what the work ended with.
-    :param changed: whether the command has changed something, which then is so.
+    :param code: the exit code of the work.
+    :param changed: whether the command has changed something.
     """
     loss = output_loss()
     if loss is None or nobody_reads(loss):

@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 def binding_of(volume: Volume, opened: Opened, keystore: Path) -> Binding:
-    """Return what the manifest of *volume*, which was *opened* with *keystore*, is checked with."""
+    """Return what is needed to check the manifest of *volume*, which was *opened* with *keystore*."""
     if not opened.known.is_read:
         log.warning("%s", printable(opened.known.fault))
     return Binding.of(volume, opened.unlocked.ring, keystore, opened.entry, opened.known)
 
 
 def tampering_findings(state: State) -> Iterator[Finding]:
-    """Yield as findings what is not as the last unmount left it."""
+    """Yield a finding for each file that is not as the last unmount left it."""
     for line in state.describe_volume():
         yield Finding(
             f"{PRIVATE_DIRECTORY}/{MANIFEST_FILE}",

@@ -27,7 +27,7 @@ def warn(message: str, *, detail: str = "", hint: str = "") -> None:
 
 
 class TerminalDialogue:
-    """What the keys need of the command line: see :class:`tdefs.keys.dialogue.Dialogue`."""
+    """The dialogue of the keys with the person at the terminal: see :class:`tdefs.keys.dialogue.Dialogue`."""
 
     warn = staticmethod(warn)
 
@@ -44,7 +44,7 @@ def ask_passphrase(*, confirm: bool, name: str = "Passphrase", instead: str = OT
     """Ask for the passphrase, or what *name* says, on the terminal, without echo; return it in UTF-8.
 
     :param confirm: ask twice; the two answers must be the same.
-    :param instead: what to do where nobody can answer; the hint of the error.
+    :param instead: what to do if nobody can answer; the hint of the error.
     :raises TdefsError: NO_SECRET if there is no terminal, the input ends or the second answer differs.
     """
     what = name.lower()
@@ -112,8 +112,8 @@ def _take_foreground(descriptor: int) -> list[Any]:
     """Return the terminal's settings. Here the kernel stops a job that is not in the foreground."""
     try:
         settings = termios.tcgetattr(descriptor)
-        # The shell must not read what a person types for us: the kernel stops a background job that sets anything,
-        # as it stops one that reads.
+        # The shell must not read what a person types here. The kernel stops a background job that changes settings
+        # of the terminal, as it stops one that reads.
         termios.tcsetattr(descriptor, termios.TCSANOW, settings)
     except termios.error:
         raise NoSecretError(

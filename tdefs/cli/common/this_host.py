@@ -1,4 +1,4 @@
-"""Auto-open, as all commands that unlock see it: what this host makes of the keystore's entries of its kind."""
+"""Auto-open for all commands that unlock: which of the keystore's entries this host can open."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from tdefs.keys.keystore.file import Keystore
 from tdefs.keys.keystore.wrapped_keys import open_master_key
 from tdefs.keys.protectors.base import NotMineError
 from tdefs.keys.protectors.this_host import HostRefusedError, ThisHostProtector
-from tdefs.keys.protectors.this_host_key import DEFAULT_DIRECTORY, HostKeyHolder
-from tdefs.keys.protectors.this_host_tpm import TpmHolder
+from tdefs.keys.protectors.this_host_holders import DEFAULT_DIRECTORY, HostKeyHolder, TpmHolder
 from tdefs.keys.tpm import Tpm
 from tdefs.text import printable
 
@@ -25,7 +24,7 @@ _ENABLE = "'tdefs auto-open enable' on this host, with another secret that opens
 class HostEntry:
     """An entry of the kind, what keeps its secret, and whether it was made on this host.
 
-    ``refusal`` says why one does not open that is not simply of another host.
+    ``refusal`` says why it does not open, unless it is simply an entry of another host.
     """
 
     entry: ProtectorEntry
@@ -46,7 +45,7 @@ def holders(settings: VolumeConfig, pcrs: str = "") -> tuple[TpmHolder, HostKeyH
 
 
 def survey(document: Document, protector: ThisHostProtector) -> list[HostEntry]:
-    """Try each entry of the kind; raises nothing."""
+    """Try each entry of the kind; this raises nothing."""
     found = []
     for entry in document.protectors:
         if entry.kind != protector.kind:
@@ -65,7 +64,7 @@ def survey(document: Document, protector: ThisHostProtector) -> list[HostEntry]:
 
 
 def opening_host(keystore: Keystore, settings: VolumeConfig) -> ThisHostProtector | None:
-    """Return this host, if it opens *keystore*. If it should and does not, print why on stderr."""
+    """Return this host, if it opens *keystore*; if it should open it and cannot, print why on stderr."""
     protector = ThisHostProtector(holders(settings))
     found = survey(keystore.document, protector)
     if any(one.opens for one in found):
@@ -91,9 +90,9 @@ def demanded_host(keystore: Keystore, settings: VolumeConfig) -> ThisHostProtect
 
 
 def forget_here(protector: ThisHostProtector, entry: ProtectorEntry) -> None:
-    """Remove what this host keeps for *entry*, if it does, which is no longer in the keystore.
+    """Remove what this host keeps for *entry*, which is not in the keystore any more.
 
-    The keystore is changed already: what cannot be removed is of no use, and a warning.
+    The keystore is changed already. So if something cannot be removed, it is of no use, and there is a warning.
     """
     try:
         protector.forget(entry)

@@ -1,4 +1,4 @@
-"""Opening the keystore of a volume: where it is, what unlocks it, and the record of that in its history."""
+"""Opening the keystore of a volume: its place, the secret that unlocks it, and the record in its history."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def keystore_path(access: KeystoreAccess, volume: Volume) -> Path:
     """Return the place of the keystore of *volume*.
 
-    :raises TdefsError: KEYSTORE_MISSING for a volume that was moved together with its keystore; what is wrong with
-        the configuration.
+    :raises TdefsError: KEYSTORE_MISSING for a volume that was moved together with its keystore; errors of the
+        configuration.
     """
     named = access.keystore or access.settings(volume).keystore
     own = volume.private / DEFAULT_KEYSTORE
@@ -88,7 +88,7 @@ def keystore_path(access: KeystoreAccess, volume: Volume) -> Path:
 
 
 def _is_gone(path: Path) -> bool:
-    """Return whether there is nothing at *path*. What this user may not look at may be there."""
+    """Return whether there is certainly nothing at *path*."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -101,7 +101,7 @@ def _is_gone(path: Path) -> bool:
 def read_keystore(access: KeystoreAccess, volume: Volume) -> Keystore:
     """Return the keystore of *volume*, locked; warn if it does not know the volume at this place.
 
-    :raises TdefsError: what is wrong with the keystore or the configuration.
+    :raises TdefsError: errors of the keystore or the configuration.
     """
     keystore = load_keystore(keystore_path(access, volume))
     keystore.check_volume(volume.volume_id)
@@ -112,10 +112,10 @@ def read_keystore(access: KeystoreAccess, volume: Volume) -> Keystore:
 def unlocking_secret(access: KeystoreAccess, volume: Volume, keystore: Keystore) -> Protector:
     """Return the secret for the *keystore* of *volume*: from the command line, else from the configuration.
 
-    If neither names one, this host itself opens the keystore, where auto-open is enabled on it.
+    If neither names one, this host itself opens the keystore, if auto-open is enabled on it.
 
-    :raises TdefsError: what is wrong with the keystore or the configuration; why this host does not open it, if
-        the command line says that it must.
+    :raises TdefsError: errors of the keystore or the configuration; why this host does not open it, if the command
+        line says that it must.
     """
     settings = access.settings(volume)
     if access.secret.auto_open:
@@ -129,9 +129,9 @@ def unlocking_secret(access: KeystoreAccess, volume: Volume, keystore: Keystore)
 
 
 def unlock(access: KeystoreAccess, volume: Volume) -> Opened:
-    """Return the keys of *volume*, and what they make certain of it.
+    """Return the keys of *volume*, and what they prove about it.
 
-    :raises TdefsError: what is wrong with the keystore, its place, its secret or the configuration.
+    :raises TdefsError: errors of the keystore, its place, its secret or the configuration.
     """
     keystore = read_keystore(access, volume)
     unlocked = open_recorded(keystore, unlocking_secret(access, volume, keystore), access.invocation.command)
@@ -140,12 +140,12 @@ def unlock(access: KeystoreAccess, volume: Volume) -> Opened:
 
 
 def check_place(access: KeystoreAccess, volume: Volume, unlocked: Unlocked) -> None:
-    """Check that the *unlocked* keystore is the one that *volume* is meant to have, and that nobody put it there.
+    """Check that the *unlocked* keystore is the right one for *volume*, and that nobody else has put it there.
 
-    Where neither the command line nor the configuration names it, the volume does. A user who can write to its
-    directory could name another: an older copy, in which more is allowed, or which more secrets open.
+    If neither the command line nor the configuration names the keystore, the volume does. A user who can write to
+    the volume's directory could name another one: an older copy, which allows more, or which more secrets open.
 
-    :raises TdefsError: KEYSTORE_FOREIGN; what is wrong with the configuration.
+    :raises TdefsError: KEYSTORE_FOREIGN; errors of the configuration.
     """
     if access.keystore is not None or access.settings(volume).keystore is not None:
         return
@@ -170,13 +170,12 @@ def check_remembered(volume: Volume, unlocked: Unlocked) -> None:
 def open_recorded(
     keystore: Keystore, protector: Protector, command: str, event: str = "unlock", **what: str
 ) -> Unlocked:
-    """Unlock *keystore*, and write that down in its history, or that it failed.
+    """Unlock *keystore*, and record that in its history, or that it failed.
 
-    *event* is what it is called there, and *what* is said of it beside the command and the protector.
+    The record has the name *event*, and the details *what* besides the command and the protector. A history that
+    cannot be written is a warning: the database must be able to start.
 
-    A history that cannot be written is a warning: the database must be able to start.
-
-    :raises TdefsError: what is wrong with the keystore or its secret.
+    :raises TdefsError: errors of the keystore or its secret.
     """
     try:
         unlocked = keystore.open(protector)
@@ -188,7 +187,7 @@ def open_recorded(
 
 
 def record(keystore: Path, event: str, what: Mapping[str, str | int], unlocked: Unlocked | None = None) -> None:
-    """Write an event down in the history of *keystore*, with a MAC if it is *unlocked*; warn if that fails."""
+    """Record an event in the history of *keystore*, with a MAC if it is *unlocked*; warn if that fails."""
     key = None if unlocked is None else unlocked.ring.history_key
     try:
         append(keystore, event, what, key)

@@ -71,7 +71,7 @@ class RevokeOptions:
 
     @property
     def about(self) -> dict[str, str | int | None]:
-        """What the history says of it."""
+        """What the history records about the command."""
         return {"key": self.name, "round": self.round}
 
 
@@ -168,7 +168,7 @@ def run_destroy(_invocation: Invocation, options: DestroyOptions) -> int:
         chosen = chosen_rounds(find_data_key(change.document, options.name), options.round)
         rounds = [one.round for one in chosen if one.state != DESTROYED]
         new = destroy_rounds(change.unlocked, options.name, options.round)
-        # that no new file can come under it from now on
+        # so that no new file can use it from now on
         tell_daemons(change.users.seen, change.path, change.unlocked.ring, change.unlocked.ring, silent=True)
         if not rounds:
             gone = [one.round for one in chosen]
@@ -249,12 +249,12 @@ def _change(options: CreateOptions | RotateOptions, make: Callable[[Unlocked], U
 
 
 def _changing_all(options: RevokeOptions) -> AbstractContextManager[OpenChange]:
-    """Hold the right to a change that takes something away from every volume that uses the keystore."""
+    """Lock the keystore for a change that takes something away from every volume that uses it."""
     return changing(options.access, options.volume.find(), about=options.about, unseen=options.unseen_volume)
 
 
 def _save_and_tell(change: OpenChange, new: Unlocked, what: Mapping[str, Any]) -> None:
-    """Save first: what a daemon uses must be in the keystore, or the next mount could not read it."""
+    """Save the keystore, then send it to the daemons: the next mount must have all keys that a daemon uses."""
     old = change.unlocked.ring
     change.save(new, None, maker=None, **what)
     change.tell(old)

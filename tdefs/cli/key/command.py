@@ -64,13 +64,13 @@ def _register_changes(commands: Subcommands) -> None:
 
     revoke = commands.add_parser("revoke", help="stop new files from using the key, or one round of it")
     revoke.add_argument("name", metavar="NAME")
-    revoke.add_argument("--round", metavar="N", type=int, help="default: all rounds")
+    revoke.add_argument("--round", metavar="N", type=_round_number, help="default: all rounds")
     add_unseen(revoke)
     _add_locked(revoke, key_change.RevokeOptions, key_change.run_revoke, argument=False)
 
     destroy = commands.add_parser("destroy", help="delete a revoked key, or one revoked round, for ever")
     destroy.add_argument("name", metavar="NAME")
-    destroy.add_argument("--round", metavar="N", type=int, help="default: all rounds")
+    destroy.add_argument("--round", metavar="N", type=_round_number, help="default: all rounds")
     destroy.add_argument(
         "--destroy-files-of",
         metavar="NAME",
@@ -104,3 +104,9 @@ def _add_unlocked(parser: argparse.ArgumentParser, *, argument: bool = True, jso
     add_keystore(parser)
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _round_number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
+        raise argparse.ArgumentTypeError("a round is a number, such as 2")
+    return int(text)

@@ -13,7 +13,7 @@ from tdefs.volume.description import Volume
 
 @dataclass(frozen=True, slots=True)
 class KeyFiles:
-    """Paths of the files that use some rounds of a data key, and of those that could not be looked at.
+    """Paths of the files that use some rounds of a data key, and of those that could not be read.
 
     They are relative to the backing directory, unless there are several.
     """
@@ -23,7 +23,7 @@ class KeyFiles:
 
     @classmethod
     def scan(cls, volumes: Sequence[Volume], name: str, rounds: Collection[int]) -> Self:
-        """Look at every file of *volumes*.
+        """Return the files of *volumes* that use the rounds; every file is read.
 
         :raises OSError: a directory cannot be read.
         """
@@ -38,7 +38,7 @@ class KeyFiles:
         return cls(paths, unknown)
 
     def shown(self, most: int) -> Iterator[str]:
-        """Yield the paths for people, and how many more there are."""
+        """Yield the paths for people, and the number of those that are not shown."""
         yield from map(printable, self.paths[:most])
         if len(self.paths) > most:
             yield f"and {len(self.paths) - most} more: 'tdefs ls' lists every file with its key and round"

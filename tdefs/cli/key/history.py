@@ -32,7 +32,7 @@ def run_history(invocation: Invocation, options: HistoryOptions) -> int:
     """Print the history, checked by its MACs unless ``--unchecked`` is given.
 
     :raises TdefsError: HISTORY_BROKEN, after it was printed; DATA_KEY_UNKNOWN if neither the history nor the
-        keystore knows the key that was asked for.
+        keystore knows the named key.
     """
     volume = options.volume.find()
     keystore = read_keystore(options.access, volume)
@@ -71,7 +71,7 @@ def run_history(invocation: Invocation, options: HistoryOptions) -> int:
 
 
 def _concerns(record: dict[str, Any], key: str) -> bool:
-    """Return whether a record names the data key: that which was changed, or one of those that were made first."""
+    """Return whether a record names the data key: as the changed key, or as one of the first keys."""
     what = record["what"]
     return key == what.get("key") or key in str(what.get("keys", "")).split()
 
@@ -81,5 +81,5 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
     user = f"{who.get('user')}@{who.get('host')}"
     if "sudo_user" in who:
         user = f"{who['sudo_user']} as {user}"
-    told = " ".join(f"{name}={value}" for name, value in what.items())
-    return str(record["n"]), str(record["time"]), str(record["event"]), user, told
+    shown_details = " ".join(f"{name}={value}" for name, value in what.items())
+    return str(record["n"]), str(record["time"]), str(record["event"]), user, shown_details

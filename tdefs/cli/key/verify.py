@@ -20,7 +20,7 @@ from tdefs.keys.protectors.base import NotMineError, Protector
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.volume.description import Volume
 
-#: Returns a protector that needs no person, which making it may show to be unusable.
+#: Returns a protector that needs no person; it raises TdefsError for an unusable one.
 Maker = Callable[[], Protector]
 
 
@@ -77,7 +77,7 @@ def run_verify(invocation: Invocation, options: VerifyOptions) -> int:
 
 
 def _check_protector(unlocked: Unlocked, entry: ProtectorEntry, makers: dict[str, Maker]) -> str:
-    """Return what opens a protector, or that only its secret is missing."""
+    """Return the way in which a protector opens, or that only its secret is missing."""
     document, master = unlocked.document, unlocked.master
     if entry.id == unlocked.protector_id:
         return f"opens {master.name} with the secret given"
@@ -98,7 +98,7 @@ def _check_protector(unlocked: Unlocked, entry: ProtectorEntry, makers: dict[str
 
 
 def _without_person(access: KeystoreAccess, volume: Volume, entry: ProtectorEntry) -> Iterator[tuple[str, Maker]]:
-    """Yield by name what may open *entry* on this host by itself: the host, and key sources of its kind."""
+    """Yield, by name, what may open *entry* without a person: this host, and key sources of its kind."""
     if entry.kind == ThisHostProtector.kind:
         yield "this host", lambda: ThisHostProtector(holders(access.settings(volume)))
     for settings in access.invocation.config.key_sources.values():

@@ -16,9 +16,8 @@ from tdefs.cli.common.secret_options import descriptor_number
 from tdefs.cli.common.unlocking import add_config
 from tdefs.errors import Exit, NoSecretError, TdefsError
 from tdefs.keys.fields import show_time
-from tdefs.keys.private_files import read_file
-from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES
-from tdefs.keys.secret_files import read_passphrase_descriptor
+from tdefs.keys.private_files import read_file, read_passphrase_descriptor
+from tdefs.keys.protectors.base import WRAPPING_KEY_BYTES
 from tdefs.keys.sources.base import REVOCATION_REASONS, ServerKey, WrappingKeys
 
 _HEX_KEY = re.compile(rb"[0-9A-Fa-f]{%d}\s*" % (2 * WRAPPING_KEY_BYTES))
@@ -60,7 +59,11 @@ def register_key_commands(commands: Subcommands) -> None:
     revoke = _command(commands, "revoke", "end the use of a key on the server")
     _add_uid(revoke)
     revoke.add_argument(
-        "--reason", choices=REVOCATION_REASONS, default="unspecified", help="the reason that the server notes"
+        "--reason",
+        metavar="REASON",
+        choices=REVOCATION_REASONS,
+        default="unspecified",
+        help=f"the reason that the server notes: {', '.join(REVOCATION_REASONS)}; default: unspecified",
     )
 
     takes(revoke, _RevokeOptions, _revoke)
@@ -188,7 +191,7 @@ def _read_key(options: _RegisterOptions) -> bytes:
     if _HEX_KEY.fullmatch(text):
         return bytes.fromhex(text.decode("ascii"))
     raise NoSecretError(
-        "what was given as the key is none",
+        "the given key has the wrong form",
         detail=f"a key is {2 * WRAPPING_KEY_BYTES} hexadecimal digits, or a file of {WRAPPING_KEY_BYTES} bytes",
         hint="'openssl rand -hex 32' makes one",
     )

@@ -1,4 +1,4 @@
-"""``tdefs policy accept``: have the keystore note which policy a volume may use."""
+"""``tdefs policy accept``: note in the keystore which policy a volume may use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tdefs.policy.changes import newly_plain
 from tdefs.policy.model import Policy
 from tdefs.policy.parse import load_policy
 from tdefs.text import printable
-from tdefs.volume.description import is_in_use
+from tdefs.volume.lock import is_in_use
 from tdefs.volume.policy_choice import PolicyChoice, check_key_names, remembered_policy
 from tdefs.volume.registry import recognised
 
@@ -84,7 +84,7 @@ def _run(_invocation: Invocation, options: _Options) -> int:
 
 
 def statements_with(old: Statements, choice: PolicyChoice) -> Statements:
-    """Return what a volume may do once a policy is accepted; what is in the clear already must stay readable."""
+    """Return what a volume may do once a policy is accepted; files in the clear must stay readable."""
     return Statements(
         plain_files=old.plain_files or choice.policy.leaves_anything_plain(),
         lowest_suite=old.lowest_suite,
@@ -94,7 +94,7 @@ def statements_with(old: Statements, choice: PolicyChoice) -> Statements:
 
 
 def _ask(old: Statements, choice: PolicyChoice, *, is_meant: bool) -> None:
-    """Print what will be in the clear that was encrypted before, and ask whether that is wanted.
+    """Print which files will be in the clear that were encrypted before, and ask whether that is wanted.
 
     :raises TdefsError: POLICY_NOT_ACCEPTED if it is not.
     """
@@ -127,7 +127,7 @@ def _ask(old: Statements, choice: PolicyChoice, *, is_meant: bool) -> None:
 
 
 def _accepted(old: Statements) -> Policy | None:
-    """Return the policy that is accepted so far, ``None`` if its file is not what it was."""
+    """Return the policy that is accepted now; ``None`` if its file has changed."""
     if not old.policy_digest:
         return Policy.everything()
     try:

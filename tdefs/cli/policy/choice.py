@@ -21,7 +21,7 @@ class PolicyOptions:
 
 
 def add_policy(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add the options that name a policy, or say that there is none."""
+    """Add the options ``--policy`` and ``--no-policy``."""
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument("--policy", metavar="FILE", type=Path, help=default)
     policy.add_argument("--no-policy", action="store_true", help="use no policy: everything is encrypted")

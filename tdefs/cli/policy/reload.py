@@ -11,7 +11,7 @@ from tdefs.cli.common.place import VolumeChoice, add_volume
 from tdefs.cli.common.unlocking import add_config
 from tdefs.control import ask, from_refusal
 from tdefs.errors import DaemonNotToldError, Exit, TdefsError
-from tdefs.volume.description import is_in_use
+from tdefs.volume.lock import is_in_use
 
 # The daemon may have to write much to the disk before it leaves a first file in the clear.
 _PATIENCE_SECONDS = 600

@@ -1,4 +1,4 @@
-"""Showing a new recovery code once it counts, and taking it back where nobody can have it."""
+"""Printing a new recovery code after it was saved, and taking it back if it cannot be printed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def show_code(code: str, protector: str, *, unread_is_lost: bool, take_back: Cal
 
 @contextmanager
 def _taken_back_on_error(protector: str, take_back: Callable[[], None]) -> Iterator[None]:
-    """Take the change back whatever ends the ``with`` block, also Ctrl-C."""
+    """Take the change back if an error, or Ctrl-C, ends the ``with`` block."""
     try:
         yield
     except BaseException as error:

@@ -31,11 +31,11 @@ _NOT_AT_HAND = "its secret is not at hand"
 
 @dataclass
 class Renewal:
-    """What can be asked without a person, and, after :meth:`renew` was called, what became of each protector."""
+    """The secrets that need no person, and, after :meth:`renew`, the result for each protector."""
 
     document: Document
     candidates: Sequence[Protector]
-    #: The old entries of those that have a new key, each with its new entry and what made that.
+    #: The old entries of protectors with a new key, each with its new entry and the maker of that.
     renewed: list[tuple[ProtectorEntry, ProtectorEntry, Protector]] = field(default_factory=list)
     #: The others, each with the reason.
     left: list[tuple[ProtectorEntry, str]] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Renewal:
         return None
 
     def print(self) -> None:
-        """Say what became of each protector, and how the others get a new key."""
+        """Print the result for each protector, and how the others get a new key."""
         for old, _, _ in self.renewed:
             print_line(f"protector {_described(old)} has a new key, by the same secret")
         for entry, reason in self.left:
@@ -73,7 +73,7 @@ class Renewal:
 
 
 def candidates(access: KeystoreAccess, volume: Volume, document: Document, given: Protector) -> list[Protector]:
-    """Return what can be asked without a person: what was *given*, this host, and what the configuration names."""
+    """Return the secrets that need no person: the *given* one, this host, and that of the configuration."""
     settings = access.settings(volume)
     found = [given]
     kinds = {entry.kind for entry in document.protectors}

@@ -16,7 +16,7 @@ def source_with_key_of(access: KeystoreAccess, volume: Volume, entry: ProtectorE
     It is the one of --key-source, else the one that the configuration names for the volume, else the only one of
     the kind.
 
-    :raises TdefsError: USAGE if none of these is there, or no key was made for ``entry`` alone.
+    :raises TdefsError: USAGE if there is no such key source, or if the key was not made only for ``entry``.
     """
     config = access.invocation.config
     of_kind = [one.name for one in config.key_sources.values() if one.kind == entry.kind]

@@ -1,4 +1,4 @@
-"""``tdefs volume``: which volumes a keystore knows, and what to say after one was moved, restored or copied."""
+"""``tdefs volume``: which volumes a keystore knows, and what to do after one was moved, restored or copied."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tdefs.volume.registry import Unseen, look, recognised
 def register(subparsers: Subcommands) -> None:
     """Add the command ``volume`` with its subcommands."""
     parser = subparsers.add_parser(
-        "volume", help="tell the keystore of a volume that was moved, restored or copied"
+        "volume", help="list the volumes of a keystore; register one that was moved, restored or copied"
     )
     commands = subcommands(parser)
 

@@ -16,11 +16,12 @@ from tdefs.keys.hierarchy import history_key_of
 from tdefs.keys.keystore.copy import copy_command_directory, copy_keystore, remove_copy
 from tdefs.keys.keystore.file import Unlocked, load_keystore
 from tdefs.keys.keystore.wrapped_keys import FIRST_VOLUME
-from tdefs.keys.protectors.command_files import command_directory
+from tdefs.keys.protectors.command_text import command_directory
 from tdefs.manifest.state import Binding, rebind_manifest
 from tdefs.text import printable
 from tdefs.volume.believed import book_of
-from tdefs.volume.description import Volume, exclusive, save_volume
+from tdefs.volume.description import Volume, save_volume
+from tdefs.volume.lock import exclusive
 from tdefs.volume.registry import place_of, recognised, statements_of
 from tdefs.volume.session_record import read_session
 
@@ -90,7 +91,7 @@ def run_copied(invocation: Invocation, options: CopiedOptions) -> int:
 
 
 def _copy_session(volume: Volume, old: Unlocked, new: Unlocked, keystore: Path) -> None:
-    """Have the manifest and the record of the last session be the copy's own.
+    """Let the manifest and the record of the last session count as the copy's own.
 
     The keystore's copy has another history, and another key for that.
     """

@@ -1,4 +1,4 @@
-"""``tdefs volume moved`` and ``tdefs volume add``: telling the keystore where a volume is."""
+"""``tdefs volume moved`` and ``tdefs volume add``: noting in the keystore where a volume is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tdefs.keys.keystore.file import Unlocked
 from tdefs.manifest.state import Binding, rebind_manifest
 from tdefs.text import printable
 from tdefs.volume.believed import book_of
-from tdefs.volume.description import Volume, exclusive, remembers_truly, save_volume
+from tdefs.volume.description import Volume, remembers_truly, save_volume
+from tdefs.volume.lock import exclusive
 from tdefs.volume.registry import look, place_of, recognised, statements_of
 from tdefs.volume.session_record import Session, read_session
 
@@ -45,7 +46,7 @@ class AddOptions:
 
 
 def run_moved(_invocation: Invocation, options: MovedOptions) -> int:
-    """Have the keystore know the volume at this place instead of the old one."""
+    """Note in the keystore that the volume is at this place, and not at the old one."""
     access, volume = options.access, options.volume.find_named()
     with (
         _keystore_remembered(access, volume) as (unmounted, remember),
@@ -97,7 +98,7 @@ def _old_entry(named: str | None, change: OpenChange, volume: Volume) -> VolumeE
 
 
 def run_add(_invocation: Invocation, options: AddOptions) -> int:
-    """Have the keystore know one volume more."""
+    """Add a volume to the keystore."""
     access, volume = options.access, options.volume.find_named()
     with (
         _keystore_remembered(access, volume) as (unmounted, remember),
@@ -128,9 +129,10 @@ def run_add(_invocation: Invocation, options: AddOptions) -> int:
 def _keystore_remembered(
     access: KeystoreAccess, volume: Volume
 ) -> Iterator[tuple[Volume | None, Callable[[OpenChange], None]]]:
-    """Yield what has the volume remember the keystore that the command line names, if it does.
+    """Yield a function that writes into the volume which keystore it uses, if the command line names one.
 
-    The lock is held meanwhile, since nobody else may write the description; the first value is then *volume*.
+    Then the volume's lock is held, since no other process may write the description, and the first value is
+    *volume*.
 
     :raises TdefsError: VOLUME_IN_USE.
     """
@@ -154,10 +156,10 @@ def _keystore_remembered(
 
 
 def _take_over(volume: Volume, unlocked: Unlocked, id: str, keystore: Path, *, is_locked: bool) -> None:
-    """Have what a copy has with it, its manifest and the record of its last session, be the volume's own.
+    """Let the manifest of a copy, and the record of its last session, count as the volume's own.
 
-    A copy in the middle of a session, or one that was restored, is older than what the history knows: that it is
-    wanted is confirmed by the secret. A mounted volume has its own session.
+    A copy in the middle of a session, or a restored one, is older than the history knows. The secret confirms that
+    it is wanted. A mounted volume has its own session.
 
     :param is_locked: whether the caller holds the volume's lock.
     """

@@ -1,8 +1,8 @@
 """One encrypted file as a sequence of plaintext bytes over a store of ciphertext.
 
-The store is anything with pread, pwrite and truncate: a backing file, or a byte array in a test. Each method makes
-its changes in an order in which a crash between any two of them, or a torn write, leaves a file of the old or the
-new length whose bytes outside of the changed range are what they were.
+The store is anything with pread, pwrite and truncate: a backing file, or a byte array in a test. After a crash
+between any two changes, or a torn write, a file has the old or the new length, and its bytes outside of the
+changed range are what they were. The order of the changes in each method ensures this.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class XtsContent:
         cipher: PageCipher,
         begin: Callable[[], PageCipher | None] = lambda: None,
     ) -> None:
-        """:param state: what changes of the file; the caller owns it.
+        """:param state: the file's length, and what else changes; the caller owns it.
         :param begin: called each time before an empty file gets longer. It returns the cipher to use from then on
-            if anything was ever encrypted under the present one. Raises ``OSError``.
+            if anything was ever encrypted under the present one. Its errors are ``OSError``.
         """
         self._store = store
         self.state = state
@@ -68,7 +68,7 @@ class XtsContent:
         return plaintext[skip : skip + min(size, self.state.length - offset)]
 
     def is_inside(self, offset: int, size: int) -> bool:
-        """Return whether a write is of whole pages that the file has already, with nothing to be trimmed first."""
+        """Return whether a write changes only whole pages that the file has, and nothing must be cut off first."""
         state = self.state
         return not (offset % PAGE_SIZE or size % PAGE_SIZE or state.is_ragged) and offset + size <= state.length
 
@@ -113,12 +113,12 @@ class XtsContent:
             self.state.length = length
 
     def _use_new_cipher(self) -> None:
-        """Before an empty file gets longer: see that what was ever encrypted in it was under another key."""
+        """Before an empty file gets longer: use a cipher under which nothing was ever encrypted."""
         if self.state.length == 0:
             self._cipher = self._begin() or self._cipher
 
     def _trim(self) -> None:
-        """Cut off what a write that failed has left behind the end, which would be taken for content later."""
+        """Cut off what a failed write has left behind the end: it would look like content later."""
         if self.state.is_ragged:
             self._store.truncate(stored_size(self.state.length))
             self.state.is_ragged = False
@@ -140,9 +140,9 @@ class XtsContent:
             self._overlay(offset, data)
 
     def _write_tail(self) -> None:
-        """Before the file becomes longer: see that behind its end there is nothing but zeros.
+        """Before the file becomes longer: fill the rest of its last block, and the filler, with zeros.
 
-        In the last block, and in the filler, there may be what an earlier truncation left.
+        An earlier truncation may have left old data there.
         """
         if self.state.is_tail_written or filler_size(self.state.length) == 0:
             return
@@ -178,8 +178,8 @@ class XtsContent:
         *first* begins a sector, and *last* ends one or the file: a sector is a hole, or encrypted from its start
         on, and a page that became all zero is a hole. The file is *length* bytes long afterwards.
 
-        A length that is no multiple of 16 is set before its data is written, since a size that a torn write
-        leaves halfway would mean another length.
+        A length that is not a multiple of 16 is set before its data is written. Otherwise a torn write could leave
+        a size that means another length.
         """
         ciphertext = self._cipher.encrypt(page_of(start), image)
         old_size, new_size = stored_size(self.state.length), stored_size(length)

@@ -1,17 +1,17 @@
 """Cipher suite 1: pages under AES-256-XTS, the page number as tweak, zero sectors as holes.
 
 A page is one XTS data unit; its tweak is the page's number in the file as 16 bytes, little-endian. The last page
-of a file may be shorter, but is always a multiple of 16 bytes here, so ciphertext stealing never happens and each
-16-byte block depends on the key, the page number, its position and its own plaintext alone.
+of a file may be shorter, but is always a multiple of 16 bytes here. So there is no ciphertext stealing, and each
+16-byte block depends only on the key, the page number, its position and its own plaintext.
 
-Zeros are holes, by sectors (512 bytes at a multiple of 512, or the blocks that the file has of its last one): the
-blocks behind the last block of a sector whose ciphertext is not all zero read as zeros. XTS makes an all-zero
-block with probability 2**-128, so the rule never hides data. Disks write sectors whole, so after a torn write too
-each sector is either a hole, to its end, or was encrypted from its start.
+Zeros are holes, by sectors (512 bytes at a multiple of 512; the last sector of a file may be shorter): in each
+sector, the all-zero blocks of ciphertext at its end read as zeros. XTS makes an all-zero block with probability
+2**-128, so the rule never hides data. Disks write whole sectors. So also after a torn write each sector is a hole
+up to its end, or was encrypted from its start.
 
-There are two implementations of one behaviour: one in Python over ``cryptography``, and a compiled one, three
-times as fast, where tdefs was installed with a C compiler and OpenSSL's headers. :data:`page_cipher` is the better
-one.
+There are two implementations of one behaviour: one in Python over ``cryptography``, and a compiled one, which is
+three times as fast and exists if tdefs was installed with a C compiler and OpenSSL's headers. :data:`page_cipher`
+is the better one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class PythonPageCipher:
         size = len(ciphertext)
         source = memoryview(ciphertext)
         target = memoryview(bytearray(size + BLOCK_SIZE))
-        # one look at the whole run: where there is no hole, no page needs a closer one
+        # the whole run is checked first: if it has no hole, no page needs a check of its own
         holes = _has_holes(ciphertext)
         page = first_page
         for start in range(0, size, PAGE_SIZE):
@@ -90,7 +90,7 @@ class PythonPageCipher:
 
 
 def _has_holes(ciphertext: bytes | bytearray) -> bool:
-    """Return whether any sector, the last one may be shorter, ends in a zero block."""
+    """Return whether any sector ends in a zero block; the last one may be shorter."""
     last_bytes = ciphertext[SECTOR_SIZE - 1 :: SECTOR_SIZE]
     at = last_bytes.find(0)
     while at >= 0:
@@ -102,7 +102,7 @@ def _has_holes(ciphertext: bytes | bytearray) -> bool:
 
 
 def _is_zero(data: bytes | bytearray, start: int, size: int) -> bool:
-    """Return whether the *size* bytes of *data* from *start* on, or those that there are, are all zero."""
+    """Return whether the *size* bytes of *data* from *start* on are all zero; there may be fewer."""
     size = min(size, len(data) - start)
     zeros = _ZERO_PAGE if size == PAGE_SIZE else _ZERO_PAGE[:size]
     # startswith() at an offset compares in place, where a slice would copy
@@ -110,7 +110,7 @@ def _is_zero(data: bytes | bytearray, start: int, size: int) -> bool:
 
 
 def _clear_holes(ciphertext: bytes | bytearray, start: int, end: int, plaintext: memoryview) -> None:
-    """Set to zero what of *plaintext* from *start* to *end* are holes by the module's rule."""
+    """Set the holes of *plaintext* from *start* to *end* to zero, by the module's rule."""
     for sector in range(start, end, SECTOR_SIZE):
         stop = min(sector + SECTOR_SIZE, end)
         used = len(ciphertext[sector:stop].rstrip(b"\0"))
@@ -119,7 +119,7 @@ def _clear_holes(ciphertext: bytes | bytearray, start: int, end: int, plaintext:
 
 
 def _known_answers(make: Callable[[bytes], PageCipher]) -> list[bytes]:
-    """Return what a cipher makes of pages, zeros, holes and an end of every kind."""
+    """Return what a cipher makes of pages, zeros, holes and a short last page."""
     cipher = make(bytes(range(64)))
     pages = bytes(range(256)) * 64 + _ZERO_PAGE + bytes(range(48))
     ciphertext = bytes(cipher.encrypt(2**40, pages))
@@ -128,7 +128,7 @@ def _known_answers(make: Callable[[bytes], PageCipher]) -> list[bytes]:
 
 
 def best_page_cipher() -> Callable[[bytes], PageCipher]:
-    """Return the compiled cipher if it is there and does what the other one does."""
+    """Return the compiled cipher if it exists and gives the same results as the one in Python."""
     try:
         from tdefs.format._compiled import CompiledPageCipher
     except ImportError as error:

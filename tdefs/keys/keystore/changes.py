@@ -5,12 +5,13 @@ Nothing is written here: that is done by transaction.py. The changes of keys are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import MasterKey
+from tdefs.keys.keystore.checking import refuse_cost, refuse_one_more
 from tdefs.keys.keystore.entries import (
     MAX_LABEL_CHARACTERS,
     Document,
@@ -21,14 +22,9 @@ from tdefs.keys.keystore.entries import (
     is_label,
 )
 from tdefs.keys.keystore.file import Unlocked
-from tdefs.keys.keystore.wrapped_keys import (
-    new_protector_entry,
-    new_volume_entry,
-    open_keys,
-    sign,
-)
-from tdefs.keys.limits import refuse_cost, refuse_one_more
+from tdefs.keys.keystore.wrapped_keys import new_protector_entry, new_volume_entry, open_keys, sign
 from tdefs.keys.protectors.base import Protector
+from tdefs.text import shortened
 
 _Entry = TypeVar("_Entry")
 
@@ -54,6 +50,19 @@ def changed(unlocked: Unlocked, *, master: MasterKey | None = None, **members: A
     return replace(unlocked, document=document, master=master, ring=open_keys(document, {master.name: master}))
 
 
+def find(
+    entries: Mapping[str, _Entry], name: str, code: Exit, what: str, hint: str, *, verb: str = "has"
+) -> _Entry:
+    """Return the entry of this *name*, which is a *what*, such as "protector".
+
+    :raises TdefsError: *code*.
+    """
+    if name in entries:
+        return entries[name]
+    detail = f"it {verb} {', '.join(entries) or 'none'}"
+    raise TdefsError(code, f'the keystore {verb} no {what} "{shortened(name)}"', detail=detail, hint=hint)
+
+
 # --- protectors
 
 
@@ -62,15 +71,8 @@ def find_protector(document: Document, id: str) -> ProtectorEntry:
 
     :raises TdefsError: PROTECTOR_UNKNOWN.
     """
-    for entry in document.protectors:
-        if entry.id == id:
-            return entry
-    raise TdefsError(
-        Exit.PROTECTOR_UNKNOWN,
-        f"the keystore has no protector {id!a}",
-        detail=f"it has {', '.join(entry.id for entry in document.protectors)}",
-        hint="'tdefs protector list' shows them",
-    )
+    by_id = {entry.id: entry for entry in document.protectors}
+    return find(by_id, id, Exit.PROTECTOR_UNKNOWN, "protector", "'tdefs protector list' shows them")
 
 
 def add_protector(unlocked: Unlocked, protector: Protector, label: str) -> tuple[Unlocked, str]:
@@ -149,15 +151,8 @@ def find_volume(document: Document, id: str) -> VolumeEntry:
 
     :raises TdefsError: VOLUME_UNKNOWN.
     """
-    for entry in document.volumes:
-        if entry.id == id:
-            return entry
-    raise TdefsError(
-        Exit.VOLUME_UNKNOWN,
-        f"the keystore knows no volume {id!a}",
-        detail=f"it knows {', '.join(entry.id for entry in document.volumes) or 'none'}",
-        hint="'tdefs volume list' shows them",
-    )
+    by_id = {entry.id: entry for entry in document.volumes}
+    return find(by_id, id, Exit.VOLUME_UNKNOWN, "volume", "'tdefs volume list' shows them", verb="knows")
 
 
 def add_volume(unlocked: Unlocked, place: Place, may: Statements) -> tuple[Unlocked, str]:
@@ -181,8 +176,7 @@ def moved(document: Document, id: str, place: Place) -> Document:
     :raises TdefsError: VOLUME_UNKNOWN.
     """
     old = find_volume(document, id)
-    new = replace(old, path=place.path, device=place.device, inode=place.inode)
-    return replace(document, volumes=exchanged(document.volumes, old, new))
+    return replace(document, volumes=exchanged(document.volumes, old, replace(old, **vars(place))))
 
 
 def restate_volume(unlocked: Unlocked, id: str, may: Statements) -> Unlocked:

@@ -20,7 +20,7 @@ from tdefs.keys.keystore.wrapped_keys import (
     sign,
 )
 from tdefs.keys.protectors.base import Protector
-from tdefs.keys.protectors.command_files import command_directory
+from tdefs.keys.protectors.command_text import command_directory
 from tdefs.private import own_directory, own_place
 
 

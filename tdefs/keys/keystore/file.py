@@ -13,10 +13,10 @@ from tdefs.errors import Exit, KeystoreMissingError, NoSecretError, TdefsError
 from tdefs.keys.dialogue import Warn
 from tdefs.keys.failures import UnusableError
 from tdefs.keys.hierarchy import KeyRing, MasterKey
+from tdefs.keys.keystore.checking import check_costs
 from tdefs.keys.keystore.entries import Document, Place, ProtectorEntry, Statements
 from tdefs.keys.keystore.text import MAX_BYTES, parse, serialise
 from tdefs.keys.keystore.wrapped_keys import new_document, open_keys, open_master_key
-from tdefs.keys.limits import check_costs
 from tdefs.keys.private_files import refuse_exposed
 from tdefs.keys.protectors.base import NotMineError, Protector, WrongSecretError
 from tdefs.private import own_place
@@ -220,8 +220,7 @@ def load_keystore(path: Path) -> Keystore:
             )
     except (FileNotFoundError, NotADirectoryError):
         raise KeystoreMissingError(
-            f'there is no keystore "{path}"',
-            hint="name the keystore with --keystore, or restore it from a backup",
+            f'there is no keystore "{path}"', hint="name the keystore with --keystore, or restore it from a backup"
         ) from None
     except OSError as error:
         raise _os_error("read", path, error) from error

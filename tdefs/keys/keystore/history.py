@@ -105,12 +105,7 @@ class _End:
 
 
 def append(
-    keystore: Path,
-    event: str,
-    what: Mapping[str, str | int | None],
-    key: bytes | None,
-    *,
-    new_head: bool = False,
+    keystore: Path, event: str, what: Mapping[str, str | int | None], key: bytes | None, *, new_head: bool = False
 ) -> tuple[int, bytes]:
     """Write down one event, durably; return how many records there are now, and the last MAC among them.
 

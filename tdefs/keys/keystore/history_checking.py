@@ -9,7 +9,7 @@ from io import BytesIO
 from typing import Any
 
 from tdefs.keys.keystore.entries import MAC_BYTES, HistoryAnchor
-from tdefs.keys.mac import fits_mac, make_mac
+from tdefs.keys.wrapping import fits_mac, make_mac
 
 #: What stands for the MAC before the first one.
 _START = bytes(MAC_BYTES)
@@ -144,7 +144,7 @@ def check_history(files: HistoryFiles, key: bytes | None, anchor: HistoryAnchor 
         line = read_line(text)
         record = _parse(line.body + b"}") if line is not None else None
         if record is None:
-            found.notes.append(f"line {number} is no record; a crash may have torn it")
+            found.notes.append(f"line {number} is not a record; a crash may have torn it")
         else:
             found.records.append(record)
             if "lacking" in record["what"]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.hierarchy import AES_256_XTS, KEY_NAME, SECRET_BYTES, DataKey, MasterKey
-from tdefs.keys.keystore.changes import changed, exchanged, next_name
+from tdefs.keys.keystore.changes import changed, exchanged, find, next_name
 from tdefs.keys.keystore.entries import (
     ACTIVE,
     DESTROYED,
@@ -29,6 +29,7 @@ from tdefs.keys.keystore.wrapped_keys import (
     wrap_history_key,
     wrap_round,
 )
+from tdefs.text import shortened
 
 # --- data keys
 
@@ -38,15 +39,8 @@ def find_data_key(document: Document, name: str) -> DataKeyEntry:
 
     :raises TdefsError: DATA_KEY_UNKNOWN.
     """
-    for entry in document.data_keys:
-        if entry.name == name:
-            return entry
-    raise TdefsError(
-        Exit.DATA_KEY_UNKNOWN,
-        f"the keystore has no data key {name!a}",
-        detail=f"it has {', '.join(entry.name for entry in document.data_keys)}",
-        hint="'tdefs key list' shows them",
-    )
+    by_name = {entry.name: entry for entry in document.data_keys}
+    return find(by_name, name, Exit.DATA_KEY_UNKNOWN, "data key", "'tdefs key list' shows them")
 
 
 def chosen_rounds(entry: DataKeyEntry, number: int | None) -> list[RoundEntry]:
@@ -72,7 +66,7 @@ def create_data_key(unlocked: Unlocked, name: str) -> Unlocked:
     if not KEY_NAME.fullmatch(name):
         raise TdefsError(
             Exit.USAGE,
-            f"{name!a} is no name for a data key",
+            f'"{shortened(name)}" is not a name for a data key',
             hint="a name is a lower-case letter, then up to 30 of a-z, 0-9 and _, such as dk_2",
         )
     document = unlocked.document

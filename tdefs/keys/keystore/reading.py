@@ -52,7 +52,7 @@ def read_document(value: Any) -> Document:
     :raises TdefsError: KEYSTORE_DAMAGED for another version of the format.
     """
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise MalformedError("it is no keystore of tdefs")
+        raise MalformedError("it is not a keystore of tdefs")
     # before the members, which another version may have added to or renamed
     version = fields.read_int(value.get("version"), "version", 1, 2**31)
     if version != VERSION:

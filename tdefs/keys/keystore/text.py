@@ -20,11 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys import fields
 from tdefs.keys.fields import MalformedError
-from tdefs.keys.keystore.entries import (
-    VERSION,
-    Document,
-    damaged,
-)
+from tdefs.keys.keystore.entries import VERSION, Document, damaged
 from tdefs.keys.keystore.reading import FORMAT, MEMBERS, read_document
 
 MAX_BYTES = 1 << 20

@@ -24,9 +24,16 @@ from tdefs.keys.keystore.entries import (
     damaged,
 )
 from tdefs.keys.keystore.text import signed_bytes
-from tdefs.keys.mac import fits_mac, make_mac
 from tdefs.keys.protectors.base import Protector, WrongSecretError
-from tdefs.keys.wrapping import UnwrapFailedError, WrapContext, hkdf_sha256, unwrap_secret, wrap_secret
+from tdefs.keys.wrapping import (
+    UnwrapFailedError,
+    WrapContext,
+    fits_mac,
+    hkdf_sha256,
+    make_mac,
+    unwrap_secret,
+    wrap_secret,
+)
 
 FIRST_MASTER_KEY = "mk_1"
 FIRST_PROTECTOR = "pr_1"
@@ -84,17 +91,7 @@ def new_document(
 
 def new_volume_entry(id: str, place: Place, may: Statements) -> VolumeEntry:
     """Return the entry of a volume that is registered now, and of what it *may* do."""
-    return VolumeEntry(
-        id,
-        now(),
-        path=place.path,
-        device=place.device,
-        inode=place.inode,
-        plain_files=may.plain_files,
-        lowest_suite=may.lowest_suite,
-        policy_digest=may.policy_digest,
-        policy=may.policy,
-    )
+    return VolumeEntry(id, now(), **vars(place), **vars(may))
 
 
 def sign(document: Document, master: MasterKey) -> Document:
@@ -199,9 +196,9 @@ def open_keys(document: Document, masters: Mapping[str, MasterKey]) -> KeyRing:
 
     :raises TdefsError: KEYSTORE_DAMAGED; WRONG_SECRET if the master key of a data key is not among *masters*.
     """
-    check_mac(document, masters[document.current_master_key().name])
-    rounds = [(key.name, entry) for key in document.data_keys for entry in key.rounds]
     master = masters[document.current_master_key().name]
+    check_mac(document, master)
+    rounds = [(key.name, entry) for key in document.data_keys for entry in key.rounds]
     return KeyRing(
         document.volume_id,
         document.default_data_key().name,

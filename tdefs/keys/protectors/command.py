@@ -11,16 +11,17 @@ from functools import cached_property
 from pathlib import Path
 
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.protectors.base import WrongSecretError
-from tdefs.keys.protectors.command_files import check_command, command_directory, ensure_command_directory
+from tdefs.keys.protectors.base import Obtained, Parameters, Protector, WrongSecretError
 from tdefs.keys.protectors.command_run import CommandOutcome, cleaned_up_before_signals, run_command
 from tdefs.keys.protectors.command_text import (
     DIRECTORY_VARIABLE,
     PROMPT_VARIABLE,
     TERMINAL_VARIABLE,
+    check_command,
+    command_directory,
+    ensure_command_directory,
     parse_command,
 )
-from tdefs.keys.protectors.obtaining import Obtained, ObtainingProtector, Parameters
 from tdefs.keys.wrapping import WrapContext
 from tdefs.text import masked
 
@@ -107,7 +108,7 @@ class KeyCommand:
         return _parse_key(outcome)
 
 
-class CommandProtector(ObtainingProtector):
+class CommandProtector(Protector):
     """The key that a key command prints. One command may serve many volumes."""
 
     kind = "command"
@@ -128,18 +129,20 @@ class CommandProtector(ObtainingProtector):
         self._confirm = confirm
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector. Raises TdefsError as KeyCommand.read_key."""
-        del context
+        """See Protector.
+
+        :raises TdefsError: as :meth:`KeyCommand.read_key`.
+        """
         return Obtained(self._key)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector. Raises TdefsError as KeyCommand.read_key."""
-        del params, context
+        """See Protector.
+
+        :raises TdefsError: as :meth:`KeyCommand.read_key`.
+        """
         return self._key
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
-        del params
         return WrongSecretError("the key command printed another key than the one the keystore was made with")
 
     @cached_property

@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from tdefs.errors import Exit, NoSecretError, TdefsError
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.memory import with_memory
-from tdefs.keys.protectors.base import WrongSecretError
-from tdefs.keys.protectors.obtaining import (
+from tdefs.keys.protectors.base import (
     WRAPPING_KEY_BYTES,
     Obtained,
-    ObtainingProtector,
     Parameters,
+    Protector,
+    WrongSecretError,
     malformed_is_damage,
 )
 from tdefs.keys.wrapping import WrapContext
@@ -71,7 +71,7 @@ class ScryptCost:
         return 128 * self.r * (self.n + self.p)
 
 
-class PassphraseProtector(ObtainingProtector):
+class PassphraseProtector(Protector):
     """A passphrase, as bytes: what was typed in UTF-8, or what a file holds."""
 
     kind = "passphrase"
@@ -87,11 +87,10 @@ class PassphraseProtector(ObtainingProtector):
         self._stretched: dict[tuple[bytes, ScryptCost], bytes] = {}
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector.
+        """See Protector.
 
         :raises TdefsError: PASSPHRASE_TOO_SHORT for a passphrase of fewer than 12 bytes.
         """
-        del context
         if len(self._passphrase) < MIN_PASSPHRASE_BYTES:
             raise TdefsError(
                 Exit.PASSPHRASE_TOO_SHORT,
@@ -104,16 +103,13 @@ class PassphraseProtector(ObtainingProtector):
         return Obtained(self._stretch(salt, cost), params)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector.
+        """See Protector.
 
         :raises TdefsError: OS_ERROR if there is not enough memory for the stored cost.
         """
-        del context
         return self._stretch(*_salt_and_cost(params))
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
-        del params
         return WrongSecretError(
             "wrong passphrase", hint="check the keyboard layout, and that the keystore is the right one"
         )

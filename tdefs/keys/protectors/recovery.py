@@ -16,8 +16,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from tdefs.errors import Exit, NoSecretError, TdefsError
-from tdefs.keys.protectors.base import WrongSecretError
-from tdefs.keys.protectors.obtaining import Obtained, ObtainingProtector, Parameters
+from tdefs.keys.protectors.base import Obtained, Parameters, Protector, WrongSecretError
 from tdefs.keys.wrapping import WrapContext
 
 GROUPS = 7
@@ -31,7 +30,7 @@ _BITS_OF_CHARACTER = 5
 _POLYNOMIAL = 0b100101
 
 
-class RecoveryCodeProtector(ObtainingProtector):
+class RecoveryCodeProtector(Protector):
     """A recovery code: 175 random bits."""
 
     kind = "recovery-code"
@@ -44,21 +43,20 @@ class RecoveryCodeProtector(ObtainingProtector):
         self._read = read
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector.
+        """See Protector.
 
         :raises TdefsError: RECOVERY_CODE_MISTYPED; NO_SECRET if it is empty.
         """
-        del context
         return Obtained(self._code)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector. Raises as :meth:`obtain`."""
-        del params, context
+        """See Protector.
+
+        :raises TdefsError: as :meth:`obtain`.
+        """
         return self._code
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
-        del params
         return WrongSecretError(
             "wrong recovery code",
             detail="it is typed as it was printed, but it is not this keystore's, or was changed or removed",

@@ -1,23 +1,42 @@
-"""The this-host protector: one machine opens the keystore without a person, and a copy elsewhere does not."""
+"""The this-host protector: one machine opens the keystore without a person, and a copy elsewhere does not.
+
+systemd (or D-Bus) gives each installation an id once. tdefs shows only a name that is made from it.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.keys.failures import UnavailableError
 from tdefs.keys.fields import MalformedError
 from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.machine import MACHINE_ID_FILE, NAME_BYTES, machine_id, machine_name
-from tdefs.keys.protectors.base import Made, NotMineError, WrongSecretError
-from tdefs.keys.protectors.obtaining import Obtained, ObtainingProtector, Parameters, malformed_is_damage
-from tdefs.keys.wrapping import WrapContext
+from tdefs.keys.protectors.base import (
+    Made,
+    NotMineError,
+    Obtained,
+    Parameters,
+    Protector,
+    WrongSecretError,
+    malformed_is_damage,
+)
+from tdefs.keys.wrapping import WrapContext, hkdf_sha256
 
 _MEMBERS = ("by", "machine")
+MACHINE_ID_FILE = Path("/etc/machine-id")
+NAME_BYTES = 16
+_NAME_PURPOSE = b"tdefs v1 machine name"
+_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+#: By the kernel's documentation (filesystems/efivarfs) the file has four bytes of attributes, then the variable.
+#: Its name ends in the GUID of the UEFI specification's own variables.
+_SECURE_BOOT = Path("/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
+_ATTRIBUTE_BYTES = 4
 
 
 class HostRefusedError(WrongSecretError):
@@ -59,22 +78,21 @@ class Holder(ABC):
 
     def like(self, params: Parameters) -> Holder:
         """Return a holder that keeps a new secret on the same conditions as that of these parameters."""
-        del params
         return self
 
-    @abstractmethod
     def made(self, params: Parameters) -> Made | None:
         """Return what :meth:`keep` left on this host for these parameters, if anything."""
+        return None
 
-    @abstractmethod
     def forget(self, params: Parameters) -> None:
-        """Remove what :meth:`keep` left on this host for these parameters.
+        """Remove what :meth:`keep` left on this host for these parameters, if anything.
 
         :raises OSError: it cannot be removed.
         """
+        return
 
 
-class ThisHostProtector(ObtainingProtector):
+class ThisHostProtector(Protector):
     """This host. It opens the entries that were made on it, and wraps with one of its ``holders``."""
 
     kind = "this-host"
@@ -93,11 +111,10 @@ class ThisHostProtector(ObtainingProtector):
         self._fetched: dict[frozenset[tuple[str, str | int]], bytes] = {}
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector.
+        """See Protector.
 
         :raises TdefsError: KEY_SOURCE_UNAVAILABLE, KEY_SERVER_REFUSED, OS_ERROR.
         """
-        del context
         if self._keeper is None:
             raise ValueError("nothing is chosen to keep the secret")
         machine = machine_id(self._machine_id_file)
@@ -105,25 +122,23 @@ class ThisHostProtector(ObtainingProtector):
         return Obtained(secret, {"by": self._keeper.name, "machine": machine_name(machine), **params})
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector. NotMineError is raised for entries of other hosts, too.
+        """See Protector. NotMineError is raised for entries of other hosts, too.
 
         :raises HostRefusedError: the entry was made on this host, and the secret cannot be had now.
         """
-        del context
         key = params.identity
         if key not in self._fetched:
             self._fetched[key] = self._fetch(params)
         return self._fetched[key]
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
         title = self._holder(params).title
         return HostRefusedError(
             Exit.WRAPPING_KEY_UNUSABLE, f"the secret that {title} keeps is not the one of this keystore"
         )
 
     def parameters(self, entry: ProtectorEntry) -> Parameters:
-        """See ObtainingProtector. The members depend on the holder, which an entry names."""
+        """See Protector. The members depend on the holder, which an entry names."""
         if entry.kind != self.kind:
             raise NotMineError
         holder = self._holders.get(str(entry.params.get("by")))
@@ -146,13 +161,11 @@ class ThisHostProtector(ObtainingProtector):
         return "something unknown" if holder is None else holder.title
 
     def made(self, entry: ProtectorEntry) -> Made | None:
-        """See Protector."""
         with malformed_is_damage():
             params = self.parameters(entry)
             return self._holder(params).made(params)
 
     def forget(self, entry: ProtectorEntry) -> None:
-        """See Protector."""
         with malformed_is_damage():
             params = self.parameters(entry)
             self._holder(params).forget(params)
@@ -176,3 +189,33 @@ class ThisHostProtector(ObtainingProtector):
 def new_secret() -> bytes:
     """Return a new random secret, 32 bytes."""
     return os.urandom(SECRET_BYTES)
+
+
+def machine_id(path: Path = MACHINE_ID_FILE) -> bytes:
+    """Return the 16 bytes of machine-id(5).
+
+    :raises UnavailableError: there is none.
+    """
+    try:
+        text = path.read_text("ascii", "replace").strip()
+    except OSError:
+        text = ""
+    if not _ID.fullmatch(text):
+        raise UnavailableError(
+            f'this machine has no id: "{path}" is missing or holds none',
+            hint="make one as root with systemd-machine-id-setup, or dbus-uuidgen --ensure=/etc/machine-id",
+        )
+    return bytes.fromhex(text)
+
+
+def machine_name(id: bytes) -> str:
+    """Return 32 hexadecimal digits that stand for the machine; machine-id(5) asks not to show the id itself."""
+    return hkdf_sha256(id, _NAME_PURPOSE, NAME_BYTES).hex()
+
+
+def secure_boot_is_on(variable: Path = _SECURE_BOOT) -> bool:
+    """Return whether Secure Boot is on; without the variable, or if it cannot be read, it is not."""
+    try:
+        return variable.read_bytes()[_ATTRIBUTE_BYTES:] == b"\x01"
+    except OSError:
+        return False

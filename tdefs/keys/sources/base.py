@@ -1,7 +1,8 @@
-"""What a key source is: a protector that asks a service or a device, as the configuration describes it."""
+"""What a key source is: a protector that asks a service or a device; and making the one that is configured."""
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Self
 
 from tdefs.keys.dialogue import Dialogue
+from tdefs.keys.failures import UnavailableError
 from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.protectors.obtaining import ObtainingProtector
-from tdefs.keys.sources.settings import SettingsReader
+from tdefs.keys.protectors.base import Protector
+from tdefs.keys.sources.settings import Settings, SettingsReader
+from tdefs.text import shortened
 
 #: The state in which a wrapping key wraps and unwraps.
 ACTIVE = "active"
@@ -28,6 +31,17 @@ REVOCATION_REASONS = (
     "privilege-withdrawn",
 )
 
+#: The module of each kind, which has a class ``SOURCE``. A new kind needs a line here, its tests and, for its
+#: library, an extra in ``pyproject.toml`` of the kind's name. The module is imported when it is used, since the
+#: library may not be installed.
+_MODULES = {
+    "aws-kms": "aws_kms.source",
+    "kmip": "kmip.source",
+    "pkcs11": "pkcs11.source",
+    "vault-kv": "vault.kv",
+    "vault-transit": "vault.transit",
+}
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -37,7 +51,7 @@ class Certificate:
     role: str
 
 
-class KeySource(ObtainingProtector):
+class KeySource(Protector):
     """A protector that asks a service or a device.
 
     No secret is given to ``wrap`` and ``unwrap``: they ask for the wrapping, or for the wrapping key, with what
@@ -114,3 +128,28 @@ class WrappingKeys(ABC):
     @abstractmethod
     def made_for(self, entry: ProtectorEntry) -> str | None:
         """Return the key that was made for the protector ``entry`` alone, and that ``forget`` destroys."""
+
+
+def kinds() -> list[str]:
+    """Return the kinds of key sources, sorted."""
+    return sorted(_MODULES)
+
+
+def make_key_source(settings: Settings, dialogue: Dialogue) -> KeySource:
+    """Return the key source that ``settings`` describe. It warns and asks for a PIN by ``dialogue``.
+
+    :raises TdefsError: CONFIG_INVALID for an unknown kind or wrong fields.
+    :raises UnavailableError: the library of the kind is not installed.
+    """
+    if settings.kind not in _MODULES:
+        message = f'there is no kind of key source "{shortened(settings.kind)}"'
+        raise settings.error(message, field="kind", hint=f"kinds: {', '.join(kinds())}")
+    try:
+        module = importlib.import_module(f"tdefs.keys.sources.{_MODULES[settings.kind]}")
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f'key source "{settings.name}" needs the Python package {error.name}, which is not installed',
+            hint=f"pip install 'tdefs[{settings.kind}]' in the environment of tdefs",
+        ) from None
+    source: type[KeySource] = module.SOURCE
+    return source.from_settings(SettingsReader(settings), dialogue)

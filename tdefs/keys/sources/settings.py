@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tdefs.errors import Exit, TdefsError
+from tdefs.text import shortened
 
 Value = str | tuple[str, ...]
 
@@ -55,10 +56,10 @@ class SettingsReader:
         found = self._value(field)
         if found is None:
             if default is None:
-                raise self._error(field, f'the field "{field}" is missing')
+                raise self.wrong(field, f'the field "{field}" is missing')
             return default
         if not isinstance(found, str):
-            raise self._error(field, f"{field} must be a single value")
+            raise self.wrong(field, f"{field} must be a single value")
         return found
 
     def texts(self, field: str, default: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -66,11 +67,11 @@ class SettingsReader:
         found = self._value(field)
         if found is None:
             if default is None:
-                raise self._error(field, f'the field "{field}" is missing')
+                raise self.wrong(field, f'the field "{field}" is missing')
             return tuple(default)
         values = (found,) if isinstance(found, str) else found
         if not values:
-            raise self._error(field, f"{field} must not be empty")
+            raise self.wrong(field, f"{field} must not be empty")
         return values
 
     def path(self, field: str) -> Path:
@@ -86,14 +87,14 @@ class SettingsReader:
         """Return one of ``choices``."""
         chosen = self.text(field, default)
         if chosen not in choices:
-            raise self._error(field, f"{field} must be one of {', '.join(choices)}")
+            raise self.wrong(field, f"{field} must be one of {', '.join(choices)}")
         return chosen
 
     def number(self, field: str, default: int, least: int, most: int) -> int:
         """Return a decimal number from ``least`` to ``most``."""
         text = self.text(field, str(default))
         if not (text.isascii() and text.isdecimal()) or len(text) > 9 or not least <= int(text) <= most:
-            raise self._error(field, f"{field} must be a number from {least} to {most}")
+            raise self.wrong(field, f"{field} must be a number from {least} to {most}")
         return int(text)
 
     def wrong(self, field: str, message: str, *, hint: str = "") -> TdefsError:
@@ -106,7 +107,7 @@ class SettingsReader:
             if field not in self._known:
                 nearest = difflib.get_close_matches(field[:64], self._known, n=1)
                 hint = f'perhaps you meant "{nearest[0]}"' if nearest else f"fields: {', '.join(self._known)}"
-                raise self._error(field, f"unknown field {field[:64]!a}", hint)
+                raise self.wrong(field, f'unknown field "{shortened(field)}"', hint=hint)
 
     def _value(self, field: str) -> Value | None:
         self._known.append(field)
@@ -114,11 +115,8 @@ class SettingsReader:
 
     def _path(self, field: str, text: str) -> Path:
         if not text.startswith("/") or "\0" in text:
-            raise self._error(field, f"{field} must be an absolute path")
+            raise self.wrong(field, f"{field} must be an absolute path")
         return Path(text)
-
-    def _error(self, field: str, message: str, hint: str = "") -> TdefsError:
-        return self.settings.error(message, field=field, hint=hint)
 
 
 def is_loopback(host: str) -> bool:

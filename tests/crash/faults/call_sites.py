@@ -1,4 +1,4 @@
-"""Every call site of tdefs's file core and manifest: which labelled system calls their source makes."""
+"""Every call site of tdefs: which labelled system calls on the backing directory its source makes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import tdefs
+from tdefs.data import calls
 from tdefs.data.calls import SystemCalls
 from tests.crash.faults.orders import Call
 
-#: What makes system calls on the backing directory.
-PARTS = ("daemon", "data", "fuse", "manifest", "mounts", "offline", "tree")
 METHODS = frozenset(name for name, value in vars(SystemCalls).items() if callable(value) and name[0] != "_")
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -20,19 +19,18 @@ _Passes = dict[tuple[str, int], set[str]]
 
 
 class UnknownLabel(Exception):
-    """A label that is neither written at its call nor passed by who calls the function around it."""
+    """A label that is neither written at its call nor a parameter of the function around it."""
 
 
 def call_sites() -> set[Call]:
-    """All of them, read from the source.
+    """Return all of them, read from the source.
 
-    :raises UnknownLabel: one cannot be told
+    :raises UnknownLabel: the source does not show one of the labels
     """
     functions = [
         node
-        for part in PARTS
-        for path in (Path(tdefs.__file__).parent / part).glob("*.py")
-        if path.stem != "calls"
+        for path in Path(tdefs.__file__).parent.rglob("*.py")
+        if path != Path(calls.__file__)
         for node in ast.walk(ast.parse(path.read_text(), str(path)))
         if isinstance(node, _Function)
     ]
@@ -47,7 +45,7 @@ def call_sites() -> set[Call]:
 
 
 def _look_into(function: _Function, found: set[Call], passes: _Passes) -> None:
-    """Adds the calls that a function makes, and what it does with its parameters."""
+    """Add the calls that a function makes, and what it does with its parameters."""
     parameters = [argument.arg for argument in function.args.args if argument.arg != "self"]
     for node in ast.walk(function):
         if not isinstance(node, ast.Call):
@@ -66,7 +64,7 @@ def _look_into(function: _Function, found: set[Call], passes: _Passes) -> None:
 
 
 def _labels_of(target: ast.expr, passes: _Passes) -> list[tuple[int, set[str]]]:
-    """The positions of labels among the arguments of a call, each with the system calls that get it."""
+    """Return the positions of labels among the arguments of a call, each with the system calls that get it."""
     name = _name(target)
     if isinstance(target, ast.Attribute) and _name(target.value) in ("calls", "_calls"):
         return [(0, {name})] if name in METHODS else []

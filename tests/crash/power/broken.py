@@ -5,6 +5,7 @@ python broken.py VARIANT COMMAND [ARGUMENT]...
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 
@@ -160,9 +161,23 @@ VARIANTS = (
 
 
 def _replace(place: object, **parts: object) -> None:
+    """Put each part into the place of the one of that name.
+
+    Exit if there is none, or if it is called with other arguments: whatever came of it would count as caught.
+    """
     for name, part in parts.items():
-        assert hasattr(place, name), f"{place} has no {name} any more"
+        if not hasattr(place, name):
+            sys.exit(f"{place} has no {name} any more")
+        was = getattr(place, name)
+        if inspect.isfunction(was) and _arguments(was) != _arguments(part):
+            sys.exit(f"{place}.{name} takes {_arguments(was)} now")
         setattr(place, name, part)
+
+
+def _arguments(function: object) -> list[tuple[str, object, bool]]:
+    assert callable(function)
+    parameters = inspect.signature(function).parameters.values()
+    return [(one.name, one.kind, one.default is one.empty) for one in parameters]
 
 
 if __name__ == "__main__":

@@ -88,6 +88,9 @@ def test_a_broken_tdefs_is_caught(
     scene = snapshot.restore()
     scene.volume.program = [sys.executable, broken.__file__, variant]
     sync_method = "open_datasync" if variant == broken.durable_writes_are_not_synced.__name__ else "fdatasync"
+    # a tdefs that cannot be broken in this way fails at once, and no cut has caught that
+    scene.volume.tdefs("--version")
+    logged = len(scene.volume.log.read_text())
     try:
         for number in range(MOST_CUTS):
             random = dice.random(number)
@@ -95,6 +98,8 @@ def test_a_broken_tdefs_is_caught(
                 scene.survive_power_cut(disturbance, random, sync_method=sync_method, tearing=tearing)
             except (AssertionError, psycopg.Error) as caught:
                 print(f"caught by cut {number}: {caught}")
+                frame = f'File "{broken.__file__}"'
+                assert frame not in scene.volume.log.read_text()[logged:], "what breaks it has an error of its own"
                 return
     finally:
         scene.volume.program = [str(TDEFS)]

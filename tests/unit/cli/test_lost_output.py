@@ -21,7 +21,7 @@ from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.file import load_keystore
 from tdefs.keys.protectors.command import CommandProtector
-from tdefs.volume.description import VolumeLock
+from tdefs.volume.lock import VolumeLock
 from tests.support.offline_volumes import KEY_COMMAND, Command, SmallVolume
 from tests.support.volume import TDEFS
 

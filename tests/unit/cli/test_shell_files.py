@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,10 +37,17 @@ def test_every_command_and_option_is_in_each_file(name: str) -> None:
     assert not missing
 
 
-def test_bash_completes_a_subcommand_and_an_option(tmp_path: Path) -> None:
+def test_bash_completes_a_subcommand_an_option_and_a_file(tmp_path: Path) -> None:
     write(tmp_path)
     script = tmp_path / "bash-completion" / "completions" / "tdefs"
-    for words, expected in ((["key", "rotate-"], "rotate-master"), (["key", "list", "--vol"], "--volume")):
+    start, whole = f"{tmp_path}/bash-comp", f"{tmp_path}/bash-completion"
+    for words, expected in (
+        (["key", "rotate-"], "rotate-master"),
+        (["key", "list", "--vol"], "--volume"),
+        (["status", start], whole),
+        (["mount", "/", start], whole),
+        (["mount", "--passphrase-file", start], whole),
+    ):
         line = (
             f"source {script}; COMP_WORDS=(tdefs {' '.join(words)}); COMP_CWORD={len(words)};"
             ' _shtab_tdefs tdefs "${COMP_WORDS[COMP_CWORD]}"; printf "%s\\n" "${COMPREPLY[@]}"'
@@ -54,3 +62,17 @@ def test_the_manual_page_has_a_name_and_a_section_for_each_command() -> None:
     page = FILES["tdefs.1"]
     assert page.startswith('.TH TDEFS "1"')
     assert "tdefs \\- encrypts a PostgreSQL data directory" in page
+
+
+@pytest.mark.skipif(shutil.which("man") is None, reason="there is no man")
+def test_no_line_of_the_manual_page_is_lost_or_too_long() -> None:
+    shown = subprocess.run(
+        ["man", "-l", "-"],
+        input=FILES["tdefs.1"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": os.environ["PATH"], "MANWIDTH": "80", "LC_ALL": "C.UTF-8"},
+    ).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "'tdefs COMMAND --help' explains a command" in " ".join(shown.split())

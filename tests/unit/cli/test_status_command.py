@@ -14,7 +14,7 @@ from tdefs.daemon.status import DaemonStatus, KeyStatus
 from tdefs.errors import Exit, TdefsError
 from tdefs.fuse.measured import Latency
 from tdefs.mounts.known import Mount
-from tdefs.volume.description import VolumeLock
+from tdefs.volume.lock import VolumeLock
 from tests.support.daemon_status import daemon_status
 from tests.support.offline_volumes import Command, SmallVolume
 

@@ -12,11 +12,11 @@ from tdefs.cli import auto_open, init
 from tdefs.cli.common.secret_options import NewSecretOptions
 from tdefs.cli.protector import command as protector
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys import machine
 from tdefs.keys.keystore import transaction
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.file import load_keystore
-from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrappedProtectorKey
+from tdefs.keys.protectors import this_host
+from tdefs.keys.protectors.base import Made, Obtained, Parameters, Protector, WrongSecretError
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.wrapping import WrapContext
 from tdefs.private import OwnDirectory
@@ -30,23 +30,27 @@ class Elsewhere(Protector):
 
     kind = "elsewhere"
     words = "what is elsewhere"
+    purpose = b"elsewhere"
+    members = ("number",)
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self.directory = directory
         self.broken = False
         self.kept = ""
 
-    def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
+    def obtain(self, context: WrapContext) -> Obtained:
         del context
         number = len(self.files()) + 1
         (self.directory / f"made.{number}").touch()
-        return WrappedProtectorKey({"number": number}, protector_key)
+        return Obtained(bytes(32), {"number": number})
 
-    def unwrap(self, entry: ProtectorEntry, context: WrapContext) -> bytes:
-        del context
-        if entry.kind != self.kind:
-            raise NotMineError
-        return entry.wrapped
+    def recover(self, params: Parameters, context: WrapContext) -> bytes:
+        del params, context
+        return bytes(32)
+
+    def wrong_secret(self, params: Parameters) -> WrongSecretError:
+        return WrongSecretError(f"not of {params.entry_id}")
 
     def made(self, entry: ProtectorEntry) -> Made:
         return Made(f"the thing {entry.params['number']}", f"rm made.{entry.params['number']}", self.kept)
@@ -180,7 +184,7 @@ def test_host_key_of_a_change_that_was_not_saved_is_removed(
     config.write_text(f"version: 1\nvolumes:\n  {small.volume.backing}:\n    host_key_directory: {host_keys}\n")
     id_file = tmp_path / "machine-id"
     id_file.write_text(f"{'5' * 32}\n")
-    real = machine.machine_id
+    real = this_host.machine_id
     monkeypatch.setattr("tdefs.keys.protectors.this_host.machine_id", lambda _: real(id_file))
 
     def enable() -> None:

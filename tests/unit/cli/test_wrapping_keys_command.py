@@ -10,8 +10,7 @@ from tdefs.cli.common.invocation import Invocation
 from tdefs.cli.main import build_parser
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.dialogue import Dialogue
-from tdefs.keys.protectors.base import WrongSecretError
-from tdefs.keys.protectors.obtaining import Obtained, Parameters
+from tdefs.keys.protectors.base import Obtained, Parameters, WrongSecretError
 from tdefs.keys.sources.base import KeySource
 from tdefs.keys.sources.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -50,6 +51,16 @@ def test_members_that_are_not_known_are_passed_over() -> None:
         {"requests": {"read": "many"}},
         {"latency": {"read": {"total_us": 1, "buckets": [None]}}},
         {"tampering": {}},
+        {"started": 10**400},
+        {"started": 1e300},
+        {"started": float("nan")},
+        {"started": float("inf")},
+        {"started": -1e300},
+        {"keystore": "/key\0store"},
+        {"keystore": "/\ud800"},
+        {"open_handles": 10**400},
+        {"latency": {"read": {"total_us": 10**400, "buckets": [1]}}},
+        {"latency": {"read": {"total_us": 1, "buckets": [1] * 100_000}}},
     ],
 )
 def test_what_is_no_status_is_refused(change: dict[str, Any]) -> None:
@@ -61,3 +72,12 @@ def test_what_is_no_status_is_refused(change: dict[str, Any]) -> None:
 def test_another_answer_is_no_status(value: object) -> None:
     with pytest.raises(MalformedStatusError):
         DaemonStatus.from_json(value)
+
+
+def test_a_path_that_is_not_utf8_comes_back() -> None:
+    status = daemon_status(keystore=os.fsdecode(b"/etc/k\xff"))
+    assert DaemonStatus.from_json(as_json(status)) == status
+
+
+def test_a_status_that_was_written_with_whole_seconds_is_read() -> None:
+    assert DaemonStatus.from_json(as_json(FULL) | {"started": 1}).started == 1.0

@@ -12,7 +12,7 @@ def intervals_until_over(patience: Patience, most: int = 100) -> int:
     return next(
         number
         for number in range(1, most)
-        if patience.is_over(patience.interval, answered=False, waits_for_disk=False)
+        if patience.add_interval(patience.interval, answered=False, waits_for_disk=False)
     )
 
 
@@ -29,7 +29,7 @@ def test_one_reason_not_to_think_so_begins_the_time_anew(reason: str) -> None:
     patience = Patience(60)
     usual = intervals_until_over(Patience(60))
     for _ in range(usual - 1):
-        assert not patience.is_over(patience.interval, answered=False, waits_for_disk=False)
+        assert not patience.add_interval(patience.interval, answered=False, waits_for_disk=False)
     elapsed = 3600 if reason == "a suspended machine" else patience.interval
-    assert not patience.is_over(elapsed, answered=reason == "an answer", waits_for_disk=reason == "the disk")
+    assert not patience.add_interval(elapsed, answered=reason == "an answer", waits_for_disk=reason == "the disk")
     assert intervals_until_over(patience) == usual

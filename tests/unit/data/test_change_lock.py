@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from tdefs.data.change_lock import ChangeLock
 
 #: Long enough for a thread that is not kept waiting, on a busy machine as well.
@@ -77,6 +79,57 @@ def test_a_thread_that_waits_to_hold_the_lock_alone_is_not_overtaken() -> None:
     assert late.waits()
     lock.release()
     assert late.succeeds()
+
+
+def test_threads_that_hold_the_lock_alone_in_turn_let_others_share_it() -> None:
+    """Several writers that extend a file keep no read waiting: one of them always waits to be the next."""
+    lock = ChangeLock()
+    is_over = threading.Event()
+
+    def alone() -> None:
+        while not is_over.is_set():
+            lock.acquire_for_change()
+            time.sleep(0.0005)
+            lock.release(1)
+
+    writers = [threading.Thread(target=alone) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    try:
+        for share, end in ((lock.share, lock.end_sharing), (lock.begin_pages, lambda: lock.end_pages(0))):
+            for _ in range(20):
+                assert Attempt(share).succeeds()
+                end()
+    finally:
+        is_over.set()
+        for writer in writers:
+            writer.join()
+
+
+def test_a_thread_that_gives_up_waiting_to_share_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = ChangeLock()
+    lock.acquire()
+    released = lock._released
+    wait = released.wait
+
+    def interrupted() -> None:
+        wait()
+        monkeypatch.setattr(released, "wait", wait)
+        raise KeyboardInterrupt
+
+    def share() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            lock.share()
+
+    monkeypatch.setattr(released, "wait", interrupted)
+    late = Attempt(share)
+    assert late.waits()
+    monkeypatch.setattr(released, "wait", wait)
+    alone = Attempt(lock.acquire)
+    assert alone.waits()
+    lock.release()
+    assert late.succeeds()
+    assert alone.succeeds()
 
 
 def test_a_read_learns_of_each_change_that_began_before_its_end() -> None:

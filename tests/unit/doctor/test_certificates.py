@@ -15,8 +15,7 @@ from tdefs.doctor.certificates import examine_certificates
 from tdefs.doctor.findings import Finding, Level
 from tdefs.errors import Exit
 from tdefs.keys.dialogue import Dialogue
-from tdefs.keys.protectors.base import WrongSecretError
-from tdefs.keys.protectors.obtaining import Obtained, Parameters
+from tdefs.keys.protectors.base import Obtained, Parameters, WrongSecretError
 from tdefs.keys.sources.base import Certificate, KeySource
 from tdefs.keys.sources.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext

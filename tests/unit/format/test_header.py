@@ -157,13 +157,13 @@ def test_what_a_later_version_may_write_is_unsupported_and_not_damage(offset: in
 
 
 def test_a_key_name_that_is_no_text_is_damage() -> None:
-    with pytest.raises(DamagedHeader, match="its data key name is none"):
+    with pytest.raises(DamagedHeader, match="its data key name is not valid"):
         read(with_field(48, b"\xff"))
 
 
 @pytest.mark.parametrize("name", [b"a\nb", b"\x1b[2J", b"Dk_1", b"", b"a\0b"])
 def test_a_key_name_that_would_be_more_than_a_name_in_a_log_is_damage(name: bytes) -> None:
-    with pytest.raises(DamagedHeader, match="its data key name is none"):
+    with pytest.raises(DamagedHeader, match="its data key name is not valid"):
         read(with_field(48, name.ljust(32, b"\0")))
 
 

@@ -15,8 +15,8 @@ from tests.support.processes import is_alive, wait_until
 from tests.support.signals import deaf, signals_of
 from tests.support.terminal import Terminal
 from tests.support.volume import TDEFS
+from tests.unit.cli.test_command_terminal import ASK, PROMPT, program
 from tests.unit.keys.keystore_samples import KEY_HEX
-from tests.unit.keys.test_command_terminal import ASK, PROMPT, program
 
 MOST = "SIGINT SIGQUIT SIGHUP SIGTERM SIGPIPE SIGUSR1 SIGALRM SIGTSTP"
 #: glibc's posix_spawn has these ignored until the program starts a thread.

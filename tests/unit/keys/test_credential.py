@@ -1,6 +1,6 @@
 """Passphrases that systemd hands to a unit, and files that others can read.
 
-Covers tdefs/keys/secret_files.py. The variable and the directory are set as systemd.exec(5) says.
+Covers tdefs/keys/private_files.py. The variable and the directory are set as systemd.exec(5) says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tdefs.cli.common.parsing import build
 from tdefs.cli.common.secret_options import SecretOptions, add_secret
 from tdefs.cli.common.terminal import warn
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.secret_files import credential_path, read_passphrase_credential, read_passphrase_file
+from tdefs.keys.private_files import credential_path, read_passphrase_credential, read_passphrase_file
 
 
 @pytest.fixture

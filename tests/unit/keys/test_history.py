@@ -148,7 +148,7 @@ def test_line_torn_by_a_crash_is_ended_and_noted(keystore: Path, anchor: History
     append(keystore, "unlock", {}, KEY)
     found = check(keystore, anchor)
     assert found.findings == []
-    assert found.notes == ["line 7 is no record; a crash may have torn it"]
+    assert found.notes == ["line 7 is not a record; a crash may have torn it"]
     assert found.records[-1]["n"] == 8
 
 

@@ -10,7 +10,7 @@ import pytest
 from tdefs.cli.common.terminal import TerminalDialogue
 from tdefs.config import parse_config
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys.sources.kinds import kinds, make_key_source
+from tdefs.keys.sources.base import kinds, make_key_source
 from tdefs.keys.sources.settings import SettingsReader
 
 TEXT = """version: 1
@@ -86,7 +86,7 @@ def test_unknown_fields_are_refused_with_what_was_meant() -> None:
     read = reader()
     read.text("timeout_second", "")
     error = refusal(read.finish)
-    assert error.message == "t.yaml:5: key source \"kms1\": unknown field 'servers'"
+    assert error.message == 't.yaml:5: key source "kms1": unknown field "servers"'
     read = reader(TEXT.replace("    servers: [a:1, b:2]\n    ca: /etc/ca.pem\n", ""))
     read.text("timeout_secnds", "")
     assert refusal(read.finish).hint == 'perhaps you meant "timeout_secnds"'
@@ -95,7 +95,7 @@ def test_unknown_fields_are_refused_with_what_was_meant() -> None:
 def test_an_unknown_kind_is_refused_with_those_there_are() -> None:
     settings = parse_config(TEXT.replace("kmip", "telepathy").encode(), Path("t.yaml")).key_source("kms1")
     error = refusal(lambda: make_key_source(settings, TerminalDialogue()))
-    assert error.message == "t.yaml:4: key source \"kms1\": there is no kind of key source 'telepathy'"
+    assert error.message == 't.yaml:4: key source "kms1": there is no kind of key source "telepathy"'
     assert error.hint == f"kinds: {', '.join(kinds())}"
 
 

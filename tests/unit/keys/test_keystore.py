@@ -8,7 +8,6 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,7 @@ from tdefs.keys.hierarchy import KeyRing, key_fingerprint
 from tdefs.keys.keystore.entries import Document
 from tdefs.keys.keystore.file import Keystore, create_keystore, load_keystore
 from tdefs.keys.keystore.text import serialise
-from tdefs.keys.protectors.base import Protector, WrappedProtectorKey
+from tdefs.keys.protectors.base import Parameters
 from tdefs.keys.protectors.command import CommandProtector
 from tdefs.keys.protectors.passphrase import PassphraseProtector
 from tdefs.keys.wrapping import WrapContext
@@ -273,16 +272,12 @@ def test_data_keys_exchanged_under_a_right_mac_do_not_unwrap(path: Path, monkeyp
 
 
 def test_protector_that_cannot_undo_its_work_is_found_at_creation(path: Path) -> None:
-    class Forgetful(Protector):
-        kind = "passphrase"
+    class Forgetful(PassphraseProtector):
+        def recover(self, params: Parameters, context: WrapContext) -> bytes:
+            return passphrase(WRONG_PASSPHRASE).recover(params, context)
 
-        def wrap(self, protector_key: bytes, context: WrapContext) -> WrappedProtectorKey:
-            return passphrase().wrap(protector_key, context)
-
-        def unwrap(self, entry: Any, context: WrapContext) -> bytes:
-            return passphrase(WRONG_PASSPHRASE).unwrap(entry, context)
-
-    assert failure(lambda: create_keystore(path, VOLUME_ID, Forgetful())).exit_code == Exit.WRONG_SECRET
+    forgetful = Forgetful(lambda: PASSPHRASE, cost=CHEAP)
+    assert failure(lambda: create_keystore(path, VOLUME_ID, forgetful)).exit_code == Exit.WRONG_SECRET
     assert list(path.parent.iterdir()) == []
 
 

@@ -1,4 +1,7 @@
-"""Whoever can write to the keystore cannot make unlocking it take long. Covers tdefs/keys/limits.py, memory.py."""
+"""Whoever can write to the keystore cannot make unlocking it take long.
+
+Covers tdefs/keys/keystore/checking.py and memory.py.
+"""
 
 from __future__ import annotations
 

@@ -14,13 +14,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 import tdefs
 from tdefs.errors import Exit, TdefsError
 from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.protectors.base import Made, NotMineError, WrongSecretError
+from tdefs.keys.protectors.base import Made, NotMineError, Obtained, Parameters, Protector, WrongSecretError
 from tdefs.keys.protectors.command import CommandProtector
-from tdefs.keys.protectors.obtaining import Obtained, ObtainingProtector, Parameters
 from tdefs.keys.protectors.recovery import RecoveryCodeProtector
 from tdefs.keys.protectors.this_host import ThisHostProtector
 from tdefs.keys.sources.aws_kms.source import AwsKms
-from tdefs.keys.sources.kmip import KmipSource
+from tdefs.keys.sources.kmip.source import KmipSource
 from tdefs.keys.sources.pkcs11.source import Pkcs11
 from tdefs.keys.sources.vault.kv import VaultKV
 from tdefs.keys.sources.vault.transit import VaultTransit
@@ -29,10 +28,10 @@ from tdefs.keys.wrapping import WrapContext, unwrap_secret
 FORMAT = Path(tdefs.__file__).parents[1] / "docs" / "FORMAT.md"
 CONTEXT = WrapContext(bytes(16), "protector key by drawer", "pr_1", 0, "pr_1")
 PROTECTOR_KEY = bytes(range(32))
-SOURCES: list[type[ObtainingProtector]] = [AwsKms, KmipSource, Pkcs11, VaultKV, VaultTransit]
+SOURCES: list[type[Protector]] = [AwsKms, KmipSource, Pkcs11, VaultKV, VaultTransit]
 
 
-class Drawer(ObtainingProtector):
+class Drawer(Protector):
     """Keeps each secret in a drawer with a number."""
 
     kind = "drawer"
@@ -60,7 +59,7 @@ class Drawer(ObtainingProtector):
         return WrongSecretError(f"not the drawer of {params.entry_id}")
 
 
-def entry_of(protector: ObtainingProtector) -> ProtectorEntry:
+def entry_of(protector: Protector) -> ProtectorEntry:
     wrapped = protector.wrap(PROTECTOR_KEY, CONTEXT)
     return ProtectorEntry("pr_1", protector.kind, datetime.now(UTC), "mk_1", wrapped.params, wrapped.wrapped)
 
@@ -115,7 +114,7 @@ def test_parameters_that_the_kind_never_writes_are_damage_and_not_repeated(param
 
 @pytest.mark.parametrize("kind", SOURCES, ids=lambda kind: kind.kind)
 def test_each_key_source_has_the_purpose_and_the_parameters_that_the_format_documents(
-    kind: type[ObtainingProtector],
+    kind: type[Protector],
 ) -> None:
     rows = [line for line in FORMAT.read_text().splitlines() if f"`{kind.purpose.decode()}`" in line]
     assert len(rows) == 1
@@ -124,5 +123,5 @@ def test_each_key_source_has_the_purpose_and_the_parameters_that_the_format_docu
 
 
 @pytest.mark.parametrize("kind", [CommandProtector, RecoveryCodeProtector, ThisHostProtector])
-def test_other_protectors_have_the_purpose_that_the_format_documents(kind: type[ObtainingProtector]) -> None:
+def test_other_protectors_have_the_purpose_that_the_format_documents(kind: type[Protector]) -> None:
     assert kind.purpose.decode() in FORMAT.read_text()

@@ -1,6 +1,6 @@
 """The protector this-host, its host keys and what is said of a TPM.
 
-Covers tdefs/keys/machine.py, tdefs/keys/protectors/this_host*.py and the errors of tdefs/keys/tpm.py.
+Covers tdefs/keys/protectors/this_host.py, tdefs/keys/protectors/this_host*.py and the errors of tdefs/keys/tpm.py.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from tdefs.keys.keystore.file import Keystore
 from tdefs.keys.keystore.wrapped_keys import new_document, now
 from tdefs.keys.protectors.base import NotMineError
 from tdefs.keys.protectors.this_host import HostRefusedError, ThisHostProtector
-from tdefs.keys.protectors.this_host_key import HostKeyHolder
-from tdefs.keys.protectors.this_host_tpm import PCRS, TpmHolder
+from tdefs.keys.protectors.this_host_holders import PCRS, HostKeyHolder, TpmHolder
 from tdefs.keys.tpm import Sealed, Tpm
 from tdefs.keys.wrapping import WrapContext
 from tests.unit.keys.keystore_samples import VOLUME_ID, everything_shown, passphrase

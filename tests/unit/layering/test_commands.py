@@ -106,6 +106,13 @@ WRONG = {
     ("key", "rotate", "dk_1", "dk_2"): ("tdefs key rotate [-h]", 'one argument too many: "dk_2"'),
     ("key", "list", "--xyzzy"): ("tdefs key list [-h]", "'tdefs key list --help' lists them"),
     ("frobnicate",): ("tdefs [-h]", "the commands are"),
+    ("mount", "--log-fiel", "x"): ("tdefs mount [-h]", "did you mean --log-file?"),
+    ("mount", "--log-fiel"): ("tdefs mount [-h]", "unknown option --log-fiel\nHINT:  did you mean --log-file?"),
+    ("--versino", "key", "list"): ("tdefs [-h]", "did you mean --version?"),
+    ("key",): ("tdefs key [-h]", "HINT:  the commands are create, rotate"),
+    ("key", "list", "--json=x"): ("tdefs key list [-h]", 'argument --json: takes no value, but "x" was given'),
+    ("key", "list", "--volume"): ("tdefs key list [-h]", "argument --volume: needs a value"),
+    ("key", "revoke", "dk_1", "--round", "x"): ("tdefs key revoke [-h]", "a round is a number, such as 2"),
 }
 
 

@@ -111,7 +111,7 @@ def test_what_is_planted_in_the_place_of_the_manifest_counts_as_its_loss(
             os.truncate(place, 1 << 42)  # more than any memory, and nothing on the disk
     state = look(binding(volume))
     assert state.manifest is None
-    assert state.lost.startswith("is no good: ")
+    assert state.lost.startswith("cannot be used: ")
 
 
 def test_what_root_writes_in_a_volume_of_another_user_is_that_users(volume: Volume) -> None:

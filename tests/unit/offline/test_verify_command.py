@@ -14,7 +14,7 @@ import pytest
 from tdefs.cli import verify
 from tdefs.errors import Exit
 from tdefs.offline.reader import CHUNK_SIZE
-from tdefs.volume.description import VolumeLock
+from tdefs.volume.lock import VolumeLock
 from tests.support.offline_volumes import (
     KEY_COMMAND,
     PG_DATA,
@@ -389,7 +389,7 @@ REMOVED = {
     "base/5/PG_VERSION": "the file is missing: the database has no PG_VERSION",
     "base/5/pg_filenode.map": "the file is missing: the database has no pg_filenode.map",
     "pg_wal/000000010000000000000001": "the WAL segment is missing",
-    "pg_xact/0000": "the file is missing: it tells which transactions were committed",
+    "pg_xact/0000": "the file is missing: it says which transactions were committed",
     TABLE: "the file is missing: there is a fsm fork and no main fork",
 }
 

@@ -132,7 +132,7 @@ def test_wal_segment_has_one_size() -> None:
 def test_states_of_all_transactions_are_there() -> None:
     span = PAGE * 4 * 32
     assert gaps(control=cluster(xids=(3, 2 * span))) == {
-        "pg_xact/0001": "the file is missing: it tells which transactions were committed"
+        "pg_xact/0001": "the file is missing: it says which transactions were committed"
     }
     # transaction numbers start anew after four thousand million
     around = cluster(xids=((1 << 32) - 5, 700))

@@ -87,3 +87,22 @@ def test_a_directory_that_gets_the_number_of_a_removed_one_has_no_unsynced_names
     assert names.last_in(gone) is not None
     served.namespace.rmdir(*served.place("gone"))
     assert names.last_in(gone) is None
+
+
+def test_a_link_in_a_directory_that_was_forgotten_and_moved_can_be_synced(served: ServedVolume) -> None:
+    """The kernel knows the file by its other name, and asks for the directory anew when it is moved."""
+    served.mkdirs("one", "other", "below")
+    directory, _ = served.namespace.mkdir(*served.place("one/moved"), 0o700, OWNER)
+    directory.looked_up()
+    served.create("one/moved/file", b"text")
+    served.inode("below").looked_up()
+    served.link("one/moved/file", "below/file")
+    inode = served.inode("below/file")
+    inode.looked_up()
+    file = served.opener.open(inode, writable=True)
+    inode.opened()
+    served.inodes.forget(directory.number, 1)
+    served.rename("one/moved", "other/moved")
+    file.sync_names()
+    assert file.names_durable
+    assert served.tree.unsynced_names.last_in(served.inode("other")) is None

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from tdefs.keys.dialogue import Dialogue
 from tdefs.keys.failures import UntrustedServerError
-from tdefs.keys.protectors.base import NotMineError, WrongSecretError
-from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters
+from tdefs.keys.protectors.base import WRAPPING_KEY_BYTES, NotMineError, Obtained, Parameters, WrongSecretError
 from tdefs.keys.sources.asking import Patient, TimeLimits
 from tdefs.keys.sources.aws_kms.endpoint import Endpoint
 from tdefs.keys.sources.base import Certificate, KeySource
@@ -51,7 +50,6 @@ class AwsKms(KeySource):
 
     @classmethod
     def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
-        """See KeySource."""
         key_id = read.text("key_id")
         if not _KEY_ID.fullmatch(key_id):
             raise read.wrong("key_id", "key_id must be the id of a key, an alias/NAME, or an ARN of either")
@@ -75,19 +73,16 @@ class AwsKms(KeySource):
         return cls(key_id, endpoint, Patient(endpoint, limits, dialogue.note), more_context)
 
     def certificates(self) -> Sequence[Certificate]:
-        """See KeySource."""
         ca: Path | None = self._endpoint.ca
         return (Certificate(ca, "the authority that AWS KMS's endpoint must be certified by"),) if ca else ()
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector. The secret is random, and the service encrypts it."""
+        """See Protector. The secret is random, and the service encrypts it."""
         secret = os.urandom(WRAPPING_KEY_BYTES)
 
         def encrypt(client: KMSClient) -> tuple[str, bytes]:
             answer = client.encrypt(
-                KeyId=self._key_id,
-                Plaintext=secret,
-                EncryptionContext=self._encryption_context(context),
+                KeyId=self._key_id, Plaintext=secret, EncryptionContext=self._encryption_context(context)
             )
             return answer.get("KeyId", ""), answer.get("CiphertextBlob", b"")
 
@@ -98,7 +93,7 @@ class AwsKms(KeySource):
         return Obtained(secret, {"key_arn": arn, "key_id": self._key_id, "ciphertext": ciphertext})
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector. Decrypt is given the key that Encrypt used, and refuses other ciphertexts."""
+        """See Protector. Decrypt is given the key that Encrypt used, and refuses other ciphertexts."""
         made_by, key_id = params.text("key_arn", _KEY_ARN), params.text("key_id", _PRINTABLE)
         blob = params.base64("ciphertext", _CIPHERTEXT)
         arn = _in_region(made_by, self._endpoint.region_in_use)
@@ -117,7 +112,6 @@ class AwsKms(KeySource):
         return secret
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
         arn = _in_region(params.text("key_arn", _KEY_ARN), self._endpoint.region_in_use)
         return WrongSecretError(
             f"the key {arn} of AWS KMS does not open protector {params.entry_id}",
@@ -147,6 +141,9 @@ class AwsKms(KeySource):
         if "alias/" in self._key_id:
             return "alias/" not in key_id or _alias(key_id) == _alias(self._key_id)
         return self._key_id in (arn, found["id"], f"key/{found['id']}")
+
+
+SOURCE = AwsKms
 
 
 def _in_region(arn: str, region: str) -> str:

@@ -3,9 +3,3 @@
 PyKMIP encodes and decodes the messages. Its client is not used: it has fixed TLS versions, does not check the host
 name of the server, and reads configuration files of its own.
 """
-
-from tdefs.keys.sources.kmip.source import KmipSource
-
-SOURCE = KmipSource
-
-__all__ = ["SOURCE", "KmipSource"]

@@ -12,7 +12,7 @@ from kmip.core.utils import BytearrayStream
 
 from tdefs.errors import TdefsError
 from tdefs.keys.failures import RefusedError, UnusableError
-from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES
+from tdefs.keys.protectors.base import WRAPPING_KEY_BYTES
 from tdefs.keys.sources.base import ServerKey
 from tdefs.keys.sources.kmip.connection import Connection, not_understood
 from tdefs.text import masked, shortened

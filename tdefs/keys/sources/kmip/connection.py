@@ -6,12 +6,12 @@ import socket
 import ssl
 import struct
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from tdefs.errors import TdefsError
 from tdefs.keys.failures import RefusedError, UnreachableError, UntrustedServerError
-from tdefs.keys.sources.kmip.fields import Server
 
 #: The beginning of a KMIP reply: the tag Response Message, and the type Structure. 4 bytes of length follow.
 _RESPONSE = bytes.fromhex("42007b01")
@@ -19,6 +19,17 @@ _HEADER_BYTES = 8
 _MAX_REPLY_BYTES = 1 << 20
 #: OpenSSL's names of the alerts by which a server refuses the client's certificate.
 _REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The address of a server; ``host`` is a name or an IP address, as in its certificate."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Connection:
@@ -54,7 +65,10 @@ class Connection:
         self._socket.close()
 
     def exchange(self, request: bytes) -> bytes:
-        """Return the bytes of the reply to a request. Raises what connecting raises."""
+        """Return the bytes of the reply to a request.
+
+        :raises TdefsError: as connecting.
+        """
         self._deadline = time.monotonic() + self._timeout
         try:
             self._send(request)

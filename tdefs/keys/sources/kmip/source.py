@@ -12,13 +12,21 @@ from typing import Self
 from tdefs.keys.dialogue import Dialogue
 from tdefs.keys.failures import RefusedError, UnusableError
 from tdefs.keys.keystore.entries import ProtectorEntry
-from tdefs.keys.protectors.base import Made, NotMineError, Protector, WrongSecretError
-from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters, malformed_is_damage
+from tdefs.keys.protectors.base import (
+    WRAPPING_KEY_BYTES,
+    Made,
+    NotMineError,
+    Obtained,
+    Parameters,
+    Protector,
+    WrongSecretError,
+    malformed_is_damage,
+)
 from tdefs.keys.sources.asking import Patient
 from tdefs.keys.sources.base import ACTIVE, Certificate, KeySource, ServerKey, WrappingKeys
 from tdefs.keys.sources.kmip.client import Client
-from tdefs.keys.sources.kmip.fields import KmipSettings, Server, read_fields
-from tdefs.keys.sources.kmip.servers import Servers
+from tdefs.keys.sources.kmip.connection import Server
+from tdefs.keys.sources.kmip.servers import KmipSettings, Servers, read_fields
 from tdefs.keys.sources.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 from tdefs.text import shortened
@@ -51,7 +59,6 @@ class KmipSource(KeySource, WrappingKeys):
 
     @classmethod
     def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
-        """See KeySource."""
         return cls(read_fields(read), dialogue)
 
     @property
@@ -60,13 +67,12 @@ class KmipSource(KeySource, WrappingKeys):
         return self._settings.servers
 
     def certificates(self) -> Sequence[Certificate]:
-        """See KeySource."""
         return self._settings.tls.watched()
 
     # --- wrapping
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector. It is the key itself."""
+        """See Protector. It is the key itself."""
         made = None
         if self._settings.key_id or self._settings.key_name:
             uid, key = self._patient.ask(self._configured_key)
@@ -83,8 +89,6 @@ class KmipSource(KeySource, WrappingKeys):
         return Obtained(key, params, made)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector."""
-        del context
         uid, source = params.text("key", _UID), params.text("source", _NAME)
         params.integer("created", 0, 1)
         if self._settings.key_id not in ("", uid):
@@ -97,7 +101,6 @@ class KmipSource(KeySource, WrappingKeys):
             raise
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
         uid = params.text("key", _UID)
         return WrongSecretError(
             f"the key {shortened(uid)} of the key server does not unlock protector {params.entry_id}",
@@ -109,12 +112,10 @@ class KmipSource(KeySource, WrappingKeys):
         return _SameKey(self, entry)
 
     def made(self, entry: ProtectorEntry) -> Made | None:
-        """See Protector."""
         uid = self.made_for(entry)
         return _made(self._settings.name, uid) if uid is not None else None
 
     def forget(self, entry: ProtectorEntry) -> None:
-        """See Protector."""
         uid = self.made_for(entry)
         if uid is not None:
             self._patient.ask(partial(_end, uid))
@@ -122,33 +123,26 @@ class KmipSource(KeySource, WrappingKeys):
     # --- the keys on the server
 
     def list_keys(self) -> Sequence[ServerKey]:
-        """See WrappingKeys."""
         return self._patient.ask(_all_keys)
 
     def create_key(self, name: str) -> str:
-        """See WrappingKeys."""
         return self._patient.ask(lambda client: client.create(name))
 
     def register_key(self, name: str, secret: bytes) -> str:
-        """See WrappingKeys."""
         if len(secret) != WRAPPING_KEY_BYTES:
             raise ValueError("the wrapping key has a wrong length")
         return self._patient.ask(lambda client: client.register(name, secret))
 
     def activate_key(self, uid: str) -> None:
-        """See WrappingKeys."""
         self._patient.ask(lambda client: client.activate(uid))
 
     def revoke_key(self, uid: str, reason: str) -> None:
-        """See WrappingKeys."""
         self._patient.ask(lambda client: client.revoke(uid, reason))
 
     def destroy_key(self, uid: str) -> None:
-        """See WrappingKeys."""
         self._patient.ask(partial(_destroy_inactive, uid))
 
     def made_for(self, entry: ProtectorEntry) -> str | None:
-        """See WrappingKeys."""
         with malformed_is_damage():
             params = self.parameters(entry)
             uid, created = params.text("key", _UID), params.integer("created", 0, 1)
@@ -202,6 +196,9 @@ class KmipSource(KeySource, WrappingKeys):
         return key
 
 
+SOURCE = KmipSource
+
+
 def _made(source: str, uid: str) -> Made:
     removal = " && ".join(
         f"tdefs key-source {action} {source} {shlex.quote(uid)}" for action in ("revoke", "destroy")
@@ -253,8 +250,6 @@ class _SameKey(KmipSource):
         self._params = dict(entry.params)
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector."""
-        del context
         return Obtained(self._get(self._uid), self._params)
 
     def made(self, entry: ProtectorEntry) -> None:

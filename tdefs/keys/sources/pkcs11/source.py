@@ -1,36 +1,122 @@
-"""The key source ``pkcs11``: a token encrypts and decrypts the wrapping key of a protector."""
+"""The key source ``pkcs11``: a token, asked by a process of its own, encrypts and decrypts the wrapping key."""
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shlex
-from dataclasses import replace
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+import pkcs11  # noqa: F401 - if it is missing, that is reported before a process that needs it is started
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from tdefs.errors import NoSecretError
 from tdefs.keys.dialogue import Dialogue
-from tdefs.keys.failures import RefusedError, UnusableError
-from tdefs.keys.protectors.base import Made, NotMineError, WrongSecretError
-from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters
-from tdefs.keys.sources.asking import Patient, TimeLimits
+from tdefs.keys.failures import LostError, RefusedError, UnavailableError, UnusableError
+from tdefs.keys.protectors.base import (
+    WRAPPING_KEY_BYTES,
+    Made,
+    NotMineError,
+    Obtained,
+    Parameters,
+    WrongSecretError,
+)
+from tdefs.keys.sources.asking import Patient, Service, TimeLimits
 from tdefs.keys.sources.base import KeySource
-from tdefs.keys.sources.pkcs11.process import Ask, TokenService
-from tdefs.keys.sources.pkcs11.request import AES_GCM, DECRYPT, ENCRYPT, LOOK, PUBLIC_KEY, RSA_OAEP, Request
+from tdefs.keys.sources.pkcs11.request import (
+    AES_GCM,
+    DECRYPT,
+    ENCRYPT,
+    LOOK,
+    PUBLIC_KEY,
+    RSA_OAEP,
+    Request,
+    load_error,
+)
 from tdefs.keys.sources.settings import SettingsReader
 from tdefs.keys.wrapping import WrapContext
 from tdefs.text import masked
 
+Result = TypeVar("Result")
+#: Has the token do one thing, and returns its answer.
+Ask = Callable[[Request], dict[str, Any]]
 _LEAST_RSA_BITS = 2048
 _MAX_LABEL_CHARACTERS = 255
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
 _CIPHERTEXT = re.compile(r"[A-Za-z0-9+/]{4,4092}={0,2}", re.ASCII)
 _NO_PIN_HINT = "set pin_file in the key source, or unlock with another protector"
+
+
+@dataclass(frozen=True)
+class TokenService(Service[Ask]):
+    """A token, asked by processes that live for one operation."""
+
+    name: str
+    timeout_seconds: int
+
+    @property
+    def title(self) -> str:
+        return f'the token "{self.name}"'
+
+    def once(self, call: Callable[[Ask], Result], purpose: str, until: float) -> Result:
+        return call(lambda request: ask(request, self.timeout_seconds))
+
+
+def ask(request: Request, timeout_seconds: float) -> dict[str, Any]:
+    """Return the answer to ``request``.
+
+    :raises UnreachableError: nothing was tried with the PIN.
+    :raises TdefsError: the process raised it.
+    :raises LostError: the module does not answer in time. It may have been about to refuse the PIN, so it is not
+        asked again.
+    """
+    # -I: nothing is imported from the current directory, nor from PYTHONPATH
+    command = [sys.executable, "-I", "-m", "tdefs.keys.sources.pkcs11.token"]
+    try:
+        done = subprocess.run(
+            command,
+            input=request.dump(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a module may print anything
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        done = None
+    # Outside of the handler: its exception contains what was sent, and what was read so far.
+    if done is None:
+        raise LostError(
+            f"the PKCS#11 module did not answer within {timeout_seconds:g} s",
+            f'"{request.module}" was ended while it was to {request.operation}',
+            "is the token reachable? timeout_seconds gives it more time",
+        )
+    if done.returncode < 0:
+        number = -done.returncode
+        reason = signal.strsignal(number) or f"signal {number}"
+        raise UnavailableError(f'the PKCS#11 module "{request.module}" crashed', reason)
+    said = _read(done.stdout)
+    if said is None:
+        raise UnavailableError(f'the process with the PKCS#11 module "{request.module}" failed')
+    if "error" in said:
+        raise load_error(said["error"])
+    return said
+
+
+def _read(text: bytes) -> dict[str, Any] | None:
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) else None
 
 
 class Pkcs11(KeySource):
@@ -51,7 +137,6 @@ class Pkcs11(KeySource):
 
     @classmethod
     def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
-        """See KeySource."""
         pin_file = read.optional_path("pin_file")
         request = Request(
             operation=LOOK,
@@ -79,7 +164,7 @@ class Pkcs11(KeySource):
         return not self._request.pin_file
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector. The secret is random; the token, or its public key, encrypts it."""
+        """See Protector. The secret is random; the token, or its public key, encrypts it."""
         secret = os.urandom(WRAPPING_KEY_BYTES)
         made = None
         if self._request.mechanism == AES_GCM:
@@ -100,7 +185,7 @@ class Pkcs11(KeySource):
         return Obtained(secret, params, made)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector. The token is not compared: another token may have got the same key."""
+        """See Protector. The token is not compared: another token may have got the same key."""
         for name in ("token_label", "token_serial"):
             params.text(name, _PRINTABLE)
         key_label = params.text("key_label", _PRINTABLE)
@@ -111,7 +196,6 @@ class Pkcs11(KeySource):
         return bytes.fromhex(self._ask(DECRYPT, ciphertext, context)["data"])
 
     def wrong_secret(self, params: Parameters) -> WrongSecretError:
-        """See ObtainingProtector."""
         return WrongSecretError(
             f'the key "{self._request.key_label}" of the token does not open protector {params.entry_id}',
             detail="what the token decrypted does not fit what the keystore holds",
@@ -161,6 +245,9 @@ class Pkcs11(KeySource):
         if not pin:
             raise NoSecretError("the PIN is empty")
         return pin
+
+
+SOURCE = Pkcs11
 
 
 def _public_key(said: dict[str, Any]) -> rsa.RSAPublicKey:

@@ -11,29 +11,47 @@ from pathlib import Path
 from typing import Any
 
 import pkcs11
-from pkcs11.constants import Attribute, MechanismFlag, ObjectClass
+from pkcs11.constants import Attribute, MechanismFlag, ObjectClass, TokenFlag
 from pkcs11.mechanisms import MGF, GCMParams, KeyType, Mechanism
 from pkcs11.types import DecryptMixin, EncryptMixin, Key, Session, Token
 
 from tdefs.errors import NoSecretError, TdefsError
 from tdefs.host import harden_process, lock_memory, refuse_tracer
-from tdefs.keys.failures import UnavailableError, UnreachableError, UnusableError
+from tdefs.keys.failures import LostError, RefusedError, UnavailableError, UnreachableError, UnusableError
 from tdefs.keys.private_files import read_file
-from tdefs.keys.sources.pkcs11.answers import of_error, refusal_before_login
-from tdefs.keys.sources.pkcs11.request import (
-    AES_GCM,
-    DECRYPT,
-    LOGIN,
-    LOOK,
-    PUBLIC_KEY,
-    Request,
-    dump_error,
-)
+from tdefs.keys.protectors.base import WrongSecretError
+from tdefs.keys.sources.pkcs11.request import AES_GCM, DECRYPT, LOGIN, LOOK, PUBLIC_KEY, Request, dump_error
 from tdefs.keys.wrapping import NONCE_BYTES
 from tdefs.trust import check_trusted
 
 _KEY_BITS = 256
 _MECHANISMS = {AES_GCM: Mechanism.AES_GCM}
+_PIN = {
+    pkcs11.PinIncorrect: "the PIN of {token} is wrong",
+    pkcs11.PinLocked: "the PIN of {token} is locked",
+    pkcs11.PinExpired: "the PIN of {token} has expired",
+    pkcs11.PinLenRange: "the PIN of {token} is wrong: it has not the length of a PIN",
+    pkcs11.PinInvalid: "the PIN of {token} is wrong: it has characters that a PIN cannot have",
+    pkcs11.UserPinNotInitialized: "{token} has no PIN yet",
+}
+_GONE = (
+    pkcs11.DeviceError,
+    pkcs11.DeviceRemoved,
+    pkcs11.TokenNotPresent,
+    pkcs11.TokenNotRecognised,
+    pkcs11.SlotIDInvalid,
+    pkcs11.SessionClosed,
+    pkcs11.SessionHandleInvalid,
+)
+# Tokens have no common answer to a ciphertext, or a context, that is not theirs; that of SoftHSM is GeneralError.
+_NOT_THIS_CIPHERTEXT = (
+    pkcs11.EncryptedDataInvalid,
+    pkcs11.EncryptedDataLenRange,
+    pkcs11.DataInvalid,
+    pkcs11.DataLenRange,
+    pkcs11.FunctionFailed,
+    pkcs11.GeneralError,
+)
 
 
 def main() -> None:
@@ -52,7 +70,11 @@ def main() -> None:
 
 
 def answer(request: Request) -> dict[str, Any]:
-    """Return the answer to a request. Raises TdefsError; UnreachableError only before the PIN is tried."""
+    """Return the answer to a request.
+
+    :raises UnreachableError: only before the PIN is tried.
+    :raises TdefsError: another attempt would fail, too.
+    """
     with _module(request.module) as module:
         token = _find(module, request)
         found = {"token_label": token.label, "token_serial": token.serial.decode("ascii", "replace")}
@@ -215,6 +237,44 @@ def _check_stays(key: Key, name: str) -> None:
                 f"its attribute {attribute.name} is {found}",
                 "have the token make a key that is sensitive and not extractable",
             )
+
+
+def of_error(error: pkcs11.PKCS11Error, token: str, operation: str) -> TdefsError:
+    """Return the error for one of an ``operation``, or of the login before it. None of them is tried again.
+
+    A card counts wrong PINs, and locks after three or so.
+    """
+    name = type(error).__name__
+    detail = f"the token answered {name}"
+    for kind, message in _PIN.items():
+        if isinstance(error, kind):
+            return RefusedError(
+                message.format(token=token), detail, "each wrong PIN brings the token nearer to locking"
+            )
+    if isinstance(error, _GONE):
+        return LostError(f"{token} was lost", detail, "is it plugged in?")
+    if operation == "decrypt" and isinstance(error, _NOT_THIS_CIPHERTEXT):
+        return WrongSecretError(
+            f"the key in {token} did not encrypt this protector", detail=detail, hint="is it the right token?"
+        )
+    if isinstance(error, pkcs11.MechanismInvalid):
+        return UnusableError(f"the key in {token} cannot be used with this mechanism", detail)
+    return RefusedError(f"{token} refused to {operation}", detail)
+
+
+def refusal_before_login(flags: TokenFlag, token: str, *, typed: bool) -> TdefsError | None:
+    """Return why a PIN must not even be tried; ``typed`` means that a person has entered it."""
+    if flags & TokenFlag.USER_PIN_LOCKED:
+        return RefusedError(
+            f"the PIN of {token} is locked", "too many wrong PINs were tried", "unlock it with its PUK"
+        )
+    if flags & TokenFlag.USER_PIN_FINAL_TRY and not typed:
+        return RefusedError(
+            f"the last try of the PIN of {token} is left to a person",
+            "one more wrong PIN locks it, and the PIN in pin_file may be wrong",
+            "log in once with the token's own tool, or unlock without pin_file",
+        )
+    return None
 
 
 if __name__ == "__main__":

@@ -17,12 +17,10 @@ import hvac
 import hvac.exceptions
 
 from tdefs.keys.failures import UnusableError
-from tdefs.keys.protectors.base import Made
-from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters
+from tdefs.keys.protectors.base import WRAPPING_KEY_BYTES, Made, Obtained, Parameters
 from tdefs.keys.sources.settings import SettingsReader
-from tdefs.keys.sources.vault.names import read_path
-from tdefs.keys.sources.vault.server import not_vault
-from tdefs.keys.sources.vault.source import VaultSource
+from tdefs.keys.sources.vault.fields import read_path
+from tdefs.keys.sources.vault.server import VaultSource, not_vault
 from tdefs.keys.wrapping import WrapContext
 
 _FIELD = "key"
@@ -48,22 +46,17 @@ class VaultKV(VaultSource):
     _new: Made | None = None
 
     def read_name(self, read: SettingsReader) -> str:
-        """See VaultSource."""
         return read_path(read, "path")
 
     @property
     def title(self) -> str:
-        """See VaultSource."""
         return f'the wrapping key at "{self._mount}/{self._name}"'
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector. It is the latest version of the key."""
-        del context
+        """See Protector. It is the latest version of the key."""
         return self._patient.ask(self._latest, f"create and read on {self._mount}/data/{self._name}")
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector."""
-        del context
         version = params.integer("key_version", 1, 10**9)
         self._check_place(params)
         rights = f"read on {self._mount}/data/{self._name}"

@@ -1,4 +1,4 @@
-"""A Vault or OpenBao server as the configuration describes it, and asking it once.
+"""What the kinds of key sources that ask Vault or OpenBao share: the server, asking it, the place of the key.
 
 Only the configuration counts. The variables VAULT_*, BAO_* and those for proxies, ~/.netrc and ~/.vault-token,
 which hvac and requests would use, have no effect. No redirect is followed.
@@ -6,24 +6,28 @@ which hvac and requests would use, have no effect. No redirect is followed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import hvac
 import hvac.exceptions
 import requests
 
+from tdefs.keys.dialogue import Dialogue
 from tdefs.keys.failures import RefusedError
-from tdefs.keys.sources.asking import Service
+from tdefs.keys.protectors.base import NotMineError, Parameters, WrongSecretError
+from tdefs.keys.sources.asking import Patient, Service, TimeLimits
+from tdefs.keys.sources.base import Certificate, KeySource
 from tdefs.keys.sources.settings import SettingsReader
 from tdefs.keys.sources.tls_files import TlsFiles
 from tdefs.keys.sources.vault import refusals
-from tdefs.keys.sources.vault.login import Login, read_login
-from tdefs.keys.sources.vault.names import read_address, read_path
+from tdefs.keys.sources.vault.fields import PLACE, Login, read_address, read_login, read_path
 
 Result = TypeVar("Result")
+_MOST_TIMEOUT_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,6 @@ class VaultServer(Service[hvac.Client]):
 
     @property
     def title(self) -> str:
-        """See Service."""
         return f"the key server {self.address}"
 
     def once(self, call: Callable[[hvac.Client], Result], purpose: str, until: float) -> Result:
@@ -47,7 +50,6 @@ class VaultServer(Service[hvac.Client]):
         :param purpose: the rights that a policy must give for it.
         :raises UnavailableError: a file is not fit.
         """
-        del until
         with requests.Session() as session, ExitStack() as at_the_end:
             client = self._client(session)
             self._log_in(client)
@@ -130,3 +132,54 @@ def read_server(read: SettingsReader, timeout_seconds: int) -> VaultServer:
     if (tls.certificate is None) != (tls.private_key is None):
         raise read.wrong("certificate", "certificate and private_key need each other")
     return VaultServer(address, read_path(read, "namespace", ""), tls, read_login(read), timeout_seconds)
+
+
+class VaultSource(KeySource):
+    """A key at a place: in a namespace, under a mount, with a name."""
+
+    default_mount: ClassVar[str]
+    #: The member of an entry, and the field of the configuration, that has the key's name.
+    name_member: ClassVar[str]
+    #: Why the key at the right place may be the wrong one.
+    wrong_key_detail: ClassVar[str]
+
+    def __init__(self, read: SettingsReader, dialogue: Dialogue) -> None:
+        """Read the fields that all kinds have, and :meth:`read_name`.
+
+        :raises TdefsError: CONFIG_INVALID.
+        """
+        super().__init__()
+        limits = TimeLimits.read(read, _MOST_TIMEOUT_SECONDS)
+        self._server: VaultServer = read_server(read, limits.timeout_seconds)
+        self._patient: Patient[hvac.Client] = Patient(self._server, limits, dialogue.note)
+        self._mount = read_path(read, "mount", self.default_mount)
+        self._name = self.read_name(read)
+        read.finish()
+
+    @classmethod
+    def from_settings(cls, read: SettingsReader, dialogue: Dialogue) -> Self:
+        return cls(read, dialogue)
+
+    @abstractmethod
+    def read_name(self, read: SettingsReader) -> str:
+        """Return the key's name, and read the fields that this kind alone has."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The key's name in messages."""
+
+    def certificates(self) -> Sequence[Certificate]:
+        return self._server.tls.watched()
+
+    def wrong_secret(self, params: Parameters) -> WrongSecretError:
+        return WrongSecretError(f"{self.title} does not open this keystore", detail=self.wrong_key_detail)
+
+    def _place(self) -> dict[str, str | int]:
+        """Return the parameters that name the place of the key."""
+        return {"namespace": self._server.namespace, "mount": self._mount, self.name_member: self._name}
+
+    def _check_place(self, params: Parameters) -> None:
+        """Raise NotMineError for the key of another place."""
+        if {name: params.text(name, PLACE) for name in self._place()} != self._place():
+            raise NotMineError

@@ -17,11 +17,10 @@ import hvac.exceptions
 
 from tdefs.errors import TdefsError
 from tdefs.keys.failures import UnusableError
-from tdefs.keys.protectors.obtaining import WRAPPING_KEY_BYTES, Obtained, Parameters
+from tdefs.keys.protectors.base import WRAPPING_KEY_BYTES, Obtained, Parameters
 from tdefs.keys.sources.settings import SettingsReader
-from tdefs.keys.sources.vault.names import read_name
-from tdefs.keys.sources.vault.server import VaultServer, not_vault
-from tdefs.keys.sources.vault.source import VaultSource
+from tdefs.keys.sources.vault.fields import read_name
+from tdefs.keys.sources.vault.server import VaultServer, VaultSource, not_vault
 from tdefs.keys.wrapping import WrapContext
 
 #: The types of transit keys that allow associated data.
@@ -50,11 +49,10 @@ class VaultTransit(VaultSource):
 
     @property
     def title(self) -> str:
-        """See VaultSource."""
         return f'the transit key "{self._mount}/{self._name}"'
 
     def obtain(self, context: WrapContext) -> Obtained:
-        """See ObtainingProtector.
+        """See Protector.
 
         :raises TdefsError: CONFIG_INVALID for a ``context`` that does not fit the key.
         """
@@ -63,7 +61,6 @@ class VaultTransit(VaultSource):
         return Obtained(secret, params)
 
     def recover(self, params: Parameters, context: WrapContext) -> bytes:
-        """See ObtainingProtector."""
         ciphertext = params.text("ciphertext", _CIPHERTEXT)
         key_context = params.text("context", _CONTEXT)
         version = params.integer("key_version", 1, 10**9)

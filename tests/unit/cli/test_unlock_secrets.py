@@ -19,7 +19,7 @@ from tdefs.cli.common.parsing import build
 from tdefs.cli.common.secret_options import SecretOptions, add_secret, protector_of
 from tdefs.cli.common.terminal import warn
 from tdefs.errors import Exit, TdefsError
-from tdefs.keys import secret_files
+from tdefs.keys import private_files
 from tdefs.keys.keystore.entries import ProtectorEntry
 from tdefs.keys.keystore.wrapped_keys import now
 from tdefs.keys.protectors.base import Protector
@@ -141,25 +141,25 @@ def test_passphrase_is_the_whole_content_without_one_newline_at_the_end(
 ) -> None:
     file = tmp_path / "passphrase"
     file.write_bytes(content)
-    assert secret_files.read_passphrase_file(file, warn) == expected
+    assert private_files.read_passphrase_file(file, warn) == expected
     descriptor = os.open(file, os.O_RDONLY)
-    assert secret_files.read_passphrase_descriptor(descriptor) == expected
+    assert private_files.read_passphrase_descriptor(descriptor) == expected
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
 
 
 def test_unreadable_passphrase_file_has_a_clear_error(tmp_path: Path) -> None:
-    assert "No such file" in no_secret(lambda: secret_files.read_passphrase_file(tmp_path / "none", warn)).detail
-    assert "directory" in no_secret(lambda: secret_files.read_passphrase_file(tmp_path, warn)).detail
-    no_secret(lambda: secret_files.read_passphrase_file(Path("\0"), warn))
+    assert "No such file" in no_secret(lambda: private_files.read_passphrase_file(tmp_path / "none", warn)).detail
+    assert "directory" in no_secret(lambda: private_files.read_passphrase_file(tmp_path, warn)).detail
+    no_secret(lambda: private_files.read_passphrase_file(Path("\0"), warn))
 
 
 def test_endless_passphrase_is_refused() -> None:
-    assert "longer" in no_secret(lambda: secret_files.read_passphrase_file(Path("/dev/zero"), warn)).message
+    assert "longer" in no_secret(lambda: private_files.read_passphrase_file(Path("/dev/zero"), warn)).message
 
 
 def test_closed_descriptor_has_a_clear_error() -> None:
-    assert "999" in no_secret(lambda: secret_files.read_passphrase_descriptor(999)).message
+    assert "999" in no_secret(lambda: private_files.read_passphrase_descriptor(999)).message
 
 
 def test_without_a_terminal_the_three_options_are_named() -> None:

@@ -1,7 +1,11 @@
-"""A file as the holder of a secret on this host, for hosts without a TPM: one host key for each protector."""
+"""What keeps a secret on this host: its TPM, which alone can unseal what the keystore has, or a host key.
+
+A host key is a file, for hosts without a TPM. Each protector has one of its own.
+"""
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shlex
@@ -12,9 +16,9 @@ from tdefs.errors import Exit, TdefsError
 from tdefs.keys.failures import UnavailableError, UnusableError
 from tdefs.keys.hierarchy import SECRET_BYTES
 from tdefs.keys.private_files import refuse_exposed
-from tdefs.keys.protectors.base import Made, NotMineError
-from tdefs.keys.protectors.obtaining import Parameters
+from tdefs.keys.protectors.base import Made, NotMineError, Parameters
 from tdefs.keys.protectors.this_host import Holder, new_secret
+from tdefs.keys.tpm import NAME_BYTES, Sealed, Tpm
 from tdefs.keys.wrapping import hkdf_sha256
 from tdefs.private import own_directory, own_place
 
@@ -24,6 +28,9 @@ _ID_BYTES = 16
 _PURPOSE = b"tdefs v1 host key on machine"
 _KEY = re.compile(rb"[0-9a-f]{64}\n")
 _AGAIN = "unlock with another secret, and run 'tdefs auto-open enable' again"
+PCRS = re.compile(r"(?:(?:1?[0-9]|2[0-3])(?:,(?:1?[0-9]|2[0-3])){0,23})", re.ASCII)
+_BASE64 = re.compile(r"[0-9A-Za-z+/=]{4,2048}", re.ASCII)
+_PCRS_OR_NONE = re.compile(f"{PCRS.pattern}|", re.ASCII)
 
 
 class HostKeyHolder(Holder):
@@ -61,7 +68,6 @@ class HostKeyHolder(Holder):
         return _bound(key, machine), {"host_key": id}
 
     def fetch(self, params: Parameters, machine: bytes | None, *, here: bool) -> bytes:
-        """See Holder."""
         path = self._path_in(params)
         try:
             key = _read(path)
@@ -89,12 +95,10 @@ class HostKeyHolder(Holder):
         return _bound(key, machine)
 
     def made(self, params: Parameters) -> Made:
-        """See Holder."""
         path = self._path_in(params)
         return Made(f'the host key "{path}"', f"rm {shlex.quote(str(path))}")
 
     def forget(self, params: Parameters) -> None:
-        """See Holder."""
         with suppress(FileNotFoundError), own_directory(self.directory) as directory:
             directory.unlink(self._path_in(params).name)
             directory.sync()
@@ -136,3 +140,53 @@ def _read(path: Path) -> bytes:
 def _check(path: Path, status: os.stat_result, what: str) -> None:
     """Raise TdefsError(KEYSTORE_EXPOSED) if a user other than its owner and root has access to it."""
     refuse_exposed(path, status, what, may_take_over=False)
+
+
+class TpmHolder(Holder):
+    """The TPM. With ``pcrs``, such as "7", it unseals a new secret only in the present state of the machine.
+
+    Nothing is stored in the TPM, so that nothing is to be removed.
+    """
+
+    name = "tpm"
+    title = "the TPM"
+    members = ("tpm", "public", "private", "pcrs")
+
+    def __init__(self, tpm: Tpm, pcrs: str = "") -> None:
+        self._tpm = tpm
+        self._pcrs = pcrs
+
+    def keep(self, machine: bytes) -> tuple[bytes, dict[str, str | int]]:
+        secret = new_secret()
+        sealed = self._tpm.seal(secret, self._pcrs)
+        return secret, {
+            "tpm": self._tpm.name.hex(),
+            "public": base64.b64encode(sealed.public).decode("ascii"),
+            "private": base64.b64encode(sealed.private).decode("ascii"),
+            "pcrs": sealed.pcrs,
+        }
+
+    def fetch(self, params: Parameters, machine: bytes | None, *, here: bool) -> bytes:
+        name = params.hex("tpm", NAME_BYTES)
+        sealed = Sealed(
+            params.base64("public", _BASE64), params.base64("private", _BASE64), params.text("pcrs", _PCRS_OR_NONE)
+        )
+        try:
+            found = self._tpm.name
+        except TdefsError:
+            if here:
+                raise
+            raise NotMineError from None
+        if found != name:
+            if not here:
+                raise NotMineError
+            raise UnusableError(
+                "the TPM of this machine is not the one that auto-open was enabled with",
+                "it was cleared or replaced, or this machine is a copy of another one",
+                _AGAIN,
+            )
+        return self._tpm.unseal(sealed)
+
+    def like(self, params: Parameters) -> TpmHolder:
+        """See Holder. The same PCRs are asked for. Their present values have just opened the entry."""
+        return TpmHolder(self._tpm, params.text("pcrs", _PCRS_OR_NONE))
