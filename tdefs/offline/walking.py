@@ -12,28 +12,13 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EISDIR, ELOOP, ENOENT
-from pathlib import Path
 
-from tdefs.errors import TdefsError
 from tdefs.format.header import RECORD_SIZE
 from tdefs.format.layout import HEADER_SIZE
-from tdefs.mounts.known import find_mount
-from tdefs.volume.description import Volume, read_volume
+from tdefs.volume.description import Volume
 
 #: Directories nested more deeply are not read: each costs as many steps as there are directories above it.
 MOST_LEVELS = 1000
-
-
-def volume_at(place: Path) -> Volume:
-    """Return the volume whose backing directory or mount point is *place*; the mount may be dead.
-
-    :raises TdefsError: NOT_A_VOLUME or VOLUME_DAMAGED.
-    """
-    try:
-        backing = find_mount(place).backing
-    except TdefsError:
-        backing = place
-    return read_volume(backing)
 
 
 def walk(

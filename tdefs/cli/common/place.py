@@ -10,8 +10,7 @@ from pathlib import Path
 from tdefs.cli.common.invocation import Invocation
 from tdefs.errors import Exit, TdefsError
 from tdefs.mounts.known import Mount, find_mount, mounts_of, tdefs_mounts
-from tdefs.offline.walking import volume_at
-from tdefs.volume.description import Volume
+from tdefs.volume.description import Volume, read_volume
 
 _METAVAR = "BACKING|MOUNTPOINT"
 _DEFAULT = "default: the only volume that the configuration names, or that this user has mounted"
@@ -89,6 +88,18 @@ class VolumeChoice:
                 hint=_HINT,
             )
         return places.pop()
+
+
+def volume_at(place: Path) -> Volume:
+    """Return the volume whose backing directory or mount point is *place*; the mount may be dead.
+
+    :raises TdefsError: NOT_A_VOLUME or VOLUME_DAMAGED.
+    """
+    try:
+        backing = find_mount(place).backing
+    except TdefsError:
+        backing = place
+    return read_volume(backing)
 
 
 def mount_at(place: Path) -> Mount:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tdefs.cli import ls
+from tdefs.cli.common import place
 from tdefs.cli.common.output import print_line
 from tdefs.mounts.known import Mount
-from tdefs.offline import walking as offline
 from tests.support.offline_volumes import Command, SmallVolume
 
 WRONG_CHECKSUM = "the header is damaged: its checksum does not match"
@@ -89,7 +89,7 @@ def test_mount_point_leads_to_its_backing_directory(
     small: SmallVolume, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(small)
-    monkeypatch.setattr(offline, "find_mount", lambda place: Mount(place, small.volume.backing, "0:42"))
+    monkeypatch.setattr(place, "find_mount", lambda mountpoint: Mount(mountpoint, small.volume.backing, "0:42"))
     assert len(command.json(ls, "/mnt/point")) == 4
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tdefs.cli.common.place import volume_at
 from tdefs.data.forms import Empty, Encrypted, Plain
 from tdefs.errors import Exit, TdefsError
 from tdefs.format.errors import FormatError, MissingHeader
 from tdefs.offline.describing import DAMAGED, EMPTY, ENCRYPTED, PLAIN, describe, describe_all
 from tdefs.offline.reader import CHUNK_SIZE
-from tdefs.offline.walking import volume_at, walk
+from tdefs.offline.walking import walk
 from tests.support.offline_volumes import SmallVolume
 
 STRAY = os.fsdecode(b"base/5/16384\xff")
