@@ -418,12 +418,18 @@ def test_tdefs_own_directory_is_neither_seen_nor_reached_nor_made(volume: Volume
     (root / "file").write_bytes(b"1")
     (root / "directory").mkdir()
     assert sorted(os.listdir(root)) == ["directory", "file"]
-    assert not private.exists()
+    # of that name there is only the directory of virtual files
+    assert os.listdir(private) == ["status.json"]
     before = sorted(os.listdir(volume.backing / ".tdefs"))
+    assert "volume.json" in before
+    for name in before:
+        assert not os.path.lexists(private / name)
     attempts: list[Callable[[], object]] = [
-        private.lstat,
+        (private / "volume.json").lstat,
         (private / "volume.json").read_bytes,
-        lambda: os.open(private, os.O_RDONLY),
+        lambda: os.open(private / "volume.json", os.O_RDONLY),
+        lambda: os.open(private / "volume.json", os.O_WRONLY | os.O_CREAT),
+        lambda: (private / "volume.json").unlink(),
         lambda: private.mkdir(),
         lambda: private.rmdir(),
         lambda: private.unlink(),
@@ -442,6 +448,7 @@ def test_tdefs_own_directory_is_neither_seen_nor_reached_nor_made(volume: Volume
         with pytest.raises(OSError, match=r"\[Errno"):
             attempt()
     assert sorted(os.listdir(root)) == ["directory", "file"]
+    assert os.listdir(private) == ["status.json"]
     assert (volume.backing / ".tdefs" / "volume.json").exists()
     assert sorted(os.listdir(volume.backing / ".tdefs")) == before
     (root / "directory" / ".tdefs").mkdir()
