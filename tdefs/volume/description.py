@@ -144,12 +144,20 @@ def _check_owner(backing: Path) -> None:
         )
 
 
+def is_volume(place: Path) -> bool:
+    """Check whether *place* is the backing directory of a volume.
+
+    A directory ``.tdefs`` alone does not say so: a mount point has one, too, with the daemon's virtual files.
+    """
+    return os.path.lexists(place / PRIVATE_DIRECTORY / _DESCRIPTION)
+
+
 def refuse_existing(backing: Path) -> None:
     """Check that *backing* is not a volume yet.
 
     :raises TdefsError: VOLUME_EXISTS.
     """
-    if os.path.lexists(backing / PRIVATE_DIRECTORY / _DESCRIPTION):
+    if is_volume(backing):
         raise TdefsError(
             Exit.VOLUME_EXISTS,
             f'directory "{backing}" is already a volume',

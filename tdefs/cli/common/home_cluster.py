@@ -28,7 +28,7 @@ from tdefs.pg.structure import WAL_FROM_ELSEWHERE
 from tdefs.private import read_regular
 from tdefs.text import printable
 from tdefs.volume.believed import Opened
-from tdefs.volume.description import DATA_DIRECTORY, PRIVATE_DIRECTORY, Volume, read_volume
+from tdefs.volume.description import DATA_DIRECTORY, Volume, is_volume, read_volume
 
 
 def named_cluster(access: KeystoreAccess, volume: Volume, pgdata: Path) -> HomeCluster:
@@ -39,7 +39,7 @@ def named_cluster(access: KeystoreAccess, volume: Volume, pgdata: Path) -> HomeC
     :raises TdefsError: USAGE if there is no cluster, or more than one; errors of the keystore or the secret.
     """
     place = pgdata.resolve()
-    if (place / PRIVATE_DIRECTORY).exists():
+    if is_volume(place):
         place /= DATA_DIRECTORY
     found = _clusters(place)
     found = [place] if place in found else found
@@ -205,10 +205,7 @@ def _read(home: _Candidate, wal_directory: str | None, known_of: Callable[[Volum
 
 def _volume_of(pgdata: Path) -> Volume | None:
     """Return the volume in whose backing directory *pgdata* lies, if it lies in one."""
-    backing = next(
-        (place for place in pgdata.parents if os.access(place / PRIVATE_DIRECTORY, os.F_OK)),
-        None,
-    )
+    backing = next((place for place in pgdata.parents if is_volume(place)), None)
     return None if backing is None else read_volume(backing)
 
 

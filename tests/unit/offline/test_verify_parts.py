@@ -128,6 +128,17 @@ def test_named_backing_directory_is_unlocked(
     assert_found(found)
 
 
+@pytest.mark.parametrize("mountpoint", [".", ".."], ids=["on the mount itself", "in a directory of the mount"])
+def test_virtual_files_of_a_mount_do_not_make_it_a_backing_directory(
+    tablespace: SmallVolume, command: Command, pgdata: Path, mountpoint: str
+) -> None:
+    (pgdata / mountpoint / ".tdefs").mkdir()
+    (pgdata / mountpoint / ".tdefs" / "status.json").write_text("{}")
+    code, found = verified(command, tablespace, "--pgdata", pgdata)
+    assert code == Exit.VERIFY_FOUND_DAMAGE
+    assert_found(found)
+
+
 def test_blocks_are_counted_by_the_segments_of_the_named_cluster(
     tablespace: SmallVolume, command: Command, pgdata: Path
 ) -> None:
