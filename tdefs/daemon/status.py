@@ -1,9 +1,8 @@
 """The status of a daemon: one value, made in one place, for all code that shows it or acts on it.
 
 The control socket and the virtual file pass it on as JSON. Commands read it back with
-:meth:`DaemonStatus.from_json`, so no other module knows its form in JSON. This module imports nothing of the
-    daemon
-itself.
+:meth:`DaemonStatus.from_json`, so no other module knows its form in JSON. This module
+imports nothing of the daemon itself.
 """
 
 from __future__ import annotations
