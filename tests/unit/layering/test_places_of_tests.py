@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 import tdefs
 
 TESTS = Path(__file__).parents[2]
@@ -22,3 +24,10 @@ def test_each_folder_of_unit_tests_has_the_name_of_a_package() -> None:
     folders = {path.parent.relative_to(TESTS / "unit").as_posix() for path in (TESTS / "unit").rglob("test_*.py")}
     assert [name for name in folders - OTHERS if not (PACKAGE / name).is_dir()] == []
     assert len(folders) > 10
+
+
+def test_the_tests_of_a_file_stay_on_one_worker(request: pytest.FixtureRequest) -> None:
+    """Otherwise each worker makes the fixtures of a file, and tests run beside those that they follow."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("there are no workers")
+    assert request.node.nodeid.endswith("@tests/unit/layering/test_places_of_tests.py")
