@@ -169,7 +169,11 @@ def test_sixteen_megabytes_of_plain_zeros_stay_readable(
     assert served.read(WAL)[8192:].startswith(SECRET)
 
 
-@pytest.mark.parametrize("content", [SECRET, bytes(20_000) + SECRET, os.urandom(16384)])
+@pytest.mark.parametrize(
+    "content",
+    [SECRET, bytes(20_000) + SECRET, os.urandom(16384)],
+    ids=["a text", "zeros and a text", "what looks random"],
+)
 @pytest.mark.parametrize("wiped", [512, 8192])
 def test_an_encrypted_file_whose_header_was_wiped_is_damage_beside_plain_files(
     served: ServedVolume, policies: dict[str, Policy], tmp_path: Path, content: bytes, wiped: int
