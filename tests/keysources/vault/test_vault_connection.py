@@ -113,7 +113,7 @@ def test_files_that_are_not_fit_are_refused(transit: Described) -> None:
         ({"token_file": "/nonexistent/token"}, "No such file"),
         ({"token_file": empty}, "it is empty"),
         ({"token_file": str(transit.directory)}, "Is a directory"),
-        ({"token_file": str(fifo)}, "no regular file"),
+        ({"token_file": str(fifo)}, "not a regular file"),
         ({"token_file": transit.credential("two", "a b")}, "more than one word"),
         ({"token_file": transit.credential("broken", "a\r\nX-Vault-Token: b")}, "more than one word"),
         ({"token_file": str(readable)}, "group or others"),

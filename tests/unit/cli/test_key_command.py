@@ -210,7 +210,7 @@ def test_file_that_cannot_be_looked_at_keeps_its_key(keys: Keys, monkeypatch: py
     def denied(volume: object, path: str) -> object:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tdefs.offline.walking.open_without_links", denied)
+    monkeypatch.setattr("tdefs.offline.describing.open_without_links", denied)
     error = keys.refused("destroy", "dk_2", *UNLOCK)
     assert "1 more could not be looked at" in error.message
 

@@ -64,7 +64,7 @@ PLANTED: dict[str, tuple[Callable[[SmallVolume, Path], object], str]] = {
     ),
     "a link that was altered": (
         lambda small, path: path.symlink_to("tdefs:2:" + "A" * 200),
-        "none that tdefs writes",
+        "not in the form that tdefs writes",
     ),
     "a hard link of a link": (
         lambda small, path: os.link(small.path("inside"), path, follow_symlinks=False),
