@@ -20,8 +20,3 @@ def ceil_to(value: int, unit: int) -> int:
 def page_of(offset: int) -> int:
     """Return the number of the page that holds plaintext byte *offset*."""
     return offset // PAGE_SIZE
-
-
-def page_start(page: int) -> int:
-    """Return the plaintext offset of the first byte of *page*."""
-    return page * PAGE_SIZE

@@ -150,8 +150,3 @@ def names_of(options: type[Any]) -> set[str]:
         elif kind is not Invocation:
             found.add(name)
     return found
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class NoOptions:
-    """The options of a command that has none."""
