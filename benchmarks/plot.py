@@ -22,7 +22,8 @@ _COLOURS = {"tdefs": "#0072B2", "gocryptfs": "#E69F00", "encfs": "#CC79A7", "fsc
 _SHOWN = (
     *("tpcb4.tps", "tpcb1.tps", "select4.tps", "commit.p50", "connect.tps"),
     *("load.seconds", "copy.seconds", "ctas.seconds", "vacuum_full.seconds", "checkpoint.seconds"),
-    *("cold_scan.seconds", "cold_index.tps", "wal_write.seconds", "wal_replay.seconds", "initdb.seconds"),
+    *("random.cold1", "random.cold4", "random.cold16", "cold_index.tps", "cold_index4.tps", "tpcb16.tps"),
+    *("cold_scan.seconds", "cold_scan2.seconds", "wal_write.seconds", "wal_replay.seconds", "initdb.seconds"),
 )
 
 

@@ -17,6 +17,8 @@ class Sizes:
     seconds: int
     """Of each pgbench run."""
     index_reads: int
+    scan_mb: int
+    """Of the file that is scanned, and read at random."""
     dirty_mb: int
     wal_mb: int
     relation_files: int
@@ -34,12 +36,13 @@ FULL = Sizes(
     load_scale=20,
     seconds=8,
     index_reads=2000,
+    scan_mb=1024,
     dirty_mb=500,
     wal_mb=1024,
     relation_files=20_000,
     fio_mb=512,
     fio_seconds=3,
-    free_gb=50,
+    free_gb=60,
     limit=None,
 )
 QUICK = Sizes(
@@ -48,6 +51,7 @@ QUICK = Sizes(
     load_scale=3,
     seconds=2,
     index_reads=300,
+    scan_mb=64,
     dirty_mb=32,
     wal_mb=64,
     relation_files=500,

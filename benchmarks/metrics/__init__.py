@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.metrics import bulk, cold, lifecycle, memory, raw, transactions, wal
+from benchmarks.metrics import bulk, cold, lifecycle, memory, raw, reads, transactions, wal
 from benchmarks.metrics.base import Metric
 
 METRICS: dict[str, Metric] = {
@@ -14,14 +14,19 @@ METRICS: dict[str, Metric] = {
         transactions.COMMIT,
         bulk.LOAD,
         bulk.CREATE_TABLE_AS,
+        reads.RANDOM,
+        cold.INDEX,
+        cold.INDEX_4,
+        reads.PAGE_CACHE,
+        transactions.TPCB_16,
         cold.SCAN,
+        cold.SCAN_PARALLEL,
         bulk.CHECKPOINT,
         transactions.CONNECT,
         wal.REPLAY,
         lifecycle.INITDB,
         bulk.COPY,
         bulk.VACUUM_FULL,
-        cold.INDEX,
         wal.WRITE,
         raw.RAW,
         memory.MEMORY,

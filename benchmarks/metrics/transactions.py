@@ -95,6 +95,7 @@ def _tpcb_metric(clients: int) -> Metric:
 
 TPCB_4 = _tpcb_metric(4)
 TPCB_1 = _tpcb_metric(1)
+TPCB_16 = _tpcb_metric(16)
 SELECT = Metric(
     "select4",
     (

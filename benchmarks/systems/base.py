@@ -52,6 +52,11 @@ class System(ABC):
     def storage(self) -> Path:
         """The directory that PostgreSQL's data directories are made in."""
 
+    @property
+    def below(self) -> Path | None:
+        """The directory with the files that hold the ciphertext; nothing if the kernel shows none."""
+        return None
+
     @abstractmethod
     def prepare(self) -> None:
         """Make the empty file system.

@@ -23,6 +23,10 @@ class FuseSystem(System):
         return self.root / "backing"
 
     @property
+    def below(self) -> Path:
+        return self.backing
+
+    @property
     @abstractmethod
     def program(self) -> str:
         """The name of the daemon's program."""
