@@ -34,7 +34,7 @@ def processor_time(roots: list[int]) -> ProcessorTime:
     A descendant that has ended counts once its parent has waited for it, as the postmaster does at once.
     """
     total = ProcessorTime(0, 0)
-    for pid in _with_descendants(roots):
+    for pid in with_descendants(roots):
         # A process that is gone by now has been waited for, or is not ours.
         with suppress(OSError):
             # proc_pid_stat(5), counted after the name: utime stime cutime cstime are fields 14 to 17
@@ -59,7 +59,8 @@ def forget_peak(pids: list[int]) -> None:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def _with_descendants(roots: list[int]) -> set[int]:
+def with_descendants(roots: list[int]) -> set[int]:
+    """Return the processes, with their children and those of their children."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():

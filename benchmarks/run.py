@@ -8,7 +8,7 @@ import time
 from benchmarks import calibration
 from benchmarks.bars import BARS
 from benchmarks.metrics import METRICS
-from benchmarks.metrics.base import Metric
+from benchmarks.metrics.base import CannotMeasure, Metric
 from benchmarks.progress import elapsed, say
 from benchmarks.results import BASELINE, PLAIN, Failure, Measurement, Results
 from benchmarks.site import SETTINGS, Site
@@ -64,7 +64,7 @@ class Run:
                 for site in self._sites if number % 2 == 0 else self._sites[::-1]:
                     if self._sizes.limit is not None and elapsed() > self._sizes.limit:
                         self._results.skipped.setdefault(metric.name, "the time was up")
-                    elif site in self._sites:
+                    elif site in self._sites and metric.name not in self._results.skipped:
                         self._measure(metric, number, site)
 
     def _rounds_of(self, metric: Metric) -> int:
@@ -80,6 +80,9 @@ class Run:
                 metric.prepare(site)
             began, load = time.time(), os.getloadavg()[0]
             values = metric.measure(site)
+        except CannotMeasure as error:
+            self._leave_out(metric.name, str(error))
+            return
         except Exception as error:
             say(f"{metric.name} on {site.name}: {type(error).__name__}")
             self._results.failures.append(Failure(metric.name, number, site.name, _described(error)))

@@ -117,10 +117,14 @@ class Site:
             session.sql(sql)
             return time.perf_counter() - began
 
+    @property
+    def postmaster(self) -> int:
+        """The process that all others of the server descend from."""
+        return int((self.server.pgdata / "postmaster.pid").read_text().split()[0])
+
     def usage(self) -> Usage:
         """Return what the server, with its children, and the daemon have used so far."""
-        postmaster = int((self.server.pgdata / "postmaster.pid").read_text().split()[0])
-        return Usage(processor_time([postmaster]), processor_time(self.system.daemons))
+        return Usage(processor_time([self.postmaster]), processor_time(self.system.daemons))
 
     # --- pgbench
 

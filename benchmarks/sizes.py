@@ -21,7 +21,12 @@ class Sizes:
     """Of the file that is scanned, and read at random."""
     dirty_mb: int
     wal_mb: int
+    tables: int
+    """That are created and dropped."""
+    requests_mb: int
+    """Of the file whose pages are read and written one by one."""
     relation_files: int
+    listed_files: int
     fio_mb: int
     fio_seconds: int
     free_gb: int
@@ -39,7 +44,10 @@ FULL = Sizes(
     scan_mb=1024,
     dirty_mb=500,
     wal_mb=1024,
+    tables=1000,
+    requests_mb=256,
     relation_files=20_000,
+    listed_files=100_000,
     fio_mb=512,
     fio_seconds=3,
     free_gb=60,
@@ -54,7 +62,10 @@ QUICK = Sizes(
     scan_mb=64,
     dirty_mb=32,
     wal_mb=64,
+    tables=100,
+    requests_mb=128,
     relation_files=500,
+    listed_files=2000,
     fio_mb=32,
     fio_seconds=1,
     free_gb=12,

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from benchmarks.metrics import bulk, cold, lifecycle, memory, raw, reads, transactions, wal
+from benchmarks.metrics import (
+    bulk,
+    cold,
+    ddl,
+    files,
+    lifecycle,
+    limited,
+    memory,
+    raw,
+    reads,
+    requests,
+    transactions,
+    wal,
+)
 from benchmarks.metrics.base import Metric
 
 METRICS: dict[str, Metric] = {
@@ -18,6 +31,7 @@ METRICS: dict[str, Metric] = {
         cold.INDEX,
         cold.INDEX_4,
         reads.PAGE_CACHE,
+        limited.LIMITED,
         transactions.TPCB_16,
         cold.SCAN,
         cold.SCAN_PARALLEL,
@@ -25,10 +39,13 @@ METRICS: dict[str, Metric] = {
         transactions.CONNECT,
         wal.REPLAY,
         lifecycle.INITDB,
+        ddl.DDL,
+        requests.REQUESTS,
         bulk.COPY,
         bulk.VACUUM_FULL,
         wal.WRITE,
         raw.RAW,
         memory.MEMORY,
+        files.FILES,
     )
 }

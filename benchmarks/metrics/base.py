@@ -9,6 +9,10 @@ from benchmarks.figures import Figure
 from benchmarks.site import Site
 
 
+class CannotMeasure(Exception):
+    """This machine lacks what a metric needs, and what that is: the metric is left out, and nothing has failed."""
+
+
 def nothing(_: Site) -> None:
     """Prepare nothing."""
 

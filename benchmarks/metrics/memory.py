@@ -32,7 +32,7 @@ def _memory(site: Site) -> dict[str, float]:
 def _touch_relation_files(site: Site) -> None:
     """Make, write and read many relation files, as a server with many tables would.
 
-    They stay: this is the last metric, and they go with the system's directory.
+    They stay: only listing files comes later, and they go with the system's directory.
     """
     directory = site.system.storage / "many" / "base" / "5"
     directory.mkdir(parents=True)
