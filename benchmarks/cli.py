@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import host, plot
+from benchmarks import host, plot, scaling_plot
 from benchmarks.metrics import METRICS
 from benchmarks.metrics.base import Metric
 from benchmarks.progress import say
@@ -57,7 +57,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"for bench.json and bench.txt; default: {_OUTPUT}",
     )
     made.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw FILE.svg and FILE.png too, e.g. docs/bench.svg"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw FILE.svg and FILE.png too, e.g. docs/bench.svg, and FILE-jobs: how reads scale with clients",
     )
     made.add_argument(
         "--dir",
@@ -118,10 +121,11 @@ def _write(results: Results, output: Path, picture: Path | None) -> None:
     print(text)
     say(f"written to {output}/bench.txt and bench.json")
     if picture is not None:
-        try:
-            say(f"drawn: {', '.join(map(str, plot.draw(results, picture)))}")
-        except plot.CannotPlot as error:
-            print(f"bench: no plot: {error}", file=sys.stderr)
+        for draw in (plot.draw, scaling_plot.draw):
+            try:
+                say(f"drawn: {', '.join(map(str, draw(results, picture)))}")
+            except plot.CannotPlot as error:
+                print(f"bench: no plot: {error}", file=sys.stderr)
 
 
 def _problem(args: argparse.Namespace, needed_gb: int) -> str | None:

@@ -11,19 +11,21 @@ from benchmarks.figures import Ratio
 from benchmarks.results import Results
 
 #: The width that GitHub gives a README's pictures, in inches of 100 pixels.
-_WIDTH = 8.8
+WIDTH = 8.8
 _GROUP_HEIGHT = 0.52
 _EDGES_HEIGHT = 1.15
 #: Where a bar is cut: beyond plain disk the differences are noise.
 _RIGHT = 1.25
 #: Okabe and Ito's colours, which colour-blind readers tell apart.
-_COLOURS = {"tdefs": "#0072B2", "gocryptfs": "#E69F00", "encfs": "#CC79A7", "fscrypt": "#999999"}
+COLOURS = {"tdefs": "#0072B2", "gocryptfs": "#E69F00", "encfs": "#CC79A7", "fscrypt": "#999999"}
+STYLE = {"font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "tdefs"}
 #: What the plot shows, in its order.
 _SHOWN = (
-    *("tpcb4.tps", "tpcb1.tps", "select4.tps", "commit.p50", "connect.tps"),
+    *("tpcb1.tps", "tpcb4.tps", "tpcb16.tps", "select4.tps", "commit.p50", "connect.tps"),
     *("load.seconds", "copy.seconds", "ctas.seconds", "vacuum_full.seconds", "checkpoint.seconds"),
-    *("random.cold1", "random.cold4", "random.cold16", "cold_index.tps", "cold_index4.tps", "tpcb16.tps"),
+    *("random.cold1", "random.cold4", "random.cold16", "cold_index.tps", "cold_index4.tps", "limited_index.tps"),
     *("cold_scan.seconds", "cold_scan2.seconds", "wal_write.seconds", "wal_replay.seconds", "initdb.seconds"),
+    *("ddl.create", "ddl.drop", "ddl.database", "files.list"),
 )
 
 
@@ -51,16 +53,21 @@ def draw(results: Results, path: Path) -> list[Path]:
     :raises CannotPlot: matplotlib is missing, or nothing has a ratio.
     """
     pyplot = load_library()
-    systems = [system for system in results.systems if system in _COLOURS]
+    systems = [system for system in results.systems if system in COLOURS]
     speeds = {name: speed for name in _SHOWN if (speed := _speeds(results, name, systems))}
     if not speeds:
         raise CannotPlot("nothing has a ratio to plain disk")
-    pyplot.rcParams.update({"font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "tdefs"})
+    pyplot.rcParams.update(STYLE)
     height = _EDGES_HEIGHT + _GROUP_HEIGHT * len(speeds)
-    figure, axes = pyplot.subplots(figsize=(_WIDTH, height), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained")
     _draw_groups(axes, systems, speeds)
     _draw_bars_to_reach(axes, results, list(speeds))
     _finish(axes, [results.figures[name].title for name in speeds])
+    return save(pyplot, figure, path)
+
+
+def save(pyplot: Any, figure: Any, path: Path) -> list[Path]:
+    """Write a drawing as SVG and PNG, and close it; return the files."""
     files = [path.with_suffix(suffix) for suffix in (".svg", ".png")]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +100,7 @@ def _draw_groups(axes: Any, systems: list[str], speeds: dict[str, dict[str, tupl
             [min(median, _RIGHT) for median in medians],
             thickness,
             label=system,
-            color=_COLOURS[system],
+            color=COLOURS[system],
             xerr=[[m - least for _, (m, least, _) in rows], [most - m for _, (m, _, most) in rows]],
             error_kw={"elinewidth": 0.7, "ecolor": "#444444"},
             zorder=2,
