@@ -42,6 +42,19 @@ BARS = (
     Bar("connect.tps", 0.90),
     Bar("wal_replay.seconds", 0.70),
     Bar("initdb.seconds", 2.0, at_most=True),
+    Bar("random.cold1", 0.75),
+    Bar("random.cold4", 0.75),
+    Bar("random.cold16", 0.75),
+    Bar("cold_index.tps", 0.80),
+    Bar("cold_index4.tps", 0.80),
+    Bar("page_cache.for_byte", 1.05, at_most=True),
+    Bar("limited_index.tps", 0.90),
+    Bar("tpcb16.tps", 0.95),
+    Bar("cold_scan2.seconds", 0.85),
+    Bar("ddl.create", 0.60),
+    Bar("ddl.drop", 0.60),
+    Bar("ddl.database", 0.60),
+    Bar("files.list", 0.50),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -64,6 +65,10 @@ class MemoryGroup:
             self._origins[pid] = self._group_of(pid)
             (self._path / "cgroup.procs").write_text(f"{pid}\n")
 
+    def _origin_of(self, pid: int) -> Path:
+        """Where a process goes back to; one that began in the group goes where the first of the others came from."""
+        return self._origins.get(pid) or next(iter(self._origins.values()), self._root)
+
     def _group_of(self, pid: int) -> Path:
         for line in (self._proc / str(pid) / "cgroup").read_text().splitlines():
             if line.startswith("0::"):
@@ -73,9 +78,9 @@ class MemoryGroup:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pid, origin in self._origins.items():
-            if (self._proc / str(pid)).exists():
-                (origin / "cgroup.procs").write_text(f"{pid}\n")
+        for pid in map(int, (self._path / "cgroup.procs").read_text().split()):
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                (self._origin_of(pid) / "cgroup.procs").write_text(f"{pid}\n")
         if not wait_until(self._is_removed, _LIMIT):
             raise TimeoutError(f'the control group "{self._path}" does not get empty')
 

@@ -52,7 +52,7 @@ def test_a_process_that_still_runs_goes_back_to_the_group_it_came_from(
     root, proc = tmp_path / "cgroup", tmp_path / "proc"
     (root / "system.slice").mkdir(parents=True)
     (proc / "7").mkdir(parents=True)
-    (proc / "7" / "cgroup").write_text("0::/system.slice\n")
+    (proc / "7" / "cgroup").write_text("12:memory:/old\n0::/system.slice\n")
     # The kernel's files go with their directory.
     monkeypatch.setattr(Path, "rmdir", lambda path: path.rename(tmp_path / "removed"))
     with MemoryGroup(root, 1 << 20, proc) as group:
