@@ -66,7 +66,7 @@ class MemoryGroup:
             (self._path / "cgroup.procs").write_text(f"{pid}\n")
 
     def _origin_of(self, pid: int) -> Path:
-        """Where a process goes back to; one that began in the group goes where the first of the others came from."""
+        """Where a process goes back to: if it began in the group, where the first of the others came from."""
         return self._origins.get(pid) or next(iter(self._origins.values()), self._root)
 
     def _group_of(self, pid: int) -> Path:
